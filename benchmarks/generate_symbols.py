@@ -1,0 +1,104 @@
+"""Writes the published networks' symbols into ``benchmarks/symbols/``.
+
+``python -m benchmarks.generate_symbols [NAME ...] [--output DIR]``. The networks are GluonCV's own
+classes, built and traced without weights; the exporter moves them to any legal size. Needs the
+extra ``training``. The same versions write the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib
+import importlib.abc
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "symbols"
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """A network that GluonCV publishes results of: its module, class and construction size."""
+
+    module: str
+    constructor: str
+    backbone: str
+    classes: int
+    height: int
+    width: int
+
+
+NETWORKS = {
+    "icnet_resnet50_citys": PublishedNetwork("icnet", "ICNet", "resnet50", 19, 1024, 2048),
+    "icnet_resnet50_mhpv1": PublishedNetwork("icnet", "ICNet", "resnet50", 18, 768, 768),
+    "icnet_resnet101_citys": PublishedNetwork("icnet", "ICNet", "resnet101", 19, 1024, 2048),
+    "pspnet_resnet50_citys": PublishedNetwork("pspnet", "PSPNet", "resnet50", 19, 1024, 2048),
+    "pspnet_resnet101_citys": PublishedNetwork("pspnet", "PSPNet", "resnet101", 19, 1024, 2048),
+    "fcn_resnet50_citys": PublishedNetwork("fcn", "FCN", "resnet50", 19, 1024, 2048),
+    "deeplab_resnet50_citys": PublishedNetwork(
+        "deeplabv3", "DeepLabV3", "resnet50", 19, 1024, 2048
+    ),
+}
+
+
+def trace(network: PublishedNetwork) -> str:
+    """The network's ``symbol.json``; parameter names start with ``icnet0_`` and the like."""
+    from training.mxnet_import import mx
+
+    # GluonCV refuses to be imported beside PyTorch 2; it does not need it for these networks.
+    hidden = _Hidden()
+    sys.meta_path.insert(0, hidden)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = importlib.import_module(f"gluoncv.model_zoo.{network.module}")
+    finally:
+        sys.meta_path.remove(hidden)
+    # A name manager of its own: Gluon's counters would number the networks of one process on.
+    with mx.name.NameManager():
+        net = getattr(module, network.constructor)(
+            network.classes,
+            backbone=network.backbone,
+            pretrained_base=False,
+            height=network.height,
+            width=network.width,
+        )
+        outputs = net(mx.sym.var("data"))
+    text: str = mx.sym.Group(list(outputs)).tojson()
+    return text
+
+
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Makes ``import torch`` fail as if it were not installed."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "torch":
+            raise ModuleNotFoundError("torch is hidden from GluonCV", name=name)
+
+
+def pack(text: str) -> bytes:
+    """gzip without time and name, so that the same symbol gives the same bytes."""
+    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+
+
+def main() -> None:
+    """Writes the named networks, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate_symbols")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--output", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    unknown = set(options.names) - set(NETWORKS)
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(NETWORKS)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.names or NETWORKS:
+        path = options.output / f"{name}.json.gz"
+        path.write_bytes(pack(trace(NETWORKS[name])))
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

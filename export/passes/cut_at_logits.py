@@ -1,0 +1,52 @@
+"""Cuts a segmentation network before its final upsampling, at its own resolution. Exact.
+
+A softmax at the end is dropped (it does not change which class wins), then one aligned-corners
+resize: ``mask_head`` puts the same resize in front of the argmax again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.errors import InvalidSymbol
+from export.shapes import infer_shapes
+from export.symbol import Graph
+
+_SOFTMAX = {"softmax", "SoftmaxActivation", "SoftmaxOutput"}
+_NOTHING = {"identity", "_copy", "BlockGrad"}
+
+
+@dataclass(frozen=True)
+class LogitsCut:
+    """The cut graph, whose one head is the logits [1, classes, height, width]."""
+
+    graph: Graph
+    classes: int
+    height: int
+    width: int
+
+
+def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
+    """Cuts a graph with one head, built for images of height x width.
+
+    Raises InvalidSymbol where the head is no map of classes, or is a resize to another size
+    with other corners.
+    """
+    head = graph.heads[0]
+    while graph.nodes[head.node].op in _SOFTMAX | _NOTHING:
+        head = graph.nodes[head.node].inputs[0]
+    shapes = infer_shapes(graph, height, width)
+    node = graph.nodes[head.node]
+    if (
+        node.op == "_contrib_BilinearResize2D"
+        and node.flag("align_corners", True)
+        and shapes.of(head)[2:] == (height, width)
+    ):
+        head = node.inputs[0]
+    shape = shapes.of(head)
+    if len(shape) != 4 or graph.nodes[head.node].is_variable:
+        raise InvalidSymbol(
+            f"{graph.nodes[head.node].name} gives {shape}, not a map of classes; is this a"
+            " segmentation network?"
+        )
+    return LogitsCut(graph.pruned([head]), *shape[1:])

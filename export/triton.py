@@ -1,0 +1,196 @@
+"""Writes a model into a Triton model repository.
+
+``<repository>/<name>/config.pbtxt``, ``labels.txt``, ``<version>/model.onnx``. Everything is
+written aside and renamed, so that an interrupted export leaves the repository as it was.
+Source of the format: ``model_config.proto`` of triton-inference-server/common.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from onnx import ModelProto, TensorProto, ValueInfoProto
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from export.errors import ExportError, IncompatibleModel
+from serving.palette import LabelSet, format_palette
+
+_TYPES = {
+    TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
+    TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
+}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the repository tells about a model beside its tensors; None and "" are left out."""
+
+    labels: LabelSet
+    family: str
+    dataset: str | None
+    accuracy: str | None
+    provenance: str
+
+    def parameters(self) -> dict[str, str]:
+        """The ``parameters`` of ``config.pbtxt``."""
+        values = {
+            "classes": json.dumps(list(self.labels.names), ensure_ascii=False),
+            "palette": format_palette(self.labels.colors),
+            "ignore_label": str(self.labels.ignore_label),
+            "resize": "stretch",
+            "family": self.family,
+            "dataset": self.dataset,
+            "accuracy": self.accuracy,
+            "provenance": self.provenance,
+        }
+        return {key: value for key, value in values.items() if value}
+
+
+def model_config(
+    name: str, model: ModelProto, facts: ModelFacts, max_batch_size: int
+) -> ModelConfig:
+    """The configuration of an ONNX model; its tensors' first axis is the batch.
+
+    ``dims`` leave the batch out where ``max_batch_size`` is above 0, as Triton wants it.
+    """
+    config = ModelConfig(name=name, platform="onnxruntime_onnx", max_batch_size=max_batch_size)
+    for tensor in model.graph.input:
+        config.input.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor, config))
+    for tensor in model.graph.output:
+        config.output.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor, config))
+    if max_batch_size > 1:
+        config.dynamic_batching.SetInParent()
+    _set_parameters(config, facts)
+    return config
+
+
+def write_model(
+    repository: Path, name: str, model: ModelProto, facts: ModelFacts, max_batch_size: int | None
+) -> Path:
+    """Adds a model, or the next version of one; returns the version's folder.
+
+    A next version keeps the model's configuration, as people may have edited it, but for the
+    facts (and ``max_batch_size`` where given; a new model's default is 4). Raises
+    IncompatibleModel where the existing model has other inputs, outputs, classes or colours.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ExportError(f"{name!r} is no model name; use letters, digits, '_', '-' and '.'")
+    folder = repository / name
+    exists = folder.exists()
+    if exists:
+        config = _next_config(folder, model, facts, max_batch_size)
+    else:
+        config = model_config(name, model, facts, 4 if max_batch_size is None else max_batch_size)
+    repository.mkdir(parents=True, exist_ok=True)
+    version = max(_versions(folder), default=0) + 1
+    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
+    try:
+        # One level deeper than models are, so that no server takes it for one.
+        part = aside / name
+        (part / str(version)).mkdir(parents=True)
+        _write(part / str(version) / "model.onnx", model.SerializeToString())
+        _write(part / "labels.txt", "".join(f"{n}\n" for n in facts.labels.names).encode())
+        _write(part / "config.pbtxt", _text(config).encode())
+        if exists:
+            os.rename(part / str(version), folder / str(version))
+            os.replace(part / "config.pbtxt", folder / "config.pbtxt")
+        else:
+            os.rename(part, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder / str(version)
+
+
+def _next_config(
+    folder: Path, model: ModelProto, facts: ModelFacts, max_batch_size: int | None
+) -> ModelConfig:
+    file = folder / "config.pbtxt"
+    existing = ModelConfig()
+    try:
+        text_format.Parse(file.read_text("utf-8"), existing)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise IncompatibleModel(
+            f"{folder} is there but not readable as a model ({error}); choose another --name"
+        ) from error
+    wanted = model_config(folder.name, model, facts, existing.max_batch_size)
+    differing = [
+        what
+        for what, same in (
+            ("inputs", _tensors(existing.input) == _tensors(wanted.input)),
+            ("outputs", _tensors(existing.output) == _tensors(wanted.output)),
+            ("classes", _classes(existing, folder) == list(facts.labels.names)),
+            ("palette", _parameter(existing, "palette") == _parameter(wanted, "palette")),
+        )
+        if not same
+    ]
+    if differing:
+        raise IncompatibleModel(
+            f"{folder} has other {', '.join(differing)}, so this is no next version of it; choose"
+            " another --name"
+        )
+    if max_batch_size is not None and max_batch_size != existing.max_batch_size:
+        if (max_batch_size > 0) != (existing.max_batch_size > 0):
+            raise IncompatibleModel(
+                f"{file}: max_batch_size {existing.max_batch_size} and {max_batch_size} write"
+                " shapes differently; choose another --name"
+            )
+        existing.max_batch_size = max_batch_size
+    for key in ("accuracy", "dataset"):  # never the older version's
+        existing.parameters.pop(key, None)
+    _set_parameters(existing, facts)
+    return existing
+
+
+def _set_parameters(config: ModelConfig, facts: ModelFacts) -> None:
+    for key, value in facts.parameters().items():
+        config.parameters[key].string_value = value
+
+
+def _parameter(config: ModelConfig, key: str) -> str:
+    return str(config.parameters[key].string_value) if key in config.parameters else ""
+
+
+def _classes(config: ModelConfig, folder: Path) -> object:
+    try:
+        if text := _parameter(config, "classes"):
+            return json.loads(text)
+        return (folder / "labels.txt").read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+
+
+def _tensors(tensors: object) -> list[tuple[str, int, tuple[int, ...]]]:
+    assert hasattr(tensors, "__iter__")
+    return sorted((t.name, t.data_type, tuple(t.dims)) for t in tensors)
+
+
+def _type(tensor: ValueInfoProto) -> int:
+    return int(_TYPES[tensor.type.tensor_type.elem_type])
+
+
+def _dims(tensor: ValueInfoProto, config: ModelConfig) -> list[int]:
+    lengths = [d.dim_value for d in tensor.type.tensor_type.shape.dim][1:]
+    return lengths if config.max_batch_size > 0 else [-1, *lengths]
+
+
+def _versions(folder: Path) -> list[int]:
+    return [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+
+
+def _text(config: ModelConfig) -> str:
+    return str(text_format.MessageToString(config, as_utf8=True))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

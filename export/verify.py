@@ -1,0 +1,134 @@
+"""Compares the exported graph on ONNX Runtime with MXNet's forward pass of the symbol."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from export.convert import DATA
+from export.errors import VerificationFailed
+from export.params import Parameters, write_params
+from export.passes.cut_at_logits import cut_at_logits
+from export.passes.prune_heads import prune_heads
+from export.symbol import Entry, Graph, write_symbol
+
+MAX_RELATIVE_DIFFERENCE = 1e-3
+MIN_LABEL_AGREEMENT = 0.999
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two runtimes are apart over all images.
+
+    ``absolute`` is the largest difference of two logits, ``relative`` that divided by the largest
+    logit, ``agreement`` the share of equal labels at full size.
+    """
+
+    images: int
+    absolute: float
+    relative: float
+    agreement: float
+    mxnet_version: str
+
+    def __str__(self) -> str:
+        return (
+            f"logits within {self.relative:.1e} (relative) and {self.absolute:.1e} (absolute) of"
+            f" MXNet {self.mxnet_version}, {self.agreement:.4%} equal labels, {self.images} images"
+        )
+
+
+def mxnet_installed() -> bool:
+    """True where a subprocess could import MXNet."""
+    return importlib.util.find_spec("mxnet") is not None
+
+
+def verify(
+    model: ModelProto, graph: Graph, parameters: Parameters, height: int, width: int
+) -> Verification:
+    """Runs both on a few images of height x width.
+
+    ``graph`` is the whole symbol at that size. MXNet runs in a subprocess. Raises
+    VerificationFailed where MXNet does not run, or the outputs differ by more than float32
+    arithmetic explains.
+    """
+    images = example_images(height, width)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        main = prune_heads(graph)
+        logits = cut_at_logits(main, height, width).graph
+        both = _both_heads(main, logits)
+        write_symbol(both, folder / "symbol.json")
+        write_params(parameters, folder / "network.params")
+        np.save(folder / "images.npy", images)
+        command = [sys.executable, "-W", "ignore", "-m", "export.verify_mxnet", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            raise VerificationFailed(f"MXNet did not run the symbol: {reason}; or --no-verify")
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
+        result = _compare(session, images, folder, done.stdout.strip().splitlines()[-1])
+    if result.relative > MAX_RELATIVE_DIFFERENCE or result.agreement < MIN_LABEL_AGREEMENT:
+        raise VerificationFailed(f"ONNX Runtime and MXNet disagree: {result}")
+    return result
+
+
+def example_images(height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 [3, height, width, 3]: noise, rectangles of one colour, and a gradient with noise."""
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    blocks = np.zeros((height, width, 3), np.uint8)
+    for _ in range(40):
+        top, left = generator.integers(0, height), generator.integers(0, width)
+        rows, columns = generator.integers(1, height + 1), generator.integers(1, width + 1)
+        blocks[top : top + rows // 2, left : left + columns // 2] = generator.integers(0, 256, 3)
+    ramp = np.linspace(0, 220, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
+    gradient = (ramp + noise // 8).astype(np.uint8)
+    return np.stack([noise, blocks, gradient])
+
+
+def _both_heads(main: Graph, logits: Graph) -> Graph:
+    """The full-size head and the logits as outputs of one graph, whose image is ``data``."""
+    name = logits.nodes[logits.heads[0].node].name
+    index = max(i for i, node in enumerate(main.nodes) if node.name == name)
+    head = main.heads[0]
+    nodes = list(main.nodes)
+    image = main.data_input()
+    nodes[image] = replace(nodes[image], name=DATA)
+    return Graph(tuple(nodes), (head, Entry(index, logits.heads[0].output)))
+
+
+def _compare(
+    session: onnxruntime.InferenceSession,
+    images: NDArray[np.uint8],
+    folder: Path,
+    version: str,
+) -> Verification:
+    names = [output.name for output in session.get_outputs()]
+    absolute, largest, equal, total = 0.0, 0.0, 0, 0
+    for number, image in enumerate(images):
+        found = dict(zip(names, session.run(None, {"image": image[None]}), strict=True))
+        logits = np.load(folder / f"logits{number}.npy")
+        labels = np.load(folder / f"labels{number}.npy")
+        largest = max(largest, float(np.abs(logits).max()))
+        if "logits" in found:
+            absolute = max(absolute, float(np.abs(found["logits"] - logits).max()))
+        if "mask" in found:
+            equal += int((found["mask"] == labels).sum())
+            total += labels.size
+        else:
+            equal += int((found["logits"].argmax(1) == logits.argmax(1)).sum())
+            total += logits[:, 0].size
+    relative = absolute / largest if largest else absolute
+    return Verification(len(images), absolute, relative, equal / total, version)

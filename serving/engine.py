@@ -1,0 +1,80 @@
+"""What the batcher needs of anything that infers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.geometry import Size
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What goes in and comes out.
+
+    Attributes:
+        size: static height and width of the network's input.
+        num_classes: channels of the logits.
+        logits_size: height and width of the logits; None where the graph gives labels alone.
+        max_batch_size: images a run takes at most.
+        instances: runs that may go on at once.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+    """
+
+    size: Size
+    num_classes: int
+    logits_size: Size | None
+    max_batch_size: int
+    instances: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One of the two is there, for a batch or (first axis gone) for one image.
+
+    Attributes:
+        logits: float32 ``[n,C,h,w]``.
+        mask: uint8 ``[n,H,W]``, class ids.
+    """
+
+    logits: npt.NDArray[np.float32] | None
+    mask: npt.NDArray[np.uint8] | None
+
+    def __getitem__(self, index: int) -> Prediction:
+        """The prediction of one image of the batch (a view)."""
+        return Prediction(
+            None if self.logits is None else self.logits[index],
+            None if self.mask is None else self.mask[index],
+        )
+
+
+class Engine(Protocol):
+    """Runs batches; ``run`` is called from worker threads, ``spec.instances`` at a time."""
+
+    @property
+    def spec(self) -> EngineSpec: ...
+
+    @property
+    def name(self) -> str:
+        """For metrics: ``onnxruntime-cpu``, ..."""
+        ...
+
+    def warm(self) -> None:
+        """Runs every batch size once, so that the first request meets no lazy work."""
+        ...
+
+    def run(self, batch: npt.NDArray[np.uint8]) -> Prediction:
+        """Infers uint8 ``[n,H,W,3]`` RGB, ``1 <= n <= max_batch_size``.
+
+        Raises:
+            EngineFailed: the run failed; the engine can still be used.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds; no run may be going on."""
+        ...

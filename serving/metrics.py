@@ -1,0 +1,125 @@
+"""Prometheus objects of one server, in seconds and bytes; labels are bounded.
+
+A server owns its registry, so two in one process do not share state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+UNKNOWN_MODEL = "_unknown"
+STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
+SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+BYTES = tuple(float(4**power) for power in range(5, 15))
+
+
+class Metrics:
+    """What ``/metrics`` shows."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.request_seconds = Histogram(
+            "segserve_request_duration_seconds",
+            "From the whole request read to the answer made",
+            ("model", "transport", "outcome"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "segserve_stage_duration_seconds",
+            "Time of one image in one stage",
+            ("model", "stage"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "segserve_batch_size",
+            "Images in one run of an engine",
+            ("model",),
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+        self.queue_length = Gauge(
+            "segserve_queue_length", "Images waiting for an engine", ("model",), registry=registry
+        )
+        self.inflight = Gauge(
+            "segserve_inflight_requests", "Requests being worked on", registry=registry
+        )
+        self.request_bytes = Histogram(
+            "segserve_request_bytes", "Size of a request", ("model",), buckets=BYTES,
+            registry=registry,
+        )  # fmt: skip
+        self.response_bytes = Histogram(
+            "segserve_response_bytes", "Size of an answer", ("model",), buckets=BYTES,
+            registry=registry,
+        )  # fmt: skip
+        self.requests = Counter(
+            "segserve_requests", "Answers by code", ("model", "code"), registry=registry
+        )
+        self.rejected = Counter(
+            "segserve_rejected", "Requests turned away", ("model", "reason"), registry=registry
+        )
+        self.model_info = Gauge(
+            "segserve_model_info",
+            "1 for every loaded model",
+            ("model", "version", "engine", "precision"),
+            registry=registry,
+        )
+        self.model_load_seconds = Gauge(
+            "segserve_model_load_seconds", "Load and warm-up", ("model",), registry=registry
+        )
+
+    def for_model(self, model: str) -> ModelMetrics:
+        """The batcher's observer for one model."""
+        return ModelMetrics(self, model)
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """Writes a batcher's events under one model's name."""
+
+    metrics: Metrics
+    model: str
+
+    def queue_changed(self, length: int) -> None:
+        self.metrics.queue_length.labels(self.model).set(length)
+
+    def batch_done(self, size: int) -> None:
+        self.metrics.batch_size.labels(self.model).observe(size)
+
+    def rejected(self, reason: str) -> None:
+        self.metrics.rejected.labels(self.model, reason).inc()
+
+
+@dataclass
+class Timings:
+    """Seconds of each stage of one request, in the order of ``STAGES``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @property
+    def server_timing(self) -> str:
+        """The ``Server-Timing`` header: milliseconds (W3C Server Timing)."""
+        return ", ".join(
+            f"{stage};dur={self.seconds[stage] * 1000:.2f}"
+            for stage in STAGES
+            if stage in self.seconds
+        )

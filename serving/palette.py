@@ -1,0 +1,115 @@
+"""Class names and colours of known datasets, and the palettes made of them.
+
+The data files in ``labels/`` (``id, name, r, g, b``) also serve export and training. The rows of
+``citys`` are Cityscapes' train ids, in the colours of its own scripts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+Color = tuple[int, int, int]
+
+ALIASES = {"cityscapes": "citys", "mhp": "mhpv1", "voc": "pascal_voc"}
+
+# Pascal VOC draws its void label so; it is neither black (no class) nor a white background.
+IGNORE_COLOR: Color = (224, 224, 192)
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a dataset: ``names[i]`` and ``colors[i]`` (RGB, 0-255) belong to id i."""
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    ignore_label: int = 255
+
+
+def datasets() -> tuple[str, ...]:
+    """The datasets that :func:`load_labels` knows, without the aliases, in alphabetical order."""
+    names = (entry.name for entry in files("serving.labels").iterdir())
+    return tuple(sorted(name.removesuffix(".tsv") for name in names if name.endswith(".tsv")))
+
+
+@cache
+def load_labels(dataset: str) -> LabelSet:
+    """The classes of ``dataset``, by its name or by one of :data:`ALIASES`.
+
+    Raises:
+        ValueError: no such dataset; the message lists the known names.
+    """
+    name = ALIASES.get(dataset, dataset)
+    if name not in datasets():
+        known = ", ".join((*datasets(), *sorted(ALIASES)))
+        raise ValueError(f"unknown dataset {dataset!r}; known are {known}")
+    lines = files("serving.labels").joinpath(f"{name}.tsv").read_text("utf-8").splitlines()
+    rows = [line.split("\t") for line in lines[1:]]
+    return LabelSet(
+        names=tuple(row[1] for row in rows),
+        colors=tuple((int(row[2]), int(row[3]), int(row[4])) for row in rows),
+    )
+
+
+def parse_palette(text: str) -> tuple[Color, ...]:
+    """Reads colours written as ``#rrggbb``, separated by white space.
+
+    Raises:
+        ValueError: a word that is no such colour.
+    """
+    colors = []
+    for word in text.split():
+        if not re.fullmatch("#[0-9a-fA-F]{6}", word):
+            raise ValueError(f"{word!r} is no colour; a palette reads like '#804080 #f423e8'")
+        red, green, blue = bytes.fromhex(word[1:])
+        colors.append((red, green, blue))
+    return tuple(colors)
+
+
+def format_palette(colors: Sequence[Color]) -> str:
+    """Writes ``colors`` as :func:`parse_palette` reads them."""
+    return " ".join(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colors)
+
+
+def plte(colors: Sequence[Color], ignore_label: int) -> bytes:
+    """The 768 bytes of a PNG's PLTE chunk, one RGB triple for each of the 256 pixel values.
+
+    Ids without a colour are black; ``ignore_label`` is :data:`IGNORE_COLOR` unless it is itself
+    the id of a class. A value outside 0-255 means that nothing is ignored.
+
+    Raises:
+        ValueError: more than 256 colours.
+    """
+    if len(colors) > 256:
+        raise ValueError(f"a palette holds at most 256 colours, not {len(colors)}")
+    table = bytearray(768)
+    if 0 <= ignore_label < 256:
+        table[3 * ignore_label : 3 * ignore_label + 3] = bytes(IGNORE_COLOR)
+    for index, color in enumerate(colors):
+        table[3 * index : 3 * index + 3] = bytes(color)
+    return bytes(table)
+
+
+def default_palette(count: int) -> tuple[Color, ...]:
+    """``count`` distinct colours by Pascal VOC's rule, at most 256.
+
+    Bits 0, 1, 2 of the id become the highest bit of red, green and blue, bits 3, 4, 5 the next.
+
+    Raises:
+        ValueError: ``count`` outside 0-256.
+    """
+    if not 0 <= count <= 256:
+        raise ValueError(f"a palette has 0 to 256 colours, not {count}")
+    colors = []
+    for index in range(count):
+        red = green = blue = 0
+        for step in range(3):
+            bits = index >> (3 * step)
+            red |= (bits & 1) << (7 - step)
+            green |= (bits >> 1 & 1) << (7 - step)
+            blue |= (bits >> 2 & 1) << (7 - step)
+        colors.append((red, green, blue))
+    return tuple(colors)

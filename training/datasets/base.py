@@ -1,0 +1,39 @@
+"""What a dataset is here: indexable pairs, and a name for every pair."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORE_LABEL = 255
+
+Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+class SegmentationDataset(Protocol):
+    """``dataset[i]`` is (image uint8 ``[H,W,3]`` RGB, label uint8 ``[H,W]``, 255 ignored)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def name(self, index: int) -> str:
+        """What an error message calls sample ``index``: its file."""
+        ...
+
+
+def check_label_range(label: npt.NDArray[np.uint8], num_classes: int, name: str) -> None:
+    """Raises ValueError, naming the file, where a label is neither a class nor 255.
+
+    A class beyond the network's outputs is not harmless: it never gets a probability, and its
+    loss grows until it is infinite.
+    """
+    counts = np.bincount(label.reshape(-1), minlength=256)
+    bad = [value for value in np.flatnonzero(counts).tolist() if num_classes <= value < 255]
+    if bad:
+        raise ValueError(
+            f"{name}: labels {bad} are outside 0..{num_classes - 1} (ignored: {IGNORE_LABEL}); "
+            f"the dataset has more classes than the network has outputs, or the mask is in colour"
+        )

@@ -1,0 +1,107 @@
+"""Augmentation and batching of (image, label) pairs, NumPy and OpenCV, shared by every trainer.
+
+Images are resized linearly, labels by nearest neighbour; what padding adds is ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from training.datasets.base import IGNORE_LABEL, Sample
+
+# RGB mean and deviation of ImageNet, of values in 0..1: GluonCV's, and what export folds in.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training pair; sizes in pixels.
+
+    ``base_size`` is the long edge before the random scale of ``scale_range``.
+    """
+
+    height: int
+    width: int
+    base_size: int
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    blur_probability: float = 0.5
+    color_jitter: float = 0.0
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        image, label = sample
+        if random.random() < 0.5:
+            image, label = image[:, ::-1], label[:, ::-1]
+        image, label = self._scale(image, label, random)
+        image, label = self._crop(image, label, random)
+        if random.random() < self.blur_probability:
+            image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.05, 1.0))
+        if self.color_jitter:
+            image = jitter_color(image, self.color_jitter, random)
+        return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+    def _scale(
+        self,
+        image: npt.NDArray[np.uint8],
+        label: npt.NDArray[np.uint8],
+        random: np.random.Generator,
+    ) -> Sample:
+        low, high = self.scale_range
+        # Even in the logarithm: as many halvings as doublings.
+        scale = float(np.exp(random.uniform(np.log(low), np.log(high))))
+        ratio = self.base_size * scale / max(image.shape[:2])
+        size = max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio))
+        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(np.ascontiguousarray(label), size, interpolation=cv2.INTER_NEAREST)
+        return image, label
+
+    def _crop(
+        self,
+        image: npt.NDArray[np.uint8],
+        label: npt.NDArray[np.uint8],
+        random: np.random.Generator,
+    ) -> Sample:
+        bottom = max(0, self.height - image.shape[0])
+        right = max(0, self.width - image.shape[1])
+        if bottom or right:
+            border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+            image = cv2.copyMakeBorder(image, *border, value=(0, 0, 0))
+            label = cv2.copyMakeBorder(label, *border, value=(IGNORE_LABEL,))
+        top = int(random.integers(0, image.shape[0] - self.height + 1))
+        left = int(random.integers(0, image.shape[1] - self.width + 1))
+        window = slice(top, top + self.height), slice(left, left + self.width)
+        return image[window], label[window]
+
+
+def jitter_color(
+    image: npt.NDArray[np.uint8], strength: float, random: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """Random gain a channel, contrast and brightness, each within +-``strength``."""
+    gain = 1.0 + random.uniform(-strength, strength) + random.uniform(-0.3, 0.3, 3) * strength
+    offset = 128.0 * random.uniform(-strength, strength)
+    ramp = np.arange(256, dtype=np.float64)[:, None]
+    table = np.clip((ramp - 128.0) * gain + 128.0 + offset, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table[None]), np.uint8)
+
+
+def normalize(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """uint8 ``[H,W,3]`` RGB -> float32 ``[3,H,W]``, ImageNet mean and deviation."""
+    scaled = (image.astype(np.float32) / 255.0 - MEAN) / STD
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+
+
+def subsample_labels(
+    labels: npt.NDArray[np.uint8], height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """``[N,H,W]`` -> ``[N,height,width]``: the label under each point of an aligned-corners grid.
+
+    A map of logits at lower resolution is later enlarged with aligned corners, so its point i
+    stands for pixel ``i*(H-1)/(height-1)``; interpolating ids would mix classes.
+    """
+    rows = np.rint(np.linspace(0, labels.shape[1] - 1, height)).astype(np.intp)
+    columns = np.rint(np.linspace(0, labels.shape[2] - 1, width)).astype(np.intp)
+    return labels[:, rows[:, None], columns[None, :]]

@@ -76,6 +76,27 @@ class Metrics:
             "segserve_model_load_seconds", "Load and warm-up", ("model",), registry=registry
         )
 
+    def observe_request(
+        self,
+        model: str,
+        transport: str,
+        outcome: str,
+        seconds: float,
+        request_bytes: int,
+        response_bytes: int,
+    ) -> None:
+        """Notes one finished request; ``outcome`` is ``ok`` or an error's code."""
+        self.request_seconds.labels(model, transport, outcome).observe(seconds)
+        self.requests.labels(model, outcome).inc()
+        self.request_bytes.labels(model).observe(request_bytes)
+        if outcome == "ok":
+            self.response_bytes.labels(model).observe(response_bytes)
+
+    def observe_stages(self, model: str, timings: Timings) -> None:
+        """Notes where one image's time went."""
+        for stage, seconds in timings.seconds.items():
+            self.stage_seconds.labels(model, stage).observe(seconds)
+
     def for_model(self, model: str) -> ModelMetrics:
         """The batcher's observer for one model."""
         return ModelMetrics(self, model)

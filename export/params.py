@@ -160,5 +160,8 @@ def _array(reader: _Reader, what: str) -> Array | None:
         raise reader.error(f"{what} has the unknown dtype {flag}", None)
     dtype = np.dtype(_DTYPES[flag])
     data = reader.take(math.prod(shape) * dtype.itemsize, f"data of {what}, shape {shape},")
-    array: Array = np.frombuffer(data, dtype).reshape(shape)
+    try:
+        array: Array = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:  # no data, but other lengths beyond what NumPy can index
+        raise reader.error(f"{what} has the shape {shape}", start) from error
     return array

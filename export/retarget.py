@@ -82,8 +82,8 @@ def retarget(graph: Graph, height: int, width: int) -> Graph:
             near = rule.nearest(height, width)
             raise IllegalSize(
                 f"{height}x{width} is no size of this network: the height must be a multiple of"
-                f" {rule.height_multiple}, the width of {rule.width_multiple}; nearest:"
-                f" {near[0]}x{near[1]}"
+                f" {rule.height_multiple} and the width one of {rule.width_multiple}; the nearest"
+                f" is {near[0]}x{near[1]}"
             )
         graph = replace(graph, nodes=tuple(_moved(n, rule, height, width) for n in graph.nodes))
     infer_shapes(graph, height, width)

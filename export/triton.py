@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from tritonclient.grpc import model_config_pb2
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
 from export.errors import ExportError, IncompatibleModel
 from serving.palette import LabelSet, format_palette
@@ -167,8 +168,9 @@ def _classes(config: ModelConfig, folder: Path) -> object:
         return None
 
 
-def _tensors(tensors: object) -> list[tuple[str, int, tuple[int, ...]]]:
-    assert hasattr(tensors, "__iter__")
+def _tensors(
+    tensors: Iterable[ModelInput | ModelOutput],
+) -> list[tuple[str, int, tuple[int, ...]]]:
     return sorted((t.name, t.data_type, tuple(t.dims)) for t in tensors)
 
 

@@ -79,7 +79,7 @@ def count_pixels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         counts[3, labels[k + 3]] += 1
     for k in range(whole, len(labels)):
         counts[0, labels[k]] += 1
-    return counts.sum(axis=0)
+    return np.asarray(counts.sum(axis=0))
 
 
 @compiled

@@ -24,7 +24,7 @@ _MAGIC = (
     ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
     ("JPEG XL", re.compile(rb"\0\0\0\x0cJXL |\xff\x0a")),
     ("PSD", re.compile(rb"8BPS")),
-    ("ICO", re.compile(rb"\0\0\1\0[^\0]\0")),
+    ("ICO", re.compile(rb"\0\0\x01\0[^\0]\0")),
     ("OpenEXR", re.compile(rb"\x76\x2f\x31\x01")),
     ("Radiance HDR", re.compile(rb"#\?RADIANCE")),
     ("DDS", re.compile(rb"DDS \x7c")),

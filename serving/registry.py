@@ -97,7 +97,7 @@ class Registry:
                 delay_ms=folder.delay_ms,
             )
             observer = self.metrics.for_model(folder.name)
-            batcher = Batcher(engine, limits, observer, loop.time)
+            batcher = Batcher(engine, limits, observer, time.monotonic)
             batcher.start()
             versions[version] = Model(folder, version, engine, batcher)
             self.metrics.model_info.labels(

@@ -132,10 +132,26 @@ def _read_config(path: Path) -> ModelConfig:
         raise InvalidModel(
             f"{file}: not supported: dynamic_batching.{', dynamic_batching.'.join(sorted(unknown))}"
         )
+    _check_tensors(file, config)
     for group in config.instance_group:
         if group.kind not in (group.KIND_AUTO, group.KIND_CPU, group.KIND_GPU):
             raise InvalidModel(f"{file}: instance_group.kind must be KIND_CPU or KIND_GPU")
     return config
+
+
+def _check_tensors(file: Path, config: ModelConfig) -> None:
+    types = {"image": model_config_pb2.TYPE_UINT8, "mask": model_config_pb2.TYPE_UINT8,
+             "confidence": model_config_pb2.TYPE_UINT8, "logits": model_config_pb2.TYPE_FP32}  # fmt: skip
+    if [tensor.name for tensor in config.input] != ["image"]:
+        raise InvalidModel(f"{file}: expected one input, image: TYPE_UINT8 [H, W, 3]")
+    if not config.output:
+        raise InvalidModel(f"{file}: no output; expected mask, logits or both")
+    for tensor in (*config.input, *config.output):
+        if tensor.data_type != types.get(tensor.name):
+            raise InvalidModel(
+                f"{file}: {tensor.name} is {model_config_pb2.DataType.Name(tensor.data_type)}; "
+                f"known: image and mask TYPE_UINT8, logits TYPE_FP32"
+            )
 
 
 def _choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:

@@ -27,12 +27,8 @@ BLOCK = 256
 LOG2_E = np.float32(np.log2(np.e))
 LOWEST_POWER = np.float32(-126)  # of the normal floats
 # 2 ** x for x in [-1, 0], coefficients from the constant up; the error is below 1e-5.
-EXP2 = tuple(
-    np.float32(coefficient)
-    for coefficient in np.polynomial.Chebyshev.interpolate(np.exp2, 4, domain=[-1, 0])
-    .convert(kind=np.polynomial.Polynomial)
-    .coef
-)
+_NODES = np.cos(np.pi * (np.arange(5) + 0.5) / 5) / 2 - 0.5
+EXP2 = tuple(np.float32(a) for a in reversed(np.polyfit(_NODES, np.exp2(_NODES), 4)))
 
 
 def labels_from_logits(
@@ -75,7 +71,7 @@ def labels_nearest(labels: Labels, original: Size) -> Labels:
     """Resizes ids, uint8 ``[H,W]``, to uint8 ``[H0,W0]``: nearest, half-pixel centres."""
     if labels.shape == (original.height, original.width):
         return labels
-    out = np.empty((original.height, original.width), np.uint8)
+    out: Labels = np.empty((original.height, original.width), np.uint8)
     rows = _nearest(original.height, labels.shape[0])
     columns = _nearest(original.width, labels.shape[1])
     _fill_nearest(read_only(labels), rows, columns, out)
@@ -136,9 +132,9 @@ def _interpolated(
         positions = source_positions(target, through, source)
         low = np.floor(positions).astype(np.intp)
         high = np.minimum(low + 1, source - 1)
-        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
-        fraction = (positions - low).reshape(shape)
-        values = (1 - fraction) * values.take(low, axis) + fraction * values.take(high, axis)
+        fraction = (positions - low).reshape((-1, 1) if axis == 1 else (1, -1))
+        start, end = values.take(low, axis), values.take(high, axis)
+        values = np.asarray(start + fraction * (end - start), np.float64)
     return values
 
 
@@ -209,7 +205,7 @@ def _fill_labels(
                 mixed[mixed_count] = j
                 mixed_count += 1
         for y in range(y_begin + 1, y_end):
-            out[y, :] = first_row
+            _copy_row(first_row, out[y])
 
         for m in range(mixed_count):
             j = mixed[m]
@@ -247,6 +243,12 @@ def _fill_labels(
 
 
 @compiled
+def _copy_row(source: Labels, target: Labels) -> None:
+    for x in range(len(source)):  # several times faster than an assignment of slices
+        target[x] = source[x]
+
+
+@compiled
 def _argmax_row(logits: Logits, i: int, best: Fractions, winner: Indices) -> None:
     """The winning class at each position of row ``i``."""
     classes, _, width = logits.shape
@@ -255,16 +257,16 @@ def _argmax_row(logits: Logits, i: int, best: Fractions, winner: Indices) -> Non
     for c in range(1, classes):
         row = logits[c, i]
         for j in range(width):
-            larger = row[j] > best[j]
-            best[j] = row[j] if larger else best[j]
-            winner[j] = c if larger else winner[j]
+            # Arithmetic, as a choice would become a masked store, which is slow.
+            winner[j] += np.int32(row[j] > best[j]) * (np.int32(c) - winner[j])
+            best[j] = np.maximum(best[j], row[j])
 
 
 @compiled
 def _fill_nearest(labels: Labels, rows: Indices, columns: Indices, out: Labels) -> None:
     for y in range(len(rows)):
         if y > 0 and rows[y] == rows[y - 1]:
-            out[y, :] = out[y - 1]
+            _copy_row(out[y - 1], out[y])
             continue
         source, target = labels[rows[y]], out[y]
         for x in range(len(columns)):
@@ -307,14 +309,17 @@ def _fill_confidence(
             largest[:] = -np.inf
             total[:] = 0
             for c in range(classes):
+                above_row, below_row = upper[c, x : x + count], lower[c, x : x + count]
+                row = values[c]
                 for k in range(count):
-                    value = upper[c, x + k] + fraction * (lower[c, x + k] - upper[c, x + k])
-                    values[c, k] = value
-                    largest[k] = value if value > largest[k] else largest[k]
+                    value = above_row[k] + fraction * (below_row[k] - above_row[k])
+                    row[k] = value
+                    largest[k] = np.maximum(largest[k], value)
             for c in range(classes):
                 # 2 ** power in two factors, by a polynomial and by the float's exponent bits.
+                row = values[c]
                 for k in range(count):
-                    power = (values[c, k] - largest[k]) * LOG2_E
+                    power = (row[k] - largest[k]) * LOG2_E
                     power = power if power > LOWEST_POWER else LOWEST_POWER
                     whole = np.int32(power)
                     part = power - np.float32(whole)

@@ -1,0 +1,68 @@
+"""The command ``segserve``: finds its subcommands by entry point, imports one when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serving.protocol import SERVER_VERSION
+
+GROUP = "segserve.commands"
+# Shown by --help without importing a subcommand (training's would import a framework).
+SUMMARIES = {
+    "serve": "Serve a model repository over HTTP and gRPC",
+    "segment": "Send photos or folders to a server, write what it answers",
+    "models": "List the models of a repository, and why one cannot be served",
+    "export": "Turn a symbol and its parameters into a model of the repository",
+    "evaluate": "Score what a server serves: mIoU, pixel accuracy, each class",
+}
+
+
+def find_commands() -> dict[str, EntryPoint]:
+    """Subcommands of all installed distributions, by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    commands = find_commands()
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        show_help(commands)
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        print(SERVER_VERSION)
+        return
+    if name not in commands:
+        sys.exit(f"segserve: no command {name!r}; known: {', '.join(sorted(commands))}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name)(load_command(commands[name]))
+    app(rest, prog_name=f"segserve {name}")
+
+
+def load_command(entry: EntryPoint) -> typer.models.CommandFunctionType:
+    """Imports a subcommand; where a package is missing, exits naming the extra that has it."""
+    try:
+        return entry.load()
+    except ImportError as error:
+        extra = f"[{','.join(entry.extras)}]" if entry.extras else ""
+        sys.exit(
+            f"segserve {entry.name}: {error.name or error} is missing; "
+            f"install it with: pip install 'segserve{extra}'"
+        )
+
+
+def show_help(commands: dict[str, EntryPoint]) -> None:
+    """Names and summaries of the subcommands."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name in sorted(commands, key=lambda n: (n not in SUMMARIES, list(SUMMARIES).index(n)
+                                                if n in SUMMARIES else 0, n)):  # fmt: skip
+        table.add_row(f"[bold]{name}[/bold]", SUMMARIES.get(name, ""))
+    console = Console()
+    console.print("Usage: segserve COMMAND [OPTIONS]        (segserve COMMAND --help)\n")
+    console.print(table)

@@ -1,0 +1,100 @@
+"""``segserve serve``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+
+from serving.errors import InvalidModel
+from serving.lifecycle import Server, run
+from serving.settings import Settings
+
+
+def serve(
+    repository: Annotated[Path | None, typer.Option(help="folder of models")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    http_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
+    engine: Annotated[str | None, typer.Option(help="onnxruntime")] = None,
+    threads: Annotated[int | None, typer.Option(help="cores for inference")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="not ready, still answering")] = None,
+    strict: Annotated[bool, typer.Option(help="stop where a model cannot be loaded")] = False,
+) -> None:
+    """Serve a model repository over HTTP, gRPC and Prometheus metrics.
+
+    Every setting can also be given as SEGSERVE_NAME in the environment.
+    """
+    given: dict[str, object] = {
+        "repository": repository,
+        "host": host,
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "engine": engine,
+        "threads": threads,
+        "drain_seconds": drain_seconds,
+        "strict": strict or None,
+    }
+    console = Console(stderr=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_path=False)],
+    )
+    try:
+        settings = Settings.model_validate(
+            Settings().model_dump() | {k: v for k, v in given.items() if v is not None}
+        )
+        uvloop.run(serve_until_signal(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        sys.exit(f"segserve serve: setting {name}: {first['msg']}, got {first['input']!r}")
+    except (InvalidModel, OSError) as error:
+        sys.exit(f"segserve serve: {error}")
+
+
+async def serve_until_signal(settings: Settings) -> None:
+    """Runs one server; greets once it is ready."""
+    server = Server(settings)
+    ready = asyncio.Event()
+
+    async def greet() -> None:
+        await ready.wait()
+        print(greeting(server), flush=True)
+
+    greeter = asyncio.create_task(greet())
+    try:
+        await run(server, ready)
+    finally:
+        greeter.cancel()
+
+
+def greeting(server: Server) -> str:
+    """Addresses, models, and a line to paste."""
+    host, ports = server.settings.host, server.ports
+    model = server.registry.models()[0].name
+    lines = [
+        f"segserve is ready: http://{host}:{ports.http}  "
+        f"gRPC {host}:{ports.grpc}  metrics http://{host}:{ports.metrics}/metrics",
+        "models: "
+        + ", ".join(
+            f"{m.name} v{m.version} ({m.spec.size}, {m.spec.precision}, {len(m.labels.names)} "
+            f"classes)"
+            for m in server.registry.models()
+        ),
+        "try:    curl --data-binary @street.jpg "
+        f"'{host}:{ports.http}/v2/models/{model}/segment?format=overlay' -o overlay.png",
+    ]
+    lines += [f"not served: {name}: {why}" for name, why in server.registry.failures.items()]
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Reads the body of an HTTP request within limits of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from serving.errors import InvalidImage, InvalidRequest, TooLarge, UploadTimeout
+from serving.settings import Settings
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLarge: more than ``max_request_bytes``, announced or sent.
+        UploadTimeout: not complete after ``upload_timeout_s``.
+        InvalidRequest: a compressed body.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"Content-Encoding {encoding!r} is not supported; send it plain")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal():
+        check_length(int(announced), settings)
+    try:
+        return await asyncio.wait_for(_collect(request, settings), settings.upload_timeout_s)
+    except asyncio.TimeoutError:
+        raise UploadTimeout(
+            f"the body was not complete after {settings.upload_timeout_s:g} s "
+            f"(setting upload_timeout_s)"
+        ) from None
+    except ClientDisconnect:
+        raise InvalidRequest("the client closed the connection while sending") from None
+
+
+async def read_image(request: Request, settings: Settings) -> bytes:
+    """The image: the body itself, or the one file of a multipart form.
+
+    Raises:
+        InvalidRequest: a form without exactly one file.
+    """
+    body = await read_body(request, settings)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return body
+    return await _only_file(request, body)
+
+
+def check_length(length: int, settings: Settings) -> None:
+    """Raises TooLarge above ``max_request_bytes``."""
+    if length > settings.max_request_bytes:
+        raise TooLarge(
+            f"the body has {length} bytes or more, the limit is {settings.max_request_bytes} "
+            f"(setting max_request_bytes)"
+        )
+
+
+async def _collect(request: Request, settings: Settings) -> bytes:
+    chunks, total = [], 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        check_length(total, settings)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _only_file(request: Request, body: bytes) -> bytes:
+    async def replay() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, replay(), max_part_size=len(body) + 1).parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"multipart form: {error.message}") from None
+    try:
+        files = [value for value in form.values() if not isinstance(value, str)]
+        if len(files) != 1:
+            raise InvalidImage(f"a multipart form must hold one file, this one holds {len(files)}")
+        return await files[0].read()
+    finally:
+        await form.close()

@@ -1,0 +1,81 @@
+"""Tensors of the Open Inference Protocol, between the wire and NumPy.
+
+Binary layout: little endian, C order; ``BYTES`` elements are a uint32 length and the bytes.
+
+Source: Open Inference Protocol v2; Triton's extension_binary_data.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InvalidRequest
+
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "UINT8": np.dtype(np.uint8),
+    "FP32": np.dtype("<f4"),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor; ``data`` is an array of the datatype, or for BYTES one item an element."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | tuple[bytes, ...]
+
+    def to_bytes(self) -> bytes:
+        """The protocol's binary form."""
+        if isinstance(self.data, tuple):
+            return b"".join(struct.pack("<I", len(item)) + item for item in self.data)
+        return self.data.tobytes()
+
+
+def read_tensor(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> Tensor:
+    """A tensor from its binary form.
+
+    Raises:
+        InvalidRequest: another datatype, or a length that does not fit the shape.
+    """
+    if any(size < 1 for size in shape):
+        raise InvalidRequest(f"input {name!r}: shape {list(shape)} has an empty dimension")
+    elements = 1
+    for size in shape:
+        elements *= size
+    if datatype == "BYTES":
+        return Tensor(name, datatype, shape, _split_bytes(name, elements, raw))
+    if datatype not in DTYPES:
+        raise InvalidRequest(f"input {name!r}: datatype {datatype} is neither UINT8 nor BYTES")
+    dtype = DTYPES[datatype]
+    if len(raw) != elements * dtype.itemsize:
+        raise InvalidRequest(
+            f"input {name!r}: {datatype} {list(shape)} takes {elements * dtype.itemsize} bytes, "
+            f"got {len(raw)}"
+        )
+    return Tensor(name, datatype, shape, np.frombuffer(raw, dtype).reshape(shape))
+
+
+def _split_bytes(name: str, elements: int, raw: bytes | memoryview) -> tuple[bytes, ...]:
+    items, offset = [], 0
+    while offset < len(raw):
+        if offset + 4 > len(raw):
+            raise InvalidRequest(f"input {name!r}: BYTES ends inside a length, at byte {offset}")
+        (length,) = struct.unpack_from("<I", raw, offset)
+        offset += 4
+        if offset + length > len(raw):
+            raise InvalidRequest(
+                f"input {name!r}: BYTES element of {length} bytes goes beyond the end"
+            )
+        items.append(bytes(raw[offset : offset + length]))
+        offset += length
+    if len(items) != elements:
+        raise InvalidRequest(
+            f"input {name!r}: the shape says {elements} elements, the data holds {len(items)}"
+        )
+    return tuple(items)

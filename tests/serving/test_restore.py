@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.geometry import Size
+from serving.restore import (
+    confidence_from_logits,
+    confidence_reference,
+    labels_from_logits,
+    labels_nearest,
+    labels_reference,
+    model_labels,
+    warm,
+)
+
+lengths = st.integers(1, 40)
+sizes = st.builds(Size, lengths, lengths)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    warm()
+
+
+def random_logits(shape, seed, spread=3.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * spread).astype(np.float32)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 12), lengths, lengths, sizes, sizes, st.integers(0, 2**32))
+def test_labels_are_those_of_the_reference(classes, height, width, model, original, seed):
+    logits = random_logits((classes, height, width), seed)
+    labels = labels_from_logits(logits, model, original)
+    expected = labels_reference(logits, model, original)
+    assert labels.dtype == np.uint8
+    assert labels.shape == (original.height, original.width)
+    # A near tie may fall either way in float32; there is not more than one in so few pixels.
+    assert (labels != expected).sum() <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 6), lengths, lengths, sizes, st.integers(0, 2**32))
+def test_equal_classes_give_the_lowest_id(classes, height, width, original, seed):
+    logits = random_logits((classes, height, width), seed)
+    doubled = np.concatenate([logits, logits])
+    model = Size(64, 64)
+    expected = labels_from_logits(logits, model, original)
+    assert np.array_equal(labels_from_logits(doubled, model, original), expected)
+    nothing = np.zeros_like(logits)
+    assert not labels_from_logits(nothing, model, original).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), lengths, lengths, sizes, sizes, st.integers(0, 2**32))
+def test_confidence_is_that_of_the_reference(classes, height, width, model, original, seed):
+    logits = random_logits((classes, height, width), seed)
+    confidence = confidence_from_logits(logits, model, original)
+    expected = confidence_reference(logits, model, original)
+    assert confidence.dtype == np.uint8
+    assert confidence.shape == (original.height, original.width)
+    assert np.abs(confidence.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [0, 1, 30, 1000, 1e30])
+def test_confidence_of_extreme_logits(scale):
+    logits = random_logits((5, 8, 9), 0) * np.float32(scale)
+    size = Size(30, 31)
+    confidence = confidence_from_logits(logits, size, size)
+    assert np.abs(confidence.astype(int) - confidence_reference(logits, size, size)).max() <= 1
+
+
+def test_confidence_of_certain_pixels_is_full():
+    logits = np.zeros((3, 4, 4), np.float32)
+    logits[1] = 100
+    assert (confidence_from_logits(logits, Size(16, 16), Size(600, 700)) == 255).all()
+    assert (confidence_from_logits(logits[:1], Size(16, 16), Size(6, 7)) == 255).all()
+
+
+def smooth_logits(classes, height, width):
+    """A few broad blobs a class, as a trained network gives them."""
+    rng = np.random.default_rng(5)
+    coarse = rng.standard_normal((classes, height // 8, width // 8)).astype(np.float32) * 6
+    return np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2) + random_logits(
+        (classes, height, width), 6, 0.3
+    )
+
+
+@pytest.mark.parametrize("original", [Size(512, 1024), Size(360, 480), Size(701, 1333)])
+def test_agreement_at_real_sizes(original):
+    logits = smooth_logits(19, 128, 256)
+    model = Size(512, 1024)
+    labels = labels_from_logits(logits, model, original)
+    assert (labels == labels_reference(logits, model, original)).mean() >= 0.9999
+
+
+def test_as_many_classes_as_a_label_map_holds():
+    logits = random_logits((255, 6, 7), 1)
+    size = Size(20, 30)
+    labels = labels_from_logits(logits, size, size)
+    assert (labels == labels_reference(logits, size, size)).mean() >= 0.999
+    assert labels.max() > 200
+    with pytest.raises(ValueError, match="255"):
+        labels_from_logits(random_logits((256, 6, 7), 1), size, size)
+
+
+def test_model_labels_agree_at_the_aligned_corners():
+    logits = random_logits((4, 3, 5), 2)
+    labels = model_labels(logits, Size(9, 17))
+    assert labels.shape == (9, 17)
+    assert np.array_equal(labels[::4, ::4], logits.argmax(axis=0))
+    assert np.array_equal(model_labels(logits, Size(3, 5)), logits.argmax(axis=0))
+
+
+def test_labels_are_written_into_out():
+    logits = random_logits((4, 3, 5), 2)
+    size = Size(9, 17)
+    batch = np.full((2, 9, 17), 99, np.uint8)
+    out = batch[1]
+    assert labels_from_logits(logits, size, size, out=out) is out
+    assert np.array_equal(batch[1], model_labels(logits, size))
+    assert (batch[0] == 99).all()
+    with pytest.raises(ValueError, match="9x17"):
+        labels_from_logits(logits, size, size, out=batch[:, :, 0])
+
+
+def test_logits_may_be_read_only_or_a_view():
+    logits = random_logits((3, 5, 4), 3)
+    expected = model_labels(logits, Size(20, 16))
+    turned = np.ascontiguousarray(logits.transpose(1, 2, 0)).transpose(2, 0, 1)
+    assert np.array_equal(model_labels(turned, Size(20, 16)), expected)
+    logits.flags.writeable = False
+    assert np.array_equal(model_labels(logits, Size(20, 16)), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (0, 3, 4), (1, 3, 4, 5)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="C,h,w"):
+        labels_from_logits(np.zeros(shape, np.float32), Size(3, 4), Size(3, 4))
+
+
+def test_other_types_are_refused():
+    for restore in (labels_from_logits, confidence_from_logits):
+        with pytest.raises(ValueError, match="float64"):
+            restore(np.zeros((3, 4, 5)), Size(3, 4), Size(3, 4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes, sizes, st.integers(0, 2**32))
+def test_nearest_reads_the_pixel_that_holds_the_centre(source, original, seed):
+    labels = np.random.default_rng(seed).integers(
+        0, 256, (source.height, source.width), dtype=np.uint8
+    )
+    # (y0 + 0.5) * H / H0, in integers.
+    rows = (2 * np.arange(original.height) + 1) * source.height // (2 * original.height)
+    columns = (2 * np.arange(original.width) + 1) * source.width // (2 * original.width)
+    assert np.array_equal(labels_nearest(labels, original), labels[np.ix_(rows, columns)])

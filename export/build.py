@@ -12,7 +12,9 @@ from onnx import ModelProto, checker
 
 from export.convert import convert
 from export.params import Parameters
+from export.passes.commute_resize import commute_resize
 from export.passes.cut_at_logits import cut_at_logits
+from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import fold_normalisation
 from export.passes.mask_head import HEADS, mask_head
@@ -36,6 +38,8 @@ def build_model(
     cut = cut_at_logits(graph, height, width)
     model = convert(cut.graph, parameters, height, width)
     fold_batch_norm(model)
+    factor_pyramid(model)
+    commute_resize(model)
     fold_normalisation(model)
     mask_head(model, height, width, heads)
     checker.check_model(model)

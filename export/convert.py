@@ -6,7 +6,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from export.errors import InvalidParams, UnsupportedOperator
-from export.operators import Site, lower, unsupported
+from export.lowering import Site
+from export.operators import lower, unsupported
 from export.params import Parameters
 from export.shapes import infer_shapes
 from export.symbol import Graph

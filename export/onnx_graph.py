@@ -50,6 +50,19 @@ class OnnxGraph:
         del self.graph.node[:]
         self.graph.node.extend([*nodes, *rest])
 
+    def insert_after(self, node: NodeProto, added: list[NodeProto]) -> None:
+        """Puts nodes behind one of the graph's."""
+        index = list(self.graph.node).index(node)
+        for offset, new in enumerate(added, 1):
+            self.graph.node.insert(index + offset, new)
+
+    def move_before(self, node: NodeProto, other: NodeProto) -> None:
+        """Moves a node in front of another one; later references to ``node`` are stale."""
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        self.graph.node.remove(node)
+        self.graph.node.insert(list(self.graph.node).index(other), copy)
+
     def drop_dead(self) -> None:
         """Drops nodes whose outputs nobody reads, then constants without a reader."""
         alive = {output.name for output in self.graph.output}
@@ -69,4 +82,12 @@ def attribute(node: NodeProto, name: str, default: float) -> float:
     for candidate in node.attribute:
         if candidate.name == name:
             return float(candidate.f)
+    return default
+
+
+def integers(node: NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """An integer attribute, or one of several, of a node; always as a tuple."""
+    for candidate in node.attribute:
+        if candidate.name == name:
+            return tuple(candidate.ints) or (int(candidate.i),)
     return default

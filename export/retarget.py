@@ -46,9 +46,7 @@ def size_rule(graph: Graph) -> SizeRule | None:
     resizes = [node for _, node in graph.operators() if node.op == _RESIZE]
     if not resizes:
         return None
-    head = graph.nodes[graph.heads[0].node]
-    while head.op in _SOFTMAX:
-        head = graph.nodes[head.inputs[0].node]
+    head = _full_size_head(graph)
     if head.op != _RESIZE:
         raise IllegalSize(
             f"the symbol's first output, {head.name}, is no resize to the image, so the size that"
@@ -73,8 +71,8 @@ def retarget(graph: Graph, height: int, width: int) -> Graph:
     Raises IllegalSize naming the nearest legal size, or what ``size_rule`` raises, and
     InvalidSymbol where the feature maps of the network do not fit each other at that size.
     """
-    built = _built_size(graph)
-    if built == (height, width):
+    head = _full_size_head(graph)
+    if head.op == _RESIZE and _target(head) == (height, width):
         return graph
     rule = size_rule(graph)
     if rule is not None:
@@ -90,11 +88,11 @@ def retarget(graph: Graph, height: int, width: int) -> Graph:
     return graph
 
 
-def _built_size(graph: Graph) -> tuple[int, int] | None:
+def _full_size_head(graph: Graph) -> Node:
     head = graph.nodes[graph.heads[0].node]
     while head.op in _SOFTMAX:
         head = graph.nodes[head.inputs[0].node]
-    return _target(head) if head.op == _RESIZE else None
+    return head
 
 
 def _target(node: Node) -> tuple[int, int]:

@@ -173,14 +173,15 @@ class Batcher:
                 await self._arrival.wait()
             if self.limits.delay_ms and len(self._queue) < self.engine.spec.max_batch_size:
                 await self._wait_for_company()
-            items = self._take()
-            if items:
-                self._running += 1
-                try:
+            # Counted as running before the queue is emptied: a drain must not see neither.
+            self._running += 1
+            try:
+                items = self._take()
+                if items:
                     await self._run(items)
-                finally:
-                    self._running -= 1
-                    self._note_queue()
+            finally:
+                self._running -= 1
+                self._note_queue()
 
     async def _wait_for_company(self) -> None:
         """Until the batch is full, or its oldest image has waited ``delay_ms``."""

@@ -48,9 +48,10 @@ def class_statistics(
         raise ValueError(f"confidence is {confidence.shape}, the label map {labels.shape}")
     flat = read_only(labels).reshape(-1)
     if confidence is None:
-        pixels, sums = count_pixels(flat), None
+        pixels, sums = _count(flat).sum(axis=0), None
     else:
-        pixels, sums = _sum_confidence(flat, read_only(confidence).reshape(-1))
+        counts, totals = _sum_confidence(flat, read_only(confidence).reshape(-1))
+        pixels, sums = counts.sum(axis=0), totals.sum(axis=0)
     shares = []
     for index, name in enumerate(names):
         count = int(pixels[index])
@@ -67,8 +68,8 @@ def warm() -> None:
 
 
 @compiled
-def count_pixels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Pixels of each of the 256 ids in flat ``labels``: int64 ``[256]``."""
+def _count(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Pixels of each of the 256 ids, int64 ``[4,256]``: in four parts, to be added."""
     # Neighbours are mostly equal, and adding to one counter twice in a row stalls.
     counts = np.zeros((4, 256), np.int64)
     whole = len(labels) // 4 * 4
@@ -79,13 +80,14 @@ def count_pixels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         counts[3, labels[k + 3]] += 1
     for k in range(whole, len(labels)):
         counts[0, labels[k]] += 1
-    return np.asarray(counts.sum(axis=0))
+    return counts
 
 
 @compiled
 def _sum_confidence(
     labels: npt.NDArray[np.uint8], confidence: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pixels of each id and the sum of their confidence, int64 ``[2,256]``: in two parts."""
     counts = np.zeros((2, 256), np.int64)
     sums = np.zeros((2, 256), np.int64)
     whole = len(labels) // 2 * 2
@@ -97,4 +99,4 @@ def _sum_confidence(
     for k in range(whole, len(labels)):
         counts[0, labels[k]] += 1
         sums[0, labels[k]] += confidence[k]
-    return counts.sum(axis=0), sums.sum(axis=0)
+    return counts, sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 import typer
@@ -45,16 +46,17 @@ def main() -> None:
     app(rest, prog_name=f"segserve {name}")
 
 
-def load_command(entry: EntryPoint) -> typer.models.CommandFunctionType:
+def load_command(entry: EntryPoint) -> Callable[..., None]:
     """Imports a subcommand; where a package is missing, exits naming the extra that has it."""
     try:
-        return entry.load()
+        command: Callable[..., None] = entry.load()
     except ImportError as error:
         extra = f"[{','.join(entry.extras)}]" if entry.extras else ""
         sys.exit(
             f"segserve {entry.name}: {error.name or error} is missing; "
             f"install it with: pip install 'segserve{extra}'"
         )
+    return command
 
 
 def show_help(commands: dict[str, EntryPoint]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from serving.tensors import Tensor
 INPUT = "image"
 LOGITS = "logits"
 PNG = "png"
-TensorConfig = model_config_pb2.ModelInput | model_config_pb2.ModelOutput
+TensorConfig: TypeAlias = model_config_pb2.ModelInput | model_config_pb2.ModelOutput
 OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
 
 

@@ -8,12 +8,12 @@
     ├── ModelNotFound                 404  NOT_FOUND
     ├── UploadTimeout                 408  DEADLINE_EXCEEDED  the body did not arrive in time
     ├── TooLarge                      413  INVALID_ARGUMENT   bytes or pixels above a limit
-    ├── UnsupportedImageFormat        415  INVALID_ARGUMENT   a real image, of a format not allowed
-    ├── UnsupportedOption             422  FAILED_PRECONDITION  valid, but this model cannot do it
+    ├── UnsupportedImageFormat        415  INVALID_ARGUMENT   an image, of a format not allowed
+    ├── UnsupportedOption             422  FAILED_PRECONDITION  this model cannot do it
     ├── QueueFull                     429  RESOURCE_EXHAUSTED
-    ├── NotReady                      503  UNAVAILABLE        loading, draining, or the engine is gone
+    ├── NotReady                      503  UNAVAILABLE        loading or draining
     ├── DeadlineExceeded              504  DEADLINE_EXCEEDED
-    ├── InvalidModel                  500  INTERNAL           a repository folder that cannot be served
+    ├── InvalidModel                  500  INTERNAL           a folder that cannot be served
     └── EngineFailed                  500  INTERNAL           inference raised
 
 The message names the remedy; ``code`` in the JSON answer is the snake-case class name.

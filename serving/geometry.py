@@ -89,11 +89,13 @@ def prepare(
         np.copyto(out, image)
         return out
     size = (model.width, model.height)
-    resized = cv2.resize(image, size, dst=out, interpolation=cv2.INTER_LINEAR)
+    if out is not None and out.flags.c_contiguous:
+        cv2.resize(image, size, dst=out, interpolation=cv2.INTER_LINEAR)
+        return out
+    resized = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
     if out is None:
-        return np.asarray(resized, np.uint8)
-    if resized is not out and not np.may_share_memory(resized, out):
-        np.copyto(out, resized)
+        return resized
+    np.copyto(out, resized)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -20,7 +21,7 @@ from serving.service import Segmenter
 from serving.settings import Settings
 from serving.tensors import Tensor, read_tensor
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 async def answer(context: Context, work: Awaitable[Message]) -> Message:
@@ -78,9 +79,7 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
             version=model.version,
             classes=[
                 pb.Class(id=index, name=name, color=color[0] << 16 | color[1] << 8 | color[2])
-                for index, (name, color) in enumerate(
-                    zip(labels.names, labels.colors, strict=True)
-                )
+                for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
             ],
             ignore_label=labels.ignore_label,
             height=model.spec.size.height,

@@ -18,6 +18,7 @@ from serving.errors import InvalidRequest, QueueFull, SegserveError
 from serving.http_body import read_body, read_image
 from serving.http_inference import HEADER_LENGTH, build_infer_response, parse_infer_request
 from serving.metrics import Metrics
+from serving.palette import format_palette
 from serving.protocol import SERVER_NAME, SERVER_VERSION, parse_version
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
 from serving.service import Segmenter
@@ -127,10 +128,8 @@ def add_models(
         labels = segmenter.registry.get(model, parse_version(version)).labels
         return JSONResponse(
             [
-                {"id": index, "name": name, "color": "#%02x%02x%02x" % color}
-                for index, (name, color) in enumerate(
-                    zip(labels.names, labels.colors, strict=True)
-                )
+                {"id": index, "name": name, "color": format_palette([color])}
+                for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
             ]
         )
 

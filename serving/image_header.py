@@ -33,6 +33,13 @@ _MAGIC = (
 )
 
 
+# A file of nothing but tiny segments would otherwise hold the GIL for seconds.
+MAX_SEGMENTS = 100_000
+
+# A marker with a length after it; fill bytes and restart markers have none.
+_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class ImageHeader:
     """What the headers of an image say.
@@ -66,7 +73,7 @@ def probe(
         raise UnsupportedImageFormat(f"{name} images are not accepted; send {_listed(formats)}")
     try:
         header = _READERS[name](bytes(data))
-    except (struct.error, IndexError):
+    except (struct.error, EOFError):
         raise InvalidImage(f"the {name} image is truncated: it ends in its header") from None
     if header.width < 1 or header.height < 1:
         raise InvalidImage(f"the {name} image is broken: it says it has no pixels")
@@ -86,6 +93,10 @@ def _detect(start: bytes, formats: frozenset[str]) -> str:
     raise InvalidImage(f"the bytes are no image that is known here; send {_listed(formats)}")
 
 
+def _too_many(format: str) -> InvalidImage:
+    return InvalidImage(f"the {format} image is broken: over {MAX_SEGMENTS} segments")
+
+
 def _header(
     format: str, width: int, height: int, exif: bytes | None, complete: bool
 ) -> ImageHeader:
@@ -99,14 +110,11 @@ def _jpeg(data: bytes) -> ImageHeader:
     width = height = 0
     exif = None
     position = 2
-    while True:
-        position = data.index(b"\xff", position) if position < len(data) else len(data)
-        while data[position] == 0xFF:
-            position += 1
-        marker = data[position]
-        position += 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            continue
+    for _ in range(MAX_SEGMENTS):
+        found = _JPEG_SEGMENT.search(data, position)
+        if found is None:
+            raise EOFError
+        marker, position = found[1][0], found.end()
         length = struct.unpack_from(">H", data, position)[0]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 3)
@@ -117,6 +125,7 @@ def _jpeg(data: bytes) -> ImageHeader:
             complete = marker == 0xD9 or data.rfind(b"\xff\xd9") >= position + length
             return _header("JPEG", width, height, exif, complete)
         position += length
+    raise _too_many("JPEG")
 
 
 def _png(data: bytes) -> ImageHeader:
@@ -125,17 +134,19 @@ def _png(data: bytes) -> ImageHeader:
         raise InvalidImage("the PNG image is broken: it does not start with IHDR")
     exif = None
     position = 8
-    while position + 8 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if position + 8 > len(data):
+            return _header("PNG", width, height, exif, complete=False)
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
-            break
+            return _header("PNG", width, height, exif, complete=False)
         if kind == b"eXIf":
             exif = data[position + 8 : end - 4]
         elif kind == b"IEND":
             return _header("PNG", width, height, exif, complete=True)
         position = end
-    return _header("PNG", width, height, exif, complete=False)
+    raise _too_many("PNG")
 
 
 def _bmp(data: bytes) -> ImageHeader:
@@ -160,12 +171,14 @@ def _webp(data: bytes) -> ImageHeader:
         raise InvalidImage("the WEBP image is broken: it does not start with VP8, VP8L or VP8X")
     exif = None
     position = 12
-    while kind == b"VP8X" and position + 8 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if kind != b"VP8X" or position + 8 > len(data):
+            return _header("WEBP", width, height, exif, complete=riff_size + 8 <= len(data))
         length = struct.unpack_from("<I", data, position + 4)[0]
         if data[position : position + 4] == b"EXIF":
             exif = data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
         position += 8 + length + length % 2
-    return _header("WEBP", width, height, exif, complete=riff_size + 8 <= len(data))
+    raise _too_many("WEBP")
 
 
 _READERS: dict[str, Callable[[bytes], ImageHeader]] = {

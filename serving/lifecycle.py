@@ -169,9 +169,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve_metrics(
-    settings: Settings, metrics: Metrics
-) -> tuple[WSGIServer, threading.Thread]:
+def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
     try:
         return start_http_server(settings.metrics_port, settings.host, metrics.registry)
     except OSError as error:

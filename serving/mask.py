@@ -71,15 +71,14 @@ def encode(view: MaskView, format: str) -> Encoded:
 def format_for_accept(accept: str) -> str | None:
     """The format that an HTTP ``Accept`` header prefers; None where it takes none of ours.
 
+    The highest quality wins, then the more specific media range, then the earlier in the header.
     Several formats may share a media type; the first of them in :data:`FORMATS` answers.
     """
-    best, best_quality = None, 0.0
-    for entry in accept.split(","):
-        media_range, *parameters = (part.strip().lower() for part in entry.split(";"))
-        quality = _quality(parameters)
-        name = _first_format(media_range)
-        if name is not None and quality > best_quality:
-            best, best_quality = name, quality
+    best, best_rank = None, (0.0, 0, 0)
+    for name, format in FORMATS.items():
+        rank = _rank(format.media_type, accept)
+        if rank[0] > 0 and (best is None or rank > best_rank):
+            best, best_rank = name, rank
     return best
 
 
@@ -87,6 +86,18 @@ def warm() -> None:
     """Compiles the loop of this module (once), so that no request waits for it."""
     pixel = np.zeros((1, 1), np.uint8)
     _overlay(MaskView(pixel, ("a",), ((0, 0, 0),), image=np.zeros((1, 1, 3), np.uint8)))
+
+
+def _rank(media_type: str, accept: str) -> tuple[float, int, int]:
+    """Quality, specificity and place of the most specific range that ``media_type`` is in."""
+    kind, _, subtype = media_type.partition("/")
+    ranges = {f"{kind}/{subtype}": 2, f"{kind}/*": 1, "*/*": 0}
+    specificity, quality, place = -1, 0.0, 0
+    for k, entry in enumerate(accept.split(",")):
+        media_range, *parameters = (part.strip().lower() for part in entry.split(";"))
+        if ranges.get(media_range, -1) > specificity:
+            specificity, quality, place = ranges[media_range], _quality(parameters), -k
+    return quality, specificity, place
 
 
 def _quality(parameters: list[str]) -> float:
@@ -98,15 +109,6 @@ def _quality(parameters: list[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
-
-
-def _first_format(media_range: str) -> str | None:
-    kind, _, subtype = media_range.partition("/")
-    for name, format in FORMATS.items():
-        own_kind, _, own_subtype = format.media_type.partition("/")
-        if kind in (own_kind, "*") and subtype in (own_subtype, "*"):
-            return name
-    return None
 
 
 def _png(view: MaskView) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads a Triton model repository: ``<name>/config.pbtxt``, ``labels.txt``, ``<version>/model.onnx``.
+"""Reads a Triton model repository: ``<name>/{config.pbtxt,labels.txt,<version>/model.onnx}``.
 
 ``config.pbtxt`` is Triton's ``ModelConfig``; fields mean what they mean there. What this server
 does not do is refused by name, never ignored. Segmentation facts are in ``parameters``.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -19,11 +20,18 @@ from tritonclient.grpc import model_config_pb2
 from serving.errors import InvalidModel
 from serving.palette import LabelSet, default_palette, parse_palette
 
-ModelConfig = model_config_pb2.ModelConfig
+ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MAX_CLASSES = 255
+
+TENSOR_TYPES = {
+    "image": model_config_pb2.TYPE_UINT8,
+    "mask": model_config_pb2.TYPE_UINT8,
+    "confidence": model_config_pb2.TYPE_UINT8,
+    "logits": model_config_pb2.TYPE_FP32,
+}
 
 # Fields of ModelConfig that change behaviour and that this server does not implement.
 UNSUPPORTED_FIELDS = (
@@ -119,7 +127,7 @@ def _read_config(path: Path) -> ModelConfig:
     config.name = path.name
     if config.platform != "onnxruntime_onnx" and config.backend != "onnxruntime":
         raise InvalidModel(
-            f'{file}: platform {config.platform or config.backend!r} is not served here; '
+            f"{file}: platform {config.platform or config.backend!r} is not served here; "
             f'use "onnxruntime_onnx"'
         )
     present = {descriptor.name for descriptor, _ in config.ListFields()}
@@ -140,14 +148,12 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _check_tensors(file: Path, config: ModelConfig) -> None:
-    types = {"image": model_config_pb2.TYPE_UINT8, "mask": model_config_pb2.TYPE_UINT8,
-             "confidence": model_config_pb2.TYPE_UINT8, "logits": model_config_pb2.TYPE_FP32}  # fmt: skip
     if [tensor.name for tensor in config.input] != ["image"]:
         raise InvalidModel(f"{file}: expected one input, image: TYPE_UINT8 [H, W, 3]")
     if not config.output:
         raise InvalidModel(f"{file}: no output; expected mask, logits or both")
     for tensor in (*config.input, *config.output):
-        if tensor.data_type != types.get(tensor.name):
+        if tensor.data_type != TENSOR_TYPES.get(tensor.name):
             raise InvalidModel(
                 f"{file}: {tensor.name} is {model_config_pb2.DataType.Name(tensor.data_type)}; "
                 f"known: image and mask TYPE_UINT8, logits TYPE_FP32"

@@ -15,11 +15,6 @@ import numpy.typing as npt
 
 from serving.errors import InvalidRequest
 
-DTYPES: dict[str, np.dtype[np.generic]] = {
-    "UINT8": np.dtype(np.uint8),
-    "FP32": np.dtype("<f4"),
-}
-
 
 @dataclass(frozen=True)
 class Tensor:
@@ -37,7 +32,9 @@ class Tensor:
         return self.data.tobytes()
 
 
-def read_tensor(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> Tensor:
+def read_tensor(
+    name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview
+) -> Tensor:
     """A tensor from its binary form.
 
     Raises:
@@ -50,15 +47,13 @@ def read_tensor(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | m
         elements *= size
     if datatype == "BYTES":
         return Tensor(name, datatype, shape, _split_bytes(name, elements, raw))
-    if datatype not in DTYPES:
+    if datatype != "UINT8":
         raise InvalidRequest(f"input {name!r}: datatype {datatype} is neither UINT8 nor BYTES")
-    dtype = DTYPES[datatype]
-    if len(raw) != elements * dtype.itemsize:
+    if len(raw) != elements:
         raise InvalidRequest(
-            f"input {name!r}: {datatype} {list(shape)} takes {elements * dtype.itemsize} bytes, "
-            f"got {len(raw)}"
+            f"input {name!r}: UINT8 {list(shape)} takes {elements} bytes, got {len(raw)}"
         )
-    return Tensor(name, datatype, shape, np.frombuffer(raw, dtype).reshape(shape))
+    return Tensor(name, datatype, shape, np.frombuffer(raw, np.uint8).reshape(shape))
 
 
 def _split_bytes(name: str, elements: int, raw: bytes | memoryview) -> tuple[bytes, ...]:

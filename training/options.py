@@ -65,7 +65,9 @@ def parse_floats(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list of numbers") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no comma-separated list of numbers"
+        ) from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -82,9 +82,7 @@ def main() -> None:
     p.add_argument("--size", type=parse_size, required=True, metavar="HEIGHTxWIDTH")
     p.add_argument("--output", type=Path, required=True)
     a = p.parse_args()
-    network = build(
-        a.model, a.backbone, a.num_classes, *a.size, channel_multiplier=a.width
-    )
+    network = build(a.model, a.backbone, a.num_classes, *a.size, channel_multiplier=a.width)
     network.initialize()
     write_symbol(network, a.output / "network-symbol.json", *a.size)
 

@@ -1,4 +1,4 @@
-"""Trains a segmentation network: ``python training/train.py --dataset camvid --model icnet ...``."""
+"""Trains a network: ``python training/train.py --dataset camvid --model icnet ...``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Rewrites of a graph, one a file, each exact or with a stated bound.
 
 On the symbol: ``prune_heads``, ``cut_at_logits``. On the ONNX model: ``fold_batch_norm``,
-``fold_normalisation``, ``mask_head``.
+``factor_pyramid``, ``commute_resize``, ``fold_normalisation``, ``mask_head``.
 """

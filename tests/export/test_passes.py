@@ -5,7 +5,9 @@ import pytest
 from export.build import build_model
 from export.convert import convert
 from export.errors import ExportError, InvalidSymbol
+from export.passes.commute_resize import commute_resize
 from export.passes.cut_at_logits import cut_at_logits
+from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
 from export.passes.mask_head import mask_head
@@ -112,6 +114,71 @@ def test_fold_batch_norm_leaves_convolutions_that_others_read(writer, make_param
     (before,) = run_onnx(model, data())
     assert fold_batch_norm(model) == 0
     np.testing.assert_array_equal(run_onnx(model, data())[0], before)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [{}, {"kernel": 5}, {"dilate": (2, 2), "pad": (2, 2)}, {"stride": (2, 3)}, {"kernel": 1},
+     {"pad": (0, 2)}],
+)  # fmt: skip
+@pytest.mark.parametrize("order", ["first", "last", "middle"])
+def test_factor_pyramid_is_exact(writer, make_params, run_onnx, attrs, order):
+    base = writer.convolution("base", 0, 6)
+    branches = []
+    for bins in (1, 2, 3, 6):
+        pooled = writer.add("_contrib_AdaptiveAvgPooling2D", f"pool{bins}", base, output_size=bins)
+        reduced = writer.convolution(f"reduce{bins}", pooled, 3, 1)
+        branches.append(writer.resize(f"up{bins}", reduced, *SIZE))
+    inputs = {"first": [base, *branches], "last": [*branches, base],
+              "middle": [*branches[:2], base, 0, *branches[2:]]}[order]  # fmt: skip
+    joined = writer.add("Concat", "pyramid", *inputs, dim=1)
+    graph = writer.graph(writer.convolution("merge", joined, 4, no_bias=False, **attrs))
+    model = convert(graph, make_params(graph, *SIZE), *SIZE)
+    (before,) = run_onnx(model, data())
+    assert factor_pyramid(model) == 1
+    assert "Resize" not in op_types(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert_close(run_onnx(model, data())[0], before)
+
+
+def test_factor_pyramid_leaves_large_branches_and_shared_concatenations(writer, make_params):
+    base = writer.convolution("base", 0, 6, stride=(2, 2))
+    joined = writer.add("Concat", "joined", 0, writer.resize("up", base, *SIZE), dim=1)
+    conv = writer.convolution("conv", joined, 4)
+    graph = writer.graph(writer.add("Concat", "both", conv, joined, dim=1))
+    model = convert(graph, make_params(graph, *SIZE), *SIZE)
+    names = op_types(model)
+    assert factor_pyramid(model) == 0
+    assert op_types(model) == names
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_commute_resize_is_exact(writer, make_params, run_onnx, aligned):
+    small = writer.convolution("small", 0, 8, stride=(4, 4))
+    size = {"height": SIZE[0], "width": SIZE[1], "align_corners": aligned}
+    up = writer.add("_contrib_BilinearResize2D", "up", small, **size)
+    graph = writer.graph(writer.convolution("score", up, 4, 1, no_bias=False))
+    model = convert(graph, make_params(graph, *SIZE), *SIZE)
+    (before,) = run_onnx(model, data())
+    assert commute_resize(model) == 1
+    assert op_types(model) == ["Conv", "Conv", "Resize"]
+    assert model.graph.output[0].name == model.graph.node[-1].output[0]
+    onnx.checker.check_model(model, full_check=True)
+    assert_close(run_onnx(model, data())[0], before)
+
+
+@pytest.mark.parametrize("why", ["shrinks", "more channels", "3x3", "shared"])
+def test_commute_resize_leaves_what_would_not_get_cheaper(writer, make_params, why):
+    small = writer.convolution("small", 0, 8, stride=(4, 4))
+    up = writer.resize("up", small, *((4, 4) if why == "shrinks" else SIZE))
+    score = writer.convolution(
+        "score", up, 16 if why == "more channels" else 8, 3 if why == "3x3" else 1
+    )
+    if why == "shared":
+        score = writer.add("elemwise_add", "sum", score, up)
+    graph = writer.graph(score)
+    model = convert(graph, make_params(graph, *SIZE), *SIZE)
+    assert commute_resize(model) == 0
 
 
 def test_fold_normalisation_is_exact_with_padding_and_resizes(make_network, make_params, run_onnx):

@@ -47,7 +47,7 @@ def test_aliases(alias, dataset):
 
 @pytest.mark.parametrize("dataset", ["", "../citys", "nothing"])
 def test_an_unknown_dataset_is_refused_with_the_known_ones(dataset):
-    with pytest.raises(ValueError, match="ade20k, camvid, citys, .*cityscapes"):
+    with pytest.raises(ValueError, match=r"ade20k, camvid, citys, .*cityscapes"):
         load_labels(dataset)
 
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving import interpolation
 from serving.geometry import Size
 from serving.restore import (
     confidence_from_logits,
@@ -133,6 +134,23 @@ def test_logits_may_be_read_only_or_a_view():
     assert np.array_equal(model_labels(logits, Size(20, 16)), expected)
 
 
+def test_no_argument_compiles_anew_after_warm():
+    """A request would wait for seconds."""
+    size = Size(20, 16)
+    for logits in (random_logits((3, 5, 4), 3), random_logits((2, 3, 5, 4), 3)[1]):
+        for writeable in (True, False):
+            logits.flags.writeable = writeable
+            labels_from_logits(logits, size, Size(7, 9), out=np.empty((2, 7, 9), np.uint8)[1])
+            confidence_from_logits(logits[:, ::2], size, Size(7, 9))
+            labels_nearest(logits[0].astype(np.uint8).T, Size(7, 9))
+    for loop in (
+        interpolation.fill_labels,
+        interpolation.fill_confidence,
+        interpolation.fill_nearest,
+    ):
+        assert len(loop.signatures) == 1
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (0, 3, 4), (1, 3, 4, 5)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="C,h,w"):
@@ -140,9 +158,9 @@ def test_other_shapes_are_refused(shape):
 
 
 def test_other_types_are_refused():
-    for restore in (labels_from_logits, confidence_from_logits):
+    for function in (labels_from_logits, confidence_from_logits):
         with pytest.raises(ValueError, match="float64"):
-            restore(np.zeros((3, 4, 5)), Size(3, 4), Size(3, 4))
+            function(np.zeros((3, 4, 5)), Size(3, 4), Size(3, 4))
 
 
 @settings(max_examples=100, deadline=None)

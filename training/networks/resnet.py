@@ -114,9 +114,7 @@ class Block(mx.gluon.HybridBlock):
                 self.downsample = nn.HybridSequential(prefix="down_")
                 with self.downsample.name_scope():
                     self.downsample.add(
-                        nn.Conv2D(
-                            out_channels, 1, stride, in_channels=in_channels, use_bias=False
-                        ),
+                        nn.Conv2D(out_channels, 1, stride, in_channels=in_channels, use_bias=False),
                         norm(out_channels),
                     )
 

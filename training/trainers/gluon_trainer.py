@@ -185,7 +185,10 @@ class GluonTrainer:
                 value = self._step(batch, loss, optimizer)
                 total += value
                 progress.update(task, advance=1, loss=total / (index + 1))
-                if not progress.console.is_terminal and (index + 1) % self.options.log_interval == 0:
+                if (
+                    not progress.console.is_terminal
+                    and (index + 1) % self.options.log_interval == 0
+                ):
                     print(
                         f"epoch {epoch + 1} iteration {index + 1}/{loader.batches} "
                         f"loss {total / (index + 1):.4f} lr {rate:.5f}",

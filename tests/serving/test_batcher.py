@@ -1,0 +1,238 @@
+"""The batcher, with an engine whose answers tell which image they belong to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from serving.batcher import Batcher, BatchLimits
+from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
+from serving.geometry import Size
+from serving.testing import FakeEngine
+
+SIZE = Size(4, 6)
+LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=5000)
+
+
+@dataclass
+class Notes:
+    """An observer that remembers."""
+
+    rejections: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    queue: int = 0
+
+    def queue_changed(self, length: int) -> None:
+        self.queue = length
+
+    def batch_done(self, size: int) -> None:
+        self.batches.append(size)
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.append(reason)
+
+
+@asynccontextmanager
+async def batching(
+    engine: FakeEngine, limits: BatchLimits = LIMITS, notes: Notes | None = None
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        engine.hold.set()
+        await asyncio.wait_for(batcher.drain(), 20)
+
+
+def image_of(label: int) -> npt.NDArray[np.uint8]:
+    return np.full((SIZE.height, SIZE.width, 3), label * 32 + 5, np.uint8)
+
+
+async def label_of(batcher: Batcher, label: int, timeout_s: float | None = None) -> int:
+    inferred = await batcher.submit(image_of(label), timeout_s=timeout_s)
+    assert inferred.prediction.logits is not None
+    labels = np.unique(inferred.prediction.logits.argmax(0))
+    assert labels.size == 1
+    return int(labels[0])
+
+
+async def occupy(batcher: Batcher, engine: FakeEngine) -> asyncio.Task[int]:
+    """Keeps the engine busy until ``engine.hold`` is set."""
+    engine.hold.clear()
+    task = asyncio.create_task(label_of(batcher, 7))
+    while not engine.batch_sizes:
+        await asyncio.sleep(0.001)
+    return task
+
+
+async def test_many_different_images_get_their_own_answers() -> None:
+    engine, notes = FakeEngine(SIZE, delay_s=0.002), Notes()
+    async with batching(engine, notes=notes) as batcher:
+        labels = [i % 8 for i in range(50)]
+        assert await asyncio.gather(*(label_of(batcher, n) for n in labels)) == labels
+    assert max(engine.batch_sizes) == 4
+    assert sum(notes.batches) == 50
+    assert notes.queue == 0
+    assert engine.closed
+
+
+async def test_images_that_wait_run_as_one_batch() -> None:
+    engine = FakeEngine(SIZE)
+    async with batching(engine) as batcher:
+        first = await occupy(batcher, engine)
+        others = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        engine.hold.set()
+        assert await asyncio.gather(first, *others) == [7, 1, 2, 3]
+    assert engine.batch_sizes == [1, 3]
+
+
+async def test_the_delay_waits_for_company() -> None:
+    limits = BatchLimits(100, 1 << 20, 5000, delay_ms=2000)
+    engine = FakeEngine(SIZE)
+    async with batching(engine, limits) as batcher:
+        tasks = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0.02)
+        assert engine.batch_sizes == []
+        # The fourth makes the batch full: nobody waits the two seconds.
+        tasks.append(asyncio.create_task(label_of(batcher, 4)))
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 1.5) == [1, 2, 3, 4]
+    assert engine.batch_sizes == [4]
+
+
+async def test_a_cancelled_caller_does_not_disturb_its_batch_mates() -> None:
+    engine = FakeEngine(SIZE)
+    async with batching(engine) as batcher:
+        running = await occupy(batcher, engine)
+        waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        waiting[1].cancel()
+        running.cancel()
+        await asyncio.sleep(0.01)
+        engine.hold.set()
+        assert await asyncio.gather(waiting[0], waiting[2]) == [1, 3]
+        assert running.cancelled()
+        assert waiting[1].cancelled()
+    # The cancelled one had left the queue before the batch was made.
+    assert engine.batch_sizes == [1, 2]
+
+
+async def test_a_caller_cancelled_while_its_batch_runs_does_not_disturb_it() -> None:
+    engine = FakeEngine(SIZE)
+    async with batching(engine) as batcher:
+        running = await occupy(batcher, engine)
+        mates = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
+        await asyncio.sleep(0.01)
+        engine.hold.set()
+        await running
+        engine.hold.clear()
+        while len(engine.batch_sizes) < 2:
+            await asyncio.sleep(0.001)
+        mates[0].cancel()
+        engine.hold.set()
+        assert await mates[1] == 2
+        assert await label_of(batcher, 3) == 3
+
+
+async def test_a_full_queue_refuses_and_names_the_setting() -> None:
+    limits, notes, engine = BatchLimits(2, 1 << 20, 5000), Notes(), FakeEngine(SIZE)
+    async with batching(engine, limits, notes) as batcher:
+        running = await occupy(batcher, engine)
+        waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull, match="max_queue_size"):
+            await label_of(batcher, 3)
+        engine.hold.set()
+        assert await asyncio.gather(running, *waiting) == [7, 1, 2]
+        assert await label_of(batcher, 4) == 4
+    assert notes.rejections == ["queue_size"]
+
+
+async def test_a_queue_is_bounded_by_bytes() -> None:
+    image_bytes = SIZE.height * SIZE.width * 3
+    limits, notes, engine = BatchLimits(100, image_bytes * 3, 5000), Notes(), FakeEngine(SIZE)
+    async with batching(engine, limits, notes) as batcher:
+        running = await occupy(batcher, engine)
+        waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull, match="max_queue_bytes"):
+            await label_of(batcher, 4)
+        engine.hold.set()
+        assert await asyncio.gather(running, *waiting) == [7, 1, 2, 3]
+    assert notes.rejections == ["queue_bytes"]
+
+
+async def test_a_deadline_passes_while_the_engine_is_busy() -> None:
+    notes, engine = Notes(), FakeEngine(SIZE)
+    async with batching(engine, notes=notes) as batcher:
+        running = await occupy(batcher, engine)
+        patient = asyncio.create_task(label_of(batcher, 2))
+        with pytest.raises(DeadlineExceeded, match="queue_timeout_ms"):
+            await asyncio.wait_for(label_of(batcher, 1, timeout_s=0.03), 2)
+        assert not running.done()
+        engine.hold.set()
+        assert await asyncio.gather(running, patient) == [7, 2]
+    assert notes.rejections == ["deadline"]
+    assert engine.batch_sizes == [1, 1]
+
+
+async def test_the_queue_timeout_holds_for_everybody() -> None:
+    limits, engine = BatchLimits(100, 1 << 20, queue_timeout_ms=20), FakeEngine(SIZE)
+    async with batching(engine, limits) as batcher:
+        running = await occupy(batcher, engine)
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(label_of(batcher, 1, timeout_s=60), 2)
+        engine.hold.set()
+        assert await running == 7
+
+
+async def test_a_failed_run_fails_its_own_images_only() -> None:
+    engine = FakeEngine(SIZE, failing_runs=frozenset({1}))
+    async with batching(engine) as batcher:
+        running = await occupy(batcher, engine)
+        doomed = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
+        await asyncio.sleep(0.01)
+        engine.hold.set()
+        assert await running == 7
+        for task in doomed:
+            with pytest.raises(EngineFailed, match="run 1 fails"):
+                await task
+        assert await label_of(batcher, 5) == 5
+
+
+async def test_instances_run_side_by_side() -> None:
+    engine = FakeEngine(SIZE, instances=2, max_batch_size=1)
+    async with batching(engine) as batcher:
+        engine.hold.clear()
+        tasks = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
+        while len(engine.batch_sizes) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert engine.batch_sizes == [1, 1]
+        engine.hold.set()
+        assert await asyncio.gather(*tasks) == [1, 2, 3]
+
+
+async def test_draining_answers_what_waits_and_takes_nothing_new() -> None:
+    engine = FakeEngine(SIZE)
+    async with batching(engine) as batcher:
+        running = await occupy(batcher, engine)
+        waiting = asyncio.create_task(label_of(batcher, 1))
+        await asyncio.sleep(0.01)
+        draining = asyncio.create_task(batcher.drain())
+        await asyncio.sleep(0.01)
+        with pytest.raises(NotReady):
+            await label_of(batcher, 2)
+        assert not draining.done()
+        engine.hold.set()
+        assert await asyncio.gather(running, waiting) == [7, 1]
+        await asyncio.wait_for(draining, 5)
+        assert engine.closed

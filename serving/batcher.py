@@ -108,13 +108,16 @@ class Batcher:
         """
         if self._closing:
             raise NotReady("the model is being unloaded; try again shortly")
-        self._check_room(image.nbytes)
-        loop = asyncio.get_running_loop()
-        item = _Item(image, self.clock(), loop.create_future())
         wait = self.limits.queue_timeout_ms / 1000.0
         if timeout_s is not None:
             wait = min(wait, timeout_s)
-        item.timer = loop.call_later(max(0.0, wait), self._expire, item, wait)
+        if wait <= 0.0:
+            self.observer.rejected("deadline")
+            raise DeadlineExceeded("the deadline had passed before the image reached the queue")
+        self._check_room(image.nbytes)
+        loop = asyncio.get_running_loop()
+        item = _Item(image, self.clock(), loop.create_future())
+        item.timer = loop.call_later(wait, self._expire, item, wait)
         self._queue.append(item)
         self._queued_bytes += image.nbytes
         self._idle.clear()

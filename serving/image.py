@@ -47,7 +47,7 @@ def decode(
     if header.width * header.height > max_megapixels * 1e6:
         raise TooLarge(
             f"the image has {header.height}x{header.width} pixels, more than"
-            f" max_megapixels = {max_megapixels:g} allows; send a smaller one"
+            f" max_image_megapixels = {max_megapixels:g} allows; send a smaller one"
         )
     if not header.complete:
         raise InvalidImage(f"the {header.format} image is truncated: its end is missing")

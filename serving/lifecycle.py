@@ -75,6 +75,7 @@ class Server:
         self.segmenter = Segmenter(self.registry, self.metrics, settings, self.pool)
         self.dataplane = Dataplane(self.segmenter)
         self.ports = Ports(0, 0, 0)
+        self._socket: socket.socket | None = None
         self._http: _HttpServer | None = None
         self._http_task: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -104,8 +105,8 @@ class Server:
 
     async def _bind(self) -> None:
         s = self.settings
-        http_socket = _listen(s.host, s.http_port)
-        http_port = http_socket.getsockname()[1]
+        self._socket = _listen(s.host, s.http_port)
+        http_port = self._socket.getsockname()[1]
         self._metrics_server = _serve_metrics(s, self.metrics)
         self._grpc, grpc_port = build_grpc_server(
             self.segmenter, self.dataplane, s, lambda: self.ready
@@ -120,7 +121,7 @@ class Server:
             backlog=2048,
         )
         self._http = _HttpServer(config)
-        self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started and not self._http_task.done():
             await asyncio.sleep(0.005)
         self.ports = Ports(http_port, grpc_port, self._metrics_server[0].server_port)
@@ -140,6 +141,8 @@ class Server:
             self._http.should_exit = True
             stopping.append(self._http_task)
         await asyncio.gather(*stopping)
+        if self._socket is not None:
+            self._socket.close()
         await self.registry.drain()
         if self._metrics_server is not None:
             server, thread = self._metrics_server

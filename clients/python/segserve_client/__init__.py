@@ -1,0 +1,18 @@
+"""Python client of segserve.
+
+::
+
+    from segserve_client import Client
+
+    with Client("localhost:8001", model="icnet") as client:
+        result = client.segment("street.jpg")
+        print(result.mask.shape, result.classes)
+        result.save("street.png")
+"""
+
+from segserve_client.client import Client
+from segserve_client.description import Description
+from segserve_client.errors import SegserveError
+from segserve_client.result import Result
+
+__all__ = ["Client", "Description", "Result", "SegserveError"]

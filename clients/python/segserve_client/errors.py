@@ -1,0 +1,37 @@
+"""The one error of this client, made from a failed call."""
+
+from __future__ import annotations
+
+import grpc
+
+# The server names its own errors in this trailing metadata; gRPC's lack it.
+REASON_KEY = "segserve-code"
+
+
+class SegserveError(Exception):
+    """A call that failed; the text is the server's own, or says what to do.
+
+    Attributes:
+        code: the gRPC status name, e.g. ``NOT_FOUND``.
+        reason: the server's name for its error, e.g. ``model_not_found``; empty where no
+            segserve answered.
+    """
+
+    def __init__(self, message: str, code: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+def from_rpc_error(error: grpc.RpcError, address: str, timeout_s: float) -> SegserveError:
+    """Names the address and a remedy where gRPC, not the server, gave up."""
+    code, text = error.code().name, error.details() or ""
+    reason = dict(error.trailing_metadata() or ()).get(REASON_KEY, "")
+    if not reason and code == "UNAVAILABLE":
+        text = (
+            f"no segserve answers at {address} ({text}); start one with `segserve serve`, "
+            f"or name the host and gRPC port (8001 unless set) of another"
+        )
+    elif not reason and code == "DEADLINE_EXCEEDED":
+        text = f"no answer from {address} within {timeout_s:g} s; raise timeout_s"
+    return SegserveError(text, code, str(reason))

@@ -1,0 +1,76 @@
+"""A label map with what is needed to show it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from segserve_client.description import Color
+
+# As in the server's own PNGs: neither black nor any class.
+IGNORE_COLOR: Color = (224, 224, 192)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One segmented image.
+
+    Attributes:
+        mask: class ids, uint8 ``[H,W]``.
+        classes: names; ``classes[i]`` and ``palette[i]`` (RGB, 0-255) belong to id i.
+        timings: seconds the server spent in each stage.
+        model: the model that answered, and its ``version``.
+        image_size: height and width of the image that was sent, after EXIF orientation.
+        ignore_label: the id of pixels that belong to no class.
+        confidence: uint8 ``[H,W]``, 255 for certain, where it was asked for.
+    """
+
+    mask: npt.NDArray[np.uint8]
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    timings: dict[str, float]
+    model: str
+    version: int
+    image_size: tuple[int, int]
+    ignore_label: int = 255
+    confidence: npt.NDArray[np.uint8] | None = None
+
+    def colored(self) -> npt.NDArray[np.uint8]:
+        """The mask in its classes' colours, RGB uint8 ``[H,W,3]``."""
+        return self._colors()[self.mask]
+
+    def save(self, path: str | Path) -> None:
+        """Writes an indexed PNG, whatever the suffix: pixel values are the class ids.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        image = Image.fromarray(self.mask)
+        image.putpalette(self._colors().tobytes())
+        image.save(path, "PNG")
+
+    def _colors(self) -> npt.NDArray[np.uint8]:
+        colors = np.zeros((256, 3), np.uint8)
+        colors[self.ignore_label & 255] = IGNORE_COLOR
+        colors[: len(self.palette)] = np.array(self.palette, np.uint8).reshape(-1, 3)
+        return colors
+
+
+def decode_map(png: bytes) -> npt.NDArray[np.uint8]:
+    """The pixel values of an indexed or gray PNG, uint8 ``[H,W]``.
+
+    Raises:
+        ValueError: a PNG of another kind.
+        OSError: no PNG at all.
+    """
+    # Image.open would refuse sizes that the server allows.
+    with PngImageFile(io.BytesIO(png)) as image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"a label map is an 8-bit indexed or gray PNG, not {image.mode}")
+        return np.array(image)

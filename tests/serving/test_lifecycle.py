@@ -1,0 +1,175 @@
+"""Start and stop, of the real command and in process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_model
+
+from serving.errors import InvalidModel
+from serving.testing import FakeEngine, ServerThread
+
+SEGMENT = "/v2/models/bands/segment?format=raw"
+# The command itself, but for the engine: slow enough to be caught at work.
+SLOW_SERVER = """
+import asyncio, sys
+from band_model import MODEL_SIZE, serve_fake
+from pathlib import Path
+from serving.commands.serve import greeting
+from serving.lifecycle import Server, run
+from serving.settings import Settings
+from serving.testing import FakeEngine
+
+async def main():
+    settings = Settings(repository=Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0,
+                        drain_seconds=1.0)
+    server = Server(settings, serve_fake(FakeEngine(MODEL_SIZE, delay_s=0.8)))
+    ready = asyncio.Event()
+    task = asyncio.create_task(run(server, ready))
+    await ready.wait()
+    print(greeting(server), flush=True)
+    await task
+
+asyncio.run(main())
+"""
+
+
+def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    support = Path(__file__).parents[1] / "support"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SERVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=support,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert found, line
+        answers: list[httpx.Response] = []
+        with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=30) as http:
+            data = encode(bands(60, 80))
+            caller = threading.Thread(
+                target=lambda: answers.append(httpx.post(http.base_url.join(SEGMENT), content=data,
+                                                         timeout=30))
+            )  # fmt: skip
+            caller.start()
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            assert http.get("/v2/health/ready").status_code == 503
+            assert http.get("/v2/health/live").status_code == 200
+            caller.join(20)
+        assert process.wait(20) == 0
+        assert [answer.status_code for answer in answers] == [200]
+        assert len(answers[0].content) == 60 * 80
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("port", ["http", "grpc", "metrics"])
+def test_a_busy_port_is_an_error_that_names_it(tmp_path: Path, port: str) -> None:
+    write_model(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        settings = free_ports(tmp_path).model_copy(update={f"{port}_port": number})
+        with (
+            pytest.raises(OSError, match=str(number)),
+            ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))),
+        ):
+            pass
+
+
+def test_two_servers_in_one_process_share_no_state(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    engines = [FakeEngine(MODEL_SIZE), FakeEngine(MODEL_SIZE)]
+    settings = free_ports(tmp_path)
+    with (
+        ServerThread(settings, serve_fake(engines[0])) as first,
+        ServerThread(settings, serve_fake(engines[1])) as second,
+    ):
+        url = f"http://127.0.0.1:{first.ports.http}"
+        assert httpx.post(url + SEGMENT, content=encode(bands(60, 80))).status_code == 200
+        page = httpx.get(f"http://127.0.0.1:{second.ports.http}/metrics").text
+        assert "segserve_requests_total{" not in page
+        assert [len(engine.batch_sizes) for engine in engines] == [1, 0]
+    assert all(engine.closed for engine in engines)
+
+
+def test_one_broken_model_does_not_stop_the_others(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    broken = write_model(tmp_path, "broken")
+    (broken / "labels.txt").unlink()
+    settings = free_ports(tmp_path)
+    with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
+        url = f"http://127.0.0.1:{server.ports.http}"
+        assert httpx.get(url + "/v2/health/ready").status_code == 200
+        assert httpx.post(url + SEGMENT, content=encode(bands(60, 80))).status_code == 200
+        answer = httpx.post(url + "/v2/models/broken/segment", content=b"x")
+        assert answer.status_code == 404
+        assert "labels.txt is missing" in answer.json()["error"]
+    with (
+        pytest.raises(InvalidModel, match="labels"),
+        ServerThread(settings.model_copy(update={"strict": True}),
+                     serve_fake(FakeEngine(MODEL_SIZE))),
+    ):  # fmt: skip
+        pass
+
+
+def test_a_full_server_answers_429_with_the_setting(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    engine = FakeEngine(MODEL_SIZE)
+    settings = free_ports(tmp_path).model_copy(update={"max_queue_size": 1})
+    with ServerThread(settings, serve_fake(engine)) as server:
+        url = f"http://127.0.0.1:{server.ports.http}{SEGMENT}"
+        data = encode(bands(60, 80))
+        engine.hold.clear()
+        codes: list[int] = []
+        callers = [
+            threading.Thread(
+                target=lambda: codes.append(httpx.post(url, content=data, timeout=30).status_code)
+            )
+            for _ in range(2)
+        ]
+        callers[0].start()
+        while not engine.batch_sizes:
+            time.sleep(0.005)
+        callers[1].start()
+        waiting = 'segserve_queue_length{model="bands"} 1.0'
+        while waiting not in httpx.get(f"http://127.0.0.1:{server.ports.http}/metrics").text:
+            time.sleep(0.005)
+        refused = httpx.post(url, content=data)
+        assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+        assert "max_queue_size" in refused.json()["error"]
+        assert refused.headers["retry-after"] == "1"
+        engine.hold.set()
+        for caller in callers:
+            caller.join(20)
+        assert codes == [200, 200]
+        page = httpx.get(f"http://127.0.0.1:{server.ports.http}/metrics").text
+        assert 'segserve_rejected_total{model="bands",reason="queue_size"} 1.0' in page
+
+
+def test_an_engine_that_raises_answers_500_and_recovers(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    engine = FakeEngine(MODEL_SIZE, failing_runs=frozenset({0}))
+    with ServerThread(free_ports(tmp_path), serve_fake(engine)) as server:
+        url = f"http://127.0.0.1:{server.ports.http}{SEGMENT}"
+        data = encode(bands(60, 80))
+        answer = httpx.post(url, content=data)
+        assert (answer.status_code, answer.json()["code"]) == (500, "engine_failed")
+        assert httpx.post(url, content=data).status_code == 200

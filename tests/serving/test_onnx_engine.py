@@ -1,0 +1,127 @@
+"""The embedded engine on small hand-made graphs of the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from serving.engines.cut import cut_graph
+from serving.engines.onnx import OnnxEngine
+from serving.errors import InvalidModel
+from serving.geometry import Size
+from serving.restore import model_labels
+
+
+def make_graph(
+    outputs: tuple[str, ...] = ("mask", "logits"),
+    height: int | str = 4,
+    channels: int = 3,
+    datatype: int = TensorProto.UINT8,
+) -> onnx.ModelProto:
+    """``logits`` are the channels as floats; ``mask`` is their argmax."""
+    shape = ["N", height, 6, channels]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["planes", "one"], ["logits"]),
+        helper.make_node("ArgMax", ["logits"], ["winner"], axis=1, keepdims=0),
+        helper.make_node("Add", ["winner", "zero"], ["shifted"]),
+        helper.make_node("Cast", ["shifted"], ["mask"], to=TensorProto.UINT8),
+    ]
+    known = {
+        "mask": helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", height, 6]),
+        "logits": helper.make_tensor_value_info(
+            "logits", TensorProto.FLOAT, ["N", channels, height, 6]
+        ),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", datatype, shape)],
+        [known[name] for name in outputs],
+        [
+            helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
+            helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def open_engine(tmp_path: Path, model: onnx.ModelProto, **options: int) -> OnnxEngine:
+    path = tmp_path / "model.onnx"
+    onnx.save(model, str(path))
+    return OnnxEngine(
+        path,
+        instances=options.get("instances", 1),
+        threads=options.get("threads", 1),
+        max_batch_size=options.get("max_batch_size", 2),
+    )
+
+
+def image(n: int = 2) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 255, (n, 4, 6, 3), np.uint8)
+
+
+def test_logits_are_taken_where_the_graph_has_them(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path, make_graph())
+    assert engine.spec.size == Size(4, 6)
+    assert (engine.spec.num_classes, engine.spec.logits_size) == (3, Size(4, 6))
+    assert engine.spec.precision == "fp32"
+    engine.warm()
+    batch = image()
+    prediction = engine.run(batch)
+    assert prediction.mask is None
+    assert prediction.logits is not None
+    np.testing.assert_array_equal(prediction.logits, batch.transpose(0, 3, 1, 2))
+    labels = model_labels(prediction[1].logits, Size(4, 6))
+    np.testing.assert_array_equal(labels, batch[1].argmax(-1))
+    engine.close()
+
+
+def test_a_graph_with_a_mask_alone_is_served_too(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path, make_graph(("mask",)), instances=2)
+    assert engine.spec.logits_size is None
+    batch = image()
+    prediction = engine.run(batch)
+    assert prediction.logits is None
+    np.testing.assert_array_equal(prediction.mask, batch.argmax(-1))
+
+
+def test_cutting_drops_the_nodes_and_weights_that_nobody_needs() -> None:
+    whole = make_graph()
+    cut = cut_graph(whole, "logits")
+    assert [node.op_type for node in cut.graph.node] == ["Cast", "Transpose", "Mul"]
+    assert [item.name for item in cut.graph.initializer] == ["one"]
+    assert [item.name for item in cut.graph.output] == ["logits"]
+    assert len(whole.graph.node) == 6
+    onnx.checker.check_model(cut)
+    with pytest.raises(ValueError, match="mask, logits"):
+        cut_graph(whole, "depth")
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (make_graph(channels=4), r"UINT8 \[N,H,W,3\]"),
+        (make_graph(datatype=TensorProto.FLOAT), "FLOAT"),
+        (make_graph(height="H"), "static"),
+        (make_graph(outputs=()), "needed: logits or mask"),
+    ],
+    ids=["four channels", "floats", "dynamic size", "no outputs"],
+)
+def test_graphs_beside_the_contract_are_refused_by_name(
+    tmp_path: Path, model: onnx.ModelProto, text: str
+) -> None:
+    with pytest.raises(InvalidModel, match=text):
+        open_engine(tmp_path, model)
+
+
+def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no graph at all")
+    with pytest.raises(InvalidModel, match=r"model\.onnx"):
+        OnnxEngine(path, instances=1, threads=1, max_batch_size=1)

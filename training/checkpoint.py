@@ -48,12 +48,22 @@ class RunFolder:
         return self.path / "trainer.states"
 
     @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.csv"
 
-    def start(self, options: dict[str, object]) -> None:
-        """Creates the folder and notes the command and its options."""
+    def start(self, options: dict[str, object], *, resumed: bool) -> None:
+        """Creates the folder and notes the command and its options.
+
+        The log and the state of an earlier run there go, unless it is ``resumed``.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            self.log.unlink(missing_ok=True)
+            self.state.unlink(missing_ok=True)
         command = shlex.join(["python", *sys.argv])
         replace_text(self.path / "command.txt", command + "\n")
         text = json.dumps(options, indent=2, sort_keys=True, default=str)
@@ -61,11 +71,12 @@ class RunFolder:
 
     def read_state(self) -> RunState:
         """The state of the last finished epoch; a fresh one where there is none."""
-        file = self.path / "state.json"
-        return RunState(**json.loads(file.read_text())) if file.exists() else RunState()
+        if not self.state.exists():
+            return RunState()
+        return RunState(**json.loads(self.state.read_text()))
 
     def write_state(self, state: RunState) -> None:
-        replace_text(self.path / "state.json", json.dumps(asdict(state)) + "\n")
+        replace_text(self.state, json.dumps(asdict(state)) + "\n")
 
     def append_log(self, row: dict[str, float]) -> None:
         """Adds a line to ``log.csv``; the first one makes the header."""

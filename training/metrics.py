@@ -23,7 +23,7 @@ class ConfusionMatrix:
         """Adds two uint8 maps of one shape.
 
         Raises:
-            ValueError: the shapes differ, or a prediction is no class.
+            ValueError: the shapes differ, or a label or a prediction is no class.
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ")
@@ -31,7 +31,10 @@ class ConfusionMatrix:
         guesses = prediction[counted].astype(np.int64)
         if guesses.size and int(guesses.max()) >= self.num_classes:
             raise ValueError(f"prediction {guesses.max()} is not below {self.num_classes}")
-        cells = truth[counted].astype(np.int64) * self.num_classes + guesses
+        labels = truth[counted].astype(np.int64)
+        if labels.size and int(labels.max()) >= self.num_classes:
+            raise ValueError(f"label {labels.max()} is not below {self.num_classes}")
+        cells = labels * self.num_classes + guesses
         counts = np.bincount(cells, minlength=self.num_classes**2)
         self.matrix += counts.reshape(self.num_classes, self.num_classes)
 

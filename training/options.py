@@ -29,6 +29,7 @@ class TrainOptions:
     momentum: float
     weight_decay: float
     no_wd: bool
+    clip_grad: float
     optimizer: str
     syncbn: bool
     ngpus: int
@@ -101,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--momentum", type=float, default=0.9)
     run.add_argument("--weight-decay", type=float, default=1e-4)
     run.add_argument("--no-wd", action="store_true", help="none on biases and batch norm")
+    run.add_argument("--clip-grad", type=float, default=0.0, help="largest gradient norm; 0: any")
     run.add_argument("--class-balance", type=float, default=0.0, help="power of 1/frequency")
     run.add_argument("--loss-weights", type=parse_floats, help="final,1/8,1/16; default 1,aux,aux")
     run.add_argument("--seed", type=int, default=1)
@@ -138,7 +140,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         height=a.crop_size[0], crop_width=a.crop_size[1], base_size=a.base_size,
         epochs=a.epochs, batch_size=a.batch_size, lr=a.lr, warmup_epochs=a.warmup_epochs,
         head_lr_mult=a.head_lr_mult, momentum=a.momentum, weight_decay=a.weight_decay,
-        no_wd=a.no_wd, optimizer=a.optimizer, syncbn=a.syncbn, ngpus=a.ngpus, no_cuda=a.no_cuda,
+        no_wd=a.no_wd, clip_grad=a.clip_grad, optimizer=a.optimizer, syncbn=a.syncbn,
+        ngpus=a.ngpus, no_cuda=a.no_cuda,
         workers=a.workers, seed=a.seed, resume=resume, run=run, no_val=a.no_val,
         eval_only=a.eval, val_interval=a.val_interval, log_interval=a.log_interval,
         scale_range=(a.scale_range[0], a.scale_range[1]), color_jitter=a.color_jitter,

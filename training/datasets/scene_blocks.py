@@ -228,5 +228,3 @@ def draw_fence(
         z += step * max(1.0, z / 12)
     for y in (0.12, height - 0.08):
         canvas.fill_world([(x, y, z0), (x, y + 0.08, z0), (x, y + 0.08, z1), (x, y, z1)], ink, None)
-
-

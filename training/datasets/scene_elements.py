@@ -43,9 +43,7 @@ def _make_noise() -> tuple[Floats, Floats]:
     for octave in range(9):
         cells = max(_TILE >> octave, 2)
         layer = rng.standard_normal((cells, cells), dtype=np.float32)
-        fractal += cv2.resize(layer, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC) * (
-            1.35**octave
-        )
+        fractal += cv2.resize(layer, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC) * (1.35**octave)
     return white, (fractal - fractal.mean()) / fractal.std()
 
 
@@ -274,5 +272,3 @@ def draw_sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> N
         for i, c in enumerate(lamps):
             on = 1.0 if i == lit else 0.22
             s.disc(0, t + (i - 1) * 0.37, 0.13, 0.13, (c[0] * on, c[1] * on, c[2] * on))
-
-

@@ -42,9 +42,7 @@ _SHAPES: dict[str, tuple[tuple[float, float], Profile, Profile]] = {
 _NAMES = ("hatchback", "saloon", "estate", "van", "bus")
 
 
-def draw_vehicle(
-    canvas: Canvas, rng: np.random.Generator, x: float, z: float, yaw: float
-) -> None:
+def draw_vehicle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, yaw: float) -> None:
     """A vehicle centred at (x, z), its front turned by yaw from straight ahead (radians)."""
     kind = str(rng.choice(_NAMES, p=(0.38, 0.27, 0.21, 0.1, 0.04)))
     if kind == "bus" and z < 18:
@@ -136,5 +134,3 @@ def _fill_end(
     plate: Colour = (215, 180, 50) if rear and rng.random() < 0.6 else (225, 225, 222)
     y = 0.62 if rear else 0.42
     fill([(u, y), (u, y + 0.11), (u, y + 0.11), (u, y)], [-0.27, -0.27, 0.27, 0.27], plate, 1.0)
-
-

@@ -17,6 +17,7 @@ from serving.palette import load_labels
 from serving.restore import labels_from_logits
 from training.checkpoint import RunFolder, RunState
 from training.datasets import SegmentationDataset, open_dataset
+from training.datasets.base import check_label_range
 from training.loader import Batch, Cached, Loader, Mixture
 from training.losses import CascadeLoss, balance_classes
 from training.metrics import ConfusionMatrix
@@ -132,7 +133,7 @@ class GluonTrainer:
             if o.resume.is_dir():
                 state = self.folder.read_state()
                 optimizer.load_states(str(self.folder.optimizer))
-        self.folder.start(asdict(o))
+        self.folder.start(asdict(o), resumed=o.resume is not None and o.resume.is_dir())
         write_symbol(self.network, self.folder.symbol, o.height, o.crop_width)
         schedule = PolySchedule(
             o.lr, o.epochs * loader.batches, warmup=round(o.warmup_epochs * loader.batches)
@@ -146,7 +147,7 @@ class GluonTrainer:
             if not o.no_val and (last or (epoch + 1) % o.val_interval == 0):
                 scores = self.validate()
                 row |= scores
-                if scores["miou"] > state.best_miou:
+                if state.best_epoch < 0 or scores["miou"] > state.best_miou:
                     state = replace(state, best_miou=scores["miou"], best_epoch=epoch)
                     write_parameters(self.network, self.folder.best)
             else:
@@ -214,8 +215,17 @@ class GluonTrainer:
                 terms.append(loss(*self.network(images), *targets))
         for term in terms:
             term.backward()
+        if self.options.clip_grad:
+            self._clip_gradients(self.options.clip_grad)
         optimizer.step(devices)
         return float(np.mean([term.asscalar() for term in terms]))
+
+    def _clip_gradients(self, norm: float) -> None:
+        """On each device; the mean over devices is then no longer than ``norm`` either."""
+        parameters = self.network.collect_params().values()
+        for context in self.contexts:
+            gradients = [p.grad(context) for p in parameters if p.grad_req != "null"]
+            mx.gluon.utils.clip_global_norm(gradients, norm)
 
     def _shards(
         self, batch: Batch, devices: int
@@ -258,6 +268,7 @@ class GluonTrainer:
         confusion = ConfusionMatrix(self.num_classes)
         for index in range(len(dataset)):
             image, label = dataset[index]
+            check_label_range(label, self.num_classes, dataset.name(index))
             original = Size(*image.shape[:2])
             pixels = prepare(image, plan(original, model))
             data = mx.nd.array(normalize(pixels)[None], ctx=self.contexts[0])

@@ -43,7 +43,7 @@ def blocks(network: mx.gluon.Block) -> Iterator[mx.gluon.Block]:
 
 
 def compare_with_gluoncv(image: mx.nd.NDArray, folder: Path) -> dict[str, object]:
-    from gluoncv.model_zoo import ICNet as Reference
+    from gluoncv.model_zoo.icnet import ICNet as Reference
 
     reference = Reference(
         CLASSES, backbone="resnet50", pretrained_base=False, height=HEIGHT, width=WIDTH
@@ -67,7 +67,9 @@ def compare_with_gluoncv(image: mx.nd.NDArray, folder: Path) -> dict[str, object
     }
 
 
-def small_network(norm_layer: type | None = None, norm_kwargs: dict[str, int] | None = None) -> ICNet:
+def small_network(
+    norm_layer: type | None = None, norm_kwargs: dict[str, int] | None = None
+) -> ICNet:
     return build("icnet", "resnet18", 11, HEIGHT, WIDTH, norm_layer, norm_kwargs, 0.5)
 
 
@@ -112,9 +114,7 @@ def save_and_load(image: mx.nd.NDArray, folder: Path) -> dict[str, object]:
             float(np.abs(a - b).max()) for a, b in zip(outputs[1:], low, strict=True)
         ),
         "reload_difference": float(np.abs(other(image)[0].asnumpy() - outputs[0]).max()),
-        "misfit": refusal(
-            lambda: read_parameters(wider, folder / "network.params", [mx.cpu()])
-        ),
+        "misfit": refusal(lambda: read_parameters(wider, folder / "network.params", [mx.cpu()])),
         "no_file": refusal(lambda: read_parameters(wider, folder / "none.params", [mx.cpu()])),
     }
 

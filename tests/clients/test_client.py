@@ -1,0 +1,266 @@
+"""The Python client against a real gRPC server on a loopback port."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+from segserve_client import Client, Result, SegserveError
+from segserve_client.errors import REASON_KEY
+from segserve_client.proto import segserve_pb2 as pb
+from segserve_client.proto import segserve_pb2_grpc
+
+from serving import png
+from serving.palette import plte
+
+COLORS = ((128, 64, 128), (244, 35, 232), (70, 70, 70))
+NAMES = ("road", "sidewalk", "building")
+
+
+class RedSegmenter(segserve_pb2_grpc.SegmenterServicer):
+    """Pixel values of red are the class ids; keeps the requests it gets."""
+
+    def __init__(self) -> None:
+        self.segment_requests: list[pb.SegmentRequest] = []
+        self.describe_requests: list[pb.DescribeRequest] = []
+        self.delay_s = 0.0
+
+    def Segment(self, request, context):  # noqa: N802
+        self.segment_requests.append(request)
+        time.sleep(self.delay_s)
+        if request.model != "icnet":
+            context.set_trailing_metadata(((REASON_KEY, "model_not_found"),))
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model!r}; known: icnet")
+        labels = np.asarray(Image.open(io.BytesIO(request.image)).convert("RGB"))[..., 0]
+        encoded = {
+            "png": lambda: png.indexed(np.ascontiguousarray(labels), plte(COLORS, 255)),
+            "confidence": lambda: png.gray(255 - labels),
+            "stats": lambda: json.dumps({"confidence": request.confidence}).encode(),
+            "raw": labels.tobytes,
+        }
+        return pb.SegmentResponse(
+            body=encoded[request.format](),
+            model=request.model,
+            version=request.version or 3,
+            image_height=labels.shape[0],
+            image_width=labels.shape[1],
+            mask_height=labels.shape[0],
+            mask_width=labels.shape[1],
+            stage_seconds={"infer": 0.25},
+        )
+
+    def Describe(self, request, context):  # noqa: N802
+        self.describe_requests.append(request)
+        return pb.DescribeResponse(
+            model=request.model,
+            version=request.version or 3,
+            classes=[
+                pb.Class(id=k, name=name, color=int.from_bytes(bytes(color), "big"))
+                for k, (name, color) in enumerate(zip(NAMES, COLORS, strict=True))
+            ],
+            ignore_label=255,
+            height=512,
+            width=1024,
+            has_logits=True,
+            formats=["png", "stats"],
+        )
+
+
+@pytest.fixture
+def servicer():
+    return RedSegmenter()
+
+
+@pytest.fixture
+def health():
+    """Answers of ServerReady, one after the other; the last one stays."""
+    return [b"\x08\x01"]
+
+
+@pytest.fixture
+def address(servicer, health):
+    def ready(request, context):
+        return health.pop(0) if len(health) > 1 else health[0]
+
+    with ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads, options=(("grpc.max_receive_message_length", -1),))
+        segserve_pb2_grpc.add_SegmenterServicer_to_server(servicer, server)
+        handler = grpc.unary_unary_rpc_method_handler(ready)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "inference.GRPCInferenceService", {"ServerReady": handler}
+                ),
+            )
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+@pytest.fixture
+def unused_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def client(address):
+    with Client(address, model="icnet") as client:
+        yield client
+
+
+@pytest.fixture
+def image():
+    """Class ids and one ignored pixel in red, noise in the other channels."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image[..., 0] = rng.integers(0, 3, (5, 7))
+    image[0, 0, 0] = 255
+    return image
+
+
+def test_an_array_arrives_without_loss(client, image):
+    result = client.segment(image)
+    assert isinstance(result, Result)
+    assert result.mask.dtype == np.uint8
+    assert np.array_equal(result.mask, image[..., 0])
+    assert (result.classes, result.palette) == (NAMES, COLORS)
+    assert (result.model, result.version, result.image_size) == ("icnet", 3, (5, 7))
+    assert result.timings == {"infer": 0.25}
+    assert result.confidence is None
+
+
+def test_a_gray_array_a_path_and_bytes_are_taken_too(client, image, servicer, tmp_path):
+    gray = np.ascontiguousarray(image[..., 0])
+    path = tmp_path / "street.png"
+    Image.fromarray(image).save(path)
+    for source in (gray, path, str(path), path.read_bytes()):
+        assert np.array_equal(client.segment(source).mask, gray)
+    assert servicer.segment_requests[-1].image == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4), "u1")],
+)
+def test_other_arrays_are_refused_here(client, wrong):
+    with pytest.raises(ValueError, match=r"uint8 \[H,W,3\]"):
+        client.segment(wrong)
+
+
+def test_options_reach_the_server(client, image, servicer):
+    client.segment(image, version=2, size="model", smooth=False, classes=("road", 2))
+    client.segment(image)
+    asked, plain = servicer.segment_requests
+    assert (asked.version, asked.size, asked.smooth) == (2, pb.SIZE_MODEL, False)
+    assert asked.HasField("smooth")
+    assert list(asked.classes) == ["road", "2"]
+    assert (plain.version, plain.format) == (0, "png")
+    assert not plain.HasField("smooth")
+
+
+def test_wrong_options_are_refused_here(client, image):
+    with pytest.raises(ValueError, match="expected one of original, model"):
+        client.segment(image, size="huge")
+    with pytest.raises(ValueError, match=r"\('road',\)"):
+        client.segment(image, classes="road")
+
+
+def test_names_and_colours_are_asked_for_once_a_version(client, image, servicer):
+    for version in (None, 3, None, 4):
+        client.segment(image, version=version)
+    assert [request.version for request in servicer.describe_requests] == [3, 4]
+
+
+def test_confidence_comes_from_the_version_that_answered(client, image, servicer):
+    result = client.segment(image, confidence=True)
+    assert np.array_equal(result.confidence, 255 - image[..., 0])
+    assert [r.format for r in servicer.segment_requests] == ["png", "confidence"]
+    assert servicer.segment_requests[1].version == 3
+
+
+def test_encode_returns_the_servers_bytes(client, image):
+    assert client.encode(image, "raw") == image[..., 0].tobytes()
+    assert json.loads(client.encode(image, "stats", confidence=True)) == {"confidence": True}
+
+
+def test_describe(client):
+    found = client.describe("pspnet", 7)
+    assert (found.model, found.version, found.size) == ("pspnet", 7, (512, 1024))
+    assert (found.classes, found.palette) == (NAMES, COLORS)
+    assert found.has_logits
+    assert found.formats == ("png", "stats")
+
+
+def test_colours_and_the_saved_file_are_the_servers(client, image, tmp_path):
+    result = client.segment(image)
+    result.save(tmp_path / "mask.png")
+    saved = Image.open(tmp_path / "mask.png")
+    served = Image.open(io.BytesIO(client.encode(image, "png")))
+    assert saved.mode == "P"
+    assert np.array_equal(np.asarray(saved), result.mask)
+    assert np.array_equal(np.asarray(saved.convert("RGB")), np.asarray(served.convert("RGB")))
+    assert np.array_equal(result.colored(), np.asarray(served.convert("RGB")))
+
+
+def test_more_than_four_megabytes_go_through(client):
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    assert len(client.encode(noise, "raw")) == 1500 * 1500
+    assert np.array_equal(client.segment(noise[:, :, [0, 0, 0]]).mask, noise[..., 0])
+
+
+def test_the_servers_error_keeps_code_text_and_reason(client, image):
+    with pytest.raises(SegserveError, match="no model 'unet'; known: icnet") as caught:
+        client.segment(image, model="unet")
+    assert (caught.value.code, caught.value.reason) == ("NOT_FOUND", "model_not_found")
+
+
+def test_without_a_server_the_error_names_address_and_remedy(image, unused_address):
+    with Client(unused_address, model="icnet") as client:
+        with pytest.raises(SegserveError, match=f"{unused_address}.*segserve serve") as caught:
+            client.segment(image)
+        assert caught.value.code == "UNAVAILABLE"
+        with pytest.raises(SegserveError, match=r"does not answer after 0\.3 s"):
+            client.wait_until_ready(0.3)
+
+
+def test_a_slow_answer_names_the_limit(address, image, servicer):
+    servicer.delay_s = 0.5
+    with (
+        Client(address, model="icnet", timeout_s=0.1) as client,
+        pytest.raises(SegserveError, match=r"within 0\.1 s") as caught,
+    ):
+        client.segment(image)
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_waiting_ends_when_the_models_are_loaded(client, health):
+    health[:] = [b"", b"", b"\x08\x01"]
+    client.wait_until_ready(10)
+    assert health == [b"\x08\x01"]
+    health[:] = [b""]
+    with pytest.raises(SegserveError, match="is still loading") as caught:
+        client.wait_until_ready(0.3)
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_a_model_must_be_named(address, image):
+    with Client(address) as client:
+        with pytest.raises(ValueError, match="name a model"):
+            client.segment(image)
+        assert client.segment(image, model="icnet").model == "icnet"
+
+
+def test_an_http_address_is_refused():
+    with pytest.raises(ValueError, match="gRPC port"):
+        Client("http://localhost:8000")

@@ -1,0 +1,148 @@
+"""Augmentation keeps image and label together; the resampling is what its formula says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.datasets.base import IGNORE_LABEL, Sample
+from training.transforms import (
+    MEAN,
+    STD,
+    Augmentation,
+    jitter_color,
+    normalize,
+    subsample_labels,
+)
+
+STEP = 20
+
+
+def make_sample(height: int = 60, width: int = 90, block: int = 10) -> Sample:
+    """Blocks of classes 0..10; every channel of the image is ``label * STEP``."""
+    random = np.random.default_rng(4)
+    classes = random.integers(0, 11, (height // block, width // block), np.uint8)
+    label = classes.repeat(block, 0).repeat(block, 1)
+    return np.repeat((label * STEP)[..., None], 3, axis=2), label
+
+
+@pytest.mark.parametrize("size", [(60, 90), (40, 64), (128, 96), (33, 200)])
+@pytest.mark.parametrize("base_size", [45, 90, 150])
+def test_any_image_is_cropped_to_the_size_asked_for(size: tuple[int, int], base_size: int) -> None:
+    augmentation = Augmentation(*size, base_size, color_jitter=0.2)
+    for seed in range(4):
+        image, label = augmentation(make_sample(), np.random.default_rng(seed))
+        assert image.shape == (*size, 3)
+        assert label.shape == size
+        assert image.dtype == label.dtype == np.uint8
+        assert image.flags.c_contiguous
+        assert label.flags.c_contiguous
+
+
+def test_padding_is_ignored_and_black() -> None:
+    """The scaled image, 30x45, is smaller than the crop: the rest is no class."""
+    augmentation = Augmentation(64, 96, 45, (1.0, 1.0), blur_probability=0.0)
+    image, label = augmentation(make_sample(), np.random.default_rng(0))
+    outside = np.ones((64, 96), bool)
+    outside[:30, :45] = False
+    assert (label[outside] == IGNORE_LABEL).all()
+    assert (image[outside] == 0).all()
+    assert (label[~outside] != IGNORE_LABEL).all()
+
+
+def test_flips_take_image_and_label_together() -> None:
+    augmentation = Augmentation(60, 90, 90, (1.0, 1.0), blur_probability=0.0)
+    original, mirrored = make_sample(), make_sample()[1][:, ::-1]
+    flipped = 0
+    for seed in range(40):
+        image, label = augmentation(original, np.random.default_rng(seed))
+        np.testing.assert_array_equal(image[..., 0], label * STEP)
+        if np.array_equal(label, mirrored):
+            flipped += 1
+        else:
+            np.testing.assert_array_equal(label, original[1])
+    assert 10 <= flipped <= 30
+
+
+def test_scaled_and_cropped_labels_lie_on_their_pixels() -> None:
+    """Away from the edges of blocks, where the image blends and the label cannot."""
+    augmentation = Augmentation(96, 96, 180, (0.6, 1.8), blur_probability=0.0)
+    for seed in range(10):
+        image, label = augmentation(make_sample(block=30), np.random.default_rng(seed))
+        counted = label != IGNORE_LABEL
+        right = np.abs(image[..., 0].astype(int) - label * STEP)[counted] < STEP // 2
+        assert right.mean() > 0.9
+
+
+def test_labels_are_never_mixed() -> None:
+    augmentation = Augmentation(64, 64, 150, (0.5, 2.0))
+    image, label = make_sample()
+    label = np.where(label < 5, np.uint8(0), np.uint8(10))
+    for seed in range(10):
+        _, found = augmentation((image, label), np.random.default_rng(seed))
+        assert set(np.unique(found).tolist()) <= {0, 10, IGNORE_LABEL}
+
+
+def test_a_seed_gives_one_augmentation() -> None:
+    augmentation = Augmentation(48, 48, 90, color_jitter=0.3)
+    once, again, other = (
+        augmentation(make_sample(), np.random.default_rng(seed))[0] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
+
+
+def test_the_sample_itself_is_left_alone() -> None:
+    image, label = make_sample()
+    before = image.copy(), label.copy()
+    Augmentation(32, 32, 90, color_jitter=0.3)((image, label), np.random.default_rng(0))
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(label, before[1])
+
+
+def test_color_jitter_of_nothing_changes_nothing() -> None:
+    image = make_sample()[0]
+    np.testing.assert_array_equal(jitter_color(image, 0.0, np.random.default_rng(0)), image)
+
+
+def test_color_jitter_stays_in_its_bounds() -> None:
+    """Gain within 1 +- 0.13 and offset within +- 12.8, so mid-grey moves by 12.8 at most."""
+    grey = np.full((4, 4, 3), 128, np.uint8)
+    moved = [jitter_color(grey, 0.1, np.random.default_rng(seed)) for seed in range(50)]
+    distances = np.array([int(image.max()) - 128 for image in moved])
+    assert np.abs(distances).max() <= 13
+    assert distances.min() < -5
+    assert distances.max() > 5
+
+
+def test_normalize_is_mean_and_deviation_with_channels_first() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    found = normalize(image)
+    assert found.shape == (3, 5, 7)
+    assert found.dtype == np.float32
+    for channel in range(3):
+        expected = (image[..., channel] / 255.0 - float(MEAN[channel])) / float(STD[channel])
+        np.testing.assert_allclose(found[channel], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [(64, 96, 16, 24), (64, 96, 4, 6), (352, 480, 88, 120), (33, 65, 5, 9), (8, 8, 8, 8)],
+)
+def test_subsampling_takes_the_aligned_corners_grid(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    """Point i of the small map is the pixel nearest to i*(H-1)/(h-1); corners are corners."""
+    labels = np.random.default_rng(1).integers(0, 255, (2, height, width)).astype(np.uint8)
+    found = subsample_labels(labels, rows, columns)
+    assert found.shape == (2, rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = i * (height - 1) / (rows - 1), j * (width - 1) / (columns - 1)
+            np.testing.assert_array_equal(found[:, i, j], labels[:, round(y), round(x)])
+    np.testing.assert_array_equal(found[:, -1, -1], labels[:, -1, -1])
+
+
+def test_subsampling_to_one_point_takes_the_first() -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
+    assert subsample_labels(labels, 1, 1).tolist() == [[[0]]]

@@ -1,4 +1,4 @@
-"""Makes the README's picture from a running server: ``python docs/make_pictures.py localhost:8000``.
+"""Makes the README picture from a running server: ``python docs/make_pictures.py localhost:8000``.
 
 A rendered street scene, the label map and the overlay, the last two as the server answered them.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -13,6 +14,8 @@ Facts = dict[str, Any]
 @pytest.fixture(scope="module")
 def facts(run_script) -> Facts:
     """What ``scripts/networks.py`` found out in one MXNet process."""
+    if importlib.util.find_spec("gluoncv") is None:
+        pytest.skip("gluoncv is not installed (extra 'training')")
     return json.loads(run_script("networks").splitlines()[-1])
 
 

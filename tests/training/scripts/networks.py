@@ -43,9 +43,9 @@ def blocks(network: mx.gluon.Block) -> Iterator[mx.gluon.Block]:
 
 
 def compare_with_gluoncv(image: mx.nd.NDArray, folder: Path) -> dict[str, object]:
-    from gluoncv.model_zoo.icnet import ICNet as Reference
+    from training.gluoncv_import import import_gluoncv
 
-    reference = Reference(
+    reference = import_gluoncv("model_zoo.icnet").ICNet(
         CLASSES, backbone="resnet50", pretrained_base=False, height=HEIGHT, width=WIDTH
     )
     reference.initialize(mx.init.Xavier(), force_reinit=True)

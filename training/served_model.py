@@ -1,0 +1,144 @@
+"""A model behind a running server, over HTTP or gRPC: its classes, and label maps of images."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from segserve_client import Client
+
+
+class ServerError(Exception):
+    """The server refused, answered something else, or cannot be reached."""
+
+
+class ServedModel(Protocol):
+    """Called with an encoded image, gives class ids, uint8 ``[H,W]`` of its own size.
+
+    Threads may share it. ``served`` holds each (model, version) that has answered so far.
+    """
+
+    served: set[tuple[str, str]]
+
+    def __call__(self, image: bytes) -> npt.NDArray[np.uint8]: ...
+
+    def classes(self) -> tuple[str, ...]:
+        """Names, by class id."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def open_model(server: str, model: str, timeout_s: float = 120.0) -> Iterator[ServedModel]:
+    """``host:port`` or ``http(s)://host:port`` by HTTP, ``grpc://host:port`` by gRPC."""
+    opened: ServedModel
+    if server.startswith("grpc://"):
+        opened = GrpcModel(server.removeprefix("grpc://"), model, timeout_s)
+    else:
+        opened = HttpModel(server, model, timeout_s)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+class HttpModel:
+    """Over HTTP, a connection a request: a kept one may be closed by the server while it idles.
+
+    Raises:
+        ServerError: an address that is no http(s) one.
+    """
+
+    def __init__(self, server: str, model: str, timeout_s: float) -> None:
+        url = urlsplit(server if "://" in server else f"http://{server}")
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ServerError(f"{server!r} is no server; expected host:port or grpc://host:port")
+        self.server = server
+        self.served: set[tuple[str, str]] = set()
+        self._path = f"{url.path.rstrip('/')}/v2/models/{quote(model, safe='')}"
+        self._url = url
+        self._timeout_s = timeout_s
+
+    def __call__(self, image: bytes) -> npt.NDArray[np.uint8]:
+        body, headers = self._exchange("POST", "/segment?format=png", image)
+        name, version = headers.get("X-Model-Name"), headers.get("X-Model-Version")
+        if name and version:
+            self.served.add((name, version))
+        with Image.open(io.BytesIO(body)) as mask:
+            if mask.mode != "P":
+                raise ServerError(f"the answer is a PNG of mode {mask.mode}, not an indexed one")
+            return np.array(mask)
+
+    def classes(self) -> tuple[str, ...]:
+        body, _ = self._exchange("GET", "/classes", None)
+        try:
+            entries = sorted(json.loads(body), key=lambda entry: int(entry["id"]))
+            return tuple(str(entry["name"]) for entry in entries)
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(
+                f"{self.server} answers no list of classes; is it segserve?"
+            ) from None
+
+    def close(self) -> None:
+        return
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None
+    ) -> tuple[bytes, http.client.HTTPMessage]:
+        kind = (
+            http.client.HTTPSConnection
+            if self._url.scheme == "https"
+            else http.client.HTTPConnection
+        )
+        connection = kind(self._url.hostname or "", self._url.port, timeout=self._timeout_s)
+        try:
+            connection.request(method, self._path + path, body)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(
+                f"no answer from HTTP server {self.server} ({error or type(error).__name__}); "
+                f"is `segserve serve` running there?"
+            ) from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ServerError(f"HTTP {response.status} from {self.server}: {_reason(content)}")
+        return content, response.headers
+
+
+class GrpcModel:
+    """Over gRPC, through the Python client."""
+
+    def __init__(self, address: str, model: str, timeout_s: float) -> None:
+        self.served: set[tuple[str, str]] = set()
+        self._client = Client(address, model, timeout_s)
+
+    def __call__(self, image: bytes) -> npt.NDArray[np.uint8]:
+        result = self._client.segment(image)
+        self.served.add((result.model, str(result.version)))
+        return result.mask
+
+    def classes(self) -> tuple[str, ...]:
+        return self._client.describe().classes
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _reason(content: bytes) -> str:
+    """The text of an error answer: its JSON field, else the beginning of it."""
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return re.sub(r"\s+", " ", content[:200].decode(errors="replace"))

@@ -19,6 +19,8 @@ SUMMARIES = {
     "segment": "Send photos or folders to a server, write what it answers",
     "models": "List the models of a repository, and why one cannot be served",
     "export": "Turn a symbol and its parameters into a model of the repository",
+    "import-onnx": "Bring an ONNX network made elsewhere (PyTorch, PaddleSeg) into the repository",
+    "inspect": "Show a model's contract, size, operations, accuracy and where it comes from",
     "evaluate": "Score what a server serves: mIoU, pixel accuracy, each class",
 }
 

@@ -50,7 +50,7 @@ class Options:
 
 def segment(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER...", exists=True, show_default=False)
+        list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER", exists=True, show_default=False)
     ],
     model: Annotated[str, typer.Option(help="a model that the server has")],
     format: Annotated[str, typer.Option(help=", ".join(ENDINGS))] = "overlay",

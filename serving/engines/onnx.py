@@ -93,7 +93,6 @@ def _open_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if instances > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         return onnxruntime.InferenceSession(
             content, sess_options=options, providers=["CPUExecutionProvider"]

@@ -9,12 +9,17 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from band_model import CLASSES, Served, band_labels, bands, encode
+from band_model import CLASSES, Served, band_labels, bands, encode, png_header
 from PIL import Image
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 SIZE = (100, 160)
+JPEG = encode(bands(*SIZE), "JPEG")
+
+
+def request(data: bytes, format: str = "raw", model: str = "bands") -> pb.SegmentRequest:
+    return pb.SegmentRequest(model=model, image=data, format=format)
 
 
 @pytest.fixture
@@ -28,10 +33,6 @@ def stub(served: Served) -> Iterator[segserve_pb2_grpc.SegmenterStub]:
 def client(served: Served) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(served.grpc) as client:
         yield client
-
-
-def request(data: bytes, format: str = "raw", model: str = "bands") -> pb.SegmentRequest:
-    return pb.SegmentRequest(model=model, image=data, format=format)
 
 
 def test_segment_answers_in_the_photos_size(stub: segserve_pb2_grpc.SegmenterStub) -> None:
@@ -85,10 +86,17 @@ def test_describe_tells_classes_and_sizes(stub: segserve_pb2_grpc.SegmenterStub)
     [
         (request(b""), grpc.StatusCode.INVALID_ARGUMENT, "empty"),
         (request(b"no image"), grpc.StatusCode.INVALID_ARGUMENT, "JPEG"),
+        (request(JPEG[: len(JPEG) // 2]), grpc.StatusCode.INVALID_ARGUMENT, "truncated"),
+        (
+            request(png_header(30000, 30000)),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "max_image_megapixels",
+        ),
+        (request(encode(bands(*SIZE), "GIF")), grpc.StatusCode.INVALID_ARGUMENT, "JPEG"),
         (request(encode(bands(*SIZE)), model="nope"), grpc.StatusCode.NOT_FOUND, "bands"),
         (request(b"x", format="tiff"), grpc.StatusCode.INVALID_ARGUMENT, "overlay"),
     ],
-    ids=["empty", "text", "unknown model", "unknown format"],
+    ids=["empty", "text", "truncated", "30000x30000", "gif", "unknown model", "unknown format"],
 )
 def test_errors_have_the_right_code_and_the_server_goes_on(
     stub: segserve_pb2_grpc.SegmenterStub,

@@ -103,8 +103,9 @@ def test_photos_that_differ_in_their_suffix_keep_it(photos):
 def test_no_answer_takes_the_place_of_a_photo_or_another_answer(photos):
     with pytest.raises(ValueError, match="one of the photos"):
         plan_jobs([photos / "a.png"], photos, ".png")
+    (photos / "day" / "a.png").touch()
     with pytest.raises(ValueError, match="would both be written"):
-        plan_jobs([photos / "a.png", photos / "day" / "a.PNG"], Path("out"), ".json")
+        plan_jobs([photos / "a.png", photos / "day" / "a.png"], Path("out"), ".json")
 
 
 def test_a_folder_without_photos_is_named(tmp_path):

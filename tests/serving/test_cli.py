@@ -1,0 +1,89 @@
+"""The command line, called as users call it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from band_model import write_model
+from contract_graph import make_graph
+
+from serving.cli import find_commands, load_command
+
+SEGSERVE = Path(sys.executable).with_name("segserve")
+
+
+def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SEGSERVE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
+    )
+
+
+def test_help_lists_every_command() -> None:
+    answer = call("--help")
+    assert answer.returncode == 0
+    for name in ("serve", "segment", "models", "export", "evaluate"):
+        assert name in answer.stdout
+        assert name in find_commands()
+
+
+def test_no_command_imports_what_it_does_not_need() -> None:
+    code = (
+        "import sys; from serving.cli import main; sys.argv = ['segserve', '--help']; main(); "
+        "heavy = {'mxnet', 'gluoncv', 'torch', 'onnxruntime', 'fastapi'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_an_unknown_command_names_the_known_ones() -> None:
+    answer = call("sevre")
+    assert answer.returncode == 1
+    assert "sevre" in answer.stderr
+    assert "serve" in answer.stderr
+
+
+def test_a_missing_package_names_the_extra() -> None:
+    entry = EntryPoint("train", "no_such_package.cli:train [training]", "segserve.commands")
+    with pytest.raises(SystemExit, match=r"segserve\[training\]"):
+        load_command(entry)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "text"),
+    [
+        (("--repository", "nowhere"), {}, "segserve export"),
+        (("--http-port", "99999"), {}, "http_port"),
+        (("--engine", "magic"), {}, "engine"),
+        ((), {"SEGSERVE_MAX_QUEUE_SIZE": "0"}, "max_queue_size"),
+    ],
+)
+def test_wrong_settings_stop_the_start_and_are_named(
+    arguments: tuple[str, ...], environment: dict[str, str], text: str, tmp_path: Path
+) -> None:
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    answer = call("serve", *ports, *arguments, **environment)
+    assert answer.returncode == 1
+    assert text in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_models_lists_what_is_served_and_why_something_is_not(tmp_path: Path) -> None:
+    good = write_model(tmp_path, "good")
+    (good / "1" / "model.onnx").write_bytes(make_graph().SerializeToString())
+    (good / "labels.txt").write_text("a\nb\nc\n")
+    broken = write_model(tmp_path, "broken")
+    (broken / "labels.txt").unlink()
+    answer = call("models", "--repository", tmp_path)
+    assert answer.returncode == 1
+    assert "4x6" in answer.stdout
+    assert "fp32" in answer.stdout
+    assert "labels.txt is missing" in answer.stdout.replace("\n", " ")

@@ -19,6 +19,8 @@ INPUT = "image"
 LOGITS = "logits"
 MASK = "mask"
 CHANNELS = 3
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 class OnnxEngine:
@@ -47,9 +49,12 @@ class OnnxEngine:
             raise InvalidModel(f"{path}: {error}; needed: {LOGITS} or {MASK}") from None
         self._spec = _read_spec(path, model, self._output, instances, max_batch_size)
         content = model.SerializeToString()
+        sessions = [_open_session(path, content, instances, threads) for _ in range(instances)]
+        # What was asked for may not be there: a CUDA build runs on the CPU without a GPU.
+        self._providers = sessions[0].get_providers()
         self._sessions: SimpleQueue[onnxruntime.InferenceSession] = SimpleQueue()
-        for _ in range(instances):
-            self._sessions.put(_open_session(path, content, instances, threads))
+        for session in sessions:
+            self._sessions.put(session)
 
     @property
     def spec(self) -> EngineSpec:
@@ -57,7 +62,7 @@ class OnnxEngine:
 
     @property
     def name(self) -> str:
-        return "onnxruntime-cpu"
+        return f"onnxruntime-{'cuda' if CUDA in self._providers else 'cpu'}"
 
     def warm(self) -> None:
         size = self._spec.size
@@ -82,6 +87,12 @@ class OnnxEngine:
             self._sessions.get()
 
 
+def choose_providers() -> list[str]:
+    """CUDA where this ONNX Runtime build has it, and always the CPU."""
+    present = onnxruntime.get_available_providers()
+    return [provider for provider in (CUDA, CPU) if provider in present]
+
+
 def _open_session(
     path: Path, content: bytes, instances: int, threads: int
 ) -> onnxruntime.InferenceSession:
@@ -94,9 +105,7 @@ def _open_session(
     if instances > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(
-            content, sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
     except Exception as error:
         raise InvalidModel(f"{path}: ONNX Runtime cannot load it: {error}") from None
 

@@ -105,7 +105,7 @@ def _open_session(
     if instances > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
+        return onnxruntime.InferenceSession(content, options, choose_providers())
     except Exception as error:
         raise InvalidModel(f"{path}: ONNX Runtime cannot load it: {error}") from None
 

@@ -13,9 +13,6 @@ import numpy.typing as npt
 
 from training.mxnet_import import mx
 
-# Final map at 1/4 (its full-size copy is the same function), then the cascade's two low branches.
-ICNET_LOSS_WEIGHTS = (1.0, 0.4, 0.4)
-
 
 class WeightedCrossEntropy(mx.gluon.HybridBlock):
     """Mean of ``-log softmax(logits)[label]`` over the pixels that count.
@@ -59,16 +56,3 @@ class CascadeLoss(mx.gluon.HybridBlock):
             for weight, output, target in zip(self.weights, logits, labels, strict=True)
         ]
         return F.add_n(*terms)
-
-
-def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float32]:
-    """Weights ``(median frequency / frequency) ** power`` of present classes, absent ones 1.
-
-    ``power`` 0 weighs all alike; 1 is median-frequency balancing (Eigen and Fergus, 2015).
-    """
-    frequency = pixels / max(1, pixels.sum())
-    present = frequency > 0
-    weights = np.ones(len(pixels), np.float64)
-    if present.any():
-        weights[present] = (np.median(frequency[present]) / frequency[present]) ** power
-    return weights.astype(np.float32)

@@ -13,6 +13,8 @@ from training.datasets import canonical_name
 class TrainOptions:
     """One training run; sizes in pixels."""
 
+    trainer: str
+    symbol: Path | None
     dataset: str
     model: str
     backbone: str
@@ -76,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         "train.py", description="Trains a segmentation network (MXNet Gluon, hybridized)."
     )
+    p.add_argument("--trainer", choices=("gluon", "torch"), default="gluon", help="framework")
     net = p.add_argument_group("network")
+    net.add_argument("--symbol", type=Path, help="symbol.json for --trainer torch, without MXNet")
     net.add_argument("--model", default="icnet", help="icnet")
     net.add_argument("--backbone", default="resnet50", help="resnet18/34/50/101/152")
     net.add_argument("--width", type=float, default=1.0, help="channel multiplier, e.g. 0.5")
@@ -136,7 +140,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     if resume is not None and resume.is_dir():
         run = resume
     return TrainOptions(
-        dataset=dataset, model=model, backbone=a.backbone, width=a.width, root=a.root,
+        trainer=a.trainer, symbol=a.symbol, dataset=dataset, model=model,
+        backbone=a.backbone, width=a.width, root=a.root,
         height=a.crop_size[0], crop_width=a.crop_size[1], base_size=a.base_size,
         epochs=a.epochs, batch_size=a.batch_size, lr=a.lr, warmup_epochs=a.warmup_epochs,
         head_lr_mult=a.head_lr_mult, momentum=a.momentum, weight_decay=a.weight_decay,

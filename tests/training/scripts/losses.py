@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from training.losses import CascadeLoss, balance_classes
+from training.balance import balance_classes
+from training.losses import CascadeLoss
 from training.mxnet_import import mx
 
 

@@ -1,0 +1,154 @@
+"""The PyTorch trainer computes what MXNet's does, and trains from the symbol alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
+
+from export.params import read_params  # noqa: E402
+from export.symbol import read_symbol  # noqa: E402
+from training.loader import Batch  # noqa: E402
+from training.options import TrainOptions, parse_options  # noqa: E402
+from training.run import Run  # noqa: E402
+from training.trainers.torch_trainer import TorchLearner  # noqa: E402
+
+CLASSES, HEIGHT, WIDTH = 11, 64, 96
+# float64 on both sides: what differs is the order of sums.
+RELATIVE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def step(run_script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MXNet's step: its symbol, weights, gradients, and the batch."""
+    folder = tmp_path_factory.mktemp("step")
+    random = np.random.default_rng(5)
+    labels = random.integers(0, CLASSES, (2, HEIGHT, WIDTH)).astype(np.uint8)
+    labels[0, :20] = 255
+    images = random.standard_normal((2, 3, HEIGHT, WIDTH)).astype(np.float32)
+    weights = random.uniform(0.5, 2.0, CLASSES).astype(np.float32)
+    np.savez(folder / "batch.npz", images=images, labels=labels, weights=weights)
+    run_script("one_step", folder)
+    return folder
+
+
+def options(symbol: Path, *more: str) -> TrainOptions:
+    flags = f"--trainer torch --symbol {symbol} --crop-size {HEIGHT}x{WIDTH} --base-size {WIDTH}"
+    recipe = "--no-cuda --batch-size 2 --epochs 2 --lr 0.02 --head-lr-mult 1 --weight-decay 0"
+    return parse_options([*flags.split(), *recipe.split(), *more])
+
+
+def read(path: Path) -> Mapping[str, npt.NDArray[np.float64]]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def difference(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    return float(np.abs(one - other).max() / max(1e-12, np.abs(one).max()))
+
+
+def test_one_step_equals_mxnets(step: Path) -> None:
+    expected, given = read(step / "step.npz"), read(step / "batch.npz")
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    learner.read_parameters(step / "before.params")
+    learner.module.double()
+    learner.start(given["weights"].astype(np.float32))
+    learner.class_weights = learner.class_weights.double()
+    batch = Batch(given["images"].astype(np.float64), given["labels"], ("a", "b"))
+    before = {name: w.detach().clone() for name, w in learner.module.weights.items()}
+    loss = learner.step(batch, rate=0.5)
+    assert loss == pytest.approx(float(expected["loss"].item()), rel=RELATIVE)
+    largest = max(float(np.abs(v).max()) for k, v in expected.items() if k.startswith("grad:"))
+    names = [name.removeprefix("grad:") for name in expected if name.startswith("grad:")]
+    assert sorted(names) == sorted(before)
+    for name in names:
+        gradient = learner.module.weights[name].grad.numpy()
+        wanted = expected[f"grad:{name}"]
+        # A gradient that is zero but for rounding is compared on the scale of the others.
+        assert np.abs(gradient - wanted).max() <= RELATIVE * max(np.abs(wanted).max(),
+                                                                 1e-6 * largest), name  # fmt: skip
+        moved = before[name].numpy() - learner.module.weights[name].detach().numpy()
+        np.testing.assert_allclose(moved, 0.5 * gradient, rtol=1e-9, atol=1e-12)
+    states = [name.removeprefix("state:") for name in expected if name.startswith("state:")]
+    assert sorted(states) == sorted(dict(learner.module.named_buffers()))
+    for name in states:
+        state = learner.module.variable(name).numpy()
+        assert difference(expected[f"state:{name}"], state) <= RELATIVE, name
+
+
+def test_weights_travel_through_the_same_file(step: Path, tmp_path: Path) -> None:
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    learner.read_parameters(step / "before.params")
+    learner.write_parameters(tmp_path / "again.params")
+    learner.write_symbol(tmp_path / "network-symbol.json")
+    one, other = read_params(step / "before.params"), read_params(tmp_path / "again.params")
+    assert sorted(one.arguments) == sorted(other.arguments)
+    assert sorted(one.auxiliary) == sorted(other.auxiliary)
+    for name in one.names():
+        np.testing.assert_array_equal(one.find(name), other.find(name))
+    assert read_symbol(tmp_path / "network-symbol.json") == read_symbol(
+        step / "network-symbol.json"
+    )
+
+
+def test_a_foreign_file_is_refused_by_name(step: Path, tmp_path: Path) -> None:
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    narrow = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    name = next(iter(narrow.module.weights))
+    narrow.module.weights[name] = torch.nn.Parameter(torch.zeros(1, 2))
+    narrow.write_parameters(tmp_path / "narrow.params")
+    with pytest.raises(ValueError, match=name):
+        learner.read_parameters(tmp_path / "narrow.params")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        learner.read_parameters(tmp_path / "nowhere.params")
+
+
+def test_an_all_ignored_batch_gives_zero_and_moves_nothing(step: Path) -> None:
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    learner.start(np.ones(CLASSES, np.float32))
+    before = {name: w.detach().clone() for name, w in learner.module.weights.items()}
+    images = np.random.default_rng(1).standard_normal((2, 3, HEIGHT, WIDTH)).astype(np.float32)
+    labels = np.full((2, HEIGHT, WIDTH), 255, np.uint8)
+    assert learner.step(Batch(images, labels, ("a", "b")), 0.1) == 0.0
+    for name, weight in learner.module.weights.items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_resumed_equals_uninterrupted(step: Path, tmp_path: Path, write_scenes) -> None:
+    root = write_scenes(tmp_path / "scenes", {"train": 6, "val": 2})
+    flags = ("--dataset", "camvid", "--root", str(root), "--save-dir", str(tmp_path))
+
+    def run(name: str, *more: str) -> Run:
+        given = options(step / "network-symbol.json", *flags, "--checkname", name, *more)
+        return Run(given, TorchLearner(given, CLASSES))
+
+    whole = run("whole")
+    assert whole.fit().epochs_done == 2
+    broken = run("broken")
+    broken.options = replace(broken.options, epochs=2)
+    # Stops after the first epoch, as a killed process does.
+    broken.learner.begin_epoch = _stop_at(broken.learner.begin_epoch, epoch=1)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    resumed = run("broken", "--resume", str(broken.folder.path))
+    assert resumed.fit().epochs_done == 2
+    one, other = read_params(whole.folder.last), read_params(resumed.folder.last)
+    for name in one.names():
+        np.testing.assert_array_equal(one.find(name), other.find(name), err_msg=name)
+    assert (whole.folder.log.read_text().count("\n"), resumed.folder.log.read_text().count("\n")) \
+        == (3, 3)  # fmt: skip
+
+
+def _stop_at(begin, epoch: int):
+    def stop(number: int) -> None:
+        if number == epoch:
+            raise KeyboardInterrupt
+        begin(number)
+
+    return stop

@@ -1,0 +1,56 @@
+"""What the training loop needs of a framework; one implementation each for MXNet and PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from training.loader import Batch
+
+
+class Learner(Protocol):
+    """A network with its loss and optimizer, on one or several devices."""
+
+    def start(self, class_weights: npt.NDArray[np.float32]) -> None:
+        """Makes loss and optimizer. ``class_weights`` float32 ``[C]``."""
+        ...
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Seeds what is random in the network, so that a resumed run equals the uninterrupted."""
+        ...
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """One update at a learning rate; the loss, a mean over the batch."""
+        ...
+
+    def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Inference: ``[3,H,W]`` normalised RGB -> ``[C,h,w]`` at the head's resolution."""
+        ...
+
+    def write_symbol(self, path: Path) -> None:
+        """Saves the network's graph as MXNet's ``symbol.json``, with all its outputs."""
+        ...
+
+    def write_parameters(self, path: Path) -> None:
+        """Saves the weights in MXNet's format, ``arg:``/``aux:`` and the symbol's names."""
+        ...
+
+    def read_parameters(self, path: Path) -> None:
+        """Loads what ``write_parameters`` wrote, by whichever framework.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: names or shapes are not the network's; they are named.
+        """
+        ...
+
+    def write_optimizer(self, path: Path) -> None:
+        """Saves momenta and the like."""
+        ...
+
+    def read_optimizer(self, path: Path) -> None:
+        """Loads what ``write_optimizer`` wrote."""
+        ...

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import importlib
-import importlib.abc
-import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,17 +42,9 @@ NETWORKS = {
 
 def trace(network: PublishedNetwork) -> str:
     """The network's ``symbol.json``; parameter names start with ``icnet0_`` and the like."""
-    from training.mxnet_import import mx
+    from training.gluoncv_import import import_gluoncv, mx
 
-    # GluonCV refuses to be imported beside PyTorch 2; it does not need it for these networks.
-    hidden = _Hidden()
-    sys.meta_path.insert(0, hidden)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = importlib.import_module(f"gluoncv.model_zoo.{network.module}")
-    finally:
-        sys.meta_path.remove(hidden)
+    module = import_gluoncv(f"model_zoo.{network.module}")
     # A name manager of its own: Gluon's counters would number the networks of one process on.
     with mx.name.NameManager():
         net = getattr(module, network.constructor)(
@@ -69,14 +57,6 @@ def trace(network: PublishedNetwork) -> str:
         outputs = net(mx.sym.var("data"))
     text: str = mx.sym.Group(list(outputs)).tojson()
     return text
-
-
-class _Hidden(importlib.abc.MetaPathFinder):
-    """Makes ``import torch`` fail as if it were not installed."""
-
-    def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name == "torch":
-            raise ModuleNotFoundError("torch is hidden from GluonCV", name=name)
 
 
 def pack(text: str) -> bytes:

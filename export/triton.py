@@ -1,7 +1,8 @@
 """Writes a model into a Triton model repository.
 
-``<repository>/<name>/config.pbtxt``, ``labels.txt``, ``<version>/model.onnx``. Everything is
-written aside and renamed, so that an interrupted export leaves the repository as it was.
+``<repository>/<name>/config.pbtxt``, ``labels.txt`` and a folder a version, for ONNX with
+``model.onnx`` in it. Everything is written aside and renamed, so that an interrupted export
+leaves the repository as it was.
 Source of the format: ``model_config.proto`` of triton-inference-server/common.
 """
 
@@ -17,17 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
-from onnx import ModelProto, TensorProto, ValueInfoProto
-from tritonclient.grpc import model_config_pb2
+from onnx import ModelProto
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
 from export.errors import ExportError, IncompatibleModel
+from export.model_files import ModelFiles, onnx_files
 from serving.palette import LabelSet, format_palette
-
-_TYPES = {
-    TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
-    TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
-}
 
 
 @dataclass(frozen=True)
@@ -56,17 +52,19 @@ class ModelFacts:
 
 
 def model_config(
-    name: str, model: ModelProto, facts: ModelFacts, max_batch_size: int
+    name: str, files: ModelFiles, facts: ModelFacts, max_batch_size: int
 ) -> ModelConfig:
-    """The configuration of an ONNX model; its tensors' first axis is the batch.
+    """The configuration of a model whose tensors' first axis is the batch.
 
     ``dims`` leave the batch out where ``max_batch_size`` is above 0, as Triton wants it.
     """
-    config = ModelConfig(name=name, platform="onnxruntime_onnx", max_batch_size=max_batch_size)
-    for tensor in model.graph.input:
-        config.input.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor, config))
-    for tensor in model.graph.output:
-        config.output.add(name=tensor.name, data_type=_type(tensor), dims=_dims(tensor, config))
+    config = ModelConfig(
+        name=name, platform=files.platform, backend=files.backend, max_batch_size=max_batch_size
+    )
+    batch = () if max_batch_size > 0 else (-1,)
+    for field, tensors in ((config.input, files.inputs), (config.output, files.outputs)):
+        for tensor in tensors:
+            field.add(name=tensor.name, data_type=tensor.data_type, dims=(*batch, *tensor.dims))
     if max_batch_size > 1:
         config.dynamic_batching.SetInParent()
     _set_parameters(config, facts)
@@ -76,20 +74,32 @@ def model_config(
 def write_model(
     repository: Path, name: str, model: ModelProto, facts: ModelFacts, max_batch_size: int | None
 ) -> Path:
+    """Adds an ONNX model, or the next version of one; see :func:`write_version`."""
+    return write_version(repository, name, onnx_files(model), facts, max_batch_size)
+
+
+def write_version(
+    repository: Path,
+    name: str,
+    files: ModelFiles,
+    facts: ModelFacts,
+    max_batch_size: int | None,
+) -> Path:
     """Adds a model, or the next version of one; returns the version's folder.
 
     A next version keeps the model's configuration, as people may have edited it, but for the
     facts (and ``max_batch_size`` where given; a new model's default is 4). Raises
-    IncompatibleModel where the existing model has other inputs, outputs, classes or colours.
+    IncompatibleModel where the existing model has another format, or other inputs, outputs,
+    classes or colours.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ExportError(f"{name!r} is no model name; use letters, digits, '_', '-' and '.'")
     folder = repository / name
     exists = folder.exists()
     if exists:
-        config = _next_config(folder, model, facts, max_batch_size)
+        config = _next_config(folder, files, facts, max_batch_size)
     else:
-        config = model_config(name, model, facts, 4 if max_batch_size is None else max_batch_size)
+        config = model_config(name, files, facts, 4 if max_batch_size is None else max_batch_size)
     repository.mkdir(parents=True, exist_ok=True)
     version = max(_versions(folder), default=0) + 1
     aside = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
@@ -97,9 +107,10 @@ def write_model(
         # One level deeper than models are, so that no server takes it for one.
         part = aside / name
         (part / str(version)).mkdir(parents=True)
-        _write(part / str(version) / "model.onnx", model.SerializeToString())
-        _write(part / "labels.txt", "".join(f"{n}\n" for n in facts.labels.names).encode())
-        _write(part / "config.pbtxt", _text(config).encode())
+        files.write(part / str(version))
+        (part / "labels.txt").write_text("".join(f"{n}\n" for n in facts.labels.names), "utf-8")
+        (part / "config.pbtxt").write_text(_text(config), "utf-8")
+        _flush(part)
         if exists:
             os.rename(part / str(version), folder / str(version))
             os.replace(part / "config.pbtxt", folder / "config.pbtxt")
@@ -111,7 +122,7 @@ def write_model(
 
 
 def _next_config(
-    folder: Path, model: ModelProto, facts: ModelFacts, max_batch_size: int | None
+    folder: Path, files: ModelFiles, facts: ModelFacts, max_batch_size: int | None
 ) -> ModelConfig:
     file = folder / "config.pbtxt"
     existing = ModelConfig()
@@ -121,10 +132,11 @@ def _next_config(
         raise IncompatibleModel(
             f"{folder} is there but not readable as a model ({error}); choose another --name"
         ) from error
-    wanted = model_config(folder.name, model, facts, existing.max_batch_size)
+    wanted = model_config(folder.name, files, facts, existing.max_batch_size)
     differing = [
         what
         for what, same in (
+            ("format", _format(existing) == _format(wanted)),
             ("inputs", _tensors(existing.input) == _tensors(wanted.input)),
             ("outputs", _tensors(existing.output) == _tensors(wanted.output)),
             ("classes", _classes(existing, folder) == list(facts.labels.names)),
@@ -174,13 +186,9 @@ def _tensors(
     return sorted((t.name, t.data_type, tuple(t.dims)) for t in tensors)
 
 
-def _type(tensor: ValueInfoProto) -> int:
-    return int(_TYPES[tensor.type.tensor_type.elem_type])
-
-
-def _dims(tensor: ValueInfoProto, config: ModelConfig) -> list[int]:
-    lengths = [d.dim_value for d in tensor.type.tensor_type.shape.dim][1:]
-    return lengths if config.max_batch_size > 0 else [-1, *lengths]
+def _format(config: ModelConfig) -> str:
+    # Triton takes either of the two names for ONNX.
+    return {"onnxruntime_onnx": "onnxruntime"}.get(str(config.platform), str(config.backend))
 
 
 def _versions(folder: Path) -> list[int]:
@@ -191,8 +199,9 @@ def _text(config: ModelConfig) -> str:
     return str(text_format.MessageToString(config, as_utf8=True))
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _flush(folder: Path) -> None:
+    """Has the files on the disk before a rename makes them visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

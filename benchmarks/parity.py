@@ -1,0 +1,159 @@
+"""Every network on ONNX Runtime against MXNet's forward pass: the table in docs/parity.md.
+
+``python -m benchmarks.parity [--network NAME ...] [--size HEIGHTxWIDTH ...] [--output FILE]``.
+Weights are random and batch-norm statistics not neutral. Rows measured before stay; those of the
+named networks and sizes are replaced. Needs the extra ``training``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.build import build_model
+from export.errors import ExportError
+from export.random_params import random_params
+from export.symbol import Graph, read_symbol
+from export.verify import Verification, verify
+
+PAGE = Path(__file__).parent.parent / "docs" / "parity.md"
+CLASSES = 19
+SIZES = ((1024, 2048), (768, 768), (352, 480), (712, 1000))
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+HEADER = (
+    "| network | size | largest difference, relative | equal labels | classes seen |\n"
+    "|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of ``training.networks``: what ``training.symbols`` is asked for."""
+
+    model: str
+    backbone: str
+    width: float = 1.0
+    aux: bool = False
+    output_stride: int = 16
+
+
+NETWORKS = {
+    "icnet_resnet18_0.5": Network("icnet", "resnet18", 0.5),
+    "icnet_resnet18": Network("icnet", "resnet18"),
+    "icnet_resnet50": Network("icnet", "resnet50"),
+    "icnet_resnet101": Network("icnet", "resnet101"),
+    "pspnet_resnet50": Network("pspnet", "resnet50"),
+    "pspnet_resnet50_aux": Network("pspnet", "resnet50", aux=True),
+    "pspnet_resnet101": Network("pspnet", "resnet101"),
+    "pspnet_resnet101_aux": Network("pspnet", "resnet101", aux=True),
+    "fcn_resnet50": Network("fcn", "resnet50"),
+    "deeplabv3_resnet50": Network("deeplabv3", "resnet50"),
+    "deeplabv3_resnet101": Network("deeplabv3", "resnet101"),
+    "deeplabv3plus_xception65_os16": Network("deeplabv3plus", "xception65"),
+    "deeplabv3plus_xception65_os8": Network("deeplabv3plus", "xception65", output_stride=8),
+    "deeplab_msra_resnet101": Network("deeplab_msra", "resnet101"),
+    "deeplab_msra_dcn_resnet101": Network("deeplab_msra_dcn", "resnet101"),
+}
+
+
+class Refused(Exception):
+    """The network has no such size; the message names the nearest that it has."""
+
+
+def generate(network: Network, height: int, width: int, classes: int = CLASSES) -> Graph:
+    """The symbol of a network, made in a process of its own. Raises Refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-W", "ignore", "-m", "training.symbols", "--model", network.model,
+            "--backbone", network.backbone, "--width", f"{network.width:g}",
+            "--num-classes", str(classes), "--size", f"{height}x{width}",
+            "--output-stride", str(network.output_stride), "--output", folder,
+            *(["--aux"] if network.aux else []),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise Refused(reason.rpartition("error: ")[2])
+        return read_symbol(Path(folder) / "network-symbol.json")
+
+
+def compare(graph: Graph, height: int, width: int, seed: int = 0) -> Verification:
+    """Builds the serving graph with random weights and statistics and runs both.
+
+    Raises ExportError where they disagree.
+    """
+    parameters = random_params(graph, height, width, seed, neutral=False)
+    return verify(build_model(graph, parameters, height, width), graph, parameters, height, width)
+
+
+def row(name: str, height: int, width: int) -> str:
+    """One line of the table, measured now."""
+    start = f"| {name} | {height}x{width} |"
+    try:
+        found = compare(generate(NETWORKS[name], height, width), height, width)
+    except Refused as refused:
+        return f"{start} refused: {str(refused).rpartition('; ')[2]} | | |"
+    except ExportError as error:
+        return f"{start} failed: {str(error).splitlines()[0]} | | |"
+    return f"{start} {found.relative:.1e} | {found.agreement:.4%} | {found.classes_seen} |"
+
+
+def read_rows(page: Path) -> dict[tuple[str, str], str]:
+    """The table's lines by network and size; none where the page is new."""
+    rows = {}
+    text = page.read_text() if page.is_file() else ""
+    for line in text.partition(BEGIN)[2].partition(END)[0].splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 3 and cells[1] in NETWORKS:
+            rows[cells[1], cells[2]] = line
+    return rows
+
+
+def write_rows(page: Path, rows: dict[tuple[str, str], str]) -> None:
+    """Puts the table between the page's two marks, networks and sizes in their order."""
+    names, sizes = list(NETWORKS), [f"{h}x{w}" for h, w in SIZES]
+    ordered = sorted(
+        rows,
+        key=lambda key: (
+            names.index(key[0]),
+            sizes.index(key[1]) if key[1] in sizes else len(sizes),
+            key[1],
+        ),
+    )
+    table = "\n".join([HEADER, *(rows[key] for key in ordered)])
+    text = page.read_text() if page.is_file() else f"# Parity\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``352x480`` -> (352, 480), for argparse."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH")
+    return int(height), int(width)
+
+
+def main() -> None:
+    """Measures the named networks and sizes, or all, and updates the page after each."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity")
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, metavar="NAME",
+                        default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")  # fmt: skip
+    parser.add_argument("--size", nargs="+", type=parse_size, default=SIZES, metavar="HxW")
+    parser.add_argument("--output", type=Path, default=PAGE)
+    options = parser.parse_args()
+    rows = read_rows(options.output)
+    for height, width in options.size:
+        for name in options.network:
+            line = row(name, height, width)
+            print(line, flush=True)
+            rows[name, f"{height}x{width}"] = line
+            write_rows(options.output, rows)
+
+
+if __name__ == "__main__":
+    main()

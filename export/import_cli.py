@@ -1,0 +1,206 @@
+"""``segserve import-onnx``: an ONNX network made elsewhere to a model in the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from export.build import set_metadata
+from export.errors import ExportError, IllegalSize, InvalidLabels, InvalidNetwork
+from export.labels import find_labels, read_labels
+from export.onnx_import import ImportOptions, InputFormat, import_network
+from export.onnx_outputs import Labels
+from export.onnx_source import opset_of, read_network
+from export.triton import ModelFacts, write_model
+from export.verify_import import verify_import
+from serving.geometry import Size
+from serving.palette import LabelSet, default_palette, parse_palette
+
+_DEFAULT_BATCH = 4
+
+
+def import_onnx(
+    network: Annotated[Path, typer.Argument(help="The .onnx file.")],
+    mean: Annotated[str, typer.Option(help="Three numbers, in the network's channel order.")],
+    std: Annotated[str, typer.Option(help="Three numbers, likewise.")],
+    value_range: Annotated[
+        int, typer.Option("--range", help="White before mean and std: 1 or 255.")
+    ],
+    classes: Annotated[
+        str | None, typer.Option(help="File with a name a line, or 'road,sky,car'.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Names the classes: citys, camvid, ...")
+    ] = None,
+    palette: Annotated[str | None, typer.Option(help="'#804080 #f423e8 ...'")] = None,
+    layout: Annotated[str, typer.Option(help="NCHW or NHWC.")] = "NCHW",
+    channel_order: Annotated[str, typer.Option(help="rgb or bgr.")] = "rgb",
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH, where the network takes any.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Default: the first one.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="One channel: above it the second class is there.")
+    ] = None,
+    align_corners: Annotated[
+        bool | None,
+        typer.Option(
+            "--align-corners/--half-pixel", help="How an output smaller than the image grows."
+        ),
+    ] = None,
+    head: Annotated[
+        str, typer.Option(help="Outputs: of mask, logits, confidence.")
+    ] = "mask,logits",
+    repository: Annotated[Path, typer.Option(help="Folder of models.")] = Path("model_repository"),
+    name: Annotated[str | None, typer.Option(help="Model name; default: the file's.")] = None,
+    family: Annotated[str | None, typer.Option(help="Default: the model's name.")] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default: 4, or 1 where the network takes one.")
+    ] = None,
+    accuracy: Annotated[str | None, typer.Option(help="Measured accuracy and protocol.")] = None,
+    provenance: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
+    check: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare with the network itself.")
+    ] = True,
+) -> None:
+    """Brings an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
+
+    Example, a torchvision network: segserve import-onnx fcn.onnx --dataset voc --size 520x520
+    --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --range 1
+    """
+    console = Console(stderr=True, highlight=False)
+    title = name or network.stem
+    try:
+        form = _input_format(mean, std, value_range, layout, channel_order)
+        labels = _label_set(classes, dataset, palette, threshold is not None)
+        heads = tuple(part.strip() for part in head.split(",") if part.strip())
+        options = ImportOptions(
+            form, len(labels.names), _size(size), output, threshold, align_corners, heads
+        )
+        with console.status("reading the network"):
+            source = read_network(network)
+        with console.status("building the graph"):
+            imported = import_network(source, options)
+        batches, outcome = imported.batches, "not compared with the network"
+        if check:
+            with console.status("comparing with the network"):
+                result = verify_import(network, imported, options)
+            batches, outcome = result.batches, f"verified: {result}"
+        batch = _batch_size(max_batch_size, batches, repository / title)
+        notes = [provenance] if provenance else []
+        notes += [
+            f"imported from {network.name} sha256 {_digest(network)}",
+            f"made by {source.producer_name or 'unknown'} {source.producer_version}".strip(),
+            f"opset {opset_of(source)}"
+            + ("" if opset_of(source) >= opset_of(imported.model) else " converted to"
+               f" {opset_of(imported.model)}"),
+            f"input {layout} {channel_order} 0-{value_range} mean {mean} std {std}",
+            *imported.notes,
+            *([] if batches else ["one image a run: the batch is written into the network"]),
+            outcome,
+        ]  # fmt: skip
+        facts = ModelFacts(labels, family or title, dataset, accuracy, "; ".join(notes))
+        set_metadata(imported.model, {**facts.parameters(), "passes": ",".join(imported.passes)})
+        with console.status("writing the repository"):
+            folder = write_model(repository, title, imported.model, facts, batch)
+    except (ExportError, OSError, ValueError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    for note in (*imported.notes, *([] if batches else ["one image a run"]), outcome):
+        console.print(note, markup=False, soft_wrap=True)
+    outputs = "mask" if isinstance(imported.found, Labels) else ",".join(heads)
+    typer.echo(f"{folder}/model.onnx: {title} version {folder.name}, {len(labels.names)} classes,"
+               f" {imported.height}x{imported.width}, {outputs},"
+               f" opset {opset_of(imported.model)}")  # fmt: skip
+
+
+def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) -> InputFormat:
+    if maximum not in (1, 255):
+        raise InvalidNetwork(f"--range {maximum}: white is 1 or 255 before mean and std")
+    if layout.upper() not in ("NCHW", "NHWC"):
+        raise InvalidNetwork(f"--layout {layout}: it is NCHW or NHWC")
+    if order.lower() not in ("rgb", "bgr"):
+        raise InvalidNetwork(f"--channel-order {order}: it is rgb or bgr")
+    means, stds = _three("--mean", mean), _three("--std", std)
+    if min(stds) <= 0:
+        raise InvalidNetwork(f"--std {std}: each is above 0")
+    if maximum == 1 and max(map(abs, means)) > 1:
+        raise InvalidNetwork(f"--mean {mean} is of values from 0 to 255: give --range 255")
+    if maximum == 255 and max(stds) < 1:
+        raise InvalidNetwork(f"--std {std} is of values from 0 to 1: give --range 1")
+    return InputFormat(means, stds, maximum, order.lower() == "bgr", layout.upper() == "NHWC")
+
+
+def _three(option: str, text: str) -> tuple[float, float, float]:
+    try:
+        first, second, third = (float(part) for part in text.replace(" ", ",").split(",") if part)
+    except ValueError:
+        raise InvalidNetwork(f"{option} {text!r}: three numbers, one a channel: 0,0,0") from None
+    if not all(map(math.isfinite, (first, second, third))):
+        raise InvalidNetwork(f"{option} {text!r}: three finite numbers")
+    return first, second, third
+
+
+def _label_set(
+    classes: str | None, dataset: str | None, palette: str | None, binary: bool
+) -> LabelSet:
+    """The labels of --classes, else of --dataset, in the colours of --palette where given."""
+    labels: LabelSet | None
+    if classes is None:
+        labels = find_labels(dataset, None)
+        if labels is None:
+            raise InvalidLabels("name the classes with --classes, or a known one with --dataset")
+    elif "," not in classes and (not binary or Path(classes).is_file()):
+        labels = read_labels(Path(classes))
+    else:
+        names = tuple(part.strip() for part in classes.split(","))
+        if not all(names) or len(set(names)) != len(names):
+            raise InvalidLabels(f"--classes {classes!r}: each name once, none empty")
+        labels = LabelSet(names, tuple(default_palette(len(names))))
+    if binary and len(labels.names) == 1:
+        names = ("background", *labels.names)
+        labels = LabelSet(names, tuple(default_palette(2)))
+    if palette is not None:
+        colors = parse_palette(palette)
+        if len(colors) != len(labels.names):
+            raise InvalidLabels(
+                f"--palette has {len(colors)} colours for {len(labels.names)} classes"
+            )
+        labels = replace(labels, colors=colors)
+    return labels
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        size = Size.parse(text)
+    except ValueError as error:
+        raise IllegalSize(f"--size {error}") from error
+    return size.height, size.width
+
+
+def _batch_size(wanted: int | None, batches: bool, existing: Path) -> int | None:
+    """``max_batch_size`` to write; None leaves an existing model's."""
+    if batches:
+        return wanted if wanted is not None or existing.exists() else _DEFAULT_BATCH
+    if wanted not in (None, 1):
+        raise InvalidNetwork(
+            f"--max-batch-size {wanted}: the network takes one image at a time; export it with a"
+            " dynamic batch"
+        )
+    return 1
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,97 @@
+"""Exported graphs load and give the same labels in the ONNX Runtime of 2024."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import run_onnx
+from onnx import ModelProto
+from own_environment import make_environment
+
+from export.build import build_model
+from export.calibration import calibrate
+from export.graph_ends import name_nodes
+from export.precision_half import to_half
+from export.quantise import Recipe, quantise
+from export.random_params import random_params
+from export.retarget import retarget
+from export.symbol import read_symbol
+from export.symbol_lookup import PUBLISHED
+from export.verify import example_images
+from serving.geometry import Size
+from serving.restore import labels_from_logits
+
+VERSION = "1.19.2"
+AGREEMENT = 0.9999
+SIZE = (64, 96)
+NETWORKS = ("icnet_resnet50_citys", "pspnet_resnet50_citys", "fcn_resnet50_citys",
+            "deeplab_resnet50_citys")  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def older_python() -> Path:
+    packages = ("numpy==1.26.4", f"onnxruntime=={VERSION}", "coloredlogs", "flatbuffers",
+                "humanfriendly", "mpmath", "packaging", "protobuf<6", "sympy")  # fmt: skip
+    return make_environment(f"onnxruntime-{VERSION}", *packages)
+
+
+def check(model: ModelProto, size: tuple[int, int], python: Path, folder: Path) -> None:
+    """Loads, runs and compares a model with the ONNX Runtime of the tests."""
+    assert model.ir_version == 8
+    assert [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")] == [17]
+    images = example_images(*size)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    np.save(folder / "images.npy", images)
+    command = [python, run_onnx.__file__, "model.onnx", "images.npy", "outputs.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == VERSION
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    names = [output.name for output in session.get_outputs()]
+    wanted = dict(zip(names, session.run(names, {"image": images}), strict=True))
+    with np.load(folder / "outputs.npz") as found:
+        assert set(found.files) == set(wanted)
+        if "mask" in wanted:
+            assert (found["mask"] == wanted["mask"]).mean() >= AGREEMENT
+        if "logits" in wanted:
+            labels = [
+                np.stack([labels_from_logits(x, Size(*size), Size(90, 130)) for x in logits])
+                for logits in (found["logits"], wanted["logits"])
+            ]
+            assert (labels[0] == labels[1]).mean() >= AGREEMENT
+        if "confidence" in wanted:
+            difference = found["confidence"].astype(int) - wanted["confidence"]
+            assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_published_networks(name: str, older_python: Path, tmp_path: Path) -> None:
+    graph = retarget(read_symbol(PUBLISHED / f"{name}.json.gz"), *SIZE)
+    model = build_model(graph, random_params(graph, *SIZE), *SIZE)
+    check(model, SIZE, older_python, tmp_path)
+
+
+@pytest.mark.parametrize("heads", [("mask",), ("logits",), ("mask", "logits")])
+def test_heads(heads, older_python, tmp_path, make_network, make_params) -> None:
+    graph = make_network(*SIZE)
+    check(build_model(graph, make_params(graph, *SIZE), *SIZE, heads), SIZE, older_python, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precisions(precision, older_python, tmp_path, make_network, make_params) -> None:
+    graph = make_network(*SIZE)
+    model = build_model(graph, make_params(graph, *SIZE), *SIZE)
+    name_nodes(model)
+    if precision == "fp16":
+        model = to_half(model)
+    else:
+        recipe = Recipe()
+        ranges = calibrate(model, list(example_images(*SIZE)), recipe.method)
+        model = quantise(model, ranges, recipe)
+    check(model, SIZE, older_python, tmp_path)

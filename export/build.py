@@ -1,12 +1,12 @@
 """The passes in their order: symbol and parameters to the graph of the contract.
 
 Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``logits`` float32
-[N, C, h, w]. Opset 17, IR 8.
+[N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from onnx import ModelProto, checker
 
@@ -17,10 +17,22 @@ from export.passes.cut_at_logits import cut_at_logits
 from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import fold_normalisation
+from export.passes.image_pooling_bias import image_pooling_bias
 from export.passes.mask_head import HEADS, mask_head
 from export.passes.prune_heads import prune_heads
 from export.retarget import retarget
 from export.symbol import Graph
+
+PASSES = "passes"
+# Between the conversion and the heads. Image pooling goes first: it is the cheaper form of what
+# the pyramid's pass would do to it.
+REWRITES: Mapping[str, Callable[[ModelProto], int]] = {
+    "fold_batch_norm": fold_batch_norm,
+    "image_pooling_bias": image_pooling_bias,
+    "factor_pyramid": factor_pyramid,
+    "commute_resize": commute_resize,
+    "fold_normalisation": fold_normalisation,
+}
 
 
 def build_model(
@@ -29,19 +41,24 @@ def build_model(
     height: int,
     width: int,
     heads: Sequence[str] = HEADS,
+    without: Collection[str] = (),
 ) -> ModelProto:
     """Builds the serving graph of a network for images of height x width.
 
-    Raises IllegalSize, UnsupportedOperator, InvalidSymbol or InvalidParams.
+    ``without`` names rewrites to leave out, for measurements of what they bring. Those that
+    changed something stand in the metadata under ``passes``. Raises IllegalSize,
+    UnsupportedOperator, InvalidSymbol or InvalidParams.
     """
     graph = prune_heads(retarget(symbol, height, width))
     cut = cut_at_logits(graph, height, width)
     model = convert(cut.graph, parameters, height, width)
-    fold_batch_norm(model)
-    factor_pyramid(model)
-    commute_resize(model)
-    fold_normalisation(model)
+    applied = ["prune_heads"] if len(symbol.heads) > 1 else []
+    applied.append("cut_at_logits")
+    applied += [
+        name for name, rewrite in REWRITES.items() if name not in without and rewrite(model)
+    ]
     mask_head(model, height, width, heads)
+    set_metadata(model, {PASSES: ",".join([*applied, "mask_head"])})
     checker.check_model(model)
     return model
 
@@ -53,7 +70,12 @@ def number_of_classes(symbol: Graph, height: int, width: int) -> int:
 
 
 def set_metadata(model: ModelProto, facts: Mapping[str, str]) -> None:
-    """Stores facts in the file itself (``metadata_props``), so that they travel with it."""
+    """Stores facts in the file itself (``metadata_props``), so that they travel with it.
+
+    They replace what stood there, but for ``passes``.
+    """
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key == PASSES}
+    facts = {**kept, **facts}
     del model.metadata_props[:]
     for key in sorted(facts):
         entry = model.metadata_props.add()

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from export.build import build_model, number_of_classes, set_metadata
 from export.errors import ExportError, IllegalSize, UnsupportedPrecision
+from export.gate import Limits
 from export.labels import check_labels, find_labels, generic_labels
+from export.model_files import onnx_files
+from export.mxnet_model import SYMBOL_FILE, mxnet_files
 from export.params import read_params
+from export.precision import PrecisionOptions, check_options, lower_precision
+from export.progress import show_steps
 from export.random_params import random_params
 from export.retarget import retarget, size_rule
 from export.symbol import read_symbol
 from export.symbol_lookup import FoundSymbol, NetworkName, find_symbol
-from export.triton import ModelFacts, write_model
+from export.triton import ModelFacts, write_version
 from export.verify import mxnet_installed, verify
 
-_STEPS = 5
+_STEPS = 6
+_PRECISION = "Precision"
 
 
 def export(
@@ -45,9 +48,83 @@ def export(
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH; default: the symbol's own.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="onnx, or mxnet: the MXNet graph itself, which only Triton serves (its Python"
+            " backend, with MXNet).",
+        ),
+    ] = "onnx",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16 (for GPUs) or int8 (for CPUs; calibrated on images).",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "fp32",
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of --dataset: its train split calibrates int8, its val split measures"
+            " the accuracy before and after.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photos to calibrate int8 on, instead of the dataset's; without a"
+            " dataset every fifth is kept to compare labels on.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="At most so many.", rich_help_panel=_PRECISION)
+    ] = 64,
+    validation_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measure the accuracy on at most so many; default: all.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = None,
+    max_miou_drop: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Write nothing where more points of mIoU are lost than this.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = Limits.max_miou_drop,
+    min_agreement: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            help="The same for photos without labels: the least per cent of pixels whose label"
+            " stays what it is in fp32.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = Limits.min_agreement,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="Try calibration methods, types and layers left in float; keep the fastest int8"
+            " that passes.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write it whatever it loses.", rich_help_panel=_PRECISION),
+    ] = False,
     repository: Annotated[Path, typer.Option(help="Folder of models.")] = Path("model_repository"),
-    name: Annotated[str | None, typer.Option(help="Model name; default: --model.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model name; default: --model, _PRECISION after it.")
+    ] = None,
     max_batch_size: Annotated[
         int | None, typer.Option(min=0, help="Default: 4, or the existing model's.")
     ] = None,
@@ -61,14 +138,23 @@ def export(
     """Exports a trained network to ONNX in a Triton model repository."""
     console = Console(stderr=True, highlight=False)
     try:
-        if precision != "fp32":
-            raise UnsupportedPrecision(
-                f"--precision {precision} cannot be exported yet; use --precision fp32"
-            )
+        options = PrecisionOptions(
+            precision,
+            dataset,
+            root,
+            calibration,
+            calibration_images,
+            validation_images,
+            Limits(max_miou_drop, min_agreement),
+            search,
+            force,
+        )
+        check_options(options)
+        _check_format(file_format, precision)
         wanted = _parse_size(size)
         heads = [part.strip() for part in head.split(",") if part.strip()]
         label_set = find_labels(dataset, labels)
-        with _progress(console) as step:
+        with show_steps(console, _STEPS) as step:
             step("reading the symbol")
             classes = len(label_set.names) if label_set else None
             found = _find(symbol, model, backbone, width, dataset, params, classes, wanted)
@@ -80,24 +166,39 @@ def export(
             step("reading the parameters" if params else "making random parameters")
             weights = read_params(params) if params else random_params(graph, height, columns)
             step("building the graph")
-            built = build_model(graph, weights, height, columns, heads)
             origin = [provenance] if provenance else []
             origin.append(f"symbol {found.source}")
             origin.append(f"parameters {params.name} sha256 {_digest(params)}"
                           if params else "random weights")  # fmt: skip
             origin.append(f"exported by segserve {_version()} at {height}x{columns} {precision}")
-            step("comparing with MXNet" if check else "not compared with MXNet")
-            outcome = "not compared with MXNet"
-            if check and mxnet_installed():
-                outcome = str(verify(built, graph, weights, height, columns))
-                origin.append(outcome)
-            elif check:
-                outcome = "MXNet is not installed: the comparison with it was skipped"
+            measured = accuracy
+            if file_format == "mxnet":
+                files = mxnet_files(graph, weights, height, columns, heads)
+                outcomes = ["the MXNet graph itself: nothing to compare"]
+            else:
+                built = build_model(graph, weights, height, columns, heads)
+                step("comparing with MXNet" if check else "not compared with MXNet")
+                outcome = "not compared with MXNet"
+                if check and mxnet_installed():
+                    outcome = str(verify(built, graph, weights, height, columns))
+                    origin.append(outcome)
+                elif check:
+                    outcome = "MXNet is not installed: the comparison with it was skipped"
+                step("measuring the accuracy" if precision == "fp32" else f"making {precision}")
+                lowered = lower_precision(built, options, classes, step)
+                origin += lowered.provenance
+                measured = "; ".join(part for part in (accuracy, lowered.accuracy) if part) or None
+                outcomes = [outcome, lowered.outcome]
             step("writing the repository")
-            title = name or model or found.source.partition(".")[0].removesuffix("-symbol")
-            facts = ModelFacts(label_set, model or title, dataset, accuracy, "; ".join(origin))
-            set_metadata(built, facts.parameters())
-            folder = write_model(repository, title, built, facts, max_batch_size)
+            family = model or found.source.partition(".")[0].removesuffix("-symbol")
+            # One repository model has one format and one precision.
+            variant = "mxnet" if file_format == "mxnet" else precision
+            title = name or (family if variant == "fp32" else f"{family}_{variant}")
+            facts = ModelFacts(label_set, family, dataset, measured, "; ".join(origin))
+            if file_format == "onnx":
+                set_metadata(lowered.model, facts.parameters())
+                files = onnx_files(lowered.model)
+            folder = write_version(repository, title, files, facts, max_batch_size)
     except (ExportError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -105,27 +206,11 @@ def export(
         console.print("random weights: the labels mean nothing, the speed is that of trained ones")
     if dataset is None and labels is None:
         console.print("classes without names; --dataset or --labels gives them some")
-    console.print(outcome, markup=False, soft_wrap=True)
-    typer.echo(f"{folder}/model.onnx: {title} version {folder.name}, {classes} classes,"
+    for line in filter(None, outcomes):
+        console.print(line, markup=False, soft_wrap=True)
+    main_file = "model.onnx" if file_format == "onnx" else SYMBOL_FILE
+    typer.echo(f"{folder}/{main_file}: {title} version {folder.name}, {classes} classes,"
                f" {height}x{columns}, {precision}, {','.join(heads)}")  # fmt: skip
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[_Step]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _Step(progress)
-
-
-class _Step:
-    """Calling it names the step that begins and counts the one before as done."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.task = progress.add_task("starting", total=_STEPS, completed=-1)
-
-    def __call__(self, description: str) -> None:
-        self.progress.update(self.task, description=description, advance=1)
 
 
 def _find(
@@ -143,6 +228,13 @@ def _find(
     if model is None:
         raise ExportError("name the network with --model, or give its --symbol")
     return find_symbol(NetworkName(model, backbone, width, dataset), params, classes, size)
+
+
+def _check_format(file_format: str, precision: str) -> None:
+    if file_format not in ("onnx", "mxnet"):
+        raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
+    if file_format == "mxnet" and precision != "fp32":
+        raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from export import deformable
 from export.errors import InvalidParams, UnsupportedOperator
 from export.lowering import Site
 from export.operators import lower, unsupported
@@ -23,6 +24,7 @@ def convert(graph: Graph, parameters: Parameters, height: int, width: int) -> Mo
 
     The model's input ``data`` is float32 [N, 3, height, width], normalised; its outputs are the
     graph's heads under their node's names, float32. Nodes and tensors keep the symbol's names.
+    Opset 17, IR 8; a deformable convolution needs opset 19, IR 9.
     Raises UnsupportedOperator naming all unknown operators, InvalidParams where parameters are
     missing or have other shapes, and what ``infer_shapes`` raises.
     """
@@ -71,10 +73,11 @@ def convert(graph: Graph, parameters: Parameters, height: int, width: int) -> Mo
         shape = [BATCH, *shapes.of(head)[1:]]
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     image = helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, 3, height, width])
+    deforms = any(node.op_type == "DeformConv" for node in nodes)
     model: ModelProto = helper.make_model(
         helper.make_graph(nodes, "network", [image], outputs, constants),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", deformable.OPSET if deforms else OPSET)],
+        ir_version=deformable.IR_VERSION if deforms else IR_VERSION,
         producer_name="segserve",
     )
     return model
@@ -89,7 +92,8 @@ def _check_parameters(parameters: Parameters, shapes: dict[str, tuple[int, ...]]
             f"{len(missing)} of {len(shapes)} parameters are missing, first {missing[0]!r}"
             + (
                 f"; the file has structural names ({names[0]!r}) as save_parameters() writes them:"
-                " save it with HybridBlock.export() instead"
+                " save it with HybridBlock.export(), or rename them with python -m training.symbols"
+                " --params"
                 if structural
                 else "; do symbol and parameters belong together?"
             )

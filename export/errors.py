@@ -4,14 +4,19 @@
 
     ExportError
     ├── InvalidSymbol          symbol.json is damaged or no symbol
+    ├── InvalidNetwork         an ONNX file that is damaged, or no network that can be served
     ├── InvalidParams          .params is damaged, or does not fit the symbol
     ├── UnsupportedOperator    operators or attributes that the exporter does not know
     ├── IllegalSize            the network cannot be built at that size
     ├── IncompatibleModel      the repository holds another model under that name
-    ├── UnsupportedPrecision   not yet
+    ├── UnsupportedPrecision   no such precision, or none for this graph
+    ├── ImagesMissing          nothing to calibrate on or to judge by
+    ├── InvalidImages          damaged images, or labels that are not the network's
+    ├── PrecisionFailed        the graph does not run at that precision
+    ├── AccuracyLost           the precision costs more than the limits allow
     ├── InvalidLabels          class names or colours that do not fit the network
     ├── SymbolNotFound         no symbol.json for that network
-    └── VerificationFailed     ONNX Runtime and MXNet disagree
+    └── VerificationFailed     the exported graph and its source disagree
 """
 
 from __future__ import annotations
@@ -23,6 +28,10 @@ class ExportError(Exception):
 
 class InvalidSymbol(ExportError):
     """A symbol file that cannot be read; names the file and the node."""
+
+
+class InvalidNetwork(ExportError):
+    """An ONNX file that cannot be read, or a network that cannot be brought under the contract."""
 
 
 class InvalidParams(ExportError):
@@ -42,7 +51,23 @@ class IncompatibleModel(ExportError):
 
 
 class UnsupportedPrecision(ExportError):
-    """A precision that cannot be exported yet."""
+    """A precision that does not exist, or that this graph cannot have."""
+
+
+class ImagesMissing(ExportError):
+    """No images to calibrate on or to judge by; names the option that gives some."""
+
+
+class InvalidImages(ExportError):
+    """Damaged images, or labels of other classes than the network's; names the file or split."""
+
+
+class PrecisionFailed(ExportError):
+    """The graph does not run at that precision, or its logits are no numbers."""
+
+
+class AccuracyLost(ExportError):
+    """The precision costs more accuracy than the limits allow; nothing was written."""
 
 
 class InvalidLabels(ExportError):
@@ -54,4 +79,4 @@ class SymbolNotFound(ExportError):
 
 
 class VerificationFailed(ExportError):
-    """The exported graph does not compute what MXNet computes."""
+    """The exported graph does not compute what its source computes."""

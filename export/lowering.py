@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.shapes import Shape
+from export.geometry import Shape
 from export.symbol import Node
 
 
@@ -45,4 +45,10 @@ def single(site: Site, op_type: str, inputs: Sequence[str], *constants: TensorPr
 def constant(name: str, values: NDArray[np.float32]) -> TensorProto:
     """A float32 constant."""
     tensor: TensorProto = numpy_helper.from_array(values, name)
+    return tensor
+
+
+def indices(name: str, values: Sequence[int]) -> TensorProto:
+    """An int64 constant: shapes, axes, bounds."""
+    tensor: TensorProto = numpy_helper.from_array(np.array(values, np.int64), name)
     return tensor

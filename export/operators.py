@@ -1,4 +1,4 @@
-"""One function an MXNet operator: the ONNX nodes (opset 17) that compute the same.
+"""One function an MXNet operator: the ONNX nodes (opset 17 to 19) that compute the same.
 
 All shapes but the batch are static, so adaptive pooling and MXNet's ceiling pooling have exact
 forms here that a converter for unknown sizes does not have. Operators that do nothing at
@@ -12,11 +12,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import helper
 
+from export.deconvolution import deconvolution, upsampling
+from export.deformable import deformable_convolution
 from export.errors import UnsupportedOperator
-from export.lowering import Lowering, Site, constant, single
+from export.geometry import convolution_geometry
+from export.lowering import Lowering, Site, constant, indices, single
 from export.pooling import adaptive_pooling, pooling
+from export.reshaping import flattening, reshaping, transposition
 from export.resize import resize_nodes
-from export.shapes import BINARY, convolution_geometry
+from export.shape_rules import (
+    BINARY,
+    DEFORMABLE,
+    IDENTITIES,
+    LABELLED,
+    SCALAR,
+    SOFTMAXES,
+    SUMS,
+    UNARY,
+)
+from export.slicing import padding, slicing
 from export.symbol import BATCH_NORMS
 
 
@@ -63,14 +77,53 @@ def _batch_norm(site: Site) -> Lowering:
 def _activation(site: Site) -> Lowering:
     kinds = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softrelu": "Softplus",
              "softsign": "Softsign"}  # fmt: skip
-    kind = site.node.text("act_type", "") if site.node.op == "Activation" else site.node.op
+    kind = site.node.text("act_type", "")
     if kind not in kinds:
         raise UnsupportedOperator(f"{site.name}: activation {kind!r}")
     return single(site, kinds[kind], site.inputs)
 
 
+def _unary(site: Site) -> Lowering:
+    return single(site, UNARY[site.node.op], site.inputs)
+
+
+def _square(site: Site) -> Lowering:
+    return single(site, "Mul", [site.inputs[0]] * 2)
+
+
+def _hard_sigmoid(site: Site) -> Lowering:
+    alpha, beta = site.node.number("alpha", 0.2), site.node.number("beta", 0.5)
+    node = helper.make_node(
+        "HardSigmoid", [site.inputs[0]], [site.name], name=site.name, alpha=alpha, beta=beta
+    )
+    return Lowering((node,), site.name)
+
+
+def _softmax(site: Site) -> Lowering:
+    """Over the classes; the label of ``SoftmaxOutput`` plays no part in it."""
+    node, axis = site.node, -1
+    if node.op in LABELLED and not node.flag("multi_output", False):
+        if len(site.shape) != 2:
+            raise UnsupportedOperator(f"{site.name}: {node.op} of a map without multi_output")
+    elif node.op in LABELLED or node.text("mode", "") == "channel":
+        axis = 1
+    elif node.op == "softmax":
+        axis = node.integer("axis", -1)
+        if node.number("temperature", 1) != 1 or node.flag("use_length", False):
+            raise UnsupportedOperator(f"{site.name}: softmax with temperature or length")
+    elif len(site.shape) != 2:
+        raise UnsupportedOperator(f"{site.name}: {node.op} of mode instance")
+    made = helper.make_node("Softmax", [site.inputs[0]], [site.name], name=site.name, axis=axis)
+    return Lowering((made,), site.name)
+
+
 def _leaky_relu(site: Site) -> Lowering:
     kind = site.node.text("act_type", "leaky")
+    if kind == "prelu":
+        slope, shape = f"{site.name}_slope", f"{site.name}_slope_shape"
+        reshape = helper.make_node("Reshape", [site.inputs[1], shape], [slope], name=slope)
+        node = helper.make_node("PRelu", [site.inputs[0], slope], [site.name], name=site.name)
+        return Lowering((reshape, node), site.name, (indices(shape, [-1, 1, 1]),))
     if kind not in ("leaky", "elu"):
         raise UnsupportedOperator(f"{site.name}: LeakyReLU of type {kind!r}")
     node = helper.make_node(
@@ -108,13 +161,21 @@ def _binary(site: Site) -> Lowering:
     return single(site, BINARY[site.node.op], site.inputs)
 
 
+def _sum(site: Site) -> Lowering:
+    return single(site, "Sum", site.inputs)
+
+
 def _scalar(site: Site) -> Lowering:
-    op_type = {"plus": "Add", "minus": "Sub", "mul": "Mul", "div": "Div"}[
-        site.node.op.strip("_").lower().removesuffix("scalar").rstrip("_")
-    ]
+    kind = site.node.op.strip("_").lower().removesuffix("scalar").rstrip("_")
+    op_type = {
+        "plus": "Add", "minus": "Sub", "mul": "Mul", "div": "Div", "rminus": "Sub", "rdiv": "Div",
+        "maximum": "Max", "minimum": "Min", "power": "Pow",
+    }[kind]  # fmt: skip
     value = np.array(site.node.number("scalar", 0), np.float32)
     name = f"{site.name}_scalar"
-    return single(site, op_type, [site.inputs[0], name], constant(name, value))
+    inputs = [site.inputs[0], name]
+    reverse = kind in ("rminus", "rdiv")
+    return single(site, op_type, inputs[::-1] if reverse else inputs, constant(name, value))
 
 
 def _dropout(site: Site) -> Lowering:
@@ -124,32 +185,54 @@ def _dropout(site: Site) -> Lowering:
 
 
 def _identity(site: Site) -> Lowering:
+    if site.node.op == "Cast" and site.node.text("dtype", "float32") not in ("float32", "0"):
+        raise UnsupportedOperator(f"{site.name}: Cast to {site.node.attrs['dtype']}")
     return Lowering((), site.inputs[0])
 
 
-def _flatten(site: Site) -> Lowering:
-    return single(site, "Flatten", site.inputs)
+def _global_pooling(site: Site) -> Lowering:
+    op_type = "GlobalMaxPool" if site.node.op == "max" else "GlobalAveragePool"
+    if len(site.shape) == 4:
+        return single(site, op_type, site.inputs)
+    pooled = f"{site.name}_pooled"
+    nodes = (
+        helper.make_node(op_type, [site.inputs[0]], [pooled], name=pooled),
+        helper.make_node("Flatten", [pooled], [site.name], name=site.name),
+    )
+    return Lowering(nodes, site.name)
 
 
 _LOWERINGS: dict[str, Callable[[Site], Lowering]] = {
     "Convolution": _convolution,
+    "Deconvolution": deconvolution,
+    "UpSampling": upsampling,
     "Activation": _activation,
-    "relu": _activation,
-    "sigmoid": _activation,
-    "tanh": _activation,
     "LeakyReLU": _leaky_relu,
     "clip": _clip,
+    "hard_sigmoid": _hard_sigmoid,
+    "square": _square,
     "Pooling": pooling,
     "_contrib_AdaptiveAvgPooling2D": adaptive_pooling,
     "_contrib_BilinearResize2D": _resize,
     "Concat": _concat,
     "concat": _concat,
     "Dropout": _dropout,
-    "Flatten": _flatten,
-    "flatten": _flatten,
-    **dict.fromkeys(("identity", "_copy", "BlockGrad"), _identity),
+    "Flatten": flattening,
+    "flatten": flattening,
+    "Reshape": reshaping,
+    "reshape": reshaping,
+    "transpose": transposition,
+    "mean": _global_pooling,
+    "max": _global_pooling,
+    "Pad": padding,
+    "pad": padding,
+    **dict.fromkeys(("Crop", "slice_axis", "slice_like"), slicing),
+    **dict.fromkeys(DEFORMABLE, deformable_convolution),
+    **dict.fromkeys(IDENTITIES, _identity),
     **dict.fromkeys(BATCH_NORMS, _batch_norm),
     **dict.fromkeys(BINARY, _binary),
-    **dict.fromkeys(("_plus_scalar", "_PlusScalar", "_minus_scalar", "_MinusScalar"), _scalar),
-    **dict.fromkeys(("_mul_scalar", "_MulScalar", "_div_scalar", "_DivScalar"), _scalar),
+    **dict.fromkeys(SUMS, _sum),
+    **dict.fromkeys(UNARY, _unary),
+    **dict.fromkeys(SCALAR, _scalar),
+    **dict.fromkeys(SOFTMAXES, _softmax),
 }

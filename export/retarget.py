@@ -12,11 +12,12 @@ import math
 from dataclasses import dataclass, replace
 
 from export.errors import IllegalSize
+from export.shape_rules import SOFTMAXES
 from export.shapes import infer_shapes
 from export.symbol import Graph, Node
 
 _RESIZE = "_contrib_BilinearResize2D"
-_SOFTMAX = {"softmax", "SoftmaxActivation", "SoftmaxOutput"}
+_SOFTMAX = frozenset(SOFTMAXES)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def size_rule(graph: Graph) -> SizeRule | None:
     Raises IllegalSize where there are resizes but the first head tells no size, or where a
     resize is no whole fraction of the image.
     """
-    resizes = [node for _, node in graph.operators() if node.op == _RESIZE]
+    resizes = [node for _, node in graph.operators() if _is_fixed(node)]
     if not resizes:
         return None
     head = _full_size_head(graph)
@@ -95,12 +96,19 @@ def _full_size_head(graph: Graph) -> Node:
     return head
 
 
+def _is_fixed(node: Node) -> bool:
+    """True for a resize to a size, not by a factor or to another map's."""
+    return node.op == _RESIZE and not (
+        node.text("mode", "size") != "size" or node.text("scale_height", "")
+    )
+
+
 def _target(node: Node) -> tuple[int, int]:
     return node.integer("height", 0), node.integer("width", 0)
 
 
 def _moved(node: Node, rule: SizeRule, height: int, width: int) -> Node:
-    if node.op != _RESIZE:
+    if not _is_fixed(node):
         return node
     h, w = _target(node)
     size = {"height": str(height * h // rule.height), "width": str(width * w // rule.width)}

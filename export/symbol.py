@@ -62,7 +62,7 @@ class Node:
     def integer(self, key: str, default: int) -> int:
         """An integer attribute. Raises InvalidSymbol."""
         value = self.number(key, default)
-        if value != int(value):
+        if not value.is_integer():
             raise InvalidSymbol(f"{self.name}: {key}={self.attrs[key]!r} is no integer")
         return int(value)
 

@@ -17,7 +17,7 @@ from onnx import ModelProto
 from export.convert import DATA
 from export.errors import VerificationFailed
 from export.params import Parameters, write_params
-from export.passes.cut_at_logits import cut_at_logits
+from export.passes.cut_at_logits import cut_at_logits, without_softmax
 from export.passes.prune_heads import prune_heads
 from export.symbol import Entry, Graph, write_symbol
 
@@ -30,7 +30,8 @@ class Verification:
     """How far two runtimes are apart over all images.
 
     ``absolute`` is the largest difference of two logits, ``relative`` that divided by the largest
-    logit, ``agreement`` the share of equal labels at full size.
+    logit, ``agreement`` the share of equal labels at full size, ``classes_seen`` how many classes
+    the labels hold.
     """
 
     images: int
@@ -38,6 +39,7 @@ class Verification:
     relative: float
     agreement: float
     mxnet_version: str
+    classes_seen: int = 0
 
     def __str__(self) -> str:
         return (
@@ -63,7 +65,7 @@ def verify(
     images = example_images(height, width)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        main = prune_heads(graph)
+        main = without_softmax(prune_heads(graph))
         logits = cut_at_logits(main, height, width).graph
         both = _both_heads(main, logits)
         write_symbol(both, folder / "symbol.json")
@@ -117,10 +119,12 @@ def _compare(
 ) -> Verification:
     names = [output.name for output in session.get_outputs()]
     absolute, largest, equal, total = 0.0, 0.0, 0, 0
+    seen: set[int] = set()
     for number, image in enumerate(images):
         found = dict(zip(names, session.run(None, {"image": image[None]}), strict=True))
         logits = np.load(folder / f"logits{number}.npy")
         labels = np.load(folder / f"labels{number}.npy")
+        seen.update(np.unique(labels).tolist())
         largest = max(largest, float(np.abs(logits).max()))
         if "logits" in found:
             absolute = max(absolute, float(np.abs(found["logits"] - logits).max()))
@@ -131,4 +135,4 @@ def _compare(
             equal += int((found["logits"].argmax(1) == logits.argmax(1)).sum())
             total += logits[:, 0].size
     relative = absolute / largest if largest else absolute
-    return Verification(len(images), absolute, relative, equal / total, version)
+    return Verification(len(images), absolute, relative, equal / total, version, len(seen))

@@ -1,7 +1,8 @@
 """Cuts a segmentation network before its final upsampling, at its own resolution. Exact.
 
 A softmax at the end is dropped (it does not change which class wins), then one aligned-corners
-resize: ``mask_head`` puts the same resize in front of the argmax again.
+resize: ``mask_head`` puts the same resize in front of the argmax again. An upsampling of another
+kind (a deconvolution, other corners) stays, and the logits are then as large as the image.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.errors import InvalidSymbol
+from export.shape_rules import IDENTITIES, SOFTMAXES
 from export.shapes import infer_shapes
 from export.symbol import Graph
 
-_SOFTMAX = {"softmax", "SoftmaxActivation", "SoftmaxOutput"}
-_NOTHING = {"identity", "_copy", "BlockGrad"}
+_TRANSPARENT = frozenset((*SOFTMAXES, *IDENTITIES))
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,10 @@ class LogitsCut:
 def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
     """Cuts a graph with one head, built for images of height x width.
 
-    Raises InvalidSymbol where the head is no map of classes, or is a resize to another size
-    with other corners.
+    Raises InvalidSymbol where the head is no map of classes.
     """
+    graph = without_softmax(graph)
     head = graph.heads[0]
-    while graph.nodes[head.node].op in _SOFTMAX | _NOTHING:
-        head = graph.nodes[head.node].inputs[0]
     shapes = infer_shapes(graph, height, width)
     node = graph.nodes[head.node]
     if (
@@ -50,3 +49,11 @@ def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
             " segmentation network?"
         )
     return LogitsCut(graph.pruned([head]), *shape[1:])
+
+
+def without_softmax(graph: Graph) -> Graph:
+    """The graph of its first head without a softmax, or what else changes no winner, behind it."""
+    head = graph.heads[0]
+    while graph.nodes[head.node].op in _TRANSPARENT:
+        head = graph.nodes[head.node].inputs[0]
+    return graph.pruned([head])

@@ -26,12 +26,14 @@ def fold_normalisation(
     model: ModelProto,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    *,
+    bgr: bool = False,
 ) -> int:
     """Edits in place a model with the float32 input ``data`` [N, 3, H, W].
 
-    Afterwards its input is ``image`` uint8 [N, H, W, 3]. ``mean`` and ``std`` are of RGB values
-    from 0 to 1. Returns the number of convolutions that took the scale; where something else
-    reads the image too it is 0 and the scale is an operator.
+    Afterwards its input is ``image`` uint8 [N, H, W, 3] RGB. ``mean`` and ``std`` are of RGB values
+    from 0 to 1; ``bgr`` says that ``data`` has blue first. Returns the number of convolutions that
+    took the scale; where something else reads the image too it is 0 and the scale is an operator.
     """
     graph = OnnxGraph(model)
     data = graph.graph.input[0]
@@ -53,10 +55,22 @@ def fold_normalisation(
     nodes.append(helper.make_node("Sub", ["image_float", "image_mean"], [centred], name="centre"))
     if not convolutions:
         graph.set_constant("image_scale", scale.astype(np.float32).reshape(channels, 1, 1))
-        nodes.append(helper.make_node("Mul", [centred, "image_scale"], [DATA], name="normalise"))
+        scaled_name = "image_normalised" if bgr else DATA
+        nodes.append(
+            helper.make_node("Mul", [centred, "image_scale"], [scaled_name], name="normalise")
+        )
+        if bgr:
+            graph.set_constant("image_channels", np.array([2, 1, 0], np.int64))
+            nodes.append(
+                helper.make_node(
+                    "Gather", [scaled_name, "image_channels"], [DATA], name="reorder", axis=1
+                )
+            )
     for name in dict.fromkeys(conv.input[1] for conv in convolutions):
         weight = graph.constant(name)
         assert weight is not None, "_first_convolutions returns those with constant weights"
+        if bgr:
+            weight = weight[:, ::-1]
         scaled = weight.astype(np.float64) * scale.reshape(1, channels, 1, 1)
         graph.set_constant(name, scaled.astype(np.float32))
     graph.insert_first(nodes)

@@ -90,11 +90,6 @@ def test_a_known_dataset_names_the_classes(run, run_folder):
     assert "the network has 5 classes, the labels name 19" in error(result)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_are_not_there_yet(run, precision):
-    assert f"--precision {precision} cannot" in error(run("--model", "x", "--precision", precision))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

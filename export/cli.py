@@ -128,7 +128,9 @@ def export(
     max_batch_size: Annotated[
         int | None, typer.Option(min=0, help="Default: 4, or the existing model's.")
     ] = None,
-    head: Annotated[str, typer.Option(help="Outputs: mask, logits or both.")] = "mask,logits",
+    head: Annotated[
+        str, typer.Option(help="Outputs: of mask, logits, confidence.")
+    ] = "mask,logits",
     accuracy: Annotated[str | None, typer.Option(help="Measured accuracy and protocol.")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
     check: Annotated[

@@ -16,7 +16,6 @@ from export.geometry import (
     check_window,
     convolved_lengths,
     deconvolution_geometry,
-    pair,
     pooled_length,
 )
 from export.reshaping import flattened_shape, reshaped_shape, transposed_shape
@@ -76,11 +75,10 @@ def _pooling(node: Node, features: Sequence[Shape]) -> Shape:
     if node.flag("global_pool", False):
         return (batch, channels, 1, 1)
     kernel = node.integers("kernel")
-    stride, pad = pair(node, "stride", (1, 1), 1), pair(node, "pad", (0, 0))
+    stride, pad = node.integers("stride", (1, 1)), node.integers("pad", (0, 0))
     full = node.text("pooling_convention", "valid") == "full"
     if len(kernel) != 2:
         raise UnsupportedOperator(f"{node.name}: only 2-D pooling, not kernel {kernel}")
-    pair(node, "kernel", kernel, 1)
     check_window(node, (kernel, stride), pad)
     return (
         batch,

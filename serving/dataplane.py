@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2
 
-from serving import mask
+from serving import mask, restore
 from serving.batcher import Inferred
 from serving.errors import InvalidRequest, SegserveError, UnsupportedOption
 from serving.geometry import Size
@@ -30,6 +30,7 @@ from serving.tensors import Tensor
 
 INPUT = "image"
 LOGITS = "logits"
+CONFIDENCE = "confidence"
 PNG = "png"
 TensorConfig: TypeAlias = model_config_pb2.ModelInput | model_config_pb2.ModelOutput
 OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
@@ -185,8 +186,11 @@ def check_outputs(wanted: tuple[str, ...], model: Model) -> None:
                 f"unexpected inference output {name!r} for model {model.name!r}; "
                 f"known: {', '.join(known)}"
             )
-        if name == LOGITS and model.spec.logits_size is None:
-            raise UnsupportedOption(f"model {model.name!r} gives no logits")
+        if name in (LOGITS, CONFIDENCE) and model.spec.logits_size is None:
+            raise UnsupportedOption(
+                f"{name} needs the model's logits, which {model.name!r} does not give; "
+                f"export it with `segserve export --head mask,logits`"
+            )
 
 
 def read_images(
@@ -230,12 +234,16 @@ def _build_output(name: str, answers: list[Answer], model: Model) -> Tensor:
     if name == PNG:
         files = tuple(_encode_png(answer, model) for answer in answers)
         return Tensor(PNG, "BYTES", (len(files),), files)
+    size = model.spec.size
+    # check_outputs has made sure that they are there where they are asked for.
+    logits = [m for a in answers if (m := a.inferred.prediction.logits) is not None]
     if name == LOGITS:
-        # check_outputs has made sure that they are there.
-        maps = [a.inferred.prediction.logits for a in answers]
-        logits = np.stack([m for m in maps if m is not None])
-        return Tensor(name, "FP32", logits.shape, logits)
-    masks = np.stack([_restore(answer, model, model.spec.size) for answer in answers])
+        stacked = np.stack(logits)
+        return Tensor(name, "FP32", stacked.shape, stacked)
+    if name == CONFIDENCE:
+        certain = np.stack([restore.confidence_from_logits(m, size, size) for m in logits])
+        return Tensor(name, "UINT8", certain.shape, certain)
+    masks = np.stack([_restore(answer, model, size) for answer in answers])
     return Tensor(name, "UINT8", masks.shape, masks)
 
 

@@ -150,6 +150,7 @@ def test_tritonclient_reads_metadata_and_config(client: triton.InferenceServerCl
     metadata = client.get_model_metadata("bands")
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [
         ("mask", "UINT8", [-1, 32, 48]),
+        ("confidence", "UINT8", [-1, 32, 48]),
         ("logits", "FP32", [-1, 8, 32, 48]),
     ]
     assert client.get_model_config("bands").config.max_batch_size == 4

@@ -275,7 +275,10 @@ def test_tritonclient_sends_pixels_and_reads_the_mask(
     mask = result.as_numpy("mask")
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, np.stack([band_labels(32, 48)] * 2))
-    assert result.as_numpy("logits").shape == (2, 8, 32, 48)
+    logits = result.as_numpy("logits")
+    assert logits.shape == (2, 8, 32, 48)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(result.as_numpy("confidence"), 255 * shares.max(1), atol=1)
     assert result.get_response()["id"] == "seven"
 
 
@@ -313,7 +316,9 @@ def test_tritonclient_gets_clear_errors(client: triton.InferenceServerClient) ->
         client.infer("nope", [pixels_input()])
     with pytest.raises(triton.InferenceServerException, match="batch-size must be <= 4"):
         client.infer("bands", [pixels_input(5)])
-    with pytest.raises(triton.InferenceServerException, match="known: mask, logits, png"):
+    with pytest.raises(
+        triton.InferenceServerException, match="known: mask, confidence, logits, png"
+    ):
         client.infer("bands", [pixels_input()], outputs=[triton.InferRequestedOutput("depth")])
     floats = triton.InferInput("image", [1, 32, 48, 3], "FP32")
     floats.set_data_from_numpy(np.zeros((1, 32, 48, 3), np.float32))

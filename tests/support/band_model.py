@@ -26,6 +26,7 @@ platform: "onnxruntime_onnx"
 max_batch_size: 4
 input {{ name: "image" data_type: TYPE_UINT8 dims: [ {h}, {w}, 3 ] }}
 output {{ name: "mask" data_type: TYPE_UINT8 dims: [ {h}, {w} ] }}
+output {{ name: "confidence" data_type: TYPE_UINT8 dims: [ {h}, {w} ] }}
 output {{ name: "logits" data_type: TYPE_FP32 dims: [ 8, {h}, {w} ] }}
 dynamic_batching {{ }}
 parameters {{ key: "accuracy" value {{ string_value: "none: a fake" }} }}

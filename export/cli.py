@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +18,7 @@ from export.mxnet_model import SYMBOL_FILE, mxnet_files
 from export.params import read_params
 from export.precision import PrecisionOptions, check_options, lower_precision
 from export.progress import show_steps
+from export.provenance import digest, tool_version
 from export.random_params import random_params
 from export.retarget import retarget, size_rule
 from export.symbol import read_symbol
@@ -170,9 +169,11 @@ def export(
             step("building the graph")
             origin = [provenance] if provenance else []
             origin.append(f"symbol {found.source}")
-            origin.append(f"parameters {params.name} sha256 {_digest(params)}"
+            origin.append(f"parameters {params.name} sha256 {digest(params)}"
                           if params else "random weights")  # fmt: skip
-            origin.append(f"exported by segserve {_version()} at {height}x{columns} {precision}")
+            origin.append(
+                f"exported by segserve {tool_version()} at {height}x{columns} {precision}"
+            )
             measured = accuracy
             if file_format == "mxnet":
                 files = mxnet_files(graph, weights, height, columns, heads)
@@ -253,18 +254,3 @@ def _own_size(found: FoundSymbol) -> tuple[int, int]:
     if rule is None:
         raise IllegalSize(f"{found.source} fits many sizes; choose one with --size HEIGHTxWIDTH")
     return rule.height, rule.width
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def _version() -> str:
-    try:
-        return version("segserve")
-    except PackageNotFoundError:
-        return "(not installed)"

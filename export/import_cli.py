@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from export.labels import find_labels, read_labels
 from export.onnx_import import ImportOptions, InputFormat, import_network
 from export.onnx_outputs import Labels
 from export.onnx_source import opset_of, read_network
+from export.provenance import digest
 from export.triton import ModelFacts, write_model
 from export.verify_import import verify_import
 from serving.geometry import Size
@@ -95,7 +95,7 @@ def import_onnx(
         batch = _batch_size(max_batch_size, batches, repository / title)
         notes = [provenance] if provenance else []
         notes += [
-            f"imported from {network.name} sha256 {_digest(network)}",
+            f"imported from {network.name} sha256 {digest(network)}",
             f"made by {source.producer_name or 'unknown'} {source.producer_version}".strip(),
             f"opset {opset_of(source)}"
             + ("" if opset_of(source) >= opset_of(imported.model) else " converted to"
@@ -196,11 +196,3 @@ def _batch_size(wanted: int | None, batches: bool, existing: Path) -> int | None
             " dynamic batch"
         )
     return 1
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]

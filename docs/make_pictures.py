@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from serving.palette import load_labels
 from training.datasets.synthetic import render_scene
 
-SEED = 20_009
+SEED = 20_051
 HEIGHT, WIDTH = 360, 480
 LEGEND_HEIGHT = 30
 IMAGES = Path(__file__).parent / "images"

@@ -1,42 +1,60 @@
 """Gluon network <-> files: hybridized symbol, and parameters under the symbol's names.
 
 ``python -m training.symbols --model icnet --backbone resnet50 --num-classes 19 --size 1024x2048
---output DIR`` writes ``DIR/network-symbol.json`` for any legal size.
+--output DIR`` writes ``DIR/network-symbol.json`` for any legal size. With ``--params FILE``, a file
+of ``save_parameters`` (structural names, GluonCV's checkpoints), ``DIR/network.params`` too.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 
 from training.mxnet_import import mx
-from training.networks import ICNet, build
+from training.networks import MODEL_ALIASES, NETWORKS, Network, build
 from training.options import parse_size
 
+AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
+DEFAULT_BACKBONES = {
+    "deeplabv3plus": "xception65",
+    "deeplab_msra": "resnet101",
+    "deeplab_msra_dcn": "resnet101",
+}
 
-def write_symbol(network: ICNet, path: Path, height: int, width: int) -> None:
-    """Saves the graph with all its outputs; the network stays as it was."""
+
+def trace(network: Network) -> mx.sym.Symbol:
+    """The graph of all outputs, the full-size one first; nothing is computed for it."""
     full_output = network.full_output
     network.full_output = True
-    network.hybridize(static_alloc=True, static_shape=True)
-    context = next(iter(network.collect_params().values())).list_ctx()[0]
-    network(mx.nd.zeros((1, 3, height, width), ctx=context))
-    with tempfile.TemporaryDirectory() as folder:
-        network.export(str(Path(folder) / "network"))
-        text = (Path(folder) / "network-symbol.json").read_text()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    # A name manager of its own: operators are numbered from 0 whatever was traced before.
+    with mx.name.NameManager():
+        outputs = network(mx.sym.var("data"))
     network.full_output = full_output
-    network.hybridize(static_alloc=True, static_shape=True)
+    return mx.sym.Group(list(outputs))
+
+
+def write_symbol(network: Network, path: Path, height: int, width: int) -> None:
+    """Saves the graph with all its outputs; the network stays as it was.
+
+    ``height`` and ``width`` are those that the network was built for. Raises ValueError where its
+    layers do not fit each other at that size.
+    """
+    symbol = trace(network)
+    try:
+        symbol.infer_shape(data=(1, 3, height, width))
+    except mx.MXNetError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"the network does not take {height}x{width}: {reason}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(symbol.tojson())
 
 
 def write_parameters(network: mx.gluon.HybridBlock, path: Path) -> None:
     """Saves all parameters as ``arg:NAME`` and ``aux:NAME``; replaces the file whole."""
     arrays = {}
     for name, parameter in network.collect_params().items():
-        kind = "aux" if name.endswith(("running_mean", "running_var")) else "arg"
+        kind = "aux" if name.endswith(AUXILIARY) else "arg"
         arrays[f"{kind}:{name}"] = parameter.data(parameter.list_ctx()[0]).as_in_context(mx.cpu())
     aside = path.with_name(path.name + ".part")
     mx.nd.save(str(aside), arrays)
@@ -73,18 +91,35 @@ def read_parameters(
 
 
 def main() -> None:
-    """Writes the symbol of a network, with random weights' shapes only."""
+    """Writes the symbol of a network; with ``--params`` its parameters under the symbol's names."""
     p = argparse.ArgumentParser("python -m training.symbols")
-    p.add_argument("--model", default="icnet")
-    p.add_argument("--backbone", default="resnet50")
-    p.add_argument("--width", type=float, default=1.0)
+    p.add_argument("--model", default="icnet", help=f"of {', '.join(NETWORKS)}")
+    p.add_argument("--backbone", help="default resnet50, resnet101 (deeplab_msra) or xception65")
+    p.add_argument("--width", type=float, default=1.0, help="channel multiplier")
     p.add_argument("--num-classes", type=int, required=True)
     p.add_argument("--size", type=parse_size, required=True, metavar="HEIGHTxWIDTH")
+    p.add_argument("--aux", action="store_true", help="with the auxiliary head")
+    p.add_argument("--output-stride", type=int, default=16, help="8 or 16 (deeplabv3plus)")
+    p.add_argument("--params", type=Path, help="a save_parameters() file to rename")
     p.add_argument("--output", type=Path, required=True)
     a = p.parse_args()
-    network = build(a.model, a.backbone, a.num_classes, *a.size, channel_multiplier=a.width)
-    network.initialize()
-    write_symbol(network, a.output / "network-symbol.json", *a.size)
+    model = MODEL_ALIASES.get(a.model, a.model)
+    try:
+        network = build(
+            model,
+            a.backbone or DEFAULT_BACKBONES.get(model, "resnet50"),
+            a.num_classes,
+            *a.size,
+            channel_multiplier=a.width,
+            aux=a.aux,
+            output_stride=a.output_stride,
+        )
+        write_symbol(network, a.output / "network-symbol.json", *a.size)
+        if a.params is not None:
+            network.load_parameters(str(a.params))
+            write_parameters(network, a.output / "network.params")
+    except (ValueError, AssertionError, OSError, mx.MXNetError) as error:
+        p.error(str(error))
 
 
 if __name__ == "__main__":

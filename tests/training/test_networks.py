@@ -85,5 +85,5 @@ def test_a_wrong_size_is_refused_with_the_nearest_legal_one(facts: Facts) -> Non
 
 
 def test_unknown_names_are_refused_with_the_known_ones(facts: Facts) -> None:
-    assert facts["refusals"]["model"] == "unknown model 'unet'; known: icnet"
+    assert facts["refusals"]["model"].startswith("unknown model 'unet'; known: icnet, ")
     assert "unknown backbone 'vgg16'; known: resnet18, " in facts["refusals"]["backbone"]

@@ -1,15 +1,56 @@
-"""The networks, behind one constructor."""
+"""The networks, behind one constructor.
+
+| name | backbones | sizes | outputs |
+|---|---|---|---|
+| ``icnet`` | resnet18 to resnet152 | multiples of 32 | full size, 1/4, 1/8, 1/16 |
+| ``pspnet`` (``psp``) | the same | multiples of 8 | full size; that of the auxiliary head |
+| ``fcn`` | the same | any | full size; that of the auxiliary head |
+| ``deeplabv3`` (``deeplab``) | the same | multiples of 8 | full size; the auxiliary head's |
+| ``deeplabv3plus`` (``deeplabplus``) | xception65 | multiples of 16, or those + 1 | full size |
+| ``deeplab_msra``, ``deeplab_msra_dcn`` | resnet50, 101, 152 (Caffe's) | any | probabilities |
+
+A network gives a tuple; its element 0 is the prediction, the others serve training only.
+"""
 
 from __future__ import annotations
 
 from training.mxnet_import import mx
-from training.networks.icnet import SIZE_MULTIPLE, ICNet
-from training.networks.resnet import Norm
+from training.networks import deeplab_msra, deeplabv3, deeplabv3plus, fcn, icnet, pspnet
+from training.networks.deeplab_msra import MSRADeepLab
+from training.networks.deeplabv3 import DeepLabV3
+from training.networks.deeplabv3plus import DeepLabV3Plus
+from training.networks.fcn import FCN
+from training.networks.icnet import ICNet
+from training.networks.layers import Norm
+from training.networks.pspnet import PSPNet
+from training.networks.sizes import SizeRule
 
-__all__ = ["ICNet", "build"]
+__all__ = [
+    "FCN",
+    "NETWORKS",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "ICNet",
+    "MSRADeepLab",
+    "Network",
+    "PSPNet",
+    "build",
+    "size_rule",
+]
 
-MODEL_ALIASES = {"psp": "pspnet"}
-SIZE_MULTIPLES = {"icnet": SIZE_MULTIPLE}
+Network = ICNet | PSPNet | FCN | DeepLabV3 | DeepLabV3Plus | MSRADeepLab
+
+MODEL_ALIASES = {"psp": "pspnet", "deeplab": "deeplabv3", "deeplabplus": "deeplabv3plus"}
+NETWORKS = (
+    "icnet",
+    "pspnet",
+    "fcn",
+    "deeplabv3",
+    "deeplabv3plus",
+    "deeplab_msra",
+    "deeplab_msra_dcn",
+)
+XCEPTION = "xception65"
 
 
 def build(
@@ -21,29 +62,60 @@ def build(
     norm_layer: type | None = None,
     norm_kwargs: dict[str, int] | None = None,
     channel_multiplier: float = 1.0,
-) -> ICNet:
+    *,
+    aux: bool = False,
+    output_stride: int = 16,
+) -> Network:
     """A network for exactly ``height`` x ``width`` pixels.
 
     Args:
-        name: ``icnet``.
-        backbone: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``resnet152``.
+        name: of ``NETWORKS``, or GluonCV's name for one.
+        backbone: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``, or
+            ``xception65`` for DeepLabV3+.
         norm_layer: ``BatchNorm`` unless told otherwise; reaches every layer of the network.
         norm_kwargs: for ``SyncBatchNorm`` ``{"num_devices": n}``.
         channel_multiplier: width of the backbone and the layers behind it (``--width``).
+        aux: an auxiliary head on stage 3 (PSPNet, FCN and DeepLabV3; the others ignore it).
+        output_stride: 8 or 16, of DeepLabV3+.
 
     Raises:
-        ValueError: an unknown name or backbone, or a size that the network does not allow; the
-            message names the nearest legal one.
+        ValueError: an unknown name, backbone or output stride, or a size that the network does not
+            allow; the message names the nearest legal one.
     """
     name = MODEL_ALIASES.get(name, name)
-    if name not in SIZE_MULTIPLES:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(SIZE_MULTIPLES)}")
-    multiple = SIZE_MULTIPLES[name]
-    if height % multiple or width % multiple or min(height, width) < multiple:
-        nearest = tuple(max(multiple, round(n / multiple) * multiple) for n in (height, width))
-        raise ValueError(
-            f"{name} takes sizes that are multiples of {multiple}, not {height}x{width}; "
-            f"the nearest is {nearest[0]}x{nearest[1]}"
-        )
+    size_rule(name, output_stride).check(name, height, width)
     norm = Norm(norm_layer or mx.gluon.nn.BatchNorm, **(norm_kwargs or {}))
-    return ICNet(backbone, num_classes, height, width, norm, channel_multiplier, prefix="icnet_")
+    if name == "deeplabv3plus":
+        if backbone != XCEPTION:
+            raise ValueError(f"unknown backbone {backbone!r} for {name}; known: {XCEPTION}")
+        return DeepLabV3Plus(num_classes, height, width, norm, channel_multiplier, output_stride)
+    if name.startswith("deeplab_msra"):
+        deformable = name.endswith("_dcn")
+        return MSRADeepLab(backbone, num_classes, norm, channel_multiplier, deformable)
+    if name == "icnet":
+        return ICNet(
+            backbone, num_classes, height, width, norm, channel_multiplier, prefix="icnet_"
+        )
+    segmenter = {"pspnet": PSPNet, "fcn": FCN, "deeplabv3": DeepLabV3}[name]
+    return segmenter(
+        backbone, num_classes, height, width, norm, channel_multiplier, aux, prefix=f"{name}_"
+    )
+
+
+def size_rule(name: str, output_stride: int = 16) -> SizeRule:
+    """The sizes that a network can have. Raises ValueError for an unknown name or stride."""
+    rules = {
+        "icnet": icnet.SIZES,
+        "pspnet": pspnet.SIZES,
+        "fcn": fcn.SIZES,
+        "deeplabv3": deeplabv3.SIZES,
+        "deeplab_msra": deeplab_msra.SIZES,
+        "deeplab_msra_dcn": deeplab_msra.SIZES,
+    }
+    if name == "deeplabv3plus":
+        if output_stride not in deeplabv3plus.SIZES:
+            raise ValueError(f"output stride {output_stride}; {name} has 8 and 16")
+        return deeplabv3plus.SIZES[output_stride]
+    if name not in rules:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(NETWORKS)}")
+    return rules[name]

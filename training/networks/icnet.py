@@ -13,88 +13,14 @@ gluon-cv model_zoo/icnet.py.
 from __future__ import annotations
 
 from training.mxnet_import import mx
-from training.networks.resnet import DilatedResNet, Norm, scale_channels
+from training.networks.layers import ConvBnRelu, Norm, conv_norm, scale_channels
+from training.networks.pyramid import PyramidHead
+from training.networks.resnet import DilatedResNet
+from training.networks.sizes import SizeRule
 
 nn = mx.gluon.nn
 
-SIZE_MULTIPLE = 32
-PYRAMID_BINS = (1, 2, 3, 6)
-DROPOUT = 0.1
-
-
-class ConvBnRelu(mx.gluon.HybridBlock):
-    """Convolution, normalisation, ReLU."""
-
-    def __init__(
-        self, in_channels: int, channels: int, kernel: int, stride: int, norm: Norm, **scope: str
-    ) -> None:
-        super().__init__(**scope)
-        with self.name_scope():
-            self.conv = nn.Conv2D(
-                channels, kernel, stride, kernel // 2, in_channels=in_channels, use_bias=False
-            )
-            self.bn = norm(channels)
-
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
-        return F.relu(self.bn(self.conv(x)))
-
-
-def conv_norm(
-    in_channels: int, channels: int, kernel: int, norm: Norm, prefix: str, dilation: int = 1
-) -> nn.HybridSequential:
-    """``{0: convolution, 1: normalisation}``, the layout of GluonCV's checkpoints."""
-    sequence = nn.HybridSequential(prefix=prefix)
-    padding = dilation * (kernel // 2)
-    with sequence.name_scope():
-        sequence.add(
-            nn.Conv2D(
-                channels, kernel, 1, padding, dilation, in_channels=in_channels, use_bias=False
-            ),
-            norm(channels),
-        )
-    return sequence
-
-
-class PyramidPooling(mx.gluon.HybridBlock):
-    """Adaptive average pooling to 1, 2, 3 and 6 bins, 1x1 convolution, upsampling, concatenation.
-
-    Source: Zhao et al., "Pyramid Scene Parsing Network", arXiv 1612.01105.
-    """
-
-    def __init__(self, in_channels: int, height: int, width: int, norm: Norm, **scope: str) -> None:
-        super().__init__(**scope)
-        self.size = {"height": height, "width": width}
-        with self.name_scope():
-            for number in range(1, len(PYRAMID_BINS) + 1):
-                branch = conv_norm(in_channels, in_channels // 4, 1, norm, f"conv{number}_")
-                with branch.name_scope():
-                    branch.add(nn.Activation("relu"))
-                setattr(self, f"conv{number}", branch)
-
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
-        outputs = [x]
-        for number, bins in enumerate(PYRAMID_BINS, start=1):
-            pooled = F.contrib.AdaptiveAvgPooling2D(x, output_size=bins)
-            branch = getattr(self, f"conv{number}")(pooled)
-            outputs.append(F.contrib.BilinearResize2D(branch, **self.size))
-        return F.concat(*outputs, dim=1)
-
-
-class PyramidHead(mx.gluon.HybridBlock):
-    """Pyramid pooling and the 3x3 convolution after it, without the classifier."""
-
-    def __init__(
-        self, in_channels: int, channels: int, height: int, width: int, norm: Norm, **scope: str
-    ) -> None:
-        super().__init__(**scope)
-        with self.name_scope():
-            self.psp = PyramidPooling(in_channels, height, width, norm, prefix="psp_")
-            self.block = conv_norm(in_channels * 2, channels, 3, norm, "block_")
-            with self.block.name_scope():
-                self.block.add(nn.Activation("relu"), nn.Dropout(DROPOUT))
-
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
-        return self.block(self.psp(x))
+SIZES = SizeRule(32)
 
 
 class CascadeFeatureFusion(mx.gluon.HybridBlock):

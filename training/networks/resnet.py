@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from training.mxnet_import import mx
+from training.networks.layers import Norm, scale_channels
 
 nn = mx.gluon.nn
 
@@ -38,32 +39,6 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet101": BackboneSpec((3, 4, 23, 3), bottleneck=True),
     "resnet152": BackboneSpec((3, 8, 36, 3), bottleneck=True),
 }
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The normalisation layer of a network; every layer of it gets the same arguments."""
-
-    layer: type
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    num_devices: int | None = None
-
-    def __call__(self, channels: int) -> mx.gluon.HybridBlock:
-        if self.num_devices is None:
-            return self.layer(in_channels=channels, momentum=self.momentum, epsilon=self.epsilon)
-        # SyncBatchNorm waits for as many devices as it is told; the default is all visible ones.
-        return self.layer(
-            in_channels=channels,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            num_devices=self.num_devices,
-        )
-
-
-def scale_channels(channels: int, width: float) -> int:
-    """``channels`` times ``width``, to a multiple of 8 (vector width), at least 8."""
-    return max(8, round(channels * width / 8) * 8)
 
 
 class Block(mx.gluon.HybridBlock):

@@ -1,0 +1,94 @@
+"""FCN on a dilated ResNet, and the frame that PSPNet and DeepLabV3 share with it.
+
+Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", arXiv 1411.4038;
+gluon-cv model_zoo/fcn.py and segbase.py, whose parameter names these networks have.
+"""
+
+from __future__ import annotations
+
+from training.mxnet_import import mx
+from training.networks.layers import DROPOUT, Norm, conv_norm
+from training.networks.resnet import DilatedResNet
+from training.networks.sizes import SizeRule
+
+nn = mx.gluon.nn
+
+SIZES = SizeRule(1, smallest=16)
+STRIDE = 8
+
+
+class FCNHead(mx.gluon.HybridBlock):
+    """3x3 convolution to a quarter of the channels, ReLU, dropout, 1x1 classifier."""
+
+    def __init__(self, in_channels: int, num_classes: int, norm: Norm, **scope: str) -> None:
+        super().__init__(**scope)
+        channels = in_channels // 4
+        with self.name_scope():
+            self.block = conv_norm(in_channels, channels, 3, norm, "block_")
+            with self.block.name_scope():
+                self.block.add(
+                    nn.Activation("relu"),
+                    nn.Dropout(DROPOUT),
+                    nn.Conv2D(num_classes, 1, in_channels=channels, prefix="classifier_"),
+                )
+
+    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+        return self.block(x)
+
+
+class DilatedSegmenter(DilatedResNet):
+    """``[N,3,H,W]`` float32, normalised RGB -> logits ``[N,C,H,W]``, a tuple of one or two.
+
+    Output 0 is the prediction of ``self.head`` on stage 4; output 1, where ``aux``, that of
+    ``auxlayer`` on stage 3. ``full_output = False`` (before ``hybridize``) leaves the final
+    resizes out: the maps are then at 1/8. Subclasses set ``self.head``.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        height: int,
+        width: int,
+        norm: Norm,
+        channel_multiplier: float = 1.0,
+        aux: bool = False,
+        **scope: str,
+    ) -> None:
+        super().__init__(backbone, channel_multiplier, norm, **scope)
+        self.full_output = True
+        self.full = {"height": height, "width": width}
+        self.auxlayer = None
+        if aux:
+            with self.name_scope():
+                self.auxlayer = FCNHead(self.stage_channels[2], num_classes, norm, prefix="aux_")
+
+    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+        stage3 = self.layer3(self.layer2(self.layer1(self.stem(F, x))))
+        outputs = [self.head(self.layer4(stage3))]
+        if self.auxlayer is not None:
+            outputs.append(self.auxlayer(stage3))
+        if self.full_output:
+            outputs = [F.contrib.BilinearResize2D(output, **self.full) for output in outputs]
+        return tuple(outputs)
+
+
+class FCN(DilatedSegmenter):
+    """Stage 4 and a convolutional head at 1/8; takes any size."""
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        height: int,
+        width: int,
+        norm: Norm,
+        channel_multiplier: float = 1.0,
+        aux: bool = False,
+        **scope: str,
+    ) -> None:
+        super().__init__(
+            backbone, num_classes, height, width, norm, channel_multiplier, aux, **scope
+        )
+        with self.name_scope():
+            self.head = FCNHead(self.stage_channels[3], num_classes, norm, prefix="head_")

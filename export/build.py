@@ -20,6 +20,7 @@ from export.passes.fold_normalisation import fold_normalisation
 from export.passes.image_pooling_bias import image_pooling_bias
 from export.passes.mask_head import HEADS, mask_head
 from export.passes.prune_heads import prune_heads
+from export.pixels import IMAGENET, Pixels
 from export.retarget import retarget
 from export.symbol import Graph
 
@@ -31,7 +32,6 @@ REWRITES: Mapping[str, Callable[[ModelProto], int]] = {
     "image_pooling_bias": image_pooling_bias,
     "factor_pyramid": factor_pyramid,
     "commute_resize": commute_resize,
-    "fold_normalisation": fold_normalisation,
 }
 
 
@@ -42,12 +42,13 @@ def build_model(
     width: int,
     heads: Sequence[str] = HEADS,
     without: Collection[str] = (),
+    pixels: Pixels = IMAGENET,
 ) -> ModelProto:
     """Builds the serving graph of a network for images of height x width.
 
-    ``without`` names rewrites to leave out, for measurements of what they bring. Those that
-    changed something stand in the metadata under ``passes``. Raises IllegalSize,
-    UnsupportedOperator, InvalidSymbol or InvalidParams.
+    ``pixels`` is what the network was trained to see. ``without`` names rewrites to leave out,
+    for measurements of what they bring. Those that changed something stand in the metadata under
+    ``passes``. Raises IllegalSize, UnsupportedOperator, InvalidSymbol or InvalidParams.
     """
     graph = prune_heads(retarget(symbol, height, width))
     cut = cut_at_logits(graph, height, width)
@@ -57,6 +58,8 @@ def build_model(
     applied += [
         name for name, rewrite in REWRITES.items() if name not in without and rewrite(model)
     ]
+    fold_normalisation(model, pixels.mean, pixels.std, bgr=pixels.bgr)
+    applied.append("fold_normalisation")
     mask_head(model, height, width, heads)
     set_metadata(model, {PASSES: ",".join([*applied, "mask_head"])})
     checker.check_model(model)

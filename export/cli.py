@@ -16,6 +16,7 @@ from export.labels import check_labels, find_labels, generic_labels
 from export.model_files import onnx_files
 from export.mxnet_model import SYMBOL_FILE, mxnet_files
 from export.params import read_params
+from export.pixels import IMAGENET, choose_pixels
 from export.precision import PrecisionOptions, check_options, lower_precision
 from export.progress import show_steps
 from export.provenance import digest, tool_version
@@ -130,6 +131,13 @@ def export(
     head: Annotated[
         str, typer.Option(help="Outputs: of mask, logits, confidence.")
     ] = "mask,logits",
+    mean: Annotated[
+        str | None, typer.Option(help="Of RGB values 0 to 1, R,G,B. Default: the network's own.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="The same for the deviation.")] = None,
+    bgr: Annotated[
+        bool | None, typer.Option("--bgr/--rgb", help="The network sees blue first.")
+    ] = None,
     accuracy: Annotated[str | None, typer.Option(help="Measured accuracy and protocol.")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
     check: Annotated[
@@ -153,6 +161,7 @@ def export(
         check_options(options)
         _check_format(file_format, precision)
         wanted = _parse_size(size)
+        pixels = choose_pixels(model, mean, std, bgr)
         heads = [part.strip() for part in head.split(",") if part.strip()]
         label_set = find_labels(dataset, labels)
         with show_steps(console, _STEPS) as step:
@@ -174,16 +183,18 @@ def export(
             origin.append(
                 f"exported by segserve {tool_version()} at {height}x{columns} {precision}"
             )
+            if pixels != IMAGENET:
+                origin.append(f"sees {pixels}")
             measured = accuracy
             if file_format == "mxnet":
-                files = mxnet_files(graph, weights, height, columns, heads)
+                files = mxnet_files(graph, weights, height, columns, heads, pixels)
                 outcomes = ["the MXNet graph itself: nothing to compare"]
             else:
-                built = build_model(graph, weights, height, columns, heads)
+                built = build_model(graph, weights, height, columns, heads, pixels=pixels)
                 step("comparing with MXNet" if check else "not compared with MXNet")
                 outcome = "not compared with MXNet"
                 if check and mxnet_installed():
-                    outcome = str(verify(built, graph, weights, height, columns))
+                    outcome = str(verify(built, graph, weights, height, columns, pixels))
                     origin.append(outcome)
                 elif check:
                     outcome = "MXNet is not installed: the comparison with it was skipped"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from export.errors import ExportError, InvalidParams
 from export.model_files import ModelFiles, Tensor
 from export.params import Array, Parameters, write_params
 from export.passes.cut_at_logits import LogitsCut, cut_at_logits
-from export.passes.fold_normalisation import IMAGE, IMAGENET_MEAN, IMAGENET_STD
+from export.passes.fold_normalisation import IMAGE
 from export.passes.mask_head import LOGITS, MASK, MAX_CLASSES
 from export.passes.prune_heads import prune_heads
+from export.pixels import IMAGENET, Pixels
 from export.retarget import retarget
 from export.shapes import infer_shapes
 from export.symbol import Entry, Graph, Node, write_symbol
@@ -34,16 +35,6 @@ HEADS = (MASK, LOGITS, CONFIDENCE)
 _MEAN, _SCALE = "image_mean", "image_scale"
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """What the network was trained to see: ``mean`` and ``std`` are of RGB values from 0 to 1,
-    ``bgr`` says that blue comes first."""
-
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    bgr: bool = False
-
-
 def write_mxnet_model(
     repository: Path,
     name: str,
@@ -53,7 +44,7 @@ def write_mxnet_model(
     facts: ModelFacts,
     max_batch_size: int | None = None,
     heads: Sequence[str] = (MASK, LOGITS),
-    pixels: Pixels = Pixels(),
+    pixels: Pixels = IMAGENET,
 ) -> Path:
     """Adds an MXNet model at one static size (height, width); returns the version's folder.
 
@@ -70,7 +61,7 @@ def mxnet_files(
     height: int,
     width: int,
     heads: Sequence[str] = (MASK, LOGITS),
-    pixels: Pixels = Pixels(),
+    pixels: Pixels = IMAGENET,
 ) -> ModelFiles:
     """What a version of an MXNet model is made of.
 

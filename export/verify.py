@@ -19,6 +19,7 @@ from export.errors import VerificationFailed
 from export.params import Parameters, write_params
 from export.passes.cut_at_logits import cut_at_logits, without_softmax
 from export.passes.prune_heads import prune_heads
+from export.pixels import IMAGENET, Pixels
 from export.symbol import Entry, Graph, write_symbol
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
@@ -54,7 +55,12 @@ def mxnet_installed() -> bool:
 
 
 def verify(
-    model: ModelProto, graph: Graph, parameters: Parameters, height: int, width: int
+    model: ModelProto,
+    graph: Graph,
+    parameters: Parameters,
+    height: int,
+    width: int,
+    pixels: Pixels = IMAGENET,
 ) -> Verification:
     """Runs both on a few images of height x width.
 
@@ -71,6 +77,7 @@ def verify(
         write_symbol(both, folder / "symbol.json")
         write_params(parameters, folder / "network.params")
         np.save(folder / "images.npy", images)
+        np.savez(folder / "pixels.npz", mean=pixels.mean, std=pixels.std, bgr=pixels.bgr)
         command = [sys.executable, "-W", "ignore", "-m", "export.verify_mxnet", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

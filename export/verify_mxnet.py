@@ -1,8 +1,8 @@
 """The MXNet half of ``export.verify``, run as ``python -m export.verify_mxnet FOLDER``.
 
-Reads ``symbol.json`` (outputs: the full-size map, the logits), ``network.params`` and
-``images.npy`` (uint8 [n, H, W, 3]); writes ``logitsI.npy`` float32 and ``labelsI.npy`` uint8 for
-each image, and prints MXNet's version.
+Reads ``symbol.json`` (outputs: the full-size map, the logits), ``network.params``,
+``images.npy`` (uint8 [n, H, W, 3] RGB) and ``pixels.npz`` (mean, std, bgr); writes ``logitsI.npy``
+float32 and ``labelsI.npy`` uint8 for each image, and prints MXNet's version.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-from export.passes.fold_normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 
 def main(folder: Path) -> None:
@@ -25,9 +23,12 @@ def main(folder: Path) -> None:
     arrays = mx.nd.load(str(folder / "network.params"))
     values = {name.partition(":")[2]: array for name, array in arrays.items()}
     images = np.load(folder / "images.npy")
-    pixels = images.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
-    mean = np.array(IMAGENET_MEAN, np.float32).reshape(1, 3, 1, 1)
-    data = (pixels - mean) / np.array(IMAGENET_STD, np.float32).reshape(1, 3, 1, 1)
+    with np.load(folder / "pixels.npz") as seen:
+        scaled = images.astype(np.float32) / np.float32(255)
+        data = (scaled - seen["mean"].astype(np.float32)) / seen["std"].astype(np.float32)
+        data = np.ascontiguousarray(
+            (data[..., ::-1] if seen["bgr"] else data).transpose(0, 3, 1, 2)
+        )
     values["data"] = mx.nd.array(data[:1])
     executor = symbol.bind(
         mx.cpu(),

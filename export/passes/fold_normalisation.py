@@ -14,10 +14,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from export.convert import BATCH, DATA
 from export.onnx_graph import OnnxGraph
+from export.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGE = "image"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # Linear in each channel, so a factor passes through them.
 _TRANSPARENT = {"Resize", "Identity", "AveragePool", "GlobalAveragePool"}
 

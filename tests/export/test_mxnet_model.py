@@ -12,9 +12,9 @@ from export import cli
 from export.build import build_model
 from export.errors import ExportError, IllegalSize, IncompatibleModel, InvalidParams
 from export.labels import generic_labels
-from export.mxnet_model import Pixels, write_mxnet_model
+from export.mxnet_model import write_mxnet_model
 from export.params import Parameters, read_params
-from export.passes.fold_normalisation import IMAGENET_MEAN, IMAGENET_STD
+from export.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from export.symbol import read_symbol, write_symbol
 from export.triton import ModelFacts, write_model
 from export.verify import example_images

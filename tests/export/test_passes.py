@@ -9,9 +9,10 @@ from export.passes.commute_resize import commute_resize
 from export.passes.cut_at_logits import cut_at_logits
 from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.fold_normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
+from export.passes.fold_normalisation import fold_normalisation
 from export.passes.mask_head import mask_head
 from export.passes.prune_heads import prune_heads
+from export.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (32, 64)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, helper
 
 from export.onnx_graph import OnnxGraph, integers
+from export.passes.concatenations import Shapes, rewrite_concatenations
 
 # Fewer multiplications by at least this factor, or the branch stays.
 _MIN_GAIN = 4
@@ -35,21 +36,10 @@ def factor_pyramid(model: ModelProto) -> int:
 
     The convolution keeps the other inputs; the branches' share is added to its output.
     """
-    graph = OnnxGraph(model)
-    candidates = []
-    for conv in graph.graph.node:
-        concat = graph.producer(conv.input[0]) if conv.op_type == "Conv" else None
-        if concat is not None and concat.op_type == "Concat":
-            candidates.append((conv, concat))
-    if not candidates:
-        return 0
-    shapes = _shapes(model)
-    return sum(_factor(graph, conv, concat, shapes) for conv, concat in candidates)
+    return rewrite_concatenations(model, _factor)
 
 
-def _factor(
-    graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: dict[str, tuple[int, ...]]
-) -> bool:
+def _factor(graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: Shapes) -> bool:
     weight = graph.constant(conv.input[1])
     alone = len(graph.consumers(concat.output[0])) == 1
     if weight is None or not alone or integers(conv, "group", (1,)) != (1,):
@@ -165,12 +155,3 @@ def _is_aligned_resize(node: NodeProto) -> bool:
         and texts.get("mode") == b"linear"
         and texts.get("coordinate_transformation_mode") == b"align_corners"
     )
-
-
-def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """Static shapes by tensor, 0 where symbolic."""
-    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    return {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }

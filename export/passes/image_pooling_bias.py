@@ -9,33 +9,19 @@ multiplications and of the concatenation goes.
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, helper
 
 from export.onnx_graph import OnnxGraph, integers
+from export.passes.concatenations import Shapes, rewrite_concatenations
 
 
 def image_pooling_bias(model: ModelProto) -> int:
     """Rewrites in place each unpadded convolution of a concatenation with such branches; returns
     how many."""
-    graph = OnnxGraph(model)
-    candidates = []
-    for conv in graph.graph.node:
-        concat = graph.producer(conv.input[0]) if conv.op_type == "Conv" else None
-        if concat is not None and concat.op_type == "Concat":
-            candidates.append((conv, concat))
-    if not candidates:
-        return 0
-    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    return sum(_rewrite(graph, conv, concat, shapes) for conv, concat in candidates)
+    return rewrite_concatenations(model, _rewrite)
 
 
-def _rewrite(
-    graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: dict[str, tuple[int, ...]]
-) -> bool:
+def _rewrite(graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: Shapes) -> bool:
     weight = graph.constant(conv.input[1])
     alone = len(graph.consumers(concat.output[0])) == 1 and not graph.is_output(concat.output[0])
     if weight is None or not alone or len(graph.consumers(conv.input[1])) > 1:

@@ -100,27 +100,15 @@ class DeepLabHead(mx.gluon.HybridBlock):
 class DeepLabV3(DilatedSegmenter):
     """``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and those of the auxiliary head where ``aux``."""
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        height: int,
-        width: int,
-        norm: Norm,
-        channel_multiplier: float = 1.0,
-        aux: bool = False,
-        **scope: str,
-    ) -> None:
-        super().__init__(
-            backbone, num_classes, height, width, norm, channel_multiplier, aux, **scope
+    def make_head(
+        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
+    ) -> DeepLabHead:
+        return DeepLabHead(
+            self.stage_channels[3],
+            scale_channels(HEAD_CHANNELS, channel_multiplier),
+            num_classes,
+            height // STRIDE,
+            width // STRIDE,
+            norm,
+            prefix="head_",
         )
-        with self.name_scope():
-            self.head = DeepLabHead(
-                self.stage_channels[3],
-                scale_channels(HEAD_CHANNELS, channel_multiplier),
-                num_classes,
-                height // STRIDE,
-                width // STRIDE,
-                norm,
-                prefix="head_",
-            )

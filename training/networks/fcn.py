@@ -41,7 +41,7 @@ class DilatedSegmenter(DilatedResNet):
 
     Output 0 is the prediction of ``self.head`` on stage 4; output 1, where ``aux``, that of
     ``auxlayer`` on stage 3. ``full_output = False`` (before ``hybridize``) leaves the final
-    resizes out: the maps are then at 1/8. Subclasses set ``self.head``.
+    resizes out: the maps are then at 1/8. Subclasses make the head.
     """
 
     def __init__(
@@ -62,6 +62,14 @@ class DilatedSegmenter(DilatedResNet):
         if aux:
             with self.name_scope():
                 self.auxlayer = FCNHead(self.stage_channels[2], num_classes, norm, prefix="aux_")
+        with self.name_scope():
+            self.head = self.make_head(num_classes, height, width, norm, channel_multiplier)
+
+    def make_head(
+        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
+    ) -> mx.gluon.HybridBlock:
+        """The head on stage 4, at 1/8 of ``height`` x ``width``, without the final resize."""
+        raise TypeError(f"{type(self).__name__} has no head")
 
     def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
         stage3 = self.layer3(self.layer2(self.layer1(self.stem(F, x))))
@@ -76,19 +84,7 @@ class DilatedSegmenter(DilatedResNet):
 class FCN(DilatedSegmenter):
     """Stage 4 and a convolutional head at 1/8; takes any size."""
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        height: int,
-        width: int,
-        norm: Norm,
-        channel_multiplier: float = 1.0,
-        aux: bool = False,
-        **scope: str,
-    ) -> None:
-        super().__init__(
-            backbone, num_classes, height, width, norm, channel_multiplier, aux, **scope
-        )
-        with self.name_scope():
-            self.head = FCNHead(self.stage_channels[3], num_classes, norm, prefix="head_")
+    def make_head(
+        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
+    ) -> FCNHead:
+        return FCNHead(self.stage_channels[3], num_classes, norm, prefix="head_")

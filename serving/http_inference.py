@@ -20,7 +20,6 @@ from serving.tensors import Tensor, read_tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JsonValue = str | int | float | bool | None
-JsonTree = JsonValue | list["JsonTree"]
 
 
 class _Input(BaseModel):

@@ -13,7 +13,7 @@ from pathlib import Path
 from serving.batcher import Batcher, BatchLimits
 from serving.engine import Engine, EngineSpec
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
-from serving.metrics import Metrics
+from serving.metrics import UNKNOWN_MODEL, Metrics
 from serving.palette import LabelSet
 from serving.repository import ModelFolder, list_models, read_model
 from serving.settings import Settings
@@ -146,7 +146,7 @@ class Registry:
 
     def label(self, name: str) -> str:
         """``name`` as a metric label; names of no model would be unbounded."""
-        return name if name in self._models else "_unknown"
+        return name if name in self._models else UNKNOWN_MODEL
 
     async def drain(self) -> None:
         """Answers what is queued, then frees all engines."""

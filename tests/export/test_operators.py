@@ -139,37 +139,8 @@ def test_equals_mxnet(name, mxnet_results, run_onnx):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol)
 
 
-def write_cases(folder: Path) -> None:
-    import training.mxnet_import  # noqa: F401  (repairs NumPy for MXNet)
-    import mxnet as mx  # isort: skip
-
-    generator = np.random.default_rng(0)
-    for name, build in CASES.items():
-        symbol = build(mx, mx.sym.var("data"))
-        data = generator.normal(size=(2, 3, *SIZE)).astype(np.float32)
-        shapes, _, states = symbol.infer_shape(data=data.shape)
-        values = {"data": mx.nd.array(data)}
-        saved = {}
-        kinds = [("arg", symbol.list_arguments(), shapes),
-                 ("aux", symbol.list_auxiliary_states(), states)]  # fmt: skip
-        for kind, names, lengths in kinds:
-            for key, shape in zip(names, lengths, strict=True):
-                if key != "data":
-                    spread = generator.uniform(0.3, 1.5, shape) if "var" in key else (
-                        generator.normal(size=shape)) * 0.5  # fmt: skip
-                    values[key] = saved[f"{kind}:{key}"] = mx.nd.array(spread)
-        executor = symbol.bind(
-            mx.cpu(),
-            {key: values[key] for key in symbol.list_arguments()},
-            aux_states={key: values[key] for key in symbol.list_auxiliary_states()},
-            grad_req="null",
-        )
-        (output,) = executor.forward(is_train=False)
-        symbol.save(str(folder / f"{name}.json"))
-        mx.nd.save(str(folder / f"{name}.params"), saved or {"arg:unused": mx.nd.zeros((1,))})
-        np.save(folder / f"{name}-data.npy", data)
-        np.save(folder / f"{name}-output.npy", output.asnumpy())
-
-
 if __name__ == "__main__":
-    write_cases(Path(sys.argv[1]))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+    from mxnet_operators import write_cases
+
+    write_cases(CASES, Path(sys.argv[1]), SIZE)

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-LABEL = "softmax_label"
-
 
 def write_cases(
     cases: Mapping[str, Callable[..., object]], folder: Path, size: tuple[int, int]

@@ -16,7 +16,6 @@ import numpy as np
 
 from training.datasets.base import IGNORE_LABEL, Sample
 
-NUM_CLASSES = 11
 VOID = 11
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 

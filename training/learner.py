@@ -8,11 +8,25 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from training.loader import Batch
+from training.loader import Batch, Shard
 
 
 class Learner(Protocol):
     """A network with its loss and optimizer, on one or several devices."""
+
+    @property
+    def shard(self) -> Shard:
+        """The rows of every batch that this process's ``step`` takes; only the first process
+        writes the run and validates."""
+        ...
+
+    def wait(self) -> None:
+        """Until all processes that train this network are here."""
+        ...
+
+    def close(self) -> None:
+        """Leaves them, once all are here."""
+        ...
 
     def start(self, class_weights: npt.NDArray[np.float32]) -> None:
         """Makes loss and optimizer. ``class_weights`` float32 ``[C]``."""
@@ -23,7 +37,12 @@ class Learner(Protocol):
         ...
 
     def step(self, batch: Batch, rate: float) -> float:
-        """One update at a learning rate; the loss, a mean over the batch."""
+        """One update at a learning rate; the loss, a mean over the batch.
+
+        Raises:
+            NonFiniteStep: loss, a gradient or a running statistic is not finite. Nothing has
+                changed then: no weight, momentum, average or statistic.
+        """
         ...
 
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -38,12 +57,16 @@ class Learner(Protocol):
         """Saves the weights in MXNet's format, ``arg:``/``aux:`` and the symbol's names."""
         ...
 
-    def read_parameters(self, path: Path) -> None:
+    def read_parameters(self, path: Path, partial: bool = False) -> tuple[str, ...]:
         """Loads what ``write_parameters`` wrote, by whichever framework.
+
+        ``partial`` takes the arrays that fit (a network with other classes, to fine-tune) and
+        leaves the others as they are; returns their names.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: names or shapes are not the network's; they are named.
+            ValueError: names or shapes are not the network's; they are named. With ``partial``:
+                none fits.
         """
         ...
 

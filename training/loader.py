@@ -1,15 +1,15 @@
 """Batches for one epoch, augmented by threads ahead of the training loop.
 
-The order and every augmentation are functions of (seed, epoch, position): a resumed run sees what
-an uninterrupted one would have seen.
+The order and every augmentation are functions of (seed, epoch, position, row): a resumed run sees
+what an uninterrupted one would have seen, and several processes see what one would have seen.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -69,8 +69,55 @@ class Mixture:
         return [chosen[i] for i in random.permutation(len(chosen))]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The rows of every batch that one process of ``world`` loads.
+
+    Where a batch is passed in ``parts``, each part is shared out by itself: all processes' parts
+    together are the parts of one.
+    """
+
+    rank: int = 0
+    world: int = 1
+    parts: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> list[int]:
+        """Rows of this process: as many as each of the others has."""
+        part = batch_size // self.parts
+        share = part // self.world
+        starts = range(self.rank * share, batch_size, part)
+        return [row for start in starts for row in range(start, start + share)]
+
+
+WHOLE = Shard()
+
+
+def join_shards(batches: Sequence[Batch], shard: Shard) -> Batch:
+    """The whole batch from each process's rows, by rank; ``shard`` is any of theirs."""
+    if len(batches) == 1:
+        return batches[0]
+    size = sum(len(batch.names) for batch in batches)
+    rows = [row for rank in range(len(batches)) for row in replace(shard, rank=rank).rows(size)]
+    order = np.argsort(rows)
+    names = [name for batch in batches for name in batch.names]
+    return Batch(
+        np.concatenate([batch.images for batch in batches])[order],
+        np.concatenate([batch.labels for batch in batches])[order],
+        tuple(names[index] for index in order),
+    )
+
+
 class Loader:
-    """Full batches only: a smaller last one would change the batch-norm statistics."""
+    """Full batches only: a smaller last one would change the batch-norm statistics.
+
+    With a ``shard``, a batch is that process's rows of it. ``prefetch`` batches are made ahead of
+    the one that is asked for, each by one worker: more workers than that and one have no work.
+    """
 
     def __init__(
         self,
@@ -81,13 +128,21 @@ class Loader:
         batch_size: int,
         workers: int,
         seed: int,
+        shard: Shard = WHOLE,
+        prefetch: int = PREFETCHED_BATCHES,
     ) -> None:
         self.mixture = mixture
         self.augmentation = augmentation
         self.num_classes = num_classes
         self.batch_size = batch_size
         self.workers = max(1, workers)
+        self.prefetch = prefetch
         self.seed = seed
+        if batch_size % shard.world:
+            raise ValueError(
+                f"batch size {batch_size} cannot be shared out among {shard.world} processes"
+            )
+        self.shard = shard
         self.batches = (len(mixture.primary) + mixture.extra) // batch_size
         if not self.batches:
             raise ValueError(
@@ -104,7 +159,7 @@ class Loader:
             pending: deque[Future[Batch]] = deque()
             for index, group in enumerate(groups):
                 pending.append(pool.submit(self._load, group, number, index))
-                if len(pending) > PREFETCHED_BATCHES:
+                if len(pending) > self.prefetch:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -112,9 +167,10 @@ class Loader:
     def _load(
         self, group: list[tuple[SegmentationDataset, int]], epoch: int, position: int
     ) -> Batch:
-        random = np.random.default_rng((self.seed, epoch, position))
         images, labels, names = [], [], []
-        for dataset, index in group:
+        for row in self.shard.rows(self.batch_size):
+            dataset, index = group[row]
+            random = np.random.default_rng((self.seed, epoch, position, row))
             sample = dataset[index]
             check_label_range(sample[1], self.num_classes, dataset.name(index))
             image, label = self.augmentation(sample, random)

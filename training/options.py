@@ -1,12 +1,20 @@
-"""Command line of ``train.py``: GluonCV's flags (scripts/segmentation/train.py), and ours."""
+"""What a training run was told: flags (``flags.py``), a recipe and a saved run put together."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from training.backbones import default_backbone
 from training.datasets import canonical_name
+from training.flags import parser
+from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_loss_weights
+from training.recipe import read_recipe
+from training.runs.checkpoint import RunFolder
+from training.runs.saved_options import Json, check_resumable, use_as_defaults
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,8 @@ class TrainOptions:
     model: str
     backbone: str
     width: float
+    aux: bool
+    output_stride: int
     root: Path | None
     height: int
     crop_width: int
@@ -46,102 +56,103 @@ class TrainOptions:
     log_interval: int
     scale_range: tuple[float, float]
     color_jitter: float
+    rotation: float
+    class_crops: float
     synthetic_share: float
     class_balance: float
     loss_weights: tuple[float, ...]
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``768`` or ``352x480`` (height x width) -> (height, width)."""
-    parts = text.lower().split("x")
-    try:
-        sizes = [int(part) for part in parts]
-    except ValueError:
-        sizes = []
-    if len(sizes) not in (1, 2) or min(sizes, default=0) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a size nor HEIGHTxWIDTH")
-    return sizes[0], sizes[-1]
-
-
-def parse_floats(text: str) -> tuple[float, ...]:
-    """``1,0.4,0.4`` -> floats."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no comma-separated list of numbers"
-        ) from None
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags; names and defaults are GluonCV's where it has them."""
-    p = argparse.ArgumentParser(
-        "train.py", description="Trains a segmentation network (MXNet Gluon, hybridized)."
-    )
-    p.add_argument("--trainer", choices=("gluon", "torch"), default="gluon", help="framework")
-    net = p.add_argument_group("network")
-    net.add_argument("--symbol", type=Path, help="symbol.json for --trainer torch, without MXNet")
-    net.add_argument("--model", default="icnet", help="icnet")
-    net.add_argument("--backbone", default="resnet50", help="resnet18/34/50/101/152")
-    net.add_argument("--width", type=float, default=1.0, help="channel multiplier, e.g. 0.5")
-    net.add_argument("--syncbn", action="store_true", help="batch norm over all devices")
-    net.add_argument("--aux", action="store_true", help="auxiliary head (ICNet always has two)")
-    net.add_argument("--aux-weight", type=float, default=0.4, help="weight of auxiliary losses")
-    data = p.add_argument_group("data")
-    data.add_argument("--dataset", default="camvid")
-    data.add_argument("--root", type=Path, help="default ~/.mxnet/datasets/<dataset>")
-    data.add_argument("--base-size", type=int, default=520, help="long edge before scaling")
-    data.add_argument("--crop-size", type=parse_size, default=(480, 480), metavar="N|HxW")
-    data.add_argument("--scale-range", type=parse_floats, default=(0.5, 2.0), metavar="LO,HI")
-    data.add_argument("--color-jitter", type=float, default=0.0)
-    data.add_argument("--synthetic-share", type=float, default=0.0, help="of every epoch")
-    data.add_argument("--workers", type=int, default=2, help="loader threads")
-    run = p.add_argument_group("optimisation")
-    run.add_argument("--epochs", type=int, default=50)
-    run.add_argument("--batch-size", type=int, default=16)
-    run.add_argument("--lr", type=float, default=1e-3)
-    run.add_argument("--warmup-epochs", type=float, default=0.0)
-    run.add_argument("--head-lr-mult", type=float, default=10.0, help="all but the backbone")
-    run.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    run.add_argument("--momentum", type=float, default=0.9)
-    run.add_argument("--weight-decay", type=float, default=1e-4)
-    run.add_argument("--no-wd", action="store_true", help="none on biases and batch norm")
-    run.add_argument("--clip-grad", type=float, default=0.0, help="largest gradient norm; 0: any")
-    run.add_argument("--class-balance", type=float, default=0.0, help="power of 1/frequency")
-    run.add_argument("--loss-weights", type=parse_floats, help="final,1/8,1/16; default 1,aux,aux")
-    run.add_argument("--seed", type=int, default=1)
-    device = p.add_argument_group("devices")
-    device.add_argument("--ngpus", type=int, default=0)
-    device.add_argument("--no-cuda", action="store_true")
-    out = p.add_argument_group("run")
-    out.add_argument("--checkname", default="default")
-    out.add_argument("--save-dir", type=Path, default=Path("runs"))
-    out.add_argument("--resume", type=Path, help="a run folder, or a .params file to start from")
-    out.add_argument("--no-val", action="store_true")
-    out.add_argument("--val-interval", type=int, default=1, help="epochs")
-    out.add_argument("--eval", action="store_true", help="only validate")
-    out.add_argument("--log-interval", type=int, default=20, help="iterations")
-    return p
+    ohem: float
+    ohem_share: float
+    schedule: str
+    lr_steps: tuple[float, ...]
+    lr_factor: tuple[float, ...]
+    short_size: int
+    freeze_bn: bool
+    loss_scale: float
+    finetune: Path | None
+    dtype: str
+    accumulate: int
+    ema: float
+    compile: bool
+    on_nan: str
+    max_skips: int
 
 
 def parse_options(arguments: list[str] | None = None) -> TrainOptions:
-    """Reads the command line; exits with a message on a wrong one."""
+    """Reads the command line; exits with a message on a wrong one.
+
+    Where ``--resume`` names a run's folder, its options are the defaults. Warns of flags with which
+    the run does not end as it would have.
+    """
     p = parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    recipe = _recipe_name(arguments)
+    if recipe is not None:
+        try:
+            # In front of the others: what is given explicitly comes later and wins.
+            arguments = [*read_recipe(recipe).arguments(), *arguments]
+        except ValueError as error:
+            p.error(str(error))
+    named: Path | None = p.parse_args(arguments).resume
+    saved: Mapping[str, Json] | None = None
+    if named is not None and named.is_dir():
+        try:
+            saved = use_as_defaults(p, named)
+        except ValueError as error:
+            p.error(str(error))
+        if recipe is not None:
+            p.error("--recipe starts a run, --resume RUN goes on with one: give one of them")
     a = p.parse_args(arguments)
     dataset = canonical_name(a.dataset)
-    model = {"psp": "pspnet"}.get(a.model, a.model)
+    model = MODEL_ALIASES.get(a.model, a.model)
+    if model not in NETWORKS:
+        p.error(f"unknown --model {a.model}; known: {', '.join(NETWORKS)}")
     if len(a.scale_range) != 2 or not 0 < a.scale_range[0] <= a.scale_range[1]:
         p.error("--scale-range takes LOW,HIGH with 0 < LOW <= HIGH")
-    weights = a.loss_weights or (1.0, a.aux_weight, a.aux_weight)
-    if len(weights) != 3:
-        p.error("--loss-weights takes three numbers: final, 1/8, 1/16")
+    weights, losses = a.loss_weights, count_losses(model, a.aux)
+    # A resumed run has loss weights already, and no default for the auxiliary one.
+    if weights == p.get_default("loss_weights") and a.aux_weight is not None:
+        weights = (1.0, *(a.aux_weight,) * (losses - 1))
+    if a.legacy_loss_weights:
+        if a.loss_weights is not None and saved is None:
+            p.error("give --loss-weights or --legacy-loss-weights, not both")
+        weights = legacy_loss_weights(model, losses)
+    if (a.schedule == "step") != bool(a.lr_steps):
+        p.error("--schedule step needs --lr-steps EPOCH,..., and no other schedule has them")
+    if len(a.lr_factor) not in (1, len(a.lr_steps)):
+        p.error("--lr-factor takes one number, or one for each of --lr-steps")
+    if a.freeze_bn and a.syncbn:
+        p.error("--freeze-bn has no statistics that --syncbn could take over all devices")
+    if a.short_size < 0:
+        p.error("--short-size is a number of pixels")
+    # Of a symbol that is given only the trainer knows.
+    if a.symbol is None and len(weights) != losses:
+        p.error(f"--loss-weights takes {losses} numbers for {model}: the prediction's first")
+    if a.trainer != "torch":
+        for flag, value in (("dtype", a.dtype), ("accumulate", a.accumulate), ("ema", a.ema),
+                            ("compile", a.compile), ("symbol", a.symbol),
+                            ("loss_scale", a.loss_scale)):  # fmt: skip
+            if value != p.get_default(flag):
+                p.error(f"--{flag.replace('_', '-')} needs --trainer torch")
+    if a.loss_scale and a.dtype != "float16":
+        p.error("--loss-scale is of --dtype float16")
+    if a.accumulate < 1 or a.batch_size % a.accumulate:
+        p.error("--accumulate divides --batch-size into equal parts")
+    if not 0 <= a.ema < 1 or not 0 <= a.ohem <= 1 or not 0 < a.ohem_share <= 1:
+        p.error("--ema, --ohem and --ohem-share are shares between 0 and 1")
+    if saved is None and a.finetune is not None and a.resume is not None:
+        p.error("--finetune starts a run, --resume goes on with one: give one of them")
     resume: Path | None = a.resume
     run = a.save_dir / dataset / model / a.checkname
-    if resume is not None and resume.is_dir():
+    if saved is not None and resume is not None:
         run = resume
-    return TrainOptions(
+        if RunFolder(run).newest() is None and not a.eval:
+            # Killed in its first epoch: it starts again as it started then.
+            resume = Path(str(saved["resume"])) if saved.get("resume") else None
+    options = TrainOptions(
         trainer=a.trainer, symbol=a.symbol, dataset=dataset, model=model,
-        backbone=a.backbone, width=a.width, root=a.root,
+        backbone=a.backbone or default_backbone(model), width=a.width, aux=a.aux,
+        output_stride=a.output_stride, root=a.root,
         height=a.crop_size[0], crop_width=a.crop_size[1], base_size=a.base_size,
         epochs=a.epochs, batch_size=a.batch_size, lr=a.lr, warmup_epochs=a.warmup_epochs,
         head_lr_mult=a.head_lr_mult, momentum=a.momentum, weight_decay=a.weight_decay,
@@ -150,5 +161,24 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         workers=a.workers, seed=a.seed, resume=resume, run=run, no_val=a.no_val,
         eval_only=a.eval, val_interval=a.val_interval, log_interval=a.log_interval,
         scale_range=(a.scale_range[0], a.scale_range[1]), color_jitter=a.color_jitter,
+        rotation=a.rotation, class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
+        schedule=a.schedule, lr_steps=a.lr_steps, lr_factor=a.lr_factor, short_size=a.short_size,
+        freeze_bn=a.freeze_bn, loss_scale=a.loss_scale, finetune=a.finetune, dtype=a.dtype,
+        accumulate=a.accumulate, ema=a.ema, compile=a.compile,
+        on_nan=a.on_nan, max_skips=a.max_skips,
         synthetic_share=a.synthetic_share, class_balance=a.class_balance, loss_weights=weights,
     )  # fmt: skip
+    if saved is not None and not a.eval:
+        try:
+            check_resumable(saved, asdict(options), run)
+        except ValueError as error:
+            p.error(str(error))
+    return options
+
+
+def _recipe_name(arguments: list[str]) -> str | None:
+    """The value of ``--recipe``, before the other flags are read."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    name: str | None = first.parse_known_args(arguments)[0].recipe
+    return name

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BACKBONE_BLOCKS = ("conv1_", "layer1_", "layer2_", "layer3_", "layer4_", "batchnorm")
+# Names without the network's in front: Xception's are TensorFlow's, MSRA's ResNet's are Caffe's.
+BACKBONE_NAMES = ("entry_flow_", "middle_flow_", "exit_flow_", "conv1_weight", "res", "bn")
+DOUBLED = ("fc6_bias", "score_bias", "_offset_bias")
 UNDECAYED = ("gamma", "beta", "bias")
 
 
@@ -19,9 +22,10 @@ class ParameterGroup:
 def group_of(name: str, head_rate: float, no_decay: bool) -> ParameterGroup:
     """The group of parameter ``name`` (``icnet_layer1_block0_conv0_weight``).
 
-    Everything outside the backbone learns at ``head_rate``; with ``no_decay`` (``--no-wd``)
-    biases and batch norm do not decay.
+    Everything outside the backbone learns at ``head_rate``, MSRA's biases twice as fast as their
+    weights; with ``no_decay`` (``--no-wd``) biases and batch norm do not decay.
     """
     local = name.split("_", 1)[-1]
-    rate = 1.0 if local.startswith(BACKBONE_BLOCKS) else head_rate
+    backbone = local.startswith(BACKBONE_BLOCKS) or name.startswith(BACKBONE_NAMES)
+    rate = (1.0 if backbone else head_rate) * (2.0 if name.endswith(DOUBLED) else 1.0)
     return ParameterGroup(rate, 0.0 if no_decay and name.endswith(UNDECAYED) else 1.0)

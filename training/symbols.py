@@ -11,16 +11,13 @@ import argparse
 import os
 from pathlib import Path
 
+from training.backbones import default_backbone
+from training.flags import parse_size
 from training.mxnet_import import mx
 from training.networks import MODEL_ALIASES, NETWORKS, Network, build
-from training.options import parse_size
+from training.parameter_fit import misfits, refuse_misfits
 
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
-DEFAULT_BACKBONES = {
-    "deeplabv3plus": "xception65",
-    "deeplab_msra": "resnet101",
-    "deeplab_msra_dcn": "resnet101",
-}
 
 
 def trace(network: Network) -> mx.sym.Symbol:
@@ -62,32 +59,31 @@ def write_parameters(network: mx.gluon.HybridBlock, path: Path) -> None:
 
 
 def read_parameters(
-    network: mx.gluon.HybridBlock, path: Path, contexts: list[mx.context.Context]
-) -> None:
-    """Loads a file of ``write_parameters``.
+    network: mx.gluon.HybridBlock,
+    path: Path,
+    contexts: list[mx.context.Context],
+    partial: bool = False,
+) -> tuple[str, ...]:
+    """Loads a file of ``write_parameters``; ``partial`` only what fits, returning what does not.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a parameter is missing, unknown, or of another shape; all are named.
+        ValueError: a parameter is missing, unknown, or of another shape; they are named. With
+            ``partial``: none fits.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no parameters at {path}")
     arrays = {name.split(":", 1)[-1]: array for name, array in mx.nd.load(str(path)).items()}
     parameters = network.collect_params()
-    problems = [f"{name} is missing" for name in parameters if name not in arrays]
-    problems += [f"{name} is unknown" for name in arrays if name not in parameters]
-    problems += [
-        f"{name} is {array.shape}, the network has {parameters[name].shape}"
-        for name, array in arrays.items()
-        if name in parameters and parameters[name].shape != array.shape
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} does not fit this network ({len(problems)} problems): "
-            + "; ".join(problems[:5])
-        )
+    problems = misfits({name: tuple(p.shape) for name, p in parameters.items()}, arrays)
+    missing = tuple(problems)
+    if not partial:
+        problems |= {n: f"{n} is unknown" for n in arrays if n not in parameters}
+    refuse_misfits(problems, len(parameters.keys()), path, partial)
     for name, array in arrays.items():
-        parameters[name].set_data(array.as_in_context(contexts[0]))
+        if name in parameters and name not in problems:
+            parameters[name].set_data(array.as_in_context(contexts[0]))
+    return missing
 
 
 def main() -> None:
@@ -107,7 +103,7 @@ def main() -> None:
     try:
         network = build(
             model,
-            a.backbone or DEFAULT_BACKBONES.get(model, "resnet50"),
+            a.backbone or default_backbone(model),
             a.num_classes,
             *a.size,
             channel_multiplier=a.width,

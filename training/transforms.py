@@ -22,7 +22,10 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 class Augmentation:
     """What happens to a training pair; sizes in pixels.
 
-    ``base_size`` is the long edge before the random scale of ``scale_range``.
+    ``base_size`` is the long edge before the random scale of ``scale_range``, unless ``short_size``
+    gives the short edge; ``rotation`` is the largest angle in degrees; ``class_crops`` the share of
+    crops that lie around a pixel of a class drawn evenly from those in the image, so that small
+    classes are seen more often.
     """
 
     height: int
@@ -31,12 +34,17 @@ class Augmentation:
     scale_range: tuple[float, float] = (0.5, 2.0)
     blur_probability: float = 0.5
     color_jitter: float = 0.0
+    rotation: float = 0.0
+    class_crops: float = 0.0
+    short_size: int = 0
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         image, label = sample
         if random.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         image, label = self._scale(image, label, random)
+        if self.rotation:
+            image, label = rotate(image, label, random.uniform(-self.rotation, self.rotation))
         image, label = self._crop(image, label, random)
         if random.random() < self.blur_probability:
             image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.05, 1.0))
@@ -53,7 +61,10 @@ class Augmentation:
         low, high = self.scale_range
         # Even in the logarithm: as many halvings as doublings.
         scale = float(np.exp(random.uniform(np.log(low), np.log(high))))
-        ratio = self.base_size * scale / max(image.shape[:2])
+        edges = image.shape[:2]
+        ratio = scale * (
+            self.short_size / min(edges) if self.short_size else self.base_size / max(edges)
+        )
         size = max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio))
         image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_LINEAR)
         label = cv2.resize(np.ascontiguousarray(label), size, interpolation=cv2.INTER_NEAREST)
@@ -71,10 +82,39 @@ class Augmentation:
             border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
             image = cv2.copyMakeBorder(image, *border, value=(0, 0, 0))
             label = cv2.copyMakeBorder(label, *border, value=(IGNORE_LABEL,))
-        top = int(random.integers(0, image.shape[0] - self.height + 1))
-        left = int(random.integers(0, image.shape[1] - self.width + 1))
+        rows, columns = image.shape[0] - self.height + 1, image.shape[1] - self.width + 1
+        if self.class_crops and random.random() < self.class_crops:
+            row, column = draw_class_pixel(label, random)
+            top = int(np.clip(row - random.integers(0, self.height), 0, rows - 1))
+            left = int(np.clip(column - random.integers(0, self.width), 0, columns - 1))
+        else:
+            top, left = int(random.integers(0, rows)), int(random.integers(0, columns))
         window = slice(top, top + self.height), slice(left, left + self.width)
         return image[window], label[window]
+
+
+def draw_class_pixel(label: npt.NDArray[np.uint8], random: np.random.Generator) -> tuple[int, int]:
+    """(row, column) of a pixel of a class that is drawn evenly from those in the map."""
+    present = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256)[:IGNORE_LABEL])
+    if not present.size:
+        return int(random.integers(0, label.shape[0])), int(random.integers(0, label.shape[1]))
+    pixels = np.flatnonzero(label.reshape(-1) == random.choice(present))
+    row, column = divmod(int(random.choice(pixels)), label.shape[1])
+    return row, column
+
+
+def rotate(image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], degrees: float) -> Sample:
+    """Turns both around the middle; corners that come from outside are black and ignored."""
+    height, width = label.shape
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    turned = cv2.warpAffine(
+        np.ascontiguousarray(image), turn, (width, height), flags=cv2.INTER_LINEAR
+    )
+    classes = cv2.warpAffine(
+        np.ascontiguousarray(label), turn, (width, height),
+        flags=cv2.INTER_NEAREST, borderValue=(IGNORE_LABEL,),
+    )  # fmt: skip
+    return np.asarray(turned, np.uint8), np.asarray(classes, np.uint8)
 
 
 def jitter_color(

@@ -92,8 +92,8 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path: Path, shape: tuple[int, ...
 
 
 def test_unknown_datasets_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'citys' cannot be read yet; known: camvid, synthetic"):
-        open_dataset("cityscapes", "train", tmp_path)
+    with pytest.raises(ValueError, match=r"unknown dataset 'kitti'; known: ade20k, camvid,"):
+        open_dataset("kitti", "train", tmp_path)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the CamVid images are not on this machine")

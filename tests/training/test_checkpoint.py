@@ -2,51 +2,182 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from training.checkpoint import RunFolder, RunState
+import training.runs.checkpoint
+from training.runs.checkpoint import Checkpoint, RunFolder, RunState
+from training.runs.environment import RunEnvironment
+from training.runs.lock import hold_run, is_held
+
+ENVIRONMENT = RunEnvironment("2026-01-02T03:04:05+00:00", "CPython 3.11", "Linux", "a CPU", 2, (),
+                             {}, {"numpy": "1.26.4"}, None, None)  # fmt: skip
 
 
-def test_starting_notes_the_command_and_the_options(
+def finish_epoch(folder: RunFolder, state: RunState) -> None:
+    """Weights and states are as many as the epoch."""
+    with folder.checkpoint(state) as aside:
+        aside.last.write_text(f"weights {state.epochs_done}")
+        aside.optimizer.write_text(f"states {state.epochs_done}")
+
+
+def told_by(checkpoint: Checkpoint) -> tuple[str, str, str, RunState]:
+    texts = (path.read_text() for path in (checkpoint.last, checkpoint.optimizer, checkpoint.best))
+    return *texts, checkpoint.read_state()  # type: ignore[return-value]
+
+
+def newest(folder: RunFolder) -> Checkpoint:
+    found = folder.newest()
+    assert found is not None
+    return found
+
+
+def test_starting_notes_command_options_and_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "--checkname", "with space"])
     folder = RunFolder(tmp_path / "runs" / "camvid")
-    folder.start({"lr": 0.1, "run": folder.path}, resumed=False)
-    assert (folder.path / "command.txt").read_text() == "python train.py --checkname 'with space'\n"
-    options = json.loads((folder.path / "options.json").read_text())
-    assert options == {"lr": 0.1, "run": str(folder.path)}
+    folder.start({"lr": 0.1, "run": folder.path}, ENVIRONMENT)
+    assert folder.command.read_text() == "python train.py --checkname 'with space'\n"
+    assert json.loads(folder.options.read_text()) == {"lr": 0.1, "run": str(folder.path)}
+    (start,) = json.loads(folder.environment.read_text())
+    assert (start["cpu"], start["packages"]) == ("a CPU", {"numpy": "1.26.4"})
 
 
-def test_the_state_comes_back(tmp_path: Path) -> None:
+def test_a_resumed_run_adds_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path)
+    for name in ("one", "two"):
+        monkeypatch.setattr(sys, "argv", ["train.py", name])
+        folder.start({}, ENVIRONMENT)
+    assert folder.command.read_text().splitlines() == ["python train.py one", "python train.py two"]
+    assert len(json.loads(folder.environment.read_text())) == 2
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.newest() is None
     assert folder.read_state() == RunState(0, 0.0, -1)
-    folder.write_state(RunState(3, 0.25, 1))
-    assert folder.read_state() == RunState(3, 0.25, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json"]
+    finish_epoch(folder, RunState(1, 0.5, 0))
+    finish_epoch(folder, RunState(2, 0.5, 0))
+    assert told_by(newest(folder)) == ("weights 2", "states 2", "weights 1", RunState(2, 0.5, 0))
+    assert (folder.last.read_text(), folder.best.read_text()) == ("weights 2", "weights 1")
+    finish_epoch(folder, RunState(3, 0.6, 2))
+    assert (folder.last.read_text(), folder.best.read_text()) == ("weights 3", "weights 3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.params", "checkpoint-0003", "last.params",
+    ]  # fmt: skip
 
 
-def test_the_log_has_one_header(tmp_path: Path) -> None:
+def test_the_last_weights_are_the_best_where_nothing_is_scored(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for epoch in (1, 2):
-        folder.append_log({"epoch": epoch, "loss": 0.5 / epoch})
-    with folder.log.open() as file:
-        assert list(csv.DictReader(file)) == [
-            {"epoch": "1", "loss": "0.5"},
-            {"epoch": "2", "loss": "0.25"},
-        ]
+        finish_epoch(folder, RunState(epoch))
+    assert folder.best.read_text() == "weights 2"
 
 
-@pytest.mark.parametrize("resumed", [True, False])
-def test_only_a_resumed_run_keeps_log_and_state(tmp_path: Path, resumed: bool) -> None:
+def test_without_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
     folder = RunFolder(tmp_path)
-    folder.append_log({"epoch": 1})
-    folder.write_state(RunState(1, 0.5, 0))
-    folder.start({}, resumed=resumed)
-    assert folder.log.exists() is resumed
-    assert folder.read_state().epochs_done == (1 if resumed else 0)
+    for epoch in (1, 2):
+        finish_epoch(folder, RunState(epoch, 0.5, 0))
+    assert (folder.last.read_text(), folder.best.read_text()) == ("weights 2", "weights 1")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at some line."""
+
+
+def finish_epoch_until(folder: RunFolder, state: RunState, lines: int) -> bool:
+    """Ends before line number ``lines`` of ``checkpoint.py`` is run; whether it was reached."""
+    left = lines
+
+    def trace(frame: FrameType, event: str, argument: object):  # type: ignore[no-untyped-def]
+        nonlocal left
+        if frame.f_code.co_filename != training.runs.checkpoint.__file__:
+            return None
+        left -= event == "line"
+        if left < 0:
+            raise Killed
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        finish_epoch(folder, state)
+    except Killed:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_whenever_it_is_killed_the_newest_checkpoint_is_consistent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    states = {2: RunState(2, 0.5, 0), 3: RunState(3, 0.6, 2), 4: RunState(4, 0.6, 2)}
+    best = {2: "weights 1", 3: "weights 3"}
+    seen, lines, reached = set(), 0, True
+    while reached:
+        folder = RunFolder(tmp_path / str(lines))
+        finish_epoch(folder, RunState(1, 0.5, 0))
+        finish_epoch(folder, states[2])
+        reached = finish_epoch_until(folder, states[3], lines)
+        done = folder.read_state().epochs_done
+        seen.add(done)
+        assert told_by(newest(folder)) == (f"weights {done}", f"states {done}", best[done],
+                                           states[done])  # fmt: skip
+        folder.start({}, ENVIRONMENT)
+        assert folder.best.read_text() == best[done]
+        finish_epoch(folder, states[done + 1])
+        assert told_by(newest(folder))[1:3] == (f"states {done + 1}", best[3])
+        assert not list(folder.path.glob("*.part"))
+        lines += 1
+    assert seen == {2, 3}
+    assert lines > 50
+
+
+def test_a_fresh_run_moves_an_earlier_one_aside(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for number in ("run.1", "run.2"):
+        finish_epoch(folder, RunState(1))
+        assert folder.make_room() == tmp_path / number
+        assert newest(RunFolder(tmp_path / number)).last.read_text() == "weights 1"
+        assert not folder.path.exists()
+
+
+def test_a_run_without_an_epoch_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start({}, ENVIRONMENT)
+    folder.log.write_text("epoch\n")
+    folder.tensorboard.mkdir()
+    assert folder.make_room() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["options.json"]
+
+
+def test_runs_of_the_first_version_are_read(tmp_path: Path) -> None:
+    for name, text in (("last.params", "w"), ("best.params", "b"), ("trainer.states", "s")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "state.json").write_text('{"epochs_done": 3, "best_miou": 0.5, "best_epoch": 1}')
+    folder = RunFolder(tmp_path)
+    assert told_by(newest(folder)) == ("w", "s", "b", RunState(3, 0.5, 1))
+    folder.start({}, ENVIRONMENT)
+    finish_epoch(folder, RunState(4, 0.5, 1))
+    assert told_by(newest(folder)) == ("weights 4", "states 4", "b", RunState(4, 0.5, 1))
+
+
+def test_one_process_a_folder(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with hold_run(tmp_path):
+        assert is_held(tmp_path)
+        with pytest.raises(ValueError, match="another process trains into"), hold_run(tmp_path):
+            pass
+    assert not is_held(tmp_path)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +18,10 @@ from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
-from serving import png
+from serving.forms import png
 from serving.palette import load_labels, plte
-from training.evaluate import check_classes, evaluate
-from training.metrics import ConfusionMatrix
-from training.scoring import ScoringError, score
+from training.evaluation.cli import check_classes, evaluate, the_one_served
+from training.evaluation.scoring import ScoringError, score
 
 LABELS = load_labels("camvid")
 
@@ -107,7 +110,8 @@ def call(server, root, *arguments):
 def test_a_perfect_model_gets_everything(server, camvid, tmp_path):
     result = call(server, camvid, "--json", str(tmp_path / "scores.json"))
     assert result.exit_code == 0, result.output
-    assert "images 6  pixAcc 100.00 %  mIoU 100.00 %" in result.stdout
+    assert "images 6  mIoU 100.00 %  pixAcc 100.00 %  mean accuracy 100.00 %" in result.stdout
+    assert "boundary F 100.00 % (within 0.75 % of the diagonal)" in result.stdout
     assert "icnet v2, camvid val" in result.stdout
     absent = ", ".join(LABELS.names[4:])
     assert f"left out of the mean (in no label, no answer): {absent}" in result.stdout
@@ -127,6 +131,18 @@ def test_a_model_that_errs_gets_what_it_deserves(server, camvid, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["pixel_accuracy"] == pytest.approx(1 - threes / int((truth != 11).sum()))
     assert scores["mean_iou"] == pytest.approx((1 + 1 + twos / (twos + threes) + 0) / 4)
+    assert scores["mean_accuracy"] == pytest.approx(3 / 4)
+    counted = int((truth != 11).sum())
+    by_class = {entry["id"]: entry for entry in scores["classes"]}
+    assert by_class[3]["share"] == pytest.approx(threes / counted)
+    assert (by_class[2]["accuracy"], by_class[3]["accuracy"]) == (1, 0)
+    assert by_class[4] == {"id": 4, "name": LABELS.names[4], "iou": None, "accuracy": None,
+                           "share": 0, "boundary_f": None, "boundary_images": 0}  # fmt: skip
+    assert scores["confusion"][3][2] == threes
+    assert 0 < scores["mean_boundary_f"] < 1
+    assert scores["boundary_tolerance"] == 0.0075
+    worst = min(scores["per_image"], key=lambda image: image["mean_iou"])
+    assert 0 < worst["mean_iou"] < scores["per_image"][0]["pixel_accuracy"] < 1
 
 
 def test_limit_takes_the_first(server, camvid):
@@ -167,6 +183,56 @@ def test_a_model_exchanged_meanwhile_is_an_error(server, camvid):
     result = call(server, camvid)
     assert result.exit_code == 1
     assert "icnet v2, icnet v3" in result.output
+
+
+def test_members_of_a_family_are_all_named():
+    answers = SimpleNamespace(served={("icnet", "1"), ("icnet_704x960", "3")})
+    assert the_one_served(answers) == ("icnet, icnet_704x960", "1, 3")
+
+
+def test_everything_is_written(server, camvid, tmp_path):
+    for mask in server.answers.values():
+        mask[mask == 3] = 2
+    output = tmp_path / "out" / "scores"
+    result = call(server, camvid, "--output", str(output), "--examples", "1")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in output.iterdir()) == [
+        "classes.csv", "confusion.png", "evaluation.json", "examples.png", "images.csv",
+    ]  # fmt: skip
+    with (output / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(LABELS.names)
+    assert (rows[0]["iou"], rows[3]["iou"], rows[4]["iou"]) == ("1.0", "0.0", "")
+    with (output / "images.csv").open() as file:
+        assert [Path(row["name"]).name for row in csv.DictReader(file)] == [
+            f"{k}.png" for k in range(6)
+        ]
+    scores = json.loads((output / "evaluation.json").read_text())
+    assert scores["images"] == len(scores["per_image"]) == 6
+    for name in ("confusion.png", "examples.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 300
+
+
+def test_without_boundaries_there_is_no_column(server, camvid):
+    assert "boundary" not in call(server, camvid, "--boundary-tolerance", "0").stdout
+
+
+def test_without_matplotlib_the_extra_is_named_before_anything_is_asked(
+    server, camvid, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = call(server, camvid, "--output", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "segserve[training]" in result.output
+    assert not (tmp_path / "out").exists()
+    assert call(server, camvid).exit_code == 0
+
+
+def test_a_server_and_a_repository_are_too_much(server, camvid, tmp_path):
+    result = call(server, camvid, "--repository", str(tmp_path))
+    assert result.exit_code == 1
+    assert "--server or --repository, not both" in result.output
 
 
 def test_without_a_server_the_error_says_so(server, camvid):
@@ -211,9 +277,10 @@ def test_arrays_are_sent_without_loss_a_few_at_a_time():
             busy -= 1
         return labels
 
-    confusion = score(Arrays(), predict, 9, in_flight=2, on_image=lambda: done.append(1))
-    assert isinstance(confusion, ConfusionMatrix)
-    assert confusion.matrix.tolist() == (20 * np.eye(9, dtype=int)).tolist()
+    scores = score(Arrays(), predict, 9, in_flight=2, on_image=lambda: done.append(1))
+    assert [image.index for image in scores.images] == list(range(9))
+    assert {(image.mean_iou, image.pixel_accuracy) for image in scores.images} == {(1.0, 1.0)}
+    assert scores.confusion.matrix.tolist() == (20 * np.eye(9, dtype=int)).tolist()
     assert len(done) == 9
     assert most <= 2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.datasets.base import IGNORE_LABEL, Sample
-from training.loader import Batch, Cached, Loader, Mixture
+from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation
 
 
@@ -31,12 +31,18 @@ class Plain:
 
 
 def make_loader(
-    mixture: Mixture, *, batch_size: int = 4, workers: int = 2, seed: int = 1, classes: int = 3
+    mixture: Mixture,
+    *,
+    batch_size: int = 4,
+    workers: int = 2,
+    seed: int = 1,
+    classes: int = 3,
+    shard: Shard = WHOLE,
 ) -> Loader:
     augmentation = Augmentation(32, 32, 48, color_jitter=0.2)
     return Loader(
         mixture, augmentation, num_classes=classes, batch_size=batch_size, workers=workers,
-        seed=seed,
+        seed=seed, shard=shard,
     )  # fmt: skip
 
 
@@ -66,6 +72,34 @@ def test_seed_and_epoch_decide_the_batches_whatever_the_workers() -> None:
     assert same(first, list(make_loader(mixture, workers=4).epoch(3)))
     assert not same(first, list(make_loader(mixture).epoch(4)))
     assert not same(first, list(make_loader(mixture, seed=2).epoch(3)))
+
+
+def test_the_shards_of_a_batch_make_it_up() -> None:
+    whole = list(make_loader(Mixture(Plain(9), None, 0.0)).epoch(2))
+    parts = [
+        list(make_loader(Mixture(Plain(9), None, 0.0), shard=Shard(rank, 2)).epoch(2))
+        for rank in range(2)
+    ]
+    joined = [
+        Batch(
+            np.concatenate([one.images, other.images]),
+            np.concatenate([one.labels, other.labels]),
+            one.names + other.names,
+        )
+        for one, other in zip(*parts, strict=True)
+    ]
+    assert same(joined, whole)
+
+
+def test_a_shard_reads_its_own_images_only() -> None:
+    dataset = Plain(8)
+    list(make_loader(Mixture(dataset, None, 0.0), shard=Shard(1, 2)).epoch(0))
+    assert dataset.reads == 4
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch size 4 cannot be shared out among 3"):
+        make_loader(Mixture(Plain(9), None, 0.0), shard=Shard(0, 3))
 
 
 def test_an_epoch_shows_every_image_once() -> None:

@@ -20,6 +20,7 @@ class Case:
     labels: tuple[npt.NDArray[np.uint8], ...]
     weights: tuple[float, ...] = (1.0, 0.4, 0.4)
     classes: tuple[float, ...] = (1.0,) * CLASSES
+    hard: tuple[float, float] = (0.0, 1.0)
 
     def expected(self) -> tuple[float, list[Floats]]:
         """Loss, and gradient by logits."""
@@ -30,10 +31,20 @@ class Case:
             index = np.minimum(labels, CLASSES)
             pixel_weights = table[index][:, None]
             one_hot = np.moveaxis(np.eye(CLASSES + 1)[index][..., :CLASSES], -1, 1)
+            if self.hard[0]:
+                pixel_weights = pixel_weights * self.is_hard((one_hot * log_softmax).sum(1), labels)
             scale = weight / max(pixel_weights.sum(), 1e-6)
             total -= scale * float((one_hot * log_softmax * pixel_weights).sum())
             gradients.append(scale * pixel_weights * (np.exp(log_softmax) - one_hot))
         return total, gradients
+
+    def is_hard(self, log_probability: npt.NDArray[np.float64], labels: Floats) -> Floats:
+        """``[N,1,h,w]``, 1 where a pixel is learnt from."""
+        counted = labels != 255
+        hardest = np.sort(log_probability[counted])
+        kept = max(1, int(np.ceil(counted.sum() * self.hard[1])))
+        limit = max(np.log(self.hard[0]), hardest[kept - 1] if hardest.size else 0.0)
+        return (counted & (log_probability <= limit))[:, None].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,11 @@ def make_cases() -> dict[str, Case]:
         "doubled": replace(plain, weights=(1.0, 0.8, 0.4)),
         "ignored": replace(plain, labels=tuple(np.full_like(label, 255) for label in labels)),
         "balanced": replace(plain, classes=(0.5, 2.0, 1.0, 3.0)),
+        "hard": replace(plain, hard=(0.2, 0.05), classes=(0.5, 2.0, 1.0, 3.0)),
+        "hardest": replace(plain, hard=(1e-6, 0.25)),
+        "hard_ignored": replace(
+            plain, hard=(0.5, 0.1), labels=tuple(np.full_like(label, 255) for label in labels)
+        ),
         "huge": replace(plain, logits=tuple(np.sign(a) * np.float32(1e4) for a in logits)),
     }
 
@@ -77,6 +93,7 @@ def results(run_script, tmp_path_factory: pytest.TempPathFactory) -> Results:
     for name, case in cases.items():
         arrays[f"{name}_weights"] = np.array(case.weights)
         arrays[f"{name}_classes"] = np.array(case.classes, np.float32)
+        arrays[f"{name}_hard"] = np.array(case.hard)
         for index in range(3):
             arrays[f"{name}_logits{index}"] = case.logits[index]
             arrays[f"{name}_labels{index}"] = case.labels[index]
@@ -93,7 +110,37 @@ def results(run_script, tmp_path_factory: pytest.TempPathFactory) -> Results:
         return Results(cases, answers, found["balance"])
 
 
-@pytest.mark.parametrize("name", ["plain", "doubled", "balanced", "huge"])
+FORMULA_CASES = ["plain", "doubled", "balanced", "hard", "hardest", "hard_ignored", "huge"]
+
+
+@pytest.mark.parametrize("name", FORMULA_CASES)
+def test_pytorchs_loss_and_gradient_are_the_formula_too(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
+
+    case = make_cases()[name]
+    loss_of = PixelLoss(torch.tensor(case.classes), *case.hard)
+    loss, gradients = case.expected()
+    logits = [torch.tensor(array, requires_grad=True) for array in case.logits]
+    total = torch.zeros(())
+    for weight, array, labels in zip(case.weights, logits, case.labels, strict=True):
+        summed, counted = loss_of(array, torch.tensor(labels.astype(np.int64)))
+        total = total + weight * summed / counted.clamp_min(LEAST_WEIGHT)
+    total.backward()
+    assert total.item() == pytest.approx(loss, rel=1e-5)
+    for array, expected in zip(logits, gradients, strict=True):
+        np.testing.assert_allclose(array.grad.numpy(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_hard_pixels_are_fewer_than_all(results: Results) -> None:
+    moved = {
+        name: sum(int((np.abs(g).sum(1) > 0).sum()) for g in results.answers[name].gradients)
+        for name in ("plain", "hard", "hardest")
+    }
+    assert 0 < moved["hardest"] < moved["hard"] < moved["plain"]
+
+
+@pytest.mark.parametrize("name", FORMULA_CASES)
 def test_loss_and_gradient_are_the_formula(results: Results, name: str) -> None:
     loss, gradients = results.cases[name].expected()
     answer = results.answers[name]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from training.datasets import canonical_name
-from training.options import TrainOptions, parse_options, parse_size
+from training.flags import parse_size
+from training.options import TrainOptions, parse_options
+from training.runs.checkpoint import RunFolder, RunState
+from training.train import make_learner
 
 ICNET_CITYS = (
     "--dataset citys --model icnet --backbone resnet50 --syncbn --ngpus 8"
@@ -119,12 +122,25 @@ def test_loss_weights_follow_the_auxiliary_weight_unless_given() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--loss-weights 1,2", "three numbers"),
+        ("--loss-weights 1,2", "takes 3 numbers for icnet"),
         ("--loss-weights 1,a,2", "no comma-separated list of numbers"),
         ("--scale-range 2,1", "0 < LOW <= HIGH"),
         ("--scale-range 0,1", "0 < LOW <= HIGH"),
         ("--scale-range 1", "0 < LOW <= HIGH"),
         ("--optimizer rmsprop", "invalid choice"),
+        ("--dtype bfloat16", "--dtype needs --trainer torch"),
+        ("--ema 0.9", "--ema needs --trainer torch"),
+        ("--trainer torch --ema 1", "between 0 and 1"),
+        ("--trainer torch --batch-size 8 --accumulate 3", "equal parts"),
+        ("--finetune a.params --resume b.params", "one of them"),
+        ("--schedule step", "--schedule step needs --lr-steps"),
+        ("--lr-steps 3", "no other schedule has them"),
+        ("--schedule step --lr-steps 3,4 --lr-factor 1,2,3", "one for each of --lr-steps"),
+        ("--trainer torch --dtype float16 --loss-scale 0", "a positive number nor dynamic"),
+        ("--trainer torch --loss-scale 128", "--loss-scale is of --dtype float16"),
+        ("--loss-scale 128", "--loss-scale needs --trainer torch"),
+        ("--freeze-bn --syncbn", "--freeze-bn has no statistics"),
+        ("--legacy-loss-weights --loss-weights 1,1,1", "not both"),
         ("--no-such-flag", "unrecognized arguments"),
     ],
 )
@@ -135,8 +151,14 @@ def test_wrong_values_are_refused_with_a_reason(
 
 
 def test_a_run_folder_to_resume_is_the_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.options.write_text('{"backbone": "resnet18"}')
+    with run.checkpoint(RunState(1)) as aside:
+        aside.last.touch()
+        aside.optimizer.touch()
     resumed = parse(f"--resume {tmp_path} --checkname other")
     assert resumed.run == resumed.resume == tmp_path
+    assert resumed.backbone == "resnet18"
 
 
 def test_weights_to_start_from_are_no_run(tmp_path: Path) -> None:
@@ -145,3 +167,9 @@ def test_weights_to_start_from_are_no_run(tmp_path: Path) -> None:
     options = parse(f"--resume {file} --dataset camvid --checkname fresh")
     assert options.resume == file
     assert options.run == Path("runs/camvid/icnet/fresh")
+
+
+def test_a_missing_pytorch_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.train.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"segserve\[torch\]"):
+        make_learner(parse("--trainer torch"), 11)

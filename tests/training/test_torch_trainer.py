@@ -59,7 +59,7 @@ def test_one_step_equals_mxnets(step: Path) -> None:
     learner.read_parameters(step / "before.params")
     learner.module.double()
     learner.start(given["weights"].astype(np.float32))
-    learner.class_weights = learner.class_weights.double()
+    learner.loss = replace(learner.loss, class_weights=learner.loss.class_weights.double())
     batch = Batch(given["images"].astype(np.float64), given["labels"], ("a", "b"))
     before = {name: w.detach().clone() for name, w in learner.module.weights.items()}
     loss = learner.step(batch, rate=0.5)
@@ -120,12 +120,89 @@ def test_an_all_ignored_batch_gives_zero_and_moves_nothing(step: Path) -> None:
         assert torch.equal(weight, before[name]), name
 
 
-def test_resumed_equals_uninterrupted(step: Path, tmp_path: Path, write_scenes) -> None:
+def stepped(step: Path, batch: Batch, *flags: str) -> TorchLearner:
+    learner = TorchLearner(options(step / "network-symbol.json", *flags), CLASSES)
+    learner.read_parameters(step / "before.params")
+    learner.module.double()
+    learner.start(np.ones(CLASSES, np.float32))
+    learner.loss = replace(learner.loss, class_weights=learner.loss.class_weights.double())
+    learner.step(batch, 0.1)
+    return learner
+
+
+def given_batch(step: Path, repeats: int = 1) -> Batch:
+    given = read(step / "batch.npz")
+    images, labels = (np.concatenate([given[name]] * repeats) for name in ("images", "labels"))
+    return Batch(images.astype(np.float32), labels.astype(np.uint8), ("a", "b") * repeats)
+
+
+def test_accumulated_parts_add_up_to_the_batch(step: Path) -> None:
+    """The batch is one pair twice: each half has the whole's batch-norm statistics."""
+    batch = given_batch(step, repeats=2)
+    batch = Batch(batch.images.astype(np.float64), batch.labels, batch.names)
+    whole = stepped(step, batch, "--batch-size", "4")
+    parts = stepped(step, batch, "--batch-size", "4", "--accumulate", "2")
+    for name, weight in whole.module.weights.items():
+        expected, found = weight.grad.numpy(), parts.module.weights[name].grad.numpy()
+        assert np.abs(found - expected).max() <= 1e-9 * max(1e-3, np.abs(expected).max()), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_precision_learns_a_batch(step: Path, dtype: str) -> None:
+    """float16 skips its first steps, until the loss scale is small enough."""
+    learner = TorchLearner(options(step / "network-symbol.json", "--dtype", dtype), CLASSES)
+    learner.start(np.ones(CLASSES, np.float32))
+    batch = given_batch(step)
+    losses = [learner.step(batch, 0.05) for _ in range(10)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
+    assert {w.dtype for w in learner.module.weights.values()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in learner.module.state_dict().values())
+
+
+def test_averaged_weights_are_what_is_scored_and_saved(step: Path, tmp_path: Path) -> None:
+    learner = TorchLearner(options(step / "network-symbol.json", "--ema", "0.9"), CLASSES)
+    learner.read_parameters(step / "before.params")
+    learner.start(np.ones(CLASSES, np.float32))
+    name = next(iter(learner.module.weights))
+    expected = learner.module.weights[name].detach().numpy().copy()
+    for count in range(1, 4):
+        learner.step(given_batch(step), 0.1)
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected += (1 - decay) * (learner.module.weights[name].detach().numpy() - expected)
+    learner.write_parameters(tmp_path / "average.params")
+    saved = read_params(tmp_path / "average.params").find(name)
+    np.testing.assert_allclose(saved, expected, rtol=1e-5, atol=1e-7)
+    assert np.abs(saved - learner.module.weights[name].detach().numpy()).max() > 1e-4
+    served = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    served.read_parameters(tmp_path / "average.params")
+    image = given_batch(step).images[0]
+    np.testing.assert_allclose(learner.logits(image), served.logits(image), rtol=1e-4, atol=1e-4)
+
+
+def test_fine_tuning_takes_what_fits(step: Path, tmp_path: Path) -> None:
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    name = next(name for name in learner.module.weights if name.endswith("_cls_weight"))
+    kept = learner.module.weights[name]
+    other = TorchLearner(options(step / "network-symbol.json", "--seed", "9"), CLASSES)
+    other.module.weights[name] = torch.nn.Parameter(torch.zeros(3, *kept.shape[1:]))
+    other.write_parameters(tmp_path / "other.params")
+    before = kept.detach().clone()
+    assert learner.read_parameters(tmp_path / "other.params", partial=True) == (name,)
+    assert torch.equal(learner.module.weights[name], before)
+    first = next(iter(learner.module.weights))
+    assert torch.equal(learner.module.weights[first], other.module.weights[first])
+
+
+@pytest.mark.parametrize("more", [(), ("--ema", "0.9", "--dtype", "bfloat16")])
+def test_resumed_equals_uninterrupted(
+    step: Path, tmp_path: Path, write_scenes, more: tuple[str, ...]
+) -> None:
     root = write_scenes(tmp_path / "scenes", {"train": 6, "val": 2})
     flags = ("--dataset", "camvid", "--root", str(root), "--save-dir", str(tmp_path))
 
-    def run(name: str, *more: str) -> Run:
-        given = options(step / "network-symbol.json", *flags, "--checkname", name, *more)
+    def run(name: str, *resume: str) -> Run:
+        given = options(step / "network-symbol.json", *flags, "--checkname", name, *more, *resume)
         return Run(given, TorchLearner(given, CLASSES))
 
     whole = run("whole")

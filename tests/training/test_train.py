@@ -18,6 +18,7 @@ import pytest
 
 from export.params import Parameters, read_params
 from export.symbol import read_symbol
+from training.runs.checkpoint import RunFolder
 
 TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -45,6 +46,14 @@ def train(scenes: Path, runs: Path, *more: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command(scenes, runs, *more), capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
+
+
+def resume(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Goes on with a run, without any of its flags."""
+    return subprocess.run(
+        [sys.executable, str(TRAIN), "--resume", str(run), *more],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
@@ -95,8 +104,8 @@ def test_gpus_that_are_not_there_are_one_warning(
 
 def test_the_run_folder_is_complete(whole: Path, scenes: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
-        "best.params", "command.txt", "last.params", "log.csv", "network-symbol.json",
-        "options.json", "state.json", "trainer.states",
+        "best.params", "checkpoint-0002", "command.txt", "curves.png", "environment.json",
+        "last.params", "log.csv", "network-symbol.json", "options.json", "run.lock", "tensorboard",
     ]  # fmt: skip
     assert "--ngpus 8 --syncbn" in (whole / "command.txt").read_text()
     options = json.loads((whole / "options.json").read_text())
@@ -108,6 +117,7 @@ def test_the_log_has_a_line_an_epoch(whole: Path, finished) -> None:
     rows = read_log(whole)
     assert list(rows[0]) == [
         "epoch", "learning_rate", "loss", "seconds", "pixel_accuracy", "miou", "synthetic_miou",
+        "validation_seconds", "skipped_steps",
     ]  # fmt: skip
     assert [row["epoch"] for row in rows] == ["1", "2"]
     rates = [float(row["learning_rate"]) for row in rows]
@@ -120,11 +130,11 @@ def test_the_log_has_a_line_an_epoch(whole: Path, finished) -> None:
 
 
 def test_the_state_names_the_best_epoch(whole: Path) -> None:
-    state = json.loads((whole / "state.json").read_text())
+    state = RunFolder(whole).read_state()
     scores = [float(row["miou"]) for row in read_log(whole)]
-    assert state["epochs_done"] == 2
-    assert state["best_miou"] == max(scores)
-    assert scores[state["best_epoch"]] == max(scores)
+    assert state.epochs_done == 2
+    assert state.best_miou == max(scores)
+    assert scores[state.best_epoch] == max(scores)
 
 
 def test_weights_belong_to_the_symbol(whole: Path) -> None:
@@ -139,7 +149,10 @@ def test_weights_belong_to_the_symbol(whole: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(whole: Path, scenes: Path, runs: Path) -> None:
-    """Killed in its second epoch; what that epoch had done is done again, with the same batches."""
+    """Killed in its second epoch; what that epoch had done is done again, with the same batches.
+
+    The run's folder knows all flags of the command that was killed.
+    """
     killed = runs / "camvid" / "icnet" / "killed"
     with subprocess.Popen(
         command(scenes, runs, "--checkname", "killed"),
@@ -150,11 +163,12 @@ def test_a_killed_run_resumes_to_the_same_weights(whole: Path, scenes: Path, run
             if line.startswith("epoch 2 iteration 2/"):
                 process.kill()
                 break
-    assert json.loads((killed / "state.json").read_text())["epochs_done"] == 1
+    assert RunFolder(killed).read_state().epochs_done == 1
     assert len(read_log(killed)) == 1
 
-    done = train(scenes, runs, "--resume", str(killed))
+    done = resume(killed)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert "epoch 1 iteration" not in done.stdout
     assert "epoch 2 iteration 1/6" in done.stdout
     for column in ("epoch", "learning_rate", "loss"):
@@ -166,18 +180,17 @@ def test_a_killed_run_resumes_to_the_same_weights(whole: Path, scenes: Path, run
     assert difference < 1e-6
 
 
-def test_eval_scores_the_best_weights_and_trains_nothing(
-    whole: Path, scenes: Path, runs: Path
-) -> None:
-    before = {path.name: path.read_bytes() for path in whole.iterdir()}
-    done = train(scenes, runs, "--eval", "--resume", str(whole))
+def test_eval_scores_the_best_weights_and_trains_nothing(whole: Path) -> None:
+    before = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    done = resume(whole, "--eval")
     assert done.returncode == 0, done.stderr
     match = re.search(r"validation: pixAcc ([\d.]+) mIoU ([\d.]+)", done.stdout)
     assert match is not None, done.stdout
-    best = json.loads((whole / "state.json").read_text())["best_miou"]
+    best = RunFolder(whole).read_state().best_miou
     assert float(match[2]) == pytest.approx(best, abs=1e-4)
     assert "iteration" not in done.stdout
-    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+    after = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    assert after == before
 
 
 def test_a_params_file_is_a_start_and_clipping_holds_it(

@@ -10,8 +10,10 @@ from training.transforms import (
     MEAN,
     STD,
     Augmentation,
+    draw_class_pixel,
     jitter_color,
     normalize,
+    rotate,
     subsample_labels,
 )
 
@@ -72,6 +74,51 @@ def test_scaled_and_cropped_labels_lie_on_their_pixels() -> None:
         counted = label != IGNORE_LABEL
         right = np.abs(image[..., 0].astype(int) - label * STEP)[counted] < STEP // 2
         assert right.mean() > 0.9
+
+
+def test_class_crops_show_a_small_class_more_often() -> None:
+    label = np.zeros((90, 120), np.uint8)
+    label[10:13, 100:103] = 7
+    sample = np.zeros((90, 120, 3), np.uint8), label
+    seen = {
+        share: sum(
+            bool((augmentation(sample, np.random.default_rng(seed))[1] == 7).any())
+            for seed in range(60)
+        )
+        for share, augmentation in (
+            (share, Augmentation(32, 32, 120, (1.0, 1.0), class_crops=share))
+            for share in (0.0, 1.0)
+        )
+    }
+    assert seen[1.0] >= 2 * max(1, seen[0.0])
+
+
+def test_classes_are_drawn_evenly_and_void_never() -> None:
+    label = np.full((20, 30), 255, np.uint8)
+    label[:10] = 3
+    label[15, 7] = 5
+    random = np.random.default_rng(3)
+    drawn = [label[draw_class_pixel(label, random)] for _ in range(200)]
+    assert set(drawn) == {3, 5}
+    assert 60 <= drawn.count(5) <= 140
+
+
+def test_an_all_void_image_can_still_be_cropped() -> None:
+    label = np.full((20, 30), 255, np.uint8)
+    row, column = draw_class_pixel(label, np.random.default_rng(1))
+    assert 0 <= row < 20
+    assert 0 <= column < 30
+
+
+def test_a_rotation_turns_image_and_label_together() -> None:
+    image, label = make_sample(60, 90, 30)
+    turned, classes = rotate(image, label, 90.0)
+    square, inner = np.rot90(label[:, 15:75]), classes[:, 15:75]
+    assert (inner == square).mean() > 0.9
+    counted = classes != IGNORE_LABEL
+    assert (~counted).any()
+    right = np.abs(turned[..., 0].astype(int) - classes.astype(int) * STEP)[counted] < STEP // 2
+    assert right.mean() > 0.9
 
 
 def test_labels_are_never_mixed() -> None:
@@ -146,3 +193,13 @@ def test_subsampling_takes_the_aligned_corners_grid(
 def test_subsampling_to_one_point_takes_the_first() -> None:
     labels = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
     assert subsample_labels(labels, 1, 1).tolist() == [[[0]]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 60), (60, 20)])
+def test_the_short_edge_is_scaled_where_it_is_told(height: int, width: int) -> None:
+    image = np.zeros((height, width, 3), np.uint8)
+    label = np.ones((height, width), np.uint8)
+    cut = Augmentation(200, 200, 999, (1.0, 1.0), short_size=40)
+    counted = cut((image, label), np.random.default_rng(0))[1] != IGNORE_LABEL
+    sides = sorted((int(counted.any(0).sum()), int(counted.any(1).sum())))
+    assert sides == [40, 120], "and the rest is padding"

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from serving.palette import LabelSet, load_labels
+from training.datasets.ade20k import ADE20K
 from training.datasets.base import Sample, SegmentationDataset
 from training.datasets.camvid import CamVid
+from training.datasets.cityscapes import Cityscapes
+from training.datasets.coco import COCO21
+from training.datasets.folder import FolderDataset, read_folder_labels
+from training.datasets.mhp import MHPv1
+from training.datasets.pascal_aug import PascalAug
+from training.datasets.pascal_voc import PascalVOC
 from training.datasets.synthetic import SyntheticDataset
 
-DATASET_ALIASES = {"mhp": "mhpv1", "cityscapes": "citys", "voc": "pascal_voc"}
+DATASET_ALIASES = {
+    "mhp": "mhpv1", "cityscapes": "citys", "voc": "pascal_voc", "ade": "ade20k",
+}  # fmt: skip
 # Enough that a network learns streets and not these streets; 0.7 MB and 40 ms each.
 SYNTHETIC_LENGTHS = {"train": 1500, "val": 100}
-KNOWN = ("camvid", "synthetic")
+IN_FOLDERS: Mapping[str, Callable[[Path, str], SegmentationDataset]] = {
+    "ade20k": ADE20K,
+    "camvid": CamVid,
+    "citys": Cityscapes,
+    "coco": COCO21,
+    "mhpv1": MHPv1,
+    "pascal_aug": PascalAug,
+    "pascal_voc": PascalVOC,
+}
+KNOWN = tuple(sorted((*IN_FOLDERS, "folder", "synthetic")))
+# Under ~/.mxnet/datasets, where GluonCV's scripts put them.
+DEFAULT_FOLDERS = {"ade20k": "ade", "mhpv1": "mhp", "pascal_aug": "voc", "pascal_voc": "voc"}
+LABELLED_AS = {"synthetic": "camvid", "coco": "pascal_voc", "pascal_aug": "pascal_voc"}
 
-__all__ = ["CamVid", "Sample", "SegmentationDataset", "SyntheticDataset", "open_dataset"]
+__all__ = [
+    "ADE20K",
+    "COCO21",
+    "KNOWN",
+    "CamVid",
+    "Cityscapes",
+    "FolderDataset",
+    "MHPv1",
+    "PascalAug",
+    "PascalVOC",
+    "Sample",
+    "SegmentationDataset",
+    "SyntheticDataset",
+    "dataset_labels",
+    "default_root",
+    "open_dataset",
+]
 
 
 def canonical_name(name: str) -> str:
@@ -22,10 +61,11 @@ def canonical_name(name: str) -> str:
 
 
 def open_dataset(name: str, split: str, root: Path | None = None) -> SegmentationDataset:
-    """Opens ``split`` (``train``, ``val``, ``test``) of a dataset.
+    """Opens ``split`` (``train``, ``val``, with some ``test``) of a dataset.
 
     Args:
-        root: the dataset's folder; ``~/.mxnet/datasets/<name>`` unless told otherwise.
+        root: the dataset's folder; :func:`default_root` unless told otherwise. ``folder`` has no
+            other.
 
     Raises:
         ValueError: a dataset that is not known here.
@@ -34,6 +74,35 @@ def open_dataset(name: str, split: str, root: Path | None = None) -> Segmentatio
     name = canonical_name(name)
     if name == "synthetic":
         return SyntheticDataset(SYNTHETIC_LENGTHS.get(split, 100), split)
-    if name == "camvid":
-        return CamVid(root or Path.home() / ".mxnet" / "datasets" / name, split)
-    raise ValueError(f"dataset {name!r} cannot be read yet; known: {', '.join(KNOWN)}")
+    if name == "folder":
+        return FolderDataset(_named_root(root), split)
+    if name not in IN_FOLDERS:
+        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(KNOWN)}")
+    return IN_FOLDERS[name](root or default_root(name), split)
+
+
+def default_root(name: str) -> Path:
+    """``~/.mxnet/datasets/<name>``, with GluonCV's names of the folders."""
+    name = canonical_name(name)
+    return Path.home() / ".mxnet" / "datasets" / DEFAULT_FOLDERS.get(name, name)
+
+
+def dataset_labels(name: str, root: Path | None = None) -> LabelSet:
+    """Names and colours of a dataset's classes.
+
+    Synthetic scenes have CamVid's, COCO and the augmented set Pascal VOC's.
+
+    Raises:
+        ValueError: no names are known for it.
+        FileNotFoundError: ``folder`` without its ``labels.txt``.
+    """
+    name = canonical_name(name)
+    if name == "folder":
+        return read_folder_labels(_named_root(root))
+    return load_labels(LABELLED_AS.get(name, name))
+
+
+def _named_root(root: Path | None) -> Path:
+    if root is None:
+        raise ValueError("dataset 'folder' is read from the folder named by --root")
+    return root

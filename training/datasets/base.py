@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,14 @@ class SegmentationDataset(Protocol):
     def name(self, index: int) -> str:
         """What an error message calls sample ``index``: its file."""
         ...
+
+
+@runtime_checkable
+class ImageFiles(Protocol):
+    """A dataset whose images are files: ``pairs[i]`` is (image, label)."""
+
+    @property
+    def pairs(self) -> Sequence[tuple[Path, Path]]: ...
 
 
 def check_label_range(label: npt.NDArray[np.uint8], num_classes: int, name: str) -> None:

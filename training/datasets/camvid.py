@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from training.datasets.base import IGNORE_LABEL, Sample
+from training.datasets.pairs import pair_files
 
 VOID = 11
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class CamVid:
@@ -36,15 +36,7 @@ class CamVid:
                 f"{split}annot/*.png, or {split}/images/* with {split}/labels/*.png; "
                 f"name the folder with --root"
             )
-        masks = {path.stem: path for path in sorted(labels.glob("*.png"))}
-        photos = [path for path in sorted(images.iterdir()) if path.suffix in IMAGE_SUFFIXES]
-        unpaired = sorted({path.stem for path in photos} ^ set(masks))
-        if unpaired or not photos:
-            raise FileNotFoundError(
-                f"{images} and {labels} do not pair up: {len(photos)} images, {len(masks)} labels"
-                + (f", without a partner: {', '.join(unpaired[:5])}" if unpaired else "")
-            )
-        self.pairs = tuple((photo, masks[photo.stem]) for photo in photos)
+        self.pairs = pair_files(images, labels)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -14,6 +14,7 @@ A network gives a tuple; its element 0 is the prediction, the others serve train
 
 from __future__ import annotations
 
+from training.model_names import MODEL_ALIASES, NETWORKS
 from training.mxnet_import import mx
 from training.networks import deeplab_msra, deeplabv3, deeplabv3plus, fcn, icnet, pspnet
 from training.networks.deeplab_msra import MSRADeepLab
@@ -27,6 +28,7 @@ from training.networks.sizes import SizeRule
 
 __all__ = [
     "FCN",
+    "MODEL_ALIASES",
     "NETWORKS",
     "DeepLabV3",
     "DeepLabV3Plus",
@@ -40,16 +42,6 @@ __all__ = [
 
 Network = ICNet | PSPNet | FCN | DeepLabV3 | DeepLabV3Plus | MSRADeepLab
 
-MODEL_ALIASES = {"psp": "pspnet", "deeplab": "deeplabv3", "deeplabplus": "deeplabv3plus"}
-NETWORKS = (
-    "icnet",
-    "pspnet",
-    "fcn",
-    "deeplabv3",
-    "deeplabv3plus",
-    "deeplab_msra",
-    "deeplab_msra_dcn",
-)
 XCEPTION = "xception65"
 
 

@@ -136,8 +136,9 @@ class MSRADeepLab(mx.gluon.SymbolBlock):
     """``[N,3,H,W]`` float32, BGR minus the mean -> a tuple of one: probabilities ``[N,C,H,W]``.
 
     Normalisation's gamma and beta and the deconvolution are frozen, the latter bilinear; biases
-    learn twice as fast; the offsets of the deformable form start at zero. ``full_output`` has no
-    effect: the deconvolution is part of the network.
+    learn twice as fast; the offsets of the deformable form start at zero. ``full_output = False``
+    gives the logits in place of the probabilities, at the same size: the deconvolution is part of
+    the network.
     """
 
     def __init__(
@@ -151,6 +152,9 @@ class MSRADeepLab(mx.gluon.SymbolBlock):
         symbol = msra_symbol(backbone, num_classes, norm, channel_multiplier, deformable)
         super().__init__(symbol, [mx.sym.var("data"), mx.sym.var("softmax_label")])
         self.full_output = True
+        # In a tuple, so that it is no child: its parameters are this block's.
+        scores = symbol.get_internals()["croped_score_output"]
+        self._scores = (mx.gluon.SymbolBlock(scores, [mx.sym.var("data")], self.params),)
         for name, parameter in self.collect_params().items():
             if name.endswith(("_gamma", "_beta")) or name == "upsampling_weight":
                 parameter.grad_req = "null"
@@ -166,6 +170,8 @@ class MSRADeepLab(mx.gluon.SymbolBlock):
         self.collect_params()["upsampling_weight"].init = mx.init.Bilinear()
 
     def forward(self, x, label=None):  # type: ignore[no-untyped-def]
+        if not self.full_output:
+            return (self._scores[0](x),)
         if label is None and isinstance(x, mx.sym.Symbol):
             label = mx.sym.var("softmax_label")
         elif label is None:

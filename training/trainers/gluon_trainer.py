@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from training.loader import Batch
+from training.guard.finite import NonFiniteStep, choose_finding
+from training.loader import WHOLE, Batch, Shard
 from training.losses import CascadeLoss
 from training.mxnet_import import mx
 from training.networks import build
 from training.options import TrainOptions
 from training.parameter_groups import group_of
 from training.symbols import read_parameters, write_parameters, write_symbol
+from training.trainers.gluon_guard import GuardedArrays, look_forward
 from training.transforms import subsample_labels
 
 
@@ -47,8 +50,13 @@ class GluonLearner:
             options.crop_width,
             *self._norm(),
             channel_multiplier=options.width,
+            aux=options.aux,
+            output_stride=options.output_stride,
         )
         self.network.initialize(mx.init.MSRAPrelu(slope=0), ctx=self.contexts)
+        if options.freeze_bn:
+            for parameter in self.network.collect_params(".*(gamma|beta)").values():
+                parameter.grad_req = "null"
         self.network.full_output = False
         self.network.hybridize(static_alloc=True, static_shape=True)
         # The graph is built here, once, in the main thread.
@@ -57,9 +65,12 @@ class GluonLearner:
         self.map_sizes = [output.shape[2:] for output in outputs]
         self.loss: CascadeLoss
         self.optimizer: mx.gluon.Trainer
+        self.guarded = GuardedArrays(self.network)
 
     def start(self, class_weights: npt.NDArray[np.float32]) -> None:
-        self.loss = CascadeLoss(self.options.loss_weights, class_weights)
+        self.loss = CascadeLoss(
+            self.options.loss_weights, class_weights, self.options.ohem, self.options.ohem_share
+        )
         self.loss.initialize(ctx=self.contexts)
         self.loss.hybridize()
         self.optimizer = self._optimizer()
@@ -71,6 +82,7 @@ class GluonLearner:
     def step(self, batch: Batch, rate: float) -> float:
         self.optimizer.set_learning_rate(rate)
         devices = len(self.contexts)
+        before = self.guarded.copy_statistics()
         terms = []
         with mx.autograd.record():
             for images, labels in self._shards(batch, devices):
@@ -81,11 +93,28 @@ class GluonLearner:
                 terms.append(self.loss(*self.network(images), *targets))
         for term in terms:
             term.backward()
+        if not self.guarded.all_finite(terms):
+            raise self._refuse(batch, before, terms)
         if self.options.clip_grad:
             self._clip_gradients(self.options.clip_grad)
         # The loss is a mean already: only the sum over devices is divided.
         self.optimizer.step(devices)
         return float(np.mean([term.asscalar() for term in terms]))
+
+    def _refuse(
+        self, batch: Batch, before: list[mx.nd.NDArray], terms: list[mx.nd.NDArray]
+    ) -> NonFiniteStep:
+        """Undoes the step; what was not finite."""
+        loss = float(np.mean([term.asscalar() for term in terms]))
+        symptoms = self.guarded.read_symptoms()
+        self.guarded.restore_statistics(before)
+        forward = [
+            look_forward(self.network, images.asnumpy(), images.context)
+            for images, _ in self._shards(batch, len(self.contexts))
+        ]
+        first = next((found for found in forward if found is not None), None)
+        finding = choose_finding(first, bool(np.isfinite(loss)), symptoms)
+        return NonFiniteStep(loss, finding, batch)
 
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         data = mx.nd.array(image[None], ctx=self.contexts[0])
@@ -98,8 +127,8 @@ class GluonLearner:
     def write_parameters(self, path: Path) -> None:
         write_parameters(self.network, path)
 
-    def read_parameters(self, path: Path) -> None:
-        read_parameters(self.network, path, self.contexts)
+    def read_parameters(self, path: Path, partial: bool = False) -> tuple[str, ...]:
+        return read_parameters(self.network, path, self.contexts, partial)
 
     def write_optimizer(self, path: Path) -> None:
         self.optimizer.save_states(str(path))
@@ -107,11 +136,25 @@ class GluonLearner:
     def read_optimizer(self, path: Path) -> None:
         self.optimizer.load_states(str(path))
 
+    @property
+    def shard(self) -> Shard:
+        """One process drives all devices."""
+        return WHOLE
+
+    def wait(self) -> None:
+        """There is no other process."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _norm(self) -> tuple[type, dict[str, int]]:
         if self.options.syncbn and len(self.contexts) > 1:
             sync = mx.gluon.contrib.nn.SyncBatchNorm
             return sync, {"num_devices": len(self.contexts)}
-        return mx.gluon.nn.BatchNorm, {}
+        batch_norm = mx.gluon.nn.BatchNorm
+        if self.options.freeze_bn:
+            batch_norm = partial(batch_norm, use_global_stats=True)
+        return batch_norm, {}
 
     def _optimizer(self) -> mx.gluon.Trainer:
         o = self.options

@@ -1,63 +1,43 @@
 """Trains with PyTorch: executes the network's own symbol and writes the same ``.params``.
 
-Needs MXNet only where no symbol file is given.
+Needs MXNet only where no symbol file is given. Several processes, one a GPU, train one network
+(``torch_replicas``): each has its rows of every batch, and a step is that of the whole batch.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-from export.params import Parameters, read_params, write_params
-from export.random_params import random_params
-from export.shapes import infer_shapes
-from export.symbol import Entry, Graph, read_symbol, write_symbol
-from training.loader import Batch
+from export.symbol import write_symbol
+from training.guard.finite import NonFiniteStep, choose_finding, first_finding
+from training.loader import Batch, Shard, join_shards
 from training.options import TrainOptions
-from training.parameter_groups import ParameterGroup, group_of
+from training.start_parameters import start_parameters
+from training.trained_heads import frozen_parameters
+from training.trainers import torch_states
+from training.trainers.network_symbol import make_symbol, map_size, trained_graph
 from training.trainers.symbol_module import SymbolModule
+from training.trainers.torch_average import WeightAverage
+from training.trainers.torch_device import choose_device
+from training.trainers.torch_guard import (
+    BeforeStep,
+    StepHealth,
+    check_step,
+    gradient_norm,
+    look_forward,
+    read_symptoms,
+)
+from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
+from training.trainers.torch_optimizer import make_optimizer, set_rate
+from training.trainers.torch_replicas import ALONE, check_replicas, join_replicas
 from training.transforms import subsample_labels
-
-
-def choose_device(options: TrainOptions) -> torch.device:
-    """The GPU, or the CPU where none is wanted or there is none (said once)."""
-    if options.no_cuda or options.ngpus <= 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        warnings.warn(f"--ngpus {options.ngpus}: no GPU here, training on the CPU", stacklevel=2)
-        return torch.device("cpu")
-    return torch.device("cuda")
-
-
-def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
-    """The network's symbol: the file named by ``--symbol``, else built by MXNet elsewhere.
-
-    Raises:
-        ValueError: MXNet cannot build it; its own message.
-    """
-    if options.symbol is not None:
-        return read_symbol(options.symbol)
-    with tempfile.TemporaryDirectory() as folder:
-        size = f"{options.height}x{options.crop_width}"
-        command = [
-            sys.executable, "-m", "training.symbols", "--model", options.model,
-            "--backbone", options.backbone, "--width", str(options.width),
-            "--num-classes", str(num_classes), "--size", size, "--output", folder,
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"MXNet could not build the network: {reason}; or give --symbol FILE")
-        return read_symbol(Path(folder) / "network-symbol.json")
 
 
 class TorchLearner:
@@ -66,116 +46,198 @@ class TorchLearner:
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
         self.device = choose_device(options)
+        self.replicas = join_replicas(self.device)
+        check_replicas(options, self.replicas.world)
         torch.manual_seed(options.seed)
         self.symbol = make_symbol(options, num_classes)
         size = options.height, options.crop_width
-        # The first head is a resize of the second: its loss would count the same map twice.
-        heads = self.symbol.heads[1:] if len(self.symbol.heads) > 1 else self.symbol.heads
-        graph = self.symbol.pruned(heads)
-        self.map_sizes = [_map_size(graph, head, size) for head in graph.heads]
-        start = random_params(graph, *size, options.seed)
-        self.module = SymbolModule(graph, start).to(self.device, memory_format=torch.channels_last)
-        self.class_weights: torch.Tensor
+        graph = trained_graph(self.symbol, options)
+        self.map_sizes = [map_size(graph, head, size) for head in graph.heads]
+        start = start_parameters(graph, *size, options.seed)
+        together = self.replicas if options.syncbn else ALONE
+        self.module = SymbolModule(graph, start, together).to(
+            self.device, memory_format=torch.channels_last
+        )
+        for name in frozen_parameters(graph):
+            self.module.weights[name].requires_grad_(False)
+        self.average = WeightAverage(self.module, options.ema) if options.ema else None
+        # Only half precision can underflow; the scaler is idle otherwise.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, options.loss_scale or 2.0**16, enabled=options.dtype == "float16"
+        )
+        self.forward: torch.nn.Module
+        self.loss: PixelLoss
         self.optimizer: torch.optim.Optimizer
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.replicas.rank, self.replicas.world, self.options.accumulate)
 
     def start(self, class_weights: npt.NDArray[np.float32]) -> None:
         o = self.options
-        self.class_weights = torch.tensor(class_weights, device=self.device)
-        members: dict[ParameterGroup, list[torch.nn.Parameter]] = {}
-        for name, weight in self.module.weights.items():
-            members.setdefault(group_of(name, o.head_lr_mult, o.no_wd), []).append(weight)
-        groups = [
-            {"params": weights, "weight_decay": group.decay * o.weight_decay, "rate": group.rate}
-            for group, weights in members.items()
-        ]
-        if o.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum)
-        else:
-            self.optimizer = torch.optim.Adam(groups, lr=o.lr)
+        weights = torch.tensor(class_weights, device=self.device)
+        self.loss = PixelLoss(weights, o.ohem, o.ohem_share)
+        self.optimizer = make_optimizer(o, self.module)
+        self.forward = self.module
+        if o.compile:
+            self.forward = cast(torch.nn.Module, torch.compile(self.module, dynamic=False))
+        if not self.replicas.alone:
+            # Of running statistics those of the first process count; with --syncbn all are equal.
+            self.forward = DistributedDataParallel(self.forward)
 
     def begin_epoch(self, epoch: int) -> None:
-        # Dropout depends on it.
-        torch.manual_seed(self.options.seed + epoch)
+        # Dropout depends on it; no two processes draw the same.
+        seed = self.options.seed + epoch
+        torch.manual_seed(seed * self.replicas.world + self.replicas.rank)
 
     def step(self, batch: Batch, rate: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+        set_rate(self.optimizer, rate)
         self.module.train()
-        images = torch.from_numpy(batch.images).to(
+        before = BeforeStep(self.module, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        targets = [self._targets(batch, size) for size in self.map_sizes]
+        # One denominator for all parts of all processes: they add up to the undivided batch.
+        weights = [self.replicas.sum(self.loss.weight_of(target)) for target in targets]
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        parts = self._parts(batch)
+        for rows in parts:
+            with self._exchanged(rows is parts[-1]):
+                loss = self._loss(batch.images[rows], [t[rows] for t in targets], weights)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.module)
+        health = check_step(self.module, total, norm, self.replicas)
+        if not health.finite and not self._is_overflow(health):
+            raise self._refuse(batch, before, health, targets, weights)
+        if self.options.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.module.parameters(), self.options.clip_grad, norm
+            )
+        self.scaler.step(self.optimizer)
+        self._update_scale()
+        if self.average is not None and health.finite:
+            self.average.update(self.module)
+        return health.loss
+
+    def _parts(self, batch: Batch) -> list[slice]:
+        part = len(batch.images) // self.options.accumulate
+        return [slice(first, first + part) for first in range(0, len(batch.images), part)]
+
+    def _exchanged(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients go to the other processes once a step, with the last part."""
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def _update_scale(self) -> None:
+        self.scaler.update(self.options.loss_scale or None)
+
+    def _is_overflow(self, health: StepHealth) -> bool:
+        """Only the scaled gradients: the scaler leaves the step out and takes a smaller scale."""
+        if self.options.loss_scale:
+            # Nothing would make a static scale smaller.
+            return False
+        return self.scaler.get_scale() > 1.0 and health.loss_is_finite and health.statistics
+
+    def _refuse(
+        self,
+        batch: Batch,
+        before: BeforeStep,
+        health: StepHealth,
+        targets: list[torch.Tensor],
+        weights: list[torch.Tensor],
+    ) -> NonFiniteStep:
+        """Undoes the step; what was not finite, and in which of all processes' images."""
+        symptoms = read_symptoms(self.module)
+        before.restore_statistics()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_scale()
+
+        def forward() -> None:
+            # Not compiled: every layer is looked at.
+            kept, self.forward = self.forward, self.module
+            try:
+                for rows in self._parts(batch):
+                    self._loss(batch.images[rows], [t[rows] for t in targets], weights)
+            finally:
+                self.forward = kept
+
+        found = look_forward(self.module, before, batch.images, forward)
+        finding = choose_finding(found, health.loss_is_finite, symptoms)
+        findings, batches = zip(*self.replicas.gather((finding, batch)), strict=True)
+        layers = [node.name for node in self.module.graph.nodes]
+        whole = join_shards(batches, self.shard)
+        return NonFiniteStep(health.loss, first_finding(findings, layers), whole)
+
+    def _targets(self, batch: Batch, size: tuple[int, int]) -> torch.Tensor:
+        labels = subsample_labels(batch.labels, *size).astype(np.int64)
+        return torch.from_numpy(labels).to(self.device, non_blocking=True)
+
+    def _loss(
+        self,
+        images: npt.NDArray[np.float32],
+        targets: list[torch.Tensor],
+        weights: list[torch.Tensor],
+    ) -> torch.Tensor:
+        data = torch.from_numpy(images).to(
             self.device, memory_format=torch.channels_last, non_blocking=True
         )
+        with self._autocast():
+            maps = self.forward(data)
         loss = torch.zeros((), device=self.device)
-        maps = self.module(images)
-        for weight, logits, size in zip(
-            self.options.loss_weights, maps, self.map_sizes, strict=True
+        for share, logits, target, weight in zip(
+            self.options.loss_weights, maps, targets, weights, strict=True
         ):
-            target = torch.from_numpy(subsample_labels(batch.labels, *size).astype(np.int64))
-            loss = loss + weight * self._cross_entropy(logits, target.to(self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.options.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.options.clip_grad)
-        self.optimizer.step()
-        return float(loss.item())
+            exact = logits if logits.dtype == torch.float64 else logits.float()
+            summed, counted = self.loss(exact, target)
+            if self.options.ohem:
+                # Which pixels are hard is known part by part.
+                weight = self.replicas.sum(counted) * self.options.accumulate
+            loss = loss + share * summed / weight.clamp_min(LEAST_WEIGHT)
+        # Gradients of several processes are averaged; they are to be added.
+        return loss * self.replicas.world
 
-    def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The weighted mean of ``losses.WeightedCrossEntropy``: 0 where all is ignored."""
-        summed = functional.cross_entropy(
-            logits, target, self.class_weights, ignore_index=255, reduction="sum"
-        )
-        counted = self.class_weights[target[target != 255]].sum()
-        return summed / counted.clamp_min(1e-6)
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.options.dtype)
+        half = dtype != torch.float32
+        return torch.autocast(self.device.type, dtype if half else None, enabled=half)
 
     @torch.no_grad()
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         self.module.eval()
         data = torch.from_numpy(image[None]).to(self.device, memory_format=torch.channels_last)
-        result: npt.NDArray[np.float32] = self.module(data)[0][0].float().cpu().contiguous().numpy()
+        with self._averaged():
+            maps = self.module(data)
+        result: npt.NDArray[np.float32] = maps[0][0].float().cpu().contiguous().numpy()
         return result
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights take the place of the trained ones, where there are any."""
+        return nullcontext() if self.average is None else self.average.swapped(self.module)
 
     def write_symbol(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_symbol(self.symbol, path)
 
     def write_parameters(self, path: Path) -> None:
-        aside = path.with_name(path.name + ".part")
-        write_params(self.module.parameters_of_symbol(), aside)
-        os.replace(aside, path)
+        with self._averaged():
+            torch_states.write_parameters(self.module, path)
 
-    def read_parameters(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"no parameters at {path}")
-        self._load(read_params(path), path)
-
-    def _load(self, parameters: Parameters, path: Path) -> None:
-        problems = []
-        found = {}
-        for name in [*self.module.weights, *dict(self.module.named_buffers())]:
-            array, tensor = parameters.find(name), self.module.variable(name)
-            if array is None:
-                problems.append(f"{name} is missing")
-            elif array.shape != tuple(tensor.shape):
-                problems.append(f"{name} is {array.shape}, the network has {tuple(tensor.shape)}")
-            else:
-                found[name] = torch.tensor(array)
-        if problems:
-            raise ValueError(
-                f"{path} does not fit this network ({len(problems)} problems): "
-                + "; ".join(problems[:5])
-            )
-        with torch.no_grad():
-            for name, value in found.items():
-                self.module.variable(name).copy_(value)
+    def read_parameters(self, path: Path, partial: bool = False) -> tuple[str, ...]:
+        missing = torch_states.read_parameters(self.module, path, partial)
+        if self.average is not None:
+            self.average.restart(self.module)
+        return missing
 
     def write_optimizer(self, path: Path) -> None:
-        aside = path.with_name(path.name + ".part")
-        torch.save(self.optimizer.state_dict(), aside)
-        os.replace(aside, path)
+        torch_states.write_optimizer(path, self.optimizer, self.scaler, self.module, self.average)
 
     def read_optimizer(self, path: Path) -> None:
-        self.optimizer.load_state_dict(torch.load(path, weights_only=True))
+        torch_states.read_optimizer(path, self.optimizer, self.scaler, self.module, self.average)
 
+    def wait(self) -> None:
+        self.replicas.wait()
 
-def _map_size(graph: Graph, head: Entry, size: tuple[int, int]) -> tuple[int, int]:
-    shape = infer_shapes(graph, *size).of(head)
-    return int(shape[2]), int(shape[3])
+    def close(self) -> None:
+        self.replicas.leave()

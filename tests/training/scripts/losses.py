@@ -1,7 +1,8 @@
 """Losses and gradients for given arrays: ``losses.py INPUT.npz OUTPUT.npz``.
 
 Every case is three maps of logits and three of labels with loss weights and class weights:
-``<case>_logits0`` ... ``<case>_labels2``, ``<case>_weights``, ``<case>_classes``. Out come
+``<case>_logits0`` ... ``<case>_labels2``, ``<case>_weights``, ``<case>_classes``, and
+``<case>_hard`` (probability below which a pixel counts, least share). Out come
 ``<case>_loss`` and ``<case>_gradient0`` ... ``2``; ``pixels`` and ``power`` give ``balance``.
 """
 
@@ -20,7 +21,9 @@ def main() -> None:
     given = np.load(sys.argv[1])
     answers = {"balance": balance_classes(given["pixels"], float(given["power"]))}
     for case in sorted(name.removesuffix("_weights") for name in given if "_weights" in name):
-        loss = CascadeLoss(given[f"{case}_weights"].tolist(), given[f"{case}_classes"])
+        hard_below, least_share = given[f"{case}_hard"].tolist()
+        weights, classes = given[f"{case}_weights"].tolist(), given[f"{case}_classes"]
+        loss = CascadeLoss(weights, classes, hard_below, least_share)
         loss.initialize()
         loss.hybridize()
         logits = [mx.nd.array(given[f"{case}_logits{i}"]) for i in range(3)]

@@ -6,34 +6,17 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from network_facts import differences, refusal, shapes, vary_norms
 
 from training.mxnet_import import mx
 from training.networks import ICNet, build
 from training.symbols import read_parameters, write_parameters, write_symbol
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 19
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The message of the ValueError or FileNotFoundError that ``action`` raises."""
-    try:
-        action()
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
-    raise AssertionError("nothing was refused")
-
-
-def vary_norms(network: mx.gluon.HybridBlock) -> None:
-    """Batch norms that do something: neutral ones would hide a swapped parameter."""
-    random = np.random.default_rng(5)
-    for name, parameter in network.collect_params().items():
-        if parameter.shape is not None and len(parameter.shape) == 1:
-            low, high = (0.7, 1.3) if name.endswith(("gamma", "var")) else (-0.2, 0.2)
-            parameter.set_data(mx.nd.array(random.uniform(low, high, parameter.shape)))
 
 
 def blocks(network: mx.gluon.Block) -> Iterator[mx.gluon.Block]:
@@ -54,16 +37,9 @@ def compare_with_gluoncv(image: mx.nd.NDArray, folder: Path) -> dict[str, object
     ours = build("icnet", "resnet50", CLASSES, HEIGHT, WIDTH)
     reference.save_parameters(str(folder / "reference.params"))
     ours.load_parameters(str(folder / "reference.params"))
-    shapes = [
-        {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
-        for net in (ours, reference)
-    ]
-    pairs = [(a.asnumpy(), b.asnumpy()) for a, b in zip(ours(image), reference(image), strict=True)]
     return {
-        "same_names_and_shapes": shapes[0] == shapes[1],
-        "shapes": [a.shape for a, _ in pairs],
-        "scale": [float(np.abs(b).max()) for _, b in pairs],
-        "relative": [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs],
+        "same_names_and_shapes": shapes(ours) == shapes(reference),
+        **differences(ours, reference, image),
     }
 
 

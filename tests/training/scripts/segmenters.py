@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from network_facts import differences, refusal, shapes, vary_norms
 
 from training.gluoncv_import import import_gluoncv
 from training.mxnet_import import mx
@@ -17,33 +17,6 @@ from training.symbols import trace, write_parameters, write_symbol
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 7
 GLUONCV = {"pspnet": "PSPNet", "fcn": "FCN", "deeplabv3": "DeepLabV3"}
-
-
-def vary(network: mx.gluon.HybridBlock) -> None:
-    """Batch norms that do something: neutral ones would hide a swapped parameter."""
-    random = np.random.default_rng(5)
-    for name, parameter in network.collect_params().items():
-        if parameter.shape is not None and len(parameter.shape) == 1:
-            low, high = (0.7, 1.3) if name.endswith(("gamma", "var")) else (-0.2, 0.2)
-            parameter.set_data(mx.nd.array(random.uniform(low, high, parameter.shape)))
-
-
-def blocks(network: mx.gluon.Block) -> Iterator[mx.gluon.Block]:
-    yield network
-    for child in network._children.values():
-        yield from blocks(child)
-
-
-def shapes(network: mx.gluon.Block) -> dict[str, tuple[int, ...]]:
-    return {n: p.shape for n, p in network._collect_params_with_prefix().items()}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    try:
-        action()
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("nothing was refused")
 
 
 def reference(name: str, backbone: str, aux: bool) -> mx.gluon.HybridBlock:
@@ -57,19 +30,17 @@ def compare_with_gluoncv(name: str, image: mx.nd.NDArray, folder: Path) -> dict[
     theirs = reference(name, "resnet50", True)
     theirs.initialize(mx.init.Xavier(), force_reinit=True)
     theirs(image)
-    vary(theirs)
+    vary_norms(theirs)
     theirs.save_parameters(str(folder / "reference.params"))
     ours = build(name, "resnet50", CLASSES, HEIGHT, WIDTH, aux=True)
     ours.load_parameters(str(folder / "reference.params"))
-    pairs = [(a.asnumpy(), b.asnumpy()) for a, b in zip(ours(image), theirs(image), strict=True)]
     deep = [build(name, "resnet101", CLASSES, HEIGHT, WIDTH), reference(name, "resnet101", False)]
     deep[1].infer_shape(image)
     return {
         "same_names_and_shapes": shapes(ours) == shapes(theirs),
         "same_at_101_without_aux": shapes(deep[0]) == shapes(deep[1]),
         "outputs_without_aux": len(trace(deep[0]).list_outputs()),
-        "shapes": [a.shape for a, _ in pairs],
-        "relative": [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs],
+        **differences(ours, theirs, image),
     }
 
 
@@ -77,7 +48,7 @@ def describe(network: Network, image: mx.nd.NDArray, folder: Path) -> dict[str, 
     """What every network must do: run, hybridized or not, and through its files."""
     network.initialize(mx.init.MSRAPrelu(slope=0))
     network(image)
-    vary(network)
+    vary_norms(network)
     plain = network(image)[0].asnumpy()
     write_symbol(network, folder / "network-symbol.json", *image.shape[2:])
     write_parameters(network, folder / "network.params")

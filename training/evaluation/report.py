@@ -1,0 +1,179 @@
+"""The scores of one served model, named, as JSON, tables and text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from training.evaluation.scoring import Scores
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Scores (0-1) of one class.
+
+    Attributes:
+        iou: None where neither a label nor an answer holds it.
+        accuracy: share of its pixels that are right; None where no label holds it.
+        share: of the labelled pixels.
+        boundary_f: None where no image has a boundary of it, or none was asked for.
+        boundary_images: how many images that is the mean of.
+    """
+
+    id: int
+    name: str
+    iou: float | None
+    accuracy: float | None
+    share: float
+    boundary_f: float | None
+    boundary_images: int
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """Scores (0-1) of one image; None where every pixel is ignored."""
+
+    name: str
+    mean_iou: float | None
+    pixel_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one served model, 0-1; None where there is nothing to count.
+
+    Attributes:
+        model: name and version of what answered; a family's members are all named.
+        server: its address, or the repository that was run in this process.
+        mean_iou, mean_accuracy, mean_boundary_f: over the classes that have one.
+        boundary_tolerance: share of the diagonal; 0 where no boundary was scored.
+        absent: classes without IoU, which the mean leaves out.
+        confusion: pixels, ``confusion[truth][prediction]``.
+    """
+
+    model: str
+    version: str
+    server: str
+    dataset: str
+    split: str
+    images: int
+    mean_iou: float | None
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    mean_boundary_f: float | None
+    boundary_tolerance: float
+    classes: tuple[ClassScore, ...]
+    absent: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    per_image: tuple[ImageResult, ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was scored, on what."""
+
+    model: str
+    version: str
+    server: str
+    dataset: str
+    split: str
+    tolerance: float
+
+
+def summarise(scores: Scores, names: tuple[str, ...], subject: Subject) -> Evaluation:
+    """The scores, named."""
+    confusion, boundary = scores.confusion, scores.boundary
+    ious = confusion.intersection_over_union.tolist()
+    accuracies = confusion.class_accuracy.tolist()
+    shares = confusion.class_shares.tolist()
+    outlines = boundary.classes.tolist() if boundary else [math.nan] * len(names)
+    outlined = boundary.images.tolist() if boundary else [0] * len(names)
+    return Evaluation(
+        model=subject.model,
+        version=subject.version,
+        server=subject.server,
+        dataset=subject.dataset,
+        split=subject.split,
+        images=len(scores.images),
+        mean_iou=_finite(confusion.mean_iou),
+        pixel_accuracy=_finite(confusion.pixel_accuracy),
+        mean_accuracy=_finite(confusion.mean_accuracy),
+        mean_boundary_f=_finite(boundary.mean) if boundary else None,
+        boundary_tolerance=subject.tolerance,
+        classes=tuple(
+            ClassScore(
+                id=index,
+                name=name,
+                iou=_finite(ious[index]),
+                accuracy=_finite(accuracies[index]),
+                share=shares[index],
+                boundary_f=_finite(outlines[index]),
+                boundary_images=outlined[index],
+            )
+            for index, name in enumerate(names)
+        ),
+        absent=tuple(names[index] for index in confusion.absent),
+        confusion=tuple(tuple(row) for row in confusion.matrix.tolist()),
+        per_image=tuple(
+            ImageResult(image.name, _finite(image.mean_iou), _finite(image.pixel_accuracy))
+            for image in scores.images
+        ),
+    )
+
+
+def to_json(found: Evaluation) -> str:
+    return json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
+    """``evaluation.json``, ``classes.csv`` and ``images.csv``; scores 0-1, empty where none."""
+    files = folder / "evaluation.json", folder / "classes.csv", folder / "images.csv"
+    files[0].write_text(to_json(found), "utf-8")
+    for file, rows in ((files[1], found.classes), (files[2], found.per_image)):
+        with file.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(type(rows[0]).__dataclass_fields__ if rows else ())
+            writer.writerows(asdict(row).values() for row in rows)
+    return files
+
+
+def print_evaluation(found: Evaluation, console: Console) -> None:
+    """A table of the classes, then the totals."""
+    title = f"{found.model} v{found.version}, {found.dataset} {found.split}"
+    table = Table("class", title=escape(title))
+    columns = ["IoU", "accuracy", "share"] + (["boundary F"] if found.boundary_tolerance else [])
+    for column in columns:
+        table.add_column(column, justify="right")
+    for entry in found.classes:
+        cells = [entry.iou, entry.accuracy, entry.share, entry.boundary_f][: len(columns)]
+        table.add_row(escape(entry.name), *(percent(value) for value in cells))
+    console.print(table)
+    if found.absent:
+        absent = ", ".join(found.absent)
+        line = f"left out of the mean (in no label, no answer): {absent}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    totals = (
+        f"images {found.images}  mIoU {percent(found.mean_iou)}  "
+        f"pixAcc {percent(found.pixel_accuracy)}  mean accuracy {percent(found.mean_accuracy)}"
+    )
+    if found.boundary_tolerance:
+        totals += (
+            f"  boundary F {percent(found.mean_boundary_f)} "
+            f"(within {100 * found.boundary_tolerance:g} % of the diagonal)"
+        )
+    console.print(totals, soft_wrap=True, highlight=False)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,135 @@
+"""Scores whatever turns an encoded image into a label map against a dataset."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from training.datasets import SegmentationDataset
+from training.datasets.base import ImageFiles
+from training.evaluation.boundaries import DEFAULT_TOLERANCE, BoundaryScore, boundary_f
+from training.evaluation.metrics import ConfusionMatrix
+
+Labels: TypeAlias = npt.NDArray[np.uint8]
+Predict: TypeAlias = Callable[[bytes], Labels]
+
+
+class ScoringError(Exception):
+    """An image that could not be scored; the text names it."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's own mIoU (over the classes in its truth or its prediction) and accuracy, 0-1.
+
+    NaN where every pixel is ignored.
+    """
+
+    index: int
+    name: str
+    mean_iou: float
+    pixel_accuracy: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of all images together, and of each one; no ``boundary`` where it was left out."""
+
+    confusion: ConfusionMatrix
+    boundary: BoundaryScore | None
+    images: tuple[ImageScore, ...]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What one image adds."""
+
+    confusion: ConfusionMatrix
+    boundary: npt.NDArray[np.float64] | None
+
+
+def score(
+    dataset: SegmentationDataset,
+    predict: Predict,
+    num_classes: int,
+    limit: int | None = None,
+    in_flight: int = 4,
+    tolerance: float = DEFAULT_TOLERANCE,
+    on_image: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Scores over the first ``limit`` images (None: all).
+
+    Args:
+        predict: an encoded image to class ids, uint8 ``[H,W]`` of the image's own size; called
+            from ``in_flight`` threads.
+        tolerance: of :func:`training.evaluation.boundaries.boundary_f`; 0 leaves that score out,
+            which takes longer than a small network at a megapixel and more.
+        on_image: called after each image.
+
+    Raises:
+        ScoringError: on the first image that fails; none is left out.
+    """
+    confusion = ConfusionMatrix(num_classes)
+    boundary = BoundaryScore(num_classes) if tolerance else None
+    images: list[ImageScore] = []
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    pending: deque[tuple[int, Future[_Counted]]] = deque()
+
+    def take() -> None:
+        index, future = pending.popleft()
+        name = dataset.name(index)
+        try:
+            counted = future.result()
+        except Exception as error:
+            raise ScoringError(f"{name}: {error}") from error
+        confusion.add(counted.confusion)
+        if boundary is not None and counted.boundary is not None:
+            boundary.add(counted.boundary)
+        own = counted.confusion
+        images.append(ImageScore(index, name, own.mean_iou, own.pixel_accuracy))
+        on_image()
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        try:
+            for index in range(count):
+                work = pool.submit(_count, dataset, index, predict, num_classes, tolerance)
+                pending.append((index, work))
+                if len(pending) == 2 * in_flight:
+                    take()
+            while pending:
+                take()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return Scores(confusion, boundary, tuple(images))
+
+
+def encode_sample(dataset: SegmentationDataset, index: int, image: npt.NDArray[np.uint8]) -> bytes:
+    """The image's own file where the dataset has files, else ``image`` as a PNG."""
+    if isinstance(dataset, ImageFiles):
+        return dataset.pairs[index][0].read_bytes()
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _count(
+    dataset: SegmentationDataset,
+    index: int,
+    predict: Predict,
+    num_classes: int,
+    tolerance: float,
+) -> _Counted:
+    image, truth = dataset[index]
+    prediction = predict(encode_sample(dataset, index, image))
+    confusion = ConfusionMatrix(num_classes)
+    confusion.update(truth, prediction)
+    boundary = boundary_f(truth, prediction, num_classes, tolerance) if tolerance else None
+    return _Counted(confusion, boundary)

@@ -1,0 +1,62 @@
+"""Takes a refused step again: ``python -m training.guard.replay RUN/non-finite/FILE.zip``.
+
+The zip holds all it needs; the trainer is the one of the run. What dropout drew is not replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from training.guard.finite import NonFiniteStep
+from training.guard.reproduction import OPTIMIZER, PARAMETERS, read_batch, read_incident
+from training.options import parse_options
+from training.train import make_learner
+
+
+def replay(path: Path) -> NonFiniteStep | float:
+    """The error that the step raises again, or its loss where it is finite here.
+
+    Raises:
+        ValueError: no such reproduction, or one that does not fit this version.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no reproduction: {error}") from error
+        options = parse_options(["--resume", str(folder)])
+        batch, class_weights = read_batch(folder)
+        learner = make_learner(options, len(class_weights))
+        learner.start(class_weights)
+        learner.read_parameters(folder / PARAMETERS)
+        learner.read_optimizer(folder / OPTIMIZER)
+        incident = read_incident(folder)
+        try:
+            return learner.step(batch, float(str(incident["learning_rate"])))
+        except NonFiniteStep as error:
+            return error
+
+
+def main() -> None:
+    """Tells what the step does here."""
+    p = argparse.ArgumentParser("python -m training.guard.replay")
+    p.add_argument("reproduction", type=Path)
+    a = p.parse_args()
+    try:
+        outcome = replay(a.reproduction)
+    except ValueError as error:
+        sys.exit(f"replay: {error}")
+    if isinstance(outcome, NonFiniteStep):
+        print(f"not finite here either: {outcome}")
+    else:
+        print(f"finite here: loss {outcome}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Progress of a run: two bars on a terminal, lines elsewhere; both with the time that is left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from training.runs.remaining_time import RemainingTime, format_seconds
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[left]} left"),
+    TextColumn("{task.fields[told]}"),
+)
+
+
+class RunProgress:
+    """A context manager; ``advance`` once a step, ``add_validation`` once a validation."""
+
+    def __init__(
+        self, epochs: int, done: int, batches: int, *, validations: int, log_interval: int
+    ) -> None:
+        self.epochs = epochs
+        self.batches = batches
+        self.log_interval = log_interval
+        self.remaining = RemainingTime(epochs - done, batches, validations)
+        self.bars = Progress(*COLUMNS)
+        self.bars.disable = not self.bars.console.is_terminal
+        unknown = format_seconds(None)
+        self.run_bar = self.bars.add_task(
+            "run", total=epochs * batches, completed=done * batches, left=unknown, told=""
+        )
+        self.epoch_bar = self.bars.add_task("epoch", total=batches, left=unknown, told="")
+        self.clock = time.perf_counter()
+
+    def __enter__(self) -> RunProgress:
+        self.bars.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.__exit__(kind, error, trace)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """``epoch`` counts from 0."""
+        self.bars.reset(self.epoch_bar, description=f"epoch {epoch + 1}/{self.epochs}")
+        self.clock = time.perf_counter()
+
+    def advance(self, epoch: int, index: int, loss: float, rate: float) -> None:
+        """After iteration ``index`` of ``epoch``, both from 0; ``loss`` is the epoch's mean."""
+        now = time.perf_counter()
+        self.remaining.add_step(now - self.clock)
+        self.clock = now
+        of_epoch = format_seconds(self.remaining.of_epoch())
+        of_run = format_seconds(self.remaining.of_run())
+        self.bars.update(self.run_bar, advance=1, left=of_run)
+        self.bars.update(
+            self.epoch_bar, advance=1, left=of_epoch, told=f"loss {loss:.3f} lr {rate:.5f}"
+        )
+        if not self.bars.console.is_terminal and (index + 1) % self.log_interval == 0:
+            print(
+                f"epoch {epoch + 1} iteration {index + 1}/{self.batches} loss {loss:.4f} "
+                f"lr {rate:.5f} left {of_epoch} of {of_run}",
+                flush=True,
+            )
+
+    def add_validation(self, seconds: float) -> None:
+        self.remaining.add_validation(seconds)
+        self.bars.update(self.run_bar, left=format_seconds(self.remaining.of_run()))

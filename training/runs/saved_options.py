@@ -1,0 +1,95 @@
+"""The options of a run folder as defaults of the command that resumes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from training.runs.checkpoint import RunFolder, format_json
+
+# With another value the saved weights or optimizer states would not fit.
+FIXED = (
+    "trainer", "model", "backbone", "width", "aux", "output_stride", "dataset", "height",
+    "crop_width", "optimizer", "dtype", "finetune", "freeze_bn",
+)  # fmt: skip
+# These change neither what is learnt nor in which order.
+FREE = (
+    "symbol", "root", "workers", "log_interval", "val_interval", "no_val", "eval_only", "resume",
+    "run", "on_nan", "max_skips",
+)  # fmt: skip
+# Where flag and option have different names, or a flag says two options.
+RENAMED = ("height", "crop_width", "eval_only", "resume", "run")
+
+Json = bool | int | float | str | list[float] | None
+
+
+def read_options(folder: Path) -> Mapping[str, Json]:
+    """``options.json`` of a run.
+
+    Raises:
+        ValueError: the folder is no run's.
+    """
+    path = RunFolder(folder).options
+    try:
+        saved: dict[str, Json] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is no run folder ({error}); to start from weights, name the .params file"
+        ) from error
+    return saved
+
+
+def use_as_defaults(parser: argparse.ArgumentParser, folder: Path) -> Mapping[str, Json]:
+    """Makes a run's options the defaults of ``parser``: flags that are given win. Returns them.
+
+    An option that the run did not know keeps its own default.
+    """
+    saved = read_options(folder)
+    known = {action.dest for action in parser._actions}
+    defaults: dict[str, object] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in saved.items()
+        if name in known and name not in RENAMED
+    }
+    if {"height", "crop_width"} <= set(saved):
+        defaults["crop_size"] = (saved["height"], saved["crop_width"])
+    symbol = RunFolder(folder).symbol
+    if saved.get("trainer") == "torch" and symbol.is_file():
+        # The very graph that was trained; MXNet is not needed again.
+        defaults["symbol"] = symbol
+    if "loss_weights" in defaults:
+        # They hold it already; only a flag that is given changes them.
+        defaults["aux_weight"] = None
+    parser.set_defaults(**defaults)
+    return saved
+
+
+def check_resumable(saved: Mapping[str, Json], options: Mapping[str, object], folder: Path) -> None:
+    """Warns of options with which the run does not end as it would have.
+
+    Raises:
+        ValueError: one with which it cannot go on at all.
+    """
+    given: Mapping[str, Json] = json.loads(format_json(options))
+    changed = [name for name in given if name in saved and given[name] != saved[name]]
+    told = {name: f"{name} {given[name]} (the run has {saved[name]})" for name in changed}
+    fixed = [told[name] for name in changed if name in FIXED or _switched(name, saved, given)]
+    if fixed:
+        raise ValueError(
+            f"{folder} cannot go on with {', '.join(fixed)}; leave the flag out, or start a run of "
+            f"its own from {RunFolder(folder).last}"
+        )
+    other = [told[name] for name in changed if name not in FREE]
+    if other:
+        warnings.warn(
+            f"{folder} goes on with {', '.join(other)}: it will not end as it would have",
+            stacklevel=3,
+        )
+
+
+def _switched(name: str, saved: Mapping[str, Json], given: Mapping[str, Json]) -> bool:
+    """Averaged weights are part of the optimizer's states, or they are not."""
+    return name == "ema" and bool(saved[name]) != bool(given[name])

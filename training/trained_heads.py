@@ -1,0 +1,61 @@
+"""What of a symbol is trained: the maps that carry a loss, and the parameters that learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from export.shape_rules import LABELLED
+from export.symbol import BATCH_NORMS, Entry, Graph, Node
+
+
+def trained_heads(graph: Graph) -> tuple[Entry, ...]:
+    """The maps of logits behind the symbol's outputs, the prediction's first, each once.
+
+    A resize to the first output's size is left out: the loss is taken at the resolution of what it
+    enlarges, which may be another output (ICNet's full-size map enlarges the next one). So is an
+    output layer (``SoftmaxOutput``): its gradient knows no class weights.
+    """
+    full = _resized(graph, graph.heads[0])
+    heads: list[Entry] = []
+    for head in graph.heads:
+        while graph.nodes[head.node].op in LABELLED or (full and _resized(graph, head) == full):
+            head = graph.nodes[head.node].inputs[0]
+        if head not in heads:
+            heads.append(head)
+    return tuple(heads)
+
+
+def _resized(graph: Graph, head: Entry) -> tuple[int, int] | None:
+    """Height and width that a resize has, where the entry is one."""
+    node = graph.nodes[head.node]
+    if node.op != "_contrib_BilinearResize2D":
+        return None
+    return node.integer("height", 1), node.integer("width", 1)
+
+
+def frozen_parameters(graph: Graph) -> frozenset[str]:
+    """Those that never learn: scale and shift of a batch norm that keeps its statistics, a fixed
+    scale, and a deconvolution that enlarges each channel by itself (bilinear)."""
+    frozen: set[str] = set()
+    for _, node in graph.operators():
+        names = [graph.nodes[entry.node].name for entry in node.inputs]
+        if node.op in BATCH_NORMS:
+            frozen.update(names[1:2] if node.flag("fix_gamma", True) else ())
+            frozen.update(names[1:3] if node.flag("use_global_stats", False) else ())
+        elif node.op == "Deconvolution" and _is_by_channel(node):
+            frozen.add(names[1])
+    return frozenset(frozen)
+
+
+def freeze_batch_norms(graph: Graph) -> Graph:
+    """The graph with batch norms that keep their statistics (``--freeze-bn``)."""
+    frozen = {"use_global_stats": "True"}
+    nodes = tuple(
+        replace(node, attrs={**node.attrs, **frozen}) if node.op in BATCH_NORMS else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=nodes)
+
+
+def _is_by_channel(deconvolution: Node) -> bool:
+    return deconvolution.integer("num_group", 1) == deconvolution.integer("num_filter", 0)

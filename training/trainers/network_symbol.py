@@ -1,0 +1,57 @@
+"""The symbol of the network that a run trains: a file's, or MXNet's from another process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from export.shapes import infer_shapes
+from export.symbol import Entry, Graph, read_symbol
+from training.options import TrainOptions
+from training.trained_heads import freeze_batch_norms, trained_heads
+
+
+def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
+    """The file named by ``--symbol``, else built by MXNet elsewhere.
+
+    Raises:
+        ValueError: MXNet cannot build it; its own message.
+    """
+    if options.symbol is not None:
+        return read_symbol(options.symbol)
+    with tempfile.TemporaryDirectory() as folder:
+        size = f"{options.height}x{options.crop_width}"
+        command = [
+            sys.executable, "-m", "training.symbols", "--model", options.model,
+            "--backbone", options.backbone, "--width", str(options.width),
+            "--num-classes", str(num_classes), "--size", size, "--output", folder,
+            "--output-stride", str(options.output_stride), *(["--aux"] if options.aux else []),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"MXNet could not build the network: {reason}; or give --symbol FILE")
+        return read_symbol(Path(folder) / "network-symbol.json")
+
+
+def trained_graph(symbol: Graph, options: TrainOptions) -> Graph:
+    """What of it is trained: its heads are the maps that carry a loss.
+
+    Raises:
+        ValueError: there are not as many as ``--loss-weights``.
+    """
+    graph = symbol.pruned(trained_heads(symbol))
+    if len(graph.heads) != len(options.loss_weights):
+        raise ValueError(
+            f"the network has {len(graph.heads)} maps with losses, --loss-weights gives "
+            f"{len(options.loss_weights)} numbers: the prediction's first, then the auxiliary"
+        )
+    return freeze_batch_norms(graph) if options.freeze_bn else graph
+
+
+def map_size(graph: Graph, head: Entry, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a head's map for images of ``size``."""
+    shape = infer_shapes(graph, *size).of(head)
+    return int(shape[2]), int(shape[3])

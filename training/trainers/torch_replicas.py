@@ -1,0 +1,160 @@
+"""One process a GPU (or, for tests, several on the CPU): who this one is, and what they share.
+
+``python training/train.py --trainer torch --ngpus 8`` starts them through
+``torch.distributed.run``; ``torchrun`` does for several machines.
+
+Source: PyTorch's DistributedDataParallel; batch norm over all devices as in Peng et al.,
+arXiv 1711.07240.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+from training.options import TrainOptions
+
+# The others wait this long while the first process validates.
+PATIENCE = timedelta(hours=2)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """``rank`` of ``world`` processes that train one network together; rank 0 writes the run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def alone(self) -> bool:
+        return self.world == 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, the same everywhere; without gradients."""
+        if self.alone:
+            return tensor
+        total = tensor.detach().clone()
+        distributed.all_reduce(total)
+        return total
+
+    def gather(self, item: T) -> list[T]:
+        """Everyone's ``item``, by rank."""
+        if self.alone:
+            return [item]
+        found: list[T | None] = [None] * self.world
+        distributed.all_gather_object(found, item)
+        return [one for one in found if one is not None]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if not self.alone:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """Ends the group, once all are here."""
+        if not self.alone and distributed.is_initialized():
+            self.wait()
+            distributed.destroy_process_group()
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance ``[C]`` of ``[N,C,H,W]`` over all processes, all of one N.
+
+        Gradients flow through all processes. The variance is of deviations from the common mean,
+        which loses no digits; that takes a second exchange.
+        """
+        count = x.numel() // x.shape[1] * self.world
+        exact = x if x.dtype == torch.float64 else x.float()
+        mean = _sum_with_gradients(exact.sum((0, 2, 3))) / count
+        centred = exact - mean[:, None, None]
+        variance = _sum_with_gradients((centred * centred).sum((0, 2, 3))) / count
+        return mean, variance
+
+
+ALONE = Replicas()
+
+
+class _Sum(torch.autograd.Function):
+    """Everybody's sum counts in everybody's loss, so the gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _sum_with_gradients(tensor: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
+
+
+def is_replica() -> bool:
+    """Whether this process was started as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join_replicas(device: torch.device) -> Replicas:
+    """Joins the group that ``torch.distributed.run`` has set up, once a process; else alone."""
+    if not is_replica():
+        return ALONE
+    if not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            distributed.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        else:
+            distributed.init_process_group("gloo", timeout=PATIENCE)
+    return Replicas(distributed.get_rank(), distributed.get_world_size())
+
+
+def count_replicas(options: TrainOptions) -> int:
+    """How many processes ``--ngpus`` asks this one to start: 1 where it trains by itself."""
+    if options.no_cuda or options.eval_only or options.ngpus < 2 or is_replica():
+        return 1
+    present = torch.cuda.device_count()
+    if 0 < present < options.ngpus:
+        warnings.warn(f"--ngpus {options.ngpus}: only {present} here", stacklevel=2)
+    return max(1, min(options.ngpus, present))
+
+
+def check_replicas(options: TrainOptions, world: int) -> None:
+    """Raises ValueError where ``world`` processes cannot train with these options: the batch cannot
+    be shared out equally, or a compiled network would have to wait for other processes."""
+    if world > 1 and options.syncbn and options.compile:
+        raise ValueError(
+            "with --syncbn the processes wait for each other within the network, which --compile "
+            "cannot trace: leave one of them out"
+        )
+    parts = world * options.accumulate
+    if options.batch_size % parts:
+        raise ValueError(
+            f"--batch-size {options.batch_size} is the whole batch, shared out among {world} "
+            f"processes x {options.accumulate} accumulated parts: give a multiple of {parts}"
+        )
+
+
+def start_replicas(count: int, arguments: list[str]) -> None:
+    """Replaces this process by ``count`` of them; ``arguments`` are the script and its own."""
+    # Else each is given one thread, and a warning.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={count}", *arguments]  # fmt: skip
+    os.execv(sys.executable, command)

@@ -1,16 +1,18 @@
 """The passes in their order: symbol and parameters to the graph of the contract.
 
 Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``logits`` float32
-[N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9.
+[N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9, unless 17 is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from onnx import ModelProto, checker
+from onnx import ModelProto, checker, helper
 
-from export.convert import convert
+from export import deformable
+from export.convert import IR_VERSION, OPSET, convert
+from export.errors import UnsupportedOperator
 from export.params import Parameters
 from export.passes.commute_resize import commute_resize
 from export.passes.cut_at_logits import cut_at_logits
@@ -20,11 +22,13 @@ from export.passes.fold_normalisation import fold_normalisation
 from export.passes.image_pooling_bias import image_pooling_bias
 from export.passes.mask_head import HEADS, mask_head
 from export.passes.prune_heads import prune_heads
+from export.passes.sample_deformable import sample_deformable
 from export.pixels import IMAGENET, Pixels
 from export.retarget import retarget
 from export.symbol import Graph
 
 PASSES = "passes"
+OPSETS = (OPSET, deformable.OPSET)
 # Between the conversion and the heads. Image pooling goes first: it is the cheaper form of what
 # the pyramid's pass would do to it.
 REWRITES: Mapping[str, Callable[[ModelProto], int]] = {
@@ -43,18 +47,24 @@ def build_model(
     heads: Sequence[str] = HEADS,
     without: Collection[str] = (),
     pixels: Pixels = IMAGENET,
+    opset: int | None = None,
 ) -> ModelProto:
     """Builds the serving graph of a network for images of height x width.
 
     ``pixels`` is what the network was trained to see. ``without`` names rewrites to leave out,
     for measurements of what they bring. Those that changed something stand in the metadata under
-    ``passes``. Raises IllegalSize, UnsupportedOperator, InvalidSymbol or InvalidParams.
+    ``passes``. ``opset`` 17 is for runtimes without DeformConv; None is the lowest that holds the
+    network's operators. Raises IllegalSize, UnsupportedOperator, InvalidSymbol or InvalidParams.
     """
+    check_opset(opset)
     graph = prune_heads(retarget(symbol, height, width))
     cut = cut_at_logits(graph, height, width)
     model = convert(cut.graph, parameters, height, width)
     applied = ["prune_heads"] if len(symbol.heads) > 1 else []
     applied.append("cut_at_logits")
+    if opset == OPSET and sample_deformable(model):
+        applied.append("sample_deformable")
+        _set_opset(model)
     applied += [
         name for name, rewrite in REWRITES.items() if name not in without and rewrite(model)
     ]
@@ -64,6 +74,13 @@ def build_model(
     set_metadata(model, {PASSES: ",".join([*applied, "mask_head"])})
     checker.check_model(model)
     return model
+
+
+def check_opset(opset: int | None) -> None:
+    """Raises UnsupportedOperator for another opset than the exporter writes."""
+    if opset not in (None, *OPSETS):
+        known = " or ".join(map(str, OPSETS))
+        raise UnsupportedOperator(f"there is no --opset {opset} here; choose {known}")
 
 
 def number_of_classes(symbol: Graph, height: int, width: int) -> int:
@@ -83,3 +100,9 @@ def set_metadata(model: ModelProto, facts: Mapping[str, str]) -> None:
     for key in sorted(facts):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, facts[key]
+
+
+def _set_opset(model: ModelProto) -> None:
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", OPSET))
+    model.ir_version = IR_VERSION

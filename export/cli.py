@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from export.build import build_model, number_of_classes, set_metadata
+from export import network_flags as networks
+from export import precision_flags as precisions
+from export import repository_flags as written
+from export.build import build_model, check_opset, number_of_classes, set_metadata
 from export.errors import ExportError, IllegalSize, UnsupportedPrecision
 from export.gate import Limits
+from export.image_size import parse_size
 from export.labels import check_labels, find_labels, generic_labels
 from export.model_files import onnx_files
 from export.mxnet_model import SYMBOL_FILE, mxnet_files
@@ -21,130 +24,114 @@ from export.precision import PrecisionOptions, check_options, lower_precision
 from export.progress import show_steps
 from export.provenance import digest, tool_version
 from export.random_params import random_params
+from export.repository_flags import split_head
 from export.retarget import retarget, size_rule
 from export.symbol import read_symbol
 from export.symbol_lookup import FoundSymbol, NetworkName, find_symbol
-from export.triton import ModelFacts, write_version
+from export.triton import ModelFacts, variant_name, write_version
 from export.verify import mxnet_installed, verify
+from training.backbones import default_backbone
 
 _STEPS = 6
-_PRECISION = "Precision"
+_IMAGES = "Classes and pixels"
 
 
 def export(
-    model: Annotated[str | None, typer.Option(help="Network: icnet, pspnet, fcn, ...")] = None,
-    backbone: Annotated[str, typer.Option(help="Backbone, e.g. resnet50.")] = "resnet50",
-    width: Annotated[float, typer.Option(help="Channel multiplier of the network.")] = 1.0,
+    model: networks.Model = None,
+    backbone: networks.Backbone = None,
+    width: networks.Width = 1.0,
+    aux: networks.Aux = False,
+    output_stride: networks.OutputStride = None,
+    symbol: networks.Symbol = None,
+    params: networks.Params = None,
+    size: networks.Size = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Names the classes: citys, camvid, ...")
+        str | None,
+        typer.Option(
+            help="Names the classes: citys, camvid, folder (with --root), ...",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Your own classes: a name a line, #rrggbb after it or not.")
+        Path | None,
+        typer.Option(
+            help="Your own classes: a name a line, #rrggbb after it or not.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
-    symbol: Annotated[
-        Path | None, typer.Option(help="symbol.json; default: found by name.")
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Of values from 0 to 1. Default: what the network was trained on.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
-    params: Annotated[Path | None, typer.Option(help=".params; default: random weights.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH; default: the symbol's own.")
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="The same for the deviation.", rich_help_panel=_IMAGES),
     ] = None,
+    bgr: Annotated[
+        bool | None,
+        typer.Option("--bgr/--rgb", help="Blue comes first.", rich_help_panel=_IMAGES),
+    ] = None,
+    precision: precisions.Precision = PrecisionOptions.precision,
+    root: precisions.Root = None,
+    calibration: precisions.Calibration = None,
+    calibration_images: precisions.CalibrationImages = PrecisionOptions.calibration_images,
+    validation_images: precisions.ValidationImages = None,
+    max_miou_drop: precisions.MaxMiouDrop = Limits.max_miou_drop,
+    min_agreement: precisions.MinAgreement = Limits.min_agreement,
+    search: precisions.Search = False,
+    force: precisions.Force = False,
+    head: written.Head = written.DEFAULT_HEAD,
     file_format: Annotated[
         str,
         typer.Option(
             "--format",
-            help="onnx, or mxnet: the MXNet graph itself, which only Triton serves (its Python"
-            " backend, with MXNet).",
+            help="onnx, or mxnet: the MXNet graph itself, for Triton's Python backend alone.",
+            rich_help_panel=written.PANEL,
         ),
     ] = "onnx",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="fp32, fp16 (for GPUs) or int8 (for CPUs; calibrated on images).",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = "fp32",
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of --dataset: its train split calibrates int8, its val split measures"
-            " the accuracy before and after.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of photos to calibrate int8 on, instead of the dataset's; without a"
-            " dataset every fifth is kept to compare labels on.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = None,
-    calibration_images: Annotated[
-        int, typer.Option(min=1, help="At most so many.", rich_help_panel=_PRECISION)
-    ] = 64,
-    validation_images: Annotated[
+    opset: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Measure the accuracy on at most so many; default: all.",
-            rich_help_panel=_PRECISION,
+            help="17 samples deformable convolutions, for ONNX Runtime and Triton releases without"
+            " DeformConv. Default: 19 for networks that have some, else 17.",
+            rich_help_panel=written.PANEL,
         ),
     ] = None,
-    max_miou_drop: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Write nothing where more points of mIoU are lost than this.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = Limits.max_miou_drop,
-    min_agreement: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=100,
-            help="The same for photos without labels: the least per cent of pixels whose label"
-            " stays what it is in fp32.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = Limits.min_agreement,
-    search: Annotated[
-        bool,
-        typer.Option(
-            "--search",
-            help="Try calibration methods, types and layers left in float; keep the fastest int8"
-            " that passes.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Write it whatever it loses.", rich_help_panel=_PRECISION),
-    ] = False,
-    repository: Annotated[Path, typer.Option(help="Folder of models.")] = Path("model_repository"),
+    repository: written.Repository = written.DEFAULT_REPOSITORY,
     name: Annotated[
-        str | None, typer.Option(help="Model name; default: --model, _PRECISION after it.")
+        str | None,
+        typer.Option(help="Default: --model, _PRECISION after it.", rich_help_panel=written.PANEL),
     ] = None,
+    family: written.Family = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(min=0, help="Default: 4, or the existing model's.")
+        int | None,
+        typer.Option(
+            min=0, help="Default: 4, or the existing model's.", rich_help_panel=written.PANEL
+        ),
     ] = None,
-    head: Annotated[
-        str, typer.Option(help="Outputs: of mask, logits, confidence.")
-    ] = "mask,logits",
-    mean: Annotated[
-        str | None, typer.Option(help="Of RGB values 0 to 1, R,G,B. Default: the network's own.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="The same for the deviation.")] = None,
-    bgr: Annotated[
-        bool | None, typer.Option("--bgr/--rgb", help="The network sees blue first.")
-    ] = None,
-    accuracy: Annotated[str | None, typer.Option(help="Measured accuracy and protocol.")] = None,
-    provenance: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
+    accuracy: written.Accuracy = None,
+    provenance: written.Provenance = None,
     check: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare with MXNet where installed.")
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare with MXNet where installed.",
+            rich_help_panel=written.PANEL,
+        ),
     ] = True,
 ) -> None:
-    """Exports a trained network to ONNX in a Triton model repository."""
+    """Exports a trained network to ONNX in a Triton model repository.
+
+    segserve export --model icnet --dataset citys --size 1024x2048 --params best.params
+
+    segserve export --symbol net-symbol.json --params net-0000.params --labels classes.txt
+
+    segserve export --model pspnet ... --precision int8 --root CITYSCAPES
+    """
     console = Console(stderr=True, highlight=False)
     try:
         options = PrecisionOptions(
@@ -159,15 +146,20 @@ def export(
             force,
         )
         check_options(options)
-        _check_format(file_format, precision)
-        wanted = _parse_size(size)
+        _check_format(file_format, precision, opset)
+        wanted = parse_size(size)
+        check_opset(opset)
         pixels = choose_pixels(model, mean, std, bgr)
-        heads = [part.strip() for part in head.split(",") if part.strip()]
-        label_set = find_labels(dataset, labels)
+        heads = split_head(head)
+        label_set = find_labels(dataset, labels, root)
         with show_steps(console, _STEPS) as step:
             step("reading the symbol")
             classes = len(label_set.names) if label_set else None
-            found = _find(symbol, model, backbone, width, dataset, params, classes, wanted)
+            if symbol is not None:
+                found = FoundSymbol(read_symbol(symbol), symbol.name)
+            else:
+                network = _network(model, backbone, width, dataset, aux, output_stride)
+                found = find_symbol(network, params, classes, wanted)
             height, columns = wanted or _own_size(found)
             graph = retarget(found.graph, height, columns)
             classes = number_of_classes(graph, height, columns)
@@ -190,7 +182,9 @@ def export(
                 files = mxnet_files(graph, weights, height, columns, heads, pixels)
                 outcomes = ["the MXNet graph itself: nothing to compare"]
             else:
-                built = build_model(graph, weights, height, columns, heads, pixels=pixels)
+                built = build_model(
+                    graph, weights, height, columns, heads, pixels=pixels, opset=opset
+                )
                 step("comparing with MXNet" if check else "not compared with MXNet")
                 outcome = "not compared with MXNet"
                 if check and mxnet_installed():
@@ -198,17 +192,16 @@ def export(
                     origin.append(outcome)
                 elif check:
                     outcome = "MXNet is not installed: the comparison with it was skipped"
-                step("measuring the accuracy" if precision == "fp32" else f"making {precision}")
                 lowered = lower_precision(built, options, classes, step)
                 origin += lowered.provenance
-                measured = "; ".join(part for part in (accuracy, lowered.accuracy) if part) or None
+                measured = lowered.accuracy_after(accuracy)
                 outcomes = [outcome, lowered.outcome]
             step("writing the repository")
-            family = model or found.source.partition(".")[0].removesuffix("-symbol")
-            # One repository model has one format and one precision.
+            stem = model or found.source.partition(".")[0].removesuffix("-symbol")
             variant = "mxnet" if file_format == "mxnet" else precision
-            title = name or (family if variant == "fp32" else f"{family}_{variant}")
-            facts = ModelFacts(label_set, family, dataset, measured, "; ".join(origin))
+            title = name or variant_name(stem, variant)
+            group = family or written.family_name(stem, dataset)
+            facts = ModelFacts(label_set, group, dataset, measured, "; ".join(origin))
             if file_format == "onnx":
                 set_metadata(lowered.model, facts.parameters())
                 files = onnx_files(lowered.model)
@@ -227,37 +220,27 @@ def export(
                f" {height}x{columns}, {precision}, {','.join(heads)}")  # fmt: skip
 
 
-def _find(
-    symbol: Path | None,
+def _network(
     model: str | None,
-    backbone: str,
+    backbone: str | None,
     width: float,
     dataset: str | None,
-    params: Path | None,
-    classes: int | None,
-    size: tuple[int, int] | None,
-) -> FoundSymbol:
-    if symbol is not None:
-        return FoundSymbol(read_symbol(symbol), symbol.name)
+    aux: bool,
+    output_stride: int | None,
+) -> NetworkName:
     if model is None:
         raise ExportError("name the network with --model, or give its --symbol")
-    return find_symbol(NetworkName(model, backbone, width, dataset), params, classes, size)
+    chosen = backbone or default_backbone(model)
+    return NetworkName(model, chosen, width, dataset, aux, output_stride)
 
 
-def _check_format(file_format: str, precision: str) -> None:
+def _check_format(file_format: str, precision: str, opset: int | None) -> None:
     if file_format not in ("onnx", "mxnet"):
         raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
     if file_format == "mxnet" and precision != "fp32":
         raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None:
-        raise IllegalSize(f"--size {text!r} is no HEIGHTxWIDTH, e.g. 1024x2048")
-    return int(match[1]), int(match[2])
+    if file_format == "mxnet" and opset is not None:
+        raise ExportError(f"--opset {opset} is for --format onnx; leave one of the two out")
 
 
 def _own_size(found: FoundSymbol) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def deformable_convolution(site: Site) -> Lowering:
     lengths, outputs = site.input_shapes[0][2:], site.shape[2:]
     taps = kernel[0] * kernel[1]
     limits = np.tile(np.array(lengths, np.float32), groups * taps).reshape(1, -1, 1, 1)
-    base = np.tile(_positions(kernel, stride, dilate, pad, outputs), (1, groups, 1, 1))
+    base = np.tile(tap_positions(kernel, stride, dilate, pad, outputs), (1, groups, 1, 1))
     names = {part: f"{site.name}_{part}" for part in ("base", "limit", "last", "zero", "outside")}
     constants = (
         constant(names["base"], base),
@@ -75,7 +75,7 @@ def deformable_convolution(site: Site) -> Lowering:
     return Lowering(tuple(nodes), site.name, constants)
 
 
-def _positions(
+def tap_positions(
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     dilate: tuple[int, ...],

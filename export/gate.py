@@ -113,7 +113,7 @@ class Gate:
         return Comparison(agreement, self.before, after)
 
     def _score(self, model: ModelProto, on_image: Callable[[], None]) -> tuple[Scores, float]:
-        from training.metrics import ConfusionMatrix
+        from training.evaluation.metrics import ConfusionMatrix
 
         confusion = ConfusionMatrix(self._classes)
         first = not self._expected

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto
 
 from export.onnx_graph import OnnxGraph
-from export.passes.mask_head import LOGITS
+from export.passes.mask_head import LOGITS, MASK
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "DeformConv", "MatMul", "Gemm"})
 
@@ -20,7 +20,8 @@ class GraphEnds:
     Attributes:
         before: what the image passes before the first layers.
         first: the layers that read the image, plain or resized.
-        last: the layers whose results become the logits without another layer.
+        last: the layers whose results become the logits (or the labels of a network that gives
+            these alone) without another layer.
         after: what stands behind ``last``, the mask head too.
     """
 
@@ -39,8 +40,10 @@ def graph_ends(model: ModelProto) -> GraphEnds:
     """The ends of a graph whose nodes have names (``name_nodes``)."""
     graph = OnnxGraph(model)
     before, first = _walk(graph, model.graph.input[0].name, forward=True)
-    between, last = _walk(graph, LOGITS, forward=False)
-    heads, _ = _walk(graph, LOGITS, forward=True)
+    # A network that gives labels alone has no logits.
+    scores = MASK if graph.producer(LOGITS) is None else LOGITS
+    between, last = _walk(graph, scores, forward=False)
+    heads, _ = _walk(graph, scores, forward=True)
     return GraphEnds(before, first, last, between | heads)
 
 

@@ -10,19 +10,26 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from export.build import set_metadata
-from export.errors import ExportError, IllegalSize, InvalidLabels, InvalidNetwork
+from export import precision_flags as precisions
+from export import repository_flags as written
+from export.build import PASSES, set_metadata
+from export.errors import ExportError, InvalidLabels, InvalidNetwork
+from export.gate import Limits
+from export.image_size import parse_size
 from export.labels import find_labels, read_labels
 from export.onnx_import import ImportOptions, InputFormat, import_network
 from export.onnx_outputs import Labels
 from export.onnx_source import opset_of, read_network
+from export.precision import PrecisionOptions, check_options, lower_precision
+from export.progress import show_steps
 from export.provenance import digest
-from export.triton import ModelFacts, write_model
+from export.repository_flags import split_head
+from export.triton import ModelFacts, variant_name, write_model
 from export.verify_import import verify_import
-from serving.geometry import Size
 from serving.palette import LabelSet, default_palette, parse_palette
 
 _DEFAULT_BATCH = 4
+_STEPS = 5
 
 
 def import_onnx(
@@ -54,19 +61,41 @@ def import_onnx(
             "--align-corners/--half-pixel", help="How an output smaller than the image grows."
         ),
     ] = None,
-    head: Annotated[
-        str, typer.Option(help="Outputs: of mask, logits, confidence.")
-    ] = "mask,logits",
-    repository: Annotated[Path, typer.Option(help="Folder of models.")] = Path("model_repository"),
-    name: Annotated[str | None, typer.Option(help="Model name; default: the file's.")] = None,
-    family: Annotated[str | None, typer.Option(help="Default: the model's name.")] = None,
-    max_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Default: 4, or 1 where the network takes one.")
+    precision: precisions.Precision = PrecisionOptions.precision,
+    root: precisions.Root = None,
+    calibration: precisions.Calibration = None,
+    calibration_images: precisions.CalibrationImages = PrecisionOptions.calibration_images,
+    validation_images: precisions.ValidationImages = None,
+    max_miou_drop: precisions.MaxMiouDrop = Limits.max_miou_drop,
+    min_agreement: precisions.MinAgreement = Limits.min_agreement,
+    search: precisions.Search = False,
+    force: precisions.Force = False,
+    head: written.Head = written.DEFAULT_HEAD,
+    repository: written.Repository = written.DEFAULT_REPOSITORY,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: the file's, _PRECISION after it.", rich_help_panel=written.PANEL
+        ),
     ] = None,
-    accuracy: Annotated[str | None, typer.Option(help="Measured accuracy and protocol.")] = None,
-    provenance: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
+    family: written.Family = None,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Default: 4, or 1 where the network takes one.",
+            rich_help_panel=written.PANEL,
+        ),
+    ] = None,
+    accuracy: written.Accuracy = None,
+    provenance: written.Provenance = None,
     check: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare with the network itself.")
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare with the network itself.",
+            rich_help_panel=written.PANEL,
+        ),
     ] = True,
 ) -> None:
     """Brings an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
@@ -75,48 +104,72 @@ def import_onnx(
     --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --range 1
     """
     console = Console(stderr=True, highlight=False)
-    title = name or network.stem
+    title = name or variant_name(network.stem, precision)
     try:
         form = _input_format(mean, std, value_range, layout, channel_order)
-        labels = _label_set(classes, dataset, palette, threshold is not None)
-        heads = tuple(part.strip() for part in head.split(",") if part.strip())
+        labels = _label_set(classes, dataset, root, palette, threshold is not None)
+        heads = split_head(head)
         options = ImportOptions(
-            form, len(labels.names), _size(size), output, threshold, align_corners, heads
+            form, len(labels.names), parse_size(size), output, threshold, align_corners, heads
         )
-        with console.status("reading the network"):
+        lowering = PrecisionOptions(
+            precision,
+            dataset,
+            root,
+            calibration,
+            calibration_images,
+            validation_images,
+            Limits(max_miou_drop, min_agreement),
+            search,
+            force,
+        )
+        check_options(lowering)
+        with show_steps(console, _STEPS) as step:
+            step("reading the network")
             source = read_network(network)
-        with console.status("building the graph"):
+            step("building the graph")
             imported = import_network(source, options)
-        batches, outcome = imported.batches, "not compared with the network"
-        if check:
-            with console.status("comparing with the network"):
+            step("comparing with the network" if check else "not compared with the network")
+            batches, outcome = imported.batches, "not compared with the network"
+            if check:
                 result = verify_import(network, imported, options)
-            batches, outcome = result.batches, f"verified: {result}"
-        batch = _batch_size(max_batch_size, batches, repository / title)
-        notes = [provenance] if provenance else []
-        notes += [
-            f"imported from {network.name} sha256 {digest(network)}",
-            f"made by {source.producer_name or 'unknown'} {source.producer_version}".strip(),
-            f"opset {opset_of(source)}"
-            + ("" if opset_of(source) >= opset_of(imported.model) else " converted to"
-               f" {opset_of(imported.model)}"),
-            f"input {layout} {channel_order} 0-{value_range} mean {mean} std {std}",
-            *imported.notes,
-            *([] if batches else ["one image a run: the batch is written into the network"]),
-            outcome,
-        ]  # fmt: skip
-        facts = ModelFacts(labels, family or title, dataset, accuracy, "; ".join(notes))
-        set_metadata(imported.model, {**facts.parameters(), "passes": ",".join(imported.passes)})
-        with console.status("writing the repository"):
-            folder = write_model(repository, title, imported.model, facts, batch)
+                batches, outcome = result.batches, f"verified: {result}"
+            batch = _batch_size(max_batch_size, batches, repository / title)
+            lowered = lower_precision(imported.model, lowering, len(labels.names), step)
+            notes = [provenance] if provenance else []
+            notes += [
+                f"imported from {network.name} sha256 {digest(network)}",
+                f"made by {source.producer_name or 'unknown'} {source.producer_version}".strip(),
+                f"opset {opset_of(source)}"
+                + ("" if opset_of(source) >= opset_of(imported.model) else " converted to"
+                   f" {opset_of(imported.model)}"),
+                f"input {layout} {channel_order} 0-{value_range} mean {mean} std {std}",
+                *imported.notes,
+                *([] if batches else ["one image a run: the batch is written into the network"]),
+                outcome,
+                *lowered.provenance,
+            ]  # fmt: skip
+            measured = lowered.accuracy_after(accuracy)
+            facts = ModelFacts(
+                labels,
+                family or written.family_name(network.stem, dataset),
+                dataset,
+                measured,
+                "; ".join(notes),
+            )
+            passes = {PASSES: ",".join(imported.passes)}
+            set_metadata(lowered.model, facts.parameters() | passes)
+            step("writing the repository")
+            folder = write_model(repository, title, lowered.model, facts, batch)
     except (ExportError, OSError, ValueError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    for note in (*imported.notes, *([] if batches else ["one image a run"]), outcome):
+    one = [] if batches else ["one image a run"]
+    for note in filter(None, (*imported.notes, *one, outcome, lowered.outcome)):
         console.print(note, markup=False, soft_wrap=True)
     outputs = "mask" if isinstance(imported.found, Labels) else ",".join(heads)
     typer.echo(f"{folder}/model.onnx: {title} version {folder.name}, {len(labels.names)} classes,"
-               f" {imported.height}x{imported.width}, {outputs},"
+               f" {imported.height}x{imported.width}, {precision}, {outputs},"
                f" opset {opset_of(imported.model)}")  # fmt: skip
 
 
@@ -148,12 +201,16 @@ def _three(option: str, text: str) -> tuple[float, float, float]:
 
 
 def _label_set(
-    classes: str | None, dataset: str | None, palette: str | None, binary: bool
+    classes: str | None,
+    dataset: str | None,
+    root: Path | None,
+    palette: str | None,
+    binary: bool,
 ) -> LabelSet:
     """The labels of --classes, else of --dataset, in the colours of --palette where given."""
     labels: LabelSet | None
     if classes is None:
-        labels = find_labels(dataset, None)
+        labels = find_labels(dataset, None, root)
         if labels is None:
             raise InvalidLabels("name the classes with --classes, or a known one with --dataset")
     elif "," not in classes and (not binary or Path(classes).is_file()):
@@ -174,16 +231,6 @@ def _label_set(
             )
         labels = replace(labels, colors=colors)
     return labels
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        size = Size.parse(text)
-    except ValueError as error:
-        raise IllegalSize(f"--size {error}") from error
-    return size.height, size.width
 
 
 def _batch_size(wanted: int | None, batches: bool, existing: Path) -> int | None:

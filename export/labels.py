@@ -6,15 +6,25 @@ from pathlib import Path
 
 from export.errors import InvalidLabels
 from export.passes.mask_head import MAX_CLASSES
-from serving.palette import LabelSet, default_palette, load_labels, parse_palette
+from serving import palette
+from serving.palette import LabelSet, default_palette, load_labels
 
 
-def find_labels(dataset: str | None, file: Path | None) -> LabelSet | None:
-    """The label set of ``file``, else of ``dataset``, else None. Raises InvalidLabels."""
+def find_labels(
+    dataset: str | None, file: Path | None, root: Path | None = None
+) -> LabelSet | None:
+    """The label set of ``file``, else of ``dataset``, else None. Raises InvalidLabels.
+
+    That of ``folder`` is the file ``labels.txt`` of its ``root``.
+    """
     if file is not None:
         return read_labels(file)
     if dataset is None:
         return None
+    if dataset == "folder":
+        if root is None:
+            raise InvalidLabels("--dataset folder needs --root DIR; or give --labels FILE")
+        return read_labels(root / "labels.txt")
     try:
         return load_labels(dataset)
     except ValueError as error:
@@ -22,31 +32,13 @@ def find_labels(dataset: str | None, file: Path | None) -> LabelSet | None:
 
 
 def read_labels(path: Path) -> LabelSet:
-    """Reads one class a line, ``name`` or ``name #rrggbb``; all lines or none have a colour.
-
-    Raises InvalidLabels naming the file and the line.
-    """
+    """:func:`serving.palette.read_labels` with this package's error. Raises InvalidLabels."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return palette.read_labels(path)
+    except OSError as error:
         raise InvalidLabels(f"{path}: {error}") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    names, colors = [], []
-    for number, line in enumerate(lines, 1):
-        name, mark, color = line.rpartition("#")
-        try:
-            colors += list(parse_palette(mark + color.strip())) if mark else []
-        except ValueError as error:
-            raise InvalidLabels(f"{path}: line {number}: {error}") from error
-        names.append((name if mark else line).strip())
-        if not names[-1]:
-            raise InvalidLabels(f"{path}: line {number} has no class name")
-    if len(set(names)) != len(names) or not names:
-        raise InvalidLabels(f"{path}: needs at least one class, and each name once")
-    if colors and len(colors) != len(names):
-        raise InvalidLabels(f"{path}: {len(colors)} colours for {len(names)} classes")
-    return LabelSet(tuple(names), tuple(colors) or tuple(default_palette(len(names))))
+    except ValueError as error:
+        raise InvalidLabels(str(error)) from error
 
 
 def generic_labels(classes: int) -> LabelSet:

@@ -78,7 +78,12 @@ def score_head(
         add("Cast", "scores")
         graph.node[-1].attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
     notes = [_describe(found)]
+    if found.threshold is not None and threshold is not None:
+        raise InvalidNetwork(
+            f"the network compares with {found.threshold:g} itself: leave --threshold out"
+        )
     if found.classes == 1:
+        threshold = found.threshold if threshold is None else threshold
         shift = threshold_shift(found, threshold)
         steps.set_constant("scores_threshold", np.array(shift, np.float32))
         add("Sub", "scores_above", "scores_threshold")
@@ -140,6 +145,7 @@ def threshold_shift(found: Scores, threshold: float | None) -> float:
 def _describe(found: Scores) -> str:
     ends = [found.activation] if found.activation != NONE else []
     ends += ["resize with aligned corners"] if found.resized else []
-    ends += ["argmax"] if found.argmax else []
+    ends += [] if found.threshold is None else ["comparison"]
+    ends += ["argmax"] if found.argmax and found.threshold is None else []
     taken = f"logits taken before {', '.join(ends)}" if ends else "scores as the network gives them"
     return f"{taken}, {found.classes} x {found.height}x{found.width}"

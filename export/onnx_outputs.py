@@ -37,7 +37,8 @@ class Scores:
 
     ``tensor`` is float [N, C, height, width] (``axis`` 1) or [N, height, width, C] (``axis`` 3).
     ``activation`` follows it in the network, ``resized`` says that a resize with aligned corners to
-    the image's size does, ``argmax`` that the network gives labels.
+    the image's size does, ``argmax`` that the network gives labels, ``threshold`` that it makes
+    them of one channel, by comparing what ``activation`` gives with it.
     """
 
     tensor: str
@@ -48,6 +49,7 @@ class Scores:
     activation: str = NONE
     resized: bool = False
     argmax: bool = False
+    threshold: float | None = None
 
 
 def find_output(
@@ -61,6 +63,9 @@ def find_output(
     graph = OnnxGraph(network.model)
     shapes = _static_shapes(network.model)
     name = network.model.graph.output[0].name
+    compared = _compared_scores(graph, shapes, name, classes, image)
+    if compared is not None:
+        return _walk(graph, shapes, compared, image)
     if np.issubdtype(network.sample.dtype, np.integer) or network.sample.dtype == np.bool_:
         shape = network.shape
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] != 1):
@@ -122,11 +127,41 @@ def _walk(
     return scores
 
 
-def _before_argmax(graph: OnnxGraph, name: str) -> tuple[str, int] | None:
-    """The scores that an argmax at the end reads, and their axis of classes."""
+def _labelling(graph: OnnxGraph, name: str) -> NodeProto | None:
+    """The node that makes the labels ``name``: behind it types and shapes alone change."""
     node = graph.producer(name)
     while node is not None and node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
         node = graph.producer(node.input[0])
+    return node
+
+
+def _compared_scores(
+    graph: OnnxGraph,
+    shapes: dict[str, tuple[int, ...]],
+    name: str,
+    classes: int,
+    image: tuple[int, int],
+) -> Scores | None:
+    """The one channel of image size that a network compares with a constant at its end.
+
+    MMSegmentation's exporter does, and gives the two labels as floats.
+    """
+    node = _labelling(graph, name)
+    if classes != 2 or node is None or node.op_type not in ("Greater", "GreaterOrEqual"):
+        return None
+    threshold, shape = graph.constant(node.input[1]), shapes.get(node.input[0], ())
+    if threshold is None or threshold.size != 1 or len(shape) != 4:
+        return None
+    axis = 1 if shape[1] == 1 else 3
+    found = _scores(node.input[0], axis, shape)
+    if found.classes != 1 or (found.height, found.width) != image:
+        return None
+    return replace(found, argmax=True, threshold=threshold.item())
+
+
+def _before_argmax(graph: OnnxGraph, name: str) -> tuple[str, int] | None:
+    """The scores that an argmax at the end reads, and their axis of classes."""
+    node = _labelling(graph, name)
     if node is None or node.op_type != "ArgMax":
         return None
     axis = integers(node, "axis", (0,))[0] % 4

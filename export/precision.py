@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from export.calibration import calibrate
+from export.cpu import has_vnni
 from export.errors import ImagesMissing, UnsupportedPrecision
 from export.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.graph_ends import name_nodes
@@ -23,7 +25,8 @@ from export.precision_images import (
 from export.progress import Steps
 from export.quantise import Recipe, convolutions, quantise
 from export.quantise_search import search, tries_table
-from export.served_graph import serve_graph, time_ratio
+from export.served_graph import serve_graph
+from export.timing import TimeRatio, compare_times
 from serving.geometry import Size
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -71,6 +74,20 @@ class Lowered:
     provenance: tuple[str, ...] = ()
     outcome: str = ""
 
+    def accuracy_after(self, told: str | None) -> str | None:
+        """The accuracy for the repository: what the user told, then what was measured."""
+        return "; ".join(part for part in (told, self.accuracy) if part) or None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The graph of a lower precision, its provenance, and what a search knows of it already."""
+
+    model: ModelProto
+    notes: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+    time: TimeRatio | None = None
+
 
 def check_options(options: PrecisionOptions) -> None:
     """Raises at once what would otherwise come after minutes.
@@ -102,21 +119,26 @@ def lower_precision(
         AccuracyLost: it costs more than the limits allow, and is not forced.
         ImagesMissing, InvalidImages, PrecisionFailed, UnsupportedPrecision: as their texts say.
     """
+    fp32 = options.precision == "fp32"
+    steps("measuring the accuracy" if fp32 else f"making {options.precision}")
     check_options(options)
     source = _judges(options)
-    if options.precision == "fp32":
+    if fp32:
         return _score(model, source, classes, steps)
+    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise UnsupportedPrecision(
+            f"the network is in half precision already; leave --precision {options.precision} out,"
+            " or bring it in float32"
+        )
     named = ModelProto()
     named.CopyFrom(model)
     name_nodes(named)
     gate: Gate | None = None
-    notes: tuple[str, ...] = ()
-    comparison: Comparison | None = None
     if source is not None:
         gate = Gate(named, source, classes, steps.part("scoring fp32", len(source)))
     if options.precision == "fp16":
-        lowered = to_half(named)
-        with serve_graph(lowered):  # the engine takes it
+        made = _Made(to_half(named))
+        with serve_graph(made.model):  # the engine takes it
             pass
     elif gate is None:
         raise ImagesMissing(
@@ -124,27 +146,28 @@ def lower_precision(
             " name its folder with --root, or a folder of photos with --calibration DIR"
         )
     else:
-        lowered, notes, comparison = _quantise(named, options, gate, steps)
+        made = _quantise(named, options, gate, steps)
     if gate is None or source is None:
-        return Lowered(lowered, None, ("not judged", *notes), "not judged: no images were named")
+        outcome = "not judged: no images were named"
+        return Lowered(made.model, None, ("not judged", *made.notes), outcome)
+    comparison = made.comparison
     if comparison is None:
         on_image = steps.part(f"scoring {options.precision}", len(gate))
         fp16 = options.precision == "fp16"
-        comparison = gate.compare(round_to_half(lowered) if fp16 else lowered, on_image)
+        comparison = gate.compare(round_to_half(made.model) if fp16 else made.model, on_image)
     excess = pass_gate(comparison, options.limits, force=options.force)
     accuracy = describe(comparison, source.title)
     forced = () if excess is None else (f"forced: {excess}",)
     outcome = "; ".join((*forced, f"{options.precision}: {accuracy}"))
     if options.precision == "int8":  # on a CPU fp16 is for a GPU that is elsewhere
         image = PreparedImages(source, _size(named))[0]
-        outcome += f"; {time_ratio(lowered, named, image):.2f} of fp32's time here"
-    return Lowered(lowered, accuracy, (*notes, *forced), outcome)
+        begin = partial(steps.part, "timing")
+        time = made.time or compare_times([made.model], named, image, begin)[0]
+        outcome += f"; {time} of fp32's time here"
+    return Lowered(made.model, accuracy, (*made.notes, *forced), outcome)
 
 
-def _quantise(
-    model: ModelProto, options: PrecisionOptions, gate: Gate, steps: Steps
-) -> tuple[ModelProto, tuple[str, ...], Comparison | None]:
-    """The int8 graph, its provenance, and its comparison where that is known already."""
+def _quantise(model: ModelProto, options: PrecisionOptions, gate: Gate, steps: Steps) -> _Made:
     if not convolutions(model):
         raise UnsupportedPrecision("the graph has no convolutions to quantise; use fp16")
     source = calibration_source(options.calibration, options.dataset, options.root)
@@ -154,11 +177,21 @@ def _quantise(
     if options.search:
         found = search(model, images, gate, options.limits, steps)
         steps.show(tries_table(found.tries, found.chosen))
-        notes = (calibrated, f"int8, of {len(found.tries)} recipes: {found.chosen.recipe}")
-        return found.model, notes, found.chosen.comparison
+        kept = found.chosen
+        notes = [calibrated, f"int8, of {len(found.tries)} recipes: {kept.recipe}"]
+        if not kept.recipe.reduce_range:
+            notes.append(_saturation())
+        return _Made(found.model, tuple(notes), kept.comparison, kept.time)
     recipe = Recipe()
     ranges = calibrate(model, images, recipe.method, steps.part("calibrating", len(images)))
-    return quantise(model, ranges, recipe), (calibrated, f"int8: {recipe}"), None
+    return _Made(quantise(model, ranges, recipe), (calibrated, f"int8: {recipe}"))
+
+
+def _saturation() -> str:
+    """What the gate could see of 8-bit weights, which CPUs without VNNI may add wrongly."""
+    if has_vnni():
+        return "judged on a CPU with VNNI; on one without, sums of 8-bit weights may saturate"
+    return "judged on a CPU without VNNI, where sums of 8-bit weights may saturate"
 
 
 def _score(model: ModelProto, source: ImageSource | None, classes: int, steps: Steps) -> Lowered:

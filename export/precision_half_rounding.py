@@ -64,10 +64,13 @@ def _rounding(source: str, target: str) -> list[NodeProto]:
         ("Sub", f"{target}_scaled", source, "rest"),
         ("Sub", f"{target}_scaled", f"{target}_rest", "rounded"),
         ("Mul", f"{target}_rounded", _UP, "raised"),
-        ("Mul", f"{target}_raised", _DOWN, ""),
+        ("Mul", f"{target}_raised", _DOWN, "lowered"),
     )
     nodes = []
     for op, left, right, suffix in steps:
-        output = f"{target}_{suffix}" if suffix else target
-        nodes.append(helper.make_node(op, [left, right], [output], name=f"{output}_by_{op}"))
+        output = f"{target}_{suffix}"
+        nodes.append(helper.make_node(op, [left, right], [output], name=output))
+    # The largest of one: ONNX Runtime would merge the last factor into a matrix product behind it,
+    # which then overflows.
+    nodes.append(helper.make_node("Max", [f"{target}_lowered"], [target], name=f"{target}_rounds"))
     return nodes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,9 +19,6 @@ from serving.engines.onnx import OnnxEngine
 from serving.errors import SegserveError
 from serving.geometry import Size, plan, prepare
 from serving.restore import labels_from_logits, labels_nearest
-
-_ROUNDS = 15
-_SECONDS = 10.0
 
 
 class ServedGraph:
@@ -88,22 +84,3 @@ def serve_graph(model: ModelProto) -> Iterator[ServedGraph]:
         yield ServedGraph(engine)
     finally:
         engine.close()
-
-
-def time_ratio(model: ModelProto, reference: ModelProto, image: NDArray[np.uint8]) -> float:
-    """Median time of ``model`` over that of ``reference``, run alternately on one image.
-
-    ``image`` is uint8 [H, W, 3]; 3 to 15 rounds, about 10 seconds where there is the choice.
-    """
-    with serve_graph(model) as served, serve_graph(reference) as other:
-        pairs = [_seconds(served, other, image)]
-        while len(pairs) < 4 or (len(pairs) <= _ROUNDS and sum(map(sum, pairs)) < _SECONDS):
-            pairs.append(_seconds(served, other, image))
-    # The first round warms up.
-    return statistics.median(p[0] for p in pairs[1:]) / statistics.median(p[1] for p in pairs[1:])
-
-
-def _seconds(
-    served: ServedGraph, other: ServedGraph, image: NDArray[np.uint8]
-) -> tuple[float, float]:
-    return served.seconds(image), other.seconds(image)

@@ -19,18 +19,27 @@ PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "symbols"
 
 @dataclass(frozen=True)
 class NetworkName:
-    """What ``--model``, ``--backbone``, ``--width`` and ``--dataset`` name."""
+    """What ``--model``, ``--backbone``, ``--width`` and ``--dataset`` name.
+
+    Attributes:
+        aux: with the auxiliary head, whose parameters such a network's file holds.
+        output_stride: of a network that has several; None is its own.
+    """
 
     model: str
     backbone: str
     width: float
     dataset: str | None
+    aux: bool = False
+    output_stride: int | None = None
 
     @property
     def stem(self) -> str:
         """The published file's name without ending, e.g. ``icnet_resnet18_0.5_camvid``."""
         width = "" if self.width == 1 else f"_{self.width:g}"
-        return f"{self.model}_{self.backbone}{width}_{self.dataset}"
+        aux = "_aux" if self.aux else ""
+        stride = "" if self.output_stride is None else f"_os{self.output_stride}"
+        return f"{self.model}_{self.backbone}{width}{aux}{stride}_{self.dataset}"
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,16 @@ def _generate(network: NetworkName, classes: int, size: tuple[int, int]) -> Grap
         command = [sys.executable, "-m", "training.symbols", "--model", network.model]
         command += ["--backbone", network.backbone, "--width", f"{network.width:g}"]
         command += ["--num-classes", str(classes), "--size", f"{size[0]}x{size[1]}"]
+        command += ["--aux"] if network.aux else []
+        if network.output_stride is not None:
+            command += ["--output-stride", str(network.output_stride)]
         done = subprocess.run(
             [*command, "--output", folder], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            reason = last.partition(": error: ")[2] or last
             raise SymbolNotFound(
-                f"cannot generate a symbol for {network.stem}: {reason}; give one with --symbol"
+                f"cannot generate a symbol for {network.stem}: {reason}; or give one with --symbol"
             )
         return read_symbol(Path(folder) / SYMBOL_FILE)

@@ -71,6 +71,14 @@ def model_config(
     return config
 
 
+def variant_name(network: str, variant: str) -> str:
+    """The model's name for a network in one precision or format; fp32 bears the network's own.
+
+    One repository model has one format and one precision.
+    """
+    return network if variant == "fp32" else f"{network}_{variant}"
+
+
 def write_model(
     repository: Path, name: str, model: ModelProto, facts: ModelFacts, max_batch_size: int | None
 ) -> Path:
@@ -113,7 +121,11 @@ def write_version(
         _flush(part)
         if exists:
             os.rename(part / str(version), folder / str(version))
-            os.replace(part / "config.pbtxt", folder / "config.pbtxt")
+            try:
+                os.replace(part / "config.pbtxt", folder / "config.pbtxt")
+            except BaseException:
+                os.rename(folder / str(version), part / str(version))
+                raise
         else:
             os.rename(part, folder)
     finally:

@@ -2,5 +2,5 @@
 
 On the symbol: ``prune_heads``, ``cut_at_logits``. On the ONNX model: ``fold_batch_norm``,
 ``image_pooling_bias``, ``factor_pyramid``, ``commute_resize``, ``fold_normalisation``,
-``mask_head``.
+``mask_head``; ``sample_deformable`` where opset 17 is asked for.
 """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from export.onnx_graph import OnnxGraph, integers
-from export.passes.concatenations import Shapes, rewrite_concatenations
+from export.passes.concatenations import JoinedConvolution, Shapes, rewrite_concatenations
 
 # Fewer multiplications by at least this factor, or the branch stays.
 _MIN_GAIN = 4
@@ -39,13 +39,8 @@ def factor_pyramid(model: ModelProto) -> int:
     return rewrite_concatenations(model, _factor)
 
 
-def _factor(graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: Shapes) -> bool:
-    weight = graph.constant(conv.input[1])
-    alone = len(graph.consumers(concat.output[0])) == 1
-    if weight is None or not alone or integers(conv, "group", (1,)) != (1,):
-        return False
-    if integers(concat, "axis", (0,)) != (1,) or len(graph.consumers(conv.input[1])) > 1:
-        return False
+def _factor(graph: OnnxGraph, joined: JoinedConvolution, shapes: Shapes) -> bool:
+    conv, concat = joined.conv, joined.concat
     size, output = shapes[concat.output[0]][2:], shapes[conv.output[0]][2:]
     branches: list[_Branch] = []
     rest: list[str] = []
@@ -67,13 +62,8 @@ def _factor(graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: Shapes
     if not branches or not rest:
         return False
     name, result = conv.name, conv.output[0]
-    nodes = _branch_nodes(graph, conv, weight, branches, (size[0], size[1]))
-    graph.set_constant(conv.input[1], np.take(weight, kept, axis=1))
-    conv.input[0] = rest[0]
-    if len(rest) > 1:
-        del concat.input[:]
-        concat.input.extend(rest)
-        conv.input[0] = concat.output[0]
+    nodes = _branch_nodes(graph, conv, joined.weight, branches, (size[0], size[1]))
+    joined.keep(graph, rest, kept)
     conv.output[0] = f"{name}_without_pyramid"
     add = helper.make_node(
         "Add", [conv.output[0], f"{name}_pyramid"], [result], name=f"{name}_with_pyramid"

@@ -9,10 +9,10 @@ multiplications and of the concatenation goes.
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, helper
 
 from export.onnx_graph import OnnxGraph, integers
-from export.passes.concatenations import Shapes, rewrite_concatenations
+from export.passes.concatenations import JoinedConvolution, Shapes, rewrite_concatenations
 
 
 def image_pooling_bias(model: ModelProto) -> int:
@@ -21,20 +21,16 @@ def image_pooling_bias(model: ModelProto) -> int:
     return rewrite_concatenations(model, _rewrite)
 
 
-def _rewrite(graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: Shapes) -> bool:
-    weight = graph.constant(conv.input[1])
-    alone = len(graph.consumers(concat.output[0])) == 1 and not graph.is_output(concat.output[0])
-    if weight is None or not alone or len(graph.consumers(conv.input[1])) > 1:
-        return False
-    padded = any(integers(conv, "pads", (0,)))
-    if padded or integers(conv, "group", (1,)) != (1,) or integers(concat, "axis", (0,)) != (1,):
+def _rewrite(graph: OnnxGraph, joined: JoinedConvolution, shapes: Shapes) -> bool:
+    conv = joined.conv
+    if any(integers(conv, "pads", (0,))):
         return False
     rest: list[str] = []
     sources: list[str] = []
     kept: list[int] = []
     taken: list[int] = []
     start = 0
-    for name in concat.input:
+    for name in joined.concat.input:
         end = start + shapes[name][1]
         resize = graph.producer(name)
         constant = resize is not None and resize.op_type == "Resize"
@@ -54,16 +50,11 @@ def _rewrite(graph: OnnxGraph, conv: NodeProto, concat: NodeProto, shapes: Shape
         pooled = f"{name}_pooled"
         nodes.append(helper.make_node("Concat", sources, [pooled], name=pooled, axis=1))
     # All taps of a window see the same value.
-    summed = np.take(weight, taken, axis=1).sum(axis=(2, 3), keepdims=True)
+    summed = np.take(joined.weight, taken, axis=1).sum(axis=(2, 3), keepdims=True)
     graph.set_constant(f"{name}_pooled_weight", summed)
     bias = f"{name}_image_bias"
     nodes.append(helper.make_node("Conv", [pooled, f"{name}_pooled_weight"], [bias], name=bias))
-    graph.set_constant(conv.input[1], np.take(weight, kept, axis=1))
-    conv.input[0] = rest[0]
-    if len(rest) > 1:
-        del concat.input[:]
-        concat.input.extend(rest)
-        conv.input[0] = concat.output[0]
+    joined.keep(graph, rest, kept)
     conv.output[0] = f"{name}_without_pooling"
     nodes.append(
         helper.make_node("Add", [conv.output[0], bias], [result], name=f"{name}_with_pooling")

@@ -81,6 +81,24 @@ def write_network(height: int, width: int, classes: int = 5) -> Graph:
     return g.graph(full, score, auxiliary)
 
 
+def write_deformable_network(height: int, width: int, classes: int = 5) -> Graph:
+    """A deformable convolution at 1/2 with two groups of offsets, its batch norm, a classifier."""
+    g = GraphWriter()
+    base = g.convolution("base", 0, 8, stride=(2, 2))
+    offset = g.convolution("offset", base, 36, no_bias=False)
+    bent = g.add("_contrib_DeformableConvolution", "deform", base, offset, num_filter=8,
+                 variables="weight", kernel=(3, 3), pad=(1, 1), num_deformable_group=2,
+                 no_bias=True)  # fmt: skip
+    score = g.convolution("score", g.batch_norm("norm", bent), classes, 1, no_bias=False)
+    return g.graph(g.resize("full", score, height, width))
+
+
+@pytest.fixture
+def make_deformable_network() -> Callable[..., Graph]:
+    """A small network that needs opset 19, or sampling."""
+    return write_deformable_network
+
+
 @pytest.fixture
 def writer() -> GraphWriter:
     """An empty graph with the variable ``data`` at index 0."""

@@ -96,6 +96,8 @@ def test_a_known_dataset_names_the_classes(run, run_folder):
         ([], "--model"),
         (["--model", "x", "--size", "big"], "HEIGHTxWIDTH"),
         (["--model", "x", "--dataset", "nowhere"], "--labels"),
+        (["--model", "x", "--dataset", "folder"], "--root DIR"),
+        (["--model", "x", "--dataset", "folder", "--root", "absent"], "absent/labels.txt"),
         (["--model", "nothing"], "give one with --symbol"),
         (["--symbol", "absent.json"], "absent.json"),
         (["--model", "icnet", "--dataset", "citys", "--size", "100x100"], "96x96"),

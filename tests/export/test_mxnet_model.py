@@ -18,7 +18,9 @@ from export.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from export.symbol import read_symbol, write_symbol
 from export.triton import ModelFacts, write_model
 from export.verify import example_images
+from serving.errors import InvalidModel
 from serving.geometry import Size
+from serving.repository import read_model
 from serving.restore import confidence_from_logits
 
 SIZE = (32, 64)
@@ -53,6 +55,14 @@ def test_writes_what_triton_needs(tmp_path, network):
     variables = set(read_symbol(folder / "network-symbol.json").variables())
     assert variables == {"image", *read_params(folder / "network.params").names()}
     assert not any(name.startswith("aux_") for name in variables)  # the auxiliary head's
+
+
+def test_the_embedded_server_refuses_it_with_a_remedy(tmp_path, network):
+    write_mxnet_model(tmp_path, "net", *network, SIZE, FACTS)
+    with pytest.raises(InvalidModel) as refused:
+        read_model(tmp_path / "net")
+    for part in ("net/config.pbtxt", "MXNet", "deploy/triton/start.py --mxnet", "--format mxnet"):
+        assert part in str(refused.value)
 
 
 @pytest.mark.parametrize("size", [SIZE, (64, 48)])
@@ -149,6 +159,7 @@ def test_the_command_refuses_other_precisions_and_formats(tmp_path, run_export):
     for arguments, message in (
         (["--precision", "fp16"], "--format mxnet is fp32"),
         (["--format", "tensorrt"], "choose onnx or mxnet"),
+        (["--opset", "17"], "--opset 17 is for --format onnx"),
     ):
         result = run_export(*arguments)
         assert result.exit_code == 1

@@ -140,20 +140,24 @@ def mxnet_results(tmp_path_factory, run_mxnet):
     return folder
 
 
+def read_case(folder, name):
+    """The converted model, its input, and MXNet's answer."""
+    from export.convert import convert
+    from export.params import read_params
+    from export.symbol import read_symbol
+
+    graph, parameters = read_symbol(folder / f"{name}.json"), read_params(folder / f"{name}.params")
+    data, expected = (np.load(folder / f"{name}-{part}.npy") for part in ("data", "output"))
+    return convert(graph, parameters, *SIZE), data, expected
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_equals_mxnet(name, mxnet_results, run_onnx):
     from onnx import checker
 
-    from export.convert import convert
-    from export.params import read_params
     from export.passes.fold_batch_norm import fold_batch_norm
-    from export.symbol import read_symbol
 
-    graph = read_symbol(mxnet_results / f"{name}.json")
-    parameters = read_params(mxnet_results / f"{name}.params")
-    data = np.load(mxnet_results / f"{name}-data.npy")
-    expected = np.load(mxnet_results / f"{name}-output.npy")
-    model = convert(graph, parameters, *SIZE)
+    model, data, expected = read_case(mxnet_results, name)
     checker.check_model(model, full_check=True)
     if name != "reshape_merge_batch":  # its first length is a multiple of the batch
         declared = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
@@ -167,15 +171,26 @@ def test_equals_mxnet(name, mxnet_results, run_onnx):
         np.testing.assert_allclose(run_onnx(model, data)[0], expected, rtol=1e-4, atol=10 * atol)
 
 
-def test_deformable_graphs_alone_have_the_later_opset(mxnet_results):
-    from export.convert import convert
-    from export.params import read_params
-    from export.symbol import read_symbol
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("deform")])
+def test_sampling_equals_mxnet_too(name, mxnet_results, run_onnx):
+    """The form for opset 17: GridSample and a 1x1 convolution."""
+    from onnx import checker
 
+    from export.passes.sample_deformable import sample_deformable
+
+    model, data, expected = read_case(mxnet_results, name)
+    assert sample_deformable(model) == 1
+    model.opset_import[0].version, model.ir_version = 17, 8
+    checker.check_model(model, full_check=True)
+    assert "GridSample" in {n.op_type for n in model.graph.node}
+    (found,) = run_onnx(model, data)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_deformable_graphs_alone_have_the_later_opset(mxnet_results):
     versions = {}
     for name in ("deform", "deconv"):
-        parameters = read_params(mxnet_results / f"{name}.params")
-        model = convert(read_symbol(mxnet_results / f"{name}.json"), parameters, *SIZE)
+        model, _, _ = read_case(mxnet_results, name)
         versions[name] = (model.opset_import[0].version, model.ir_version)
     assert versions == {"deform": (19, 9), "deconv": (17, 8)}
 

@@ -9,18 +9,21 @@ import numpy as np
 import onnxruntime
 import pytest
 import run_onnx
+from foreign_graphs import write_mmdeploy
 from onnx import ModelProto
 from own_environment import make_environment
 
 from export.build import build_model
 from export.calibration import calibrate
 from export.graph_ends import name_nodes
+from export.onnx_import import ImportOptions, InputFormat, import_network
+from export.onnx_source import read_network
 from export.precision_half import to_half
 from export.quantise import Recipe, quantise
 from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.symbol_lookup import PUBLISHED, NetworkName, find_symbol
 from export.verify import example_images
 from serving.geometry import Size
 from serving.restore import labels_from_logits
@@ -41,6 +44,12 @@ def older_python() -> Path:
     return make_environment(f"onnxruntime-{VERSION}", *packages)
 
 
+def run_older(python: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the folder's ``model.onnx`` on its ``images.npy``."""
+    command = [python, run_onnx.__file__, "model.onnx", "images.npy", "outputs.npz"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
 def check(model: ModelProto, size: tuple[int, int], python: Path, folder: Path) -> None:
     """Loads, runs and compares a model with the ONNX Runtime of the tests."""
     assert model.ir_version == 8
@@ -48,8 +57,7 @@ def check(model: ModelProto, size: tuple[int, int], python: Path, folder: Path) 
     images = example_images(*size)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     np.save(folder / "images.npy", images)
-    command = [python, run_onnx.__file__, "model.onnx", "images.npy", "outputs.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    done = run_older(python, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == VERSION
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
@@ -77,10 +85,45 @@ def test_published_networks(name: str, older_python: Path, tmp_path: Path) -> No
     check(model, SIZE, older_python, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model", "backbone"),
+    [
+        ("deeplabv3plus", "xception65"),
+        ("deeplab_msra", "resnet50"),
+        ("deeplab_msra_dcn", "resnet50"),
+    ],
+)
+def test_other_networks(model: str, backbone: str, older_python, tmp_path, run_mxnet) -> None:
+    """Those without a published symbol, at a quarter of the channels."""
+    graph = find_symbol(NetworkName(model, backbone, 0.25, "test"), None, 7, SIZE).graph
+    parameters = random_params(graph, *SIZE, neutral=False)
+    check(build_model(graph, parameters, *SIZE, opset=17), SIZE, older_python, tmp_path)
+
+
+def test_imported_networks(older_python, tmp_path) -> None:
+    source = read_network(write_mmdeploy(tmp_path / "source.onnx", aligned=True))
+    options = ImportOptions(InputFormat((0.5,) * 3, (0.25,) * 3, 1), 5, SIZE)
+    check(import_network(source, options).model, SIZE, older_python, tmp_path)
+
+
 @pytest.mark.parametrize("heads", [("mask",), ("logits",), ("mask", "logits")])
 def test_heads(heads, older_python, tmp_path, make_network, make_params) -> None:
     graph = make_network(*SIZE)
     check(build_model(graph, make_params(graph, *SIZE), *SIZE, heads), SIZE, older_python, tmp_path)
+
+
+def test_deformable_networks_are_sampled(
+    older_python, tmp_path, make_deformable_network, make_params
+) -> None:
+    """That runtime has no DeformConv; opset 17 writes it as GridSample."""
+    graph = make_deformable_network(*SIZE)
+    parameters = make_params(graph, *SIZE)
+    check(build_model(graph, parameters, *SIZE, opset=17), SIZE, older_python, tmp_path)
+    newer = build_model(graph, parameters, *SIZE)
+    (tmp_path / "model.onnx").write_bytes(newer.SerializeToString())
+    done = run_older(older_python, tmp_path)
+    assert done.returncode
+    assert "DeformConv" in done.stderr
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

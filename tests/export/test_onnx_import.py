@@ -1,23 +1,20 @@
 """Networks that PyTorch exports, imported and compared with PyTorch's own forward pass."""
 
 import importlib.util
+from functools import partial
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import typer
+from import_command import IMAGENET, normalised, open_imported, run_import
 from onnx import TensorProto, helper
-from typer.testing import CliRunner
+from precision_model import write_scenes
 
-from export import import_cli
 from export.errors import ExportError
 from export.onnx_import import ImportOptions, InputFormat, import_network
 from export.onnx_source import opset_of, read_network
 from export.verify import example_images
 from export.verify_import import resize_scores
-from serving.engines.onnx import OnnxEngine
-from serving.repository import read_model
 
 if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed (extra 'test')", allow_module_level=True)
@@ -25,48 +22,18 @@ from torch_networks import AttentionNetwork, Head, Network, export_network, run_
 
 SIZE = (36, 52)
 SHAPE = (1, 3, *SIZE)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--range", "1")
 FIVE = ("--classes", "a,b,c,d,e")
 IMAGES = example_images(*SIZE)
 
 
 @pytest.fixture
 def run(tmp_path):
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(import_cli.import_onnx)
-    runner = CliRunner()
-
-    def call(path, *arguments):
-        repository = ["--repository", str(tmp_path / "repository")]
-        return runner.invoke(app, [str(path), *map(str, arguments), *repository])
-
-    return call
+    return partial(run_import, tmp_path / "repository")
 
 
 @pytest.fixture
 def served(tmp_path):
-    """What a command that went well wrote: the folder, and its graph's outputs for images."""
-
-    def read(result, name="net"):
-        assert result.exit_code == 0, result.output
-        folder = read_model(tmp_path / "repository" / name)
-        path = folder.graph(folder.versions[-1])
-        OnnxEngine(path, instances=1, threads=1, max_batch_size=folder.max_batch_size).close()
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-
-        def predict(images):
-            return dict(zip(names, session.run(None, {"image": images}), strict=True))
-
-        return folder, predict
-
-    return read
-
-
-def normalised(images, mean=MEAN, std=STD, maximum=1.0):
-    values = (images * (maximum / 255) - np.array(mean)) / np.array(std)
-    return np.ascontiguousarray(values.astype(np.float32).transpose(0, 3, 1, 2))
+    return partial(open_imported, tmp_path / "repository")
 
 
 def error(result):
@@ -264,6 +231,28 @@ def test_a_transformer(run, served, tmp_path, dynamic):
     # Nothing is left to compute of shapes.
     operators = {node.op_type for node in onnx.load(str(folder.graph(1))).graph.node}
     assert operators.isdisjoint({"Shape", "Unsqueeze", "ConstantOfShape"})
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("kind", ["transformer", "labels"])
+def test_other_precisions(run, served, tmp_path, kind, precision):
+    network = AttentionNetwork() if kind == "transformer" else Network(Head("compare", classes=2))
+    path = export_network(network, tmp_path / "net.onnx", SHAPE, dynamic=(0,), opset=18)
+    photos = write_scenes(tmp_path / "photos", 6)
+    classes = (*FIVE, "--half-pixel") if kind == "transformer" else ("--classes", "a,b")
+    given = (path, *classes, *IMAGENET)
+    result = run(*given, "--precision", precision, "--calibration", photos)
+    found = served(result, f"net_{precision}")[1](IMAGES)["mask"]
+    expected = served(run(*given))[1](IMAGES)["mask"]
+    assert agreement(found, expected) > 0.97
+
+
+def test_half_precision_stays(run, tmp_path):
+    path = export_network(Network(Head()), tmp_path / "net.onnx", SHAPE)
+    model = onnx.load(str(path))
+    half_precision(model)
+    onnx.save(model, str(path))
+    assert "in half precision already" in error(run(path, *FIVE, *IMAGENET, "--precision", "fp16"))
 
 
 def test_weights_beside_the_network(run, served, tmp_path):

@@ -152,7 +152,7 @@ def test_search_prints_its_tries(export, photos, tmp_path):
     for word in ("int8 recipes", "entropy", "minmax", "→", "passes"):
         assert word in result.stderr
     provenance = read_model(tmp_path / "repository" / "tiny_int8").config.parameters["provenance"]
-    assert "of 10 recipes: " in provenance.string_value
+    assert "of 11 recipes: " in provenance.string_value
 
 
 def test_fp16_without_images_is_not_judged(export, tmp_path):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from precision_model import scene
 
 from export.build import build_model
@@ -73,6 +73,31 @@ def test_rounds_like_float16(model, run_onnx):
         np.testing.assert_array_equal(normal, normal.astype(np.float16).astype(np.float32))
     exact = run_onnx(to_half(model), scene(0)[None, :64, :96])[1]
     assert 0 < np.abs(found[1] - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_matrix_products_are_rounded_too(run_onnx):
+    """ONNX Runtime merges scalar factors into products: the roundings' must not be among them."""
+    random = np.random.default_rng(2)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["image_float"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["image_float", "a"], ["first"], name="first"),
+        helper.make_node("MatMul", ["image_float", "b"], ["second"], name="second"),
+        helper.make_node("MatMul", ["first", "second"], ["both"], name="both"),
+        helper.make_node("Add", ["both", "both"], ["logits"], name="logits"),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 4, 4, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, 4, 4])
+    weights = [
+        numpy_helper.from_array(random.normal(0, 0.01, (3, 4)).astype(np.float32), name)
+        for name in ("a", "b")
+    ]
+    graph = helper.make_graph(nodes, "products", [image], [logits], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    values = random.integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
+    half = to_half(model)
+    assert "first_half" in {name for node in half.graph.node for name in node.output}
+    (exact,), (found,) = run_onnx(model, values), run_onnx(round_to_half(half), values)
+    assert 0 < np.abs(found - exact).max() < 0.01 * np.abs(exact).max()
 
 
 def test_casts_stand_at_the_ends_alone(model):

@@ -19,6 +19,7 @@ from export.quantise import Recipe, convolutions, quantise
 from export.quantise_search import Try, choose, search, tries_table, variants
 from export.quantise_sensitivity import layer_errors
 from export.served_graph import serve_graph
+from export.timing import TimeRatio
 from serving.engines.cut import cut_graph, find_precision
 from serving.geometry import Size
 
@@ -146,30 +147,44 @@ def test_search_tries_the_knobs_and_keeps_one_that_passes(model, source, images)
     recipes = [t.recipe for t in found.tries]
     assert {r.method for r in recipes} == set(METHODS)
     assert {r.activation for r in recipes} == {"uint8", "int8"}
-    assert len(set(recipes)) == len(recipes) == 10
+    assert {r.reduce_range for r in recipes} == {True, False}
+    assert len(set(recipes)) == len(recipes) == 11
     assert found.chosen.passes
+    assert all((t.time is not None) == t.passes for t in found.tries)
+    assert all(t.time.low <= t.time.median <= t.time.high for t in found.tries if t.time)
     table = console.file.getvalue()
     assert table.count("→") == 1
-    assert table.count("activations") == 10
+    assert table.count("activations") == 11
     assert np.mean(labels(found.model) == labels(model)) > 0.9
 
 
-def test_chooses_the_fastest_that_passes():
-    def attempt(ratio, changed, passes):
-        scores = Scores(1, None, None)
-        return Try(Recipe(), Comparison(1 - changed / 100, scores, scores), ratio, 1.0, passes)
+def attempt(changed, time=None):
+    """A try that changed so many per cent of the labels; ``time`` is median, low, high."""
+    scores = Scores(1, None, None)
+    ratio = None if time is None else TimeRatio(*time, rounds=9)
+    comparison = Comparison(1 - changed / 100, scores, scores)
+    return Try(Recipe(), comparison, 1.0, time is not None, ratio)
 
-    slow, fast, same, wrong = (
-        attempt(0.9, 0.0, True),
-        attempt(0.50, 0.4, True),
-        attempt(0.51, 0.1, True),
-        attempt(0.1, 9.0, False),
-    )
-    assert choose([slow, fast, same, wrong]) is same
+
+def test_chooses_the_fastest_that_passes():
+    slow = attempt(0.0, (0.9, 0.88, 0.92))
+    fast = attempt(0.4, (0.50, 0.49, 0.51))
+    wrong = attempt(9.0)
     assert choose([slow, fast, wrong]) is fast
-    better = attempt(0.9, 8.0, False)
+    better = attempt(8.0)
     assert choose([wrong, better]) is better
-    assert len(variants(Recipe(), ["a", "b", "c"])) == 7
+    assert len(variants(Recipe(), ["a", "b", "c"])) == 8
+
+
+def test_within_the_noise_the_more_accurate_is_chosen():
+    fastest = attempt(0.4, (0.50, 0.49, 0.51))
+    for time, equal in (
+        ((0.51, 0.505, 0.515), True),  # 2 %: no reason
+        ((0.60, 0.50, 0.80), True),  # a noisy measurement says nothing
+        ((0.53, 0.525, 0.535), False),  # certainly slower
+    ):
+        accurate = attempt(0.1, time)
+        assert choose([fastest, accurate]) is (accurate if equal else fastest)
 
 
 def test_onnxruntime_fuses_the_quantised_convolutions(model, images, tmp_path):

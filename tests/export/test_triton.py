@@ -115,8 +115,10 @@ def test_other_files_under_the_name_are_left_alone(tmp_path, built):
     assert files(tmp_path) == ["icnet", "icnet/notes.txt"]
 
 
-@pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("broken", ["rename", "fsync"])
+@pytest.mark.parametrize(
+    ("existing", "broken"),
+    [(False, "rename"), (False, "fsync"), (True, "rename"), (True, "fsync"), (True, "replace")],
+)
 def test_an_interrupted_export_leaves_the_repository(
     tmp_path, built, monkeypatch, existing, broken
 ):
@@ -132,6 +134,7 @@ def test_an_interrupted_export_leaves_the_repository(
         write_model(tmp_path, "icnet", built, facts(provenance="new"), None)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == (["icnet"] if existing else [])
+    assert not (tmp_path / "icnet" / "2").exists()
 
 
 @pytest.mark.parametrize("name", ["../icnet", "", ".hidden", "a/b", "a b"])

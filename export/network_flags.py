@@ -1,0 +1,56 @@
+"""The options that say which network is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+_PANEL = "Network"
+
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="icnet, pspnet, fcn, deeplabv3, deeplabv3plus, deeplab_msra or deeplab_msra_dcn.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Backbone: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Default: resnet50; xception65 of deeplabv3plus, resnet101 of deeplab_msra.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Width: TypeAlias = Annotated[
+    float, typer.Option(help="Channel multiplier.", rich_help_panel=_PANEL)
+]
+Aux: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--aux/--no-aux",
+        help="The network was trained with an auxiliary head; it is not served.",
+        rich_help_panel=_PANEL,
+    ),
+]
+OutputStride: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="8 or 16, of deeplabv3plus. Default: 16.", rich_help_panel=_PANEL),
+]
+Symbol: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="symbol.json, instead of --model. Default: beside --params, published, or made with"
+        " MXNet.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Params: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help=".params file. Default: random weights.", rich_help_panel=_PANEL),
+]
+Size: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="HEIGHTxWIDTH", help="Default: the symbol's own.", rich_help_panel=_PANEL),
+]

@@ -1,9 +1,11 @@
 """The dynamic batcher, the only scheduler between requests and an engine.
 
-An image waits in one queue until an instance is free; the instance takes what is there, up to the
-engine's ``max_batch_size``, after at most ``delay_ms`` more of waiting for company. The queue is
-bounded by count and by bytes. The future lives in the queue item and is asked whether it is done
-before it is set, so a caller who leaves, or whose deadline passes, never disturbs its batch mates.
+An image waits in one queue until an instance is free; the instance takes as many as the model's
+``dynamic_batching`` says. The future lives in the queue item and is asked whether it is done before
+it is set, so a caller who leaves, or whose deadline passes, never disturbs its batch mates.
+
+An engine that fails ``max_failures`` times in a row, hangs, or ends its thread is broken: nothing
+more is given to it, what waits goes on waiting, and ``replace`` puts another one in its place.
 
 Everything here runs on one event loop; only ``engine.run`` is on threads of its own.
 """
@@ -11,61 +13,46 @@ Everything here runs on one event loop; only ``engine.run`` is on threads of its
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.batching.answers import Answers
+from serving.batching.batch import BatchLimits, BatchObserver, Execution, Inferred
+from serving.batching.cost_model import CostModel
+from serving.batching.engine_thread import EngineThread, EngineThreadDied
+from serving.batching.request_queue import Item, RequestQueue
 from serving.engine import Engine, Prediction
-from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SegserveError
+from serving.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    NotReady,
+    PredictedLate,
+    QueueFull,
+    SegserveError,
+)
 
 Image = npt.NDArray[np.uint8]
+Run = tuple[Prediction, float]
 
-
-@dataclass(frozen=True)
-class BatchLimits:
-    """Bounds of a queue; ``delay_ms`` is Triton's ``max_queue_delay_microseconds`` / 1000."""
-
-    max_queue_size: int
-    max_queue_bytes: int
-    queue_timeout_ms: float
-    delay_ms: float = 0.0
-
-
-@dataclass(frozen=True)
-class Inferred:
-    """One image's prediction, and where its time went, in seconds."""
-
-    prediction: Prediction
-    queue_seconds: float
-    infer_seconds: float
-    batch_size: int
-
-
-class BatchObserver(Protocol):
-    """Is told what the batcher does; calls come on the event loop."""
-
-    def queue_changed(self, length: int) -> None: ...
-
-    def batch_done(self, size: int) -> None: ...
-
-    def rejected(self, reason: str) -> None: ...
+log = logging.getLogger("segserve")
 
 
 @dataclass(eq=False)
-class _Item:
-    image: Image
-    arrived: float
-    future: asyncio.Future[Inferred]
-    timer: asyncio.TimerHandle | None = field(default=None)
+class _Batch:
+    items: list[Item]
+    start: float
 
 
 class Batcher:
-    """Batches single images for one engine. Create it, ``start()`` it, ``await drain()`` it."""
+    """Batches single images for one engine. Create it, ``start()`` it, ``await drain()`` it.
+
+    Args:
+        on_broken: called once when the engine breaks, with the reason.
+    """
 
     def __init__(
         self,
@@ -73,20 +60,38 @@ class Batcher:
         limits: BatchLimits,
         observer: BatchObserver,
         clock: Callable[[], float],
+        on_broken: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.engine = engine
         self.limits = limits
         self.observer = observer
         self.clock = clock
-        self._queue: deque[_Item] = deque()
-        self._queued_bytes = 0
+        self.on_broken = on_broken
+        self.costs = CostModel()
+        self.broken: str | None = None
+        self._queue = RequestQueue(limits)
+        self._answers = Answers(preserve_ordering=limits.scheduling.preserve_ordering)
         self._arrival = asyncio.Event()
+        self._usable = asyncio.Event()
+        self._usable.set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._running = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
+        self._at_work: list[_Batch] = []
+        self._hanging: set[asyncio.Future[Run]] = set()
+        self._failures = 0
         self._closing = False
         self._workers: list[asyncio.Task[None]] = []
-        self._threads = ThreadPoolExecutor(engine.spec.instances, "engine")
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return len(self._queue)
+
+    def is_closing(self) -> bool:
+        """Whether it takes no more images."""
+        return self._closing
 
     def start(self) -> None:
         """Starts one worker an instance, on the running event loop."""
@@ -94,32 +99,48 @@ class Batcher:
             asyncio.create_task(self._work()) for _ in range(self.engine.spec.instances)
         ]
 
-    async def submit(self, image: Image, *, timeout_s: float | None = None) -> Inferred:
+    async def submit(
+        self,
+        image: Image,
+        *,
+        timeout_s: float | None = None,
+        policy_timeout_s: float | None = None,
+        priority: int = 0,
+    ) -> Inferred:
         """Infers one image, uint8 ``[H,W,3]`` of the engine's size.
 
         Args:
-            timeout_s: gives up earlier than the queue timeout would.
+            timeout_s: the caller's own deadline.
+            policy_timeout_s: the request's parameter ``timeout``, which the level's queue policy
+                may not allow, or may answer by a delay.
+            priority: 1 goes first; 0 is the model's default.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
+            PredictedLate: it would be answered after its deadline (``shed_late``).
             DeadlineExceeded: no instance took the image in time.
-            EngineFailed: the run that held it raised.
+            EngineFailed: the run that held it raised, or did not end.
             NotReady: the batcher is closing.
         """
-        if self._closing:
-            raise NotReady("the model is being unloaded; try again shortly")
-        wait = self.limits.queue_timeout_ms / 1000.0
+        level = self.limits.scheduling.level(priority)
+        policy = self.limits.scheduling.policy(level)
+        policy_timeout_s = policy.choose_timeout_s(policy_timeout_s)
+        deadlines = [timeout_s, None if policy.delays else policy_timeout_s]
+        deadline_s = min((d for d in deadlines if d is not None), default=None)
+        self.check_room(image.nbytes, timeout_s=deadline_s, priority=priority)
+        item = self._queue.add(image, self.clock(), level)
+        self._answers.expect(item)
+        self._limit_wait(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
-            wait = min(wait, timeout_s)
-        if wait <= 0.0:
-            self.observer.rejected("deadline")
-            raise DeadlineExceeded("the deadline had passed before the image reached the queue")
-        self._check_room(image.nbytes)
-        loop = asyncio.get_running_loop()
-        item = _Item(image, self.clock(), loop.create_future())
-        item.timer = loop.call_later(wait, self._expire, item, wait)
-        self._queue.append(item)
-        self._queued_bytes += image.nbytes
+            self._limit_wait(item, timeout_s, "the request's own deadline")
+        if policy_timeout_s is not None and policy.delays:
+            loop = asyncio.get_running_loop()
+            item.timers.append(loop.call_later(policy_timeout_s, self._delay, item))
+        elif policy_timeout_s is not None:
+            source = "the request's own deadline"
+            if policy_timeout_s == policy.timeout_s:
+                source = f"dynamic_batching.{policy.field}.default_timeout_microseconds"
+            self._limit_wait(item, policy_timeout_s, source)
         self._idle.clear()
         self.observer.queue_changed(len(self._queue))
         self._arrival.set()
@@ -127,125 +148,207 @@ class Batcher:
             return await item.future
         finally:
             # A caller that was cancelled leaves its place in the queue.
-            self._remove(item)
+            if self._queue.remove(item):
+                self._note_queue()
+            self._answers.release()
 
-    def _check_room(self, size: int) -> None:
-        if len(self._queue) >= self.limits.max_queue_size:
-            self.observer.rejected("queue_size")
-            raise QueueFull(
-                f"{len(self._queue)} images wait already (setting max_queue_size); try again later"
-            )
-        if self._queued_bytes + size > self.limits.max_queue_bytes:
-            self.observer.rejected("queue_bytes")
-            raise QueueFull(
-                f"{self._queued_bytes} bytes wait already (setting max_queue_bytes); "
-                f"try again later"
-            )
-
-    def _expire(self, item: _Item, waited: float) -> None:
-        if self._remove(item) and not item.future.done():
+    def check_room(self, size: int, *, timeout_s: float | None = None, priority: int = 0) -> None:
+        """Raises as ``submit`` would for an image of ``size`` bytes: asked before it is decoded,
+        what is refused costs nothing."""
+        if self._closing:
+            raise NotReady("the model is being unloaded; try again shortly")
+        if self.broken is not None:
+            raise NotReady(f"the model's engine is being opened anew: {self.broken}")
+        if timeout_s is not None and timeout_s <= 0.0:
             self.observer.rejected("deadline")
-            item.future.set_exception(
-                DeadlineExceeded(
-                    f"no engine was free within {waited * 1000:.0f} ms (setting queue_timeout_ms, "
-                    f"or the request's own deadline)"
+            raise DeadlineExceeded("the deadline had passed before the image reached the queue")
+        level = self.limits.scheduling.level(priority)
+        lack = self._queue.find_lack(size, level)
+        if lack is not None:
+            reason, text = lack
+            self.observer.rejected(reason)
+            raise QueueFull(f"{text}; try again later", self._predict_done(len(self._queue)))
+        if self.limits.shed_late and timeout_s is not None:
+            done_s = self._predict_done(self._queue.count_before(level))
+            if done_s is not None and done_s > timeout_s:
+                self.observer.rejected("predicted_late")
+                raise PredictedLate(
+                    f"the answer would come in {done_s * 1000:.0f} ms by the last batches' times, "
+                    f"the deadline is in {timeout_s * 1000:.0f} ms (setting shed_late_requests)",
+                    done_s - timeout_s,
                 )
-            )
 
-    def _remove(self, item: _Item) -> bool:
-        """Takes an item out of the queue; False where a worker has it already."""
-        if item.timer is not None:
-            item.timer.cancel()
-        try:
-            self._queue.remove(item)
-        except ValueError:
-            return False
-        self._queued_bytes -= item.image.nbytes
+    def _predict_done(self, ahead: int) -> float | None:
+        now = self.clock()
+        running = [(len(batch.items), now - batch.start) for batch in self._at_work]
+        spec = self.engine.spec
+        return self.costs.predict_done(ahead, running, spec.instances, spec.max_batch_size)
+
+    def _limit_wait(self, item: Item, seconds: float, source: str) -> None:
+        loop = asyncio.get_running_loop()
+        item.timers.append(loop.call_later(seconds, self._expire, item, seconds, source))
+
+    def _expire(self, item: Item, seconds: float, source: str) -> None:
+        if not self._queue.remove(item):
+            return
         self._note_queue()
-        return True
+        if not item.future.done():
+            self.observer.rejected("deadline")
+            text = f"no engine was free within {seconds * 1000:.0f} ms ({source})"
+            item.future.set_exception(DeadlineExceeded(text))
+
+    def _delay(self, item: Item) -> None:
+        if not item.future.done():
+            self._queue.delay(item)
 
     def _note_queue(self) -> None:
         self.observer.queue_changed(len(self._queue))
-        if not self._queue and not self._running:
+        if not self._queue and not self._at_work:
             self._idle.set()
 
     async def _work(self) -> None:
-        while True:
-            while not self._queue:
-                self._arrival.clear()
-                await self._arrival.wait()
-            if self.limits.delay_ms and len(self._queue) < self.engine.spec.max_batch_size:
-                await self._wait_for_company()
-            # Counted as running before the queue is emptied: a drain must not see neither.
-            self._running += 1
-            try:
-                items = self._take()
-                if items:
-                    await self._run(items)
-            finally:
-                self._running -= 1
-                self._note_queue()
+        thread: EngineThread[Run] = EngineThread("engine")
+        try:
+            while True:
+                await self._usable.wait()
+                size = await self._wait_for_batch()
+                if self.broken is not None:
+                    continue
+                batch = _Batch(self._queue.take(size), self.clock())
+                # At work before the queue is noted: a drain must not see neither.
+                self._at_work.append(batch)
+                self._calm.clear()
+                try:
+                    if batch.items and not await self._run(batch, thread):
+                        thread.stop()
+                        thread = EngineThread("engine")
+                finally:
+                    self._at_work.remove(batch)
+                    if not self._at_work:
+                        self._calm.set()
+                    self._note_queue()
+        finally:
+            thread.stop()
 
-    async def _wait_for_company(self) -> None:
-        """Until the batch is full, or its oldest image has waited ``delay_ms``."""
-        while self._queue and len(self._queue) < self.engine.spec.max_batch_size:
-            left = self._queue[0].arrived + self.limits.delay_ms / 1000.0 - self.clock()
-            if left <= 0:
-                return
+    async def _wait_for_batch(self) -> int:
+        """Until a preferred size is there, or the oldest image has waited ``delay_s``."""
+        scheduling = self.limits.scheduling
+        while True:
             self._arrival.clear()
+            left: float | None = None
+            if self._queue:
+                left = self._queue.oldest + scheduling.delay_s - self.clock()
+                size = scheduling.choose_size(
+                    len(self._queue), self.engine.spec.max_batch_size, has_waited=left <= 0.0
+                )
+                if size:
+                    return size
             try:
                 await asyncio.wait_for(self._arrival.wait(), left)
             except asyncio.TimeoutError:
-                return
+                continue
 
-    def _take(self) -> list[_Item]:
-        items: list[_Item] = []
-        while self._queue and len(items) < self.engine.spec.max_batch_size:
-            item = self._queue.popleft()
-            self._queued_bytes -= item.image.nbytes
-            if item.timer is not None:
-                item.timer.cancel()
-            if not item.future.done():
-                items.append(item)
-        self._note_queue()
-        return items
-
-    async def _run(self, items: Sequence[_Item]) -> None:
-        loop = asyncio.get_running_loop()
-        start = self.clock()
+    async def _run(self, batch: _Batch, thread: EngineThread[Run]) -> bool:
+        """Runs a batch and answers it; False where ``thread`` is of no more use."""
+        engine, items = self.engine, batch.items
+        self.observer.queue_changed(len(self._queue))
+        call = thread.call(lambda: self._infer(engine, items))
         try:
-            prediction = await loop.run_in_executor(self._threads, self._infer, items)
-        except SegserveError as error:
-            self._fail(items, error)
-            return
+            prediction, assembled = await asyncio.wait_for(
+                asyncio.shield(call), self.limits.run_timeout_s
+            )
+        except asyncio.TimeoutError:
+            self._leave_behind(call, engine)
+            why = f"a run did not end within {self.limits.run_timeout_s:g} s"
+            self._answers.fail(items, EngineFailed(f"{why} (setting engine_timeout_s)"))
+            self._break(engine, why)
+            return False
+        except EngineThreadDied as error:
+            self._answers.fail(items, EngineFailed(f"the engine's thread ended: {error}"))
+            self._break(engine, f"its thread ended: {error}")
+            return False
         except Exception as error:
-            self._fail(items, EngineFailed(f"inference failed: {type(error).__name__}: {error}"))
-            return
-        spent = self.clock() - start
-        self.observer.batch_done(len(items))
+            if not isinstance(error, SegserveError):
+                error = EngineFailed(f"inference failed: {type(error).__name__}: {error}")
+            self._answers.fail(items, error)
+            if isinstance(error, EngineFailed):
+                self._count_failure(engine, str(error))
+            return True
+        if engine is self.engine:
+            self._failures = 0
+        spent = self.clock() - batch.start
+        self.costs.learn(len(items), spent)
         for index, item in enumerate(items):
-            if not item.future.done():
-                item.future.set_result(
-                    Inferred(prediction[index], start - item.arrived, spent, len(items))
-                )
+            queued = batch.start - item.arrived
+            self._answers.give(item, Inferred(prediction[index], queued, spent, len(items)))
+        handed_out = self.clock() - batch.start - spent
+        self.observer.batch_done(Execution(len(items), assembled, spent - assembled, handed_out))
+        return True
 
-    def _infer(self, items: Sequence[_Item]) -> Prediction:
-        if len(items) == 1:
-            return self.engine.run(items[0].image[None])
-        return self.engine.run(np.stack([item.image for item in items]))
+    def _infer(self, engine: Engine, items: Sequence[Item]) -> Run:
+        """The batch's prediction, and the seconds that its assembly took."""
+        start = self.clock()
+        batch = items[0].image[None]
+        if len(items) > 1:
+            batch = np.stack([item.image for item in items])
+        assembled = self.clock() - start
+        return engine.run(batch), assembled
 
-    @staticmethod
-    def _fail(items: Sequence[_Item], error: SegserveError) -> None:
-        for item in items:
-            if not item.future.done():
-                item.future.set_exception(error)
+    def _count_failure(self, engine: Engine, reason: str) -> None:
+        if engine is not self.engine:
+            return
+        self._failures += 1
+        if self._failures >= self.limits.max_failures:
+            self._break(engine, f"{self._failures} runs in a row failed, the last with: {reason}")
 
-    async def drain(self) -> None:
-        """Takes no more images, answers those it has, frees the engine."""
+    def _break(self, engine: Engine, reason: str) -> None:
+        if engine is self.engine and self.broken is None:
+            self.broken = reason
+            self._usable.clear()
+            self.on_broken(reason)
+
+    def _leave_behind(self, call: asyncio.Future[Run], engine: Engine) -> None:
+        """Forgets a run that hangs; should it ever end, its engine is closed then."""
+        self._hanging.add(call)
+
+        def finish(ended: asyncio.Future[Run]) -> None:
+            self._hanging.discard(ended)
+            # Asked for, or asyncio logs an exception that nobody saw.
+            if not ended.cancelled():
+                ended.exception()
+            if engine is not self.engine and not self._hanging:
+                engine.close()
+
+        call.add_done_callback(finish)
+
+    async def replace(self, engine: Engine) -> None:
+        """Puts an engine of the same ``spec`` in the broken one's place; what waits runs on it."""
+        broken, self.engine = self.engine, engine
+        # Instances that still work finish before their engine is closed.
+        await self._calm.wait()
+        if not self._hanging:
+            broken.close()
+        self._failures = 0
+        self.broken = None
+        self._usable.set()
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Takes no more images, answers those it has, frees the engine.
+
+        After ``timeout_s``, or with an engine that is broken, what is left is refused.
+        """
         self._closing = True
-        await self._idle.wait()
+        if self.broken is None:
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                log.warning("images left after %g s are refused", timeout_s)
+        left = [*self._queue.take(len(self._queue))]
+        left += [item for batch in self._at_work for item in batch.items]
+        self._answers.fail(left, NotReady("the model is being unloaded; try again shortly"))
+        busy = bool(self._at_work or self._hanging)
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        self._threads.shutdown(wait=True)
-        self.engine.close()
+        if not busy:
+            self.engine.close()

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serving.protocol import SERVER_VERSION
+from serving.oip.protocol import SERVER_VERSION
 
 GROUP = "segserve.commands"
 # Shown by --help without importing a subcommand (training's would import a framework).
@@ -21,7 +21,9 @@ SUMMARIES = {
     "export": "Turn a symbol and its parameters into a model of the repository",
     "import-onnx": "Bring an ONNX network made elsewhere (PyTorch, PaddleSeg) into the repository",
     "inspect": "Show a model's contract, size, operations, accuracy and where it comes from",
-    "evaluate": "Score what a server serves: mIoU, pixel accuracy, each class",
+    "evaluate": "Score what a server or a repository serves: mIoU, boundaries, pictures",
+    "dataset": "Check a dataset: pairs, sizes, label range, share of each class",
+    "runs": "List what was trained here; `runs compare A B` sets two side by side",
 }
 
 
@@ -43,8 +45,13 @@ def main() -> None:
         return
     if name not in commands:
         sys.exit(f"segserve: no command {name!r}; known: {', '.join(sorted(commands))}")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name)(load_command(commands[name]))
+    command = load_command(commands[name])
+    if isinstance(command, typer.Typer):
+        # It has subcommands of its own.
+        app = command
+    else:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(name)(command)
     app(rest, prog_name=f"segserve {name}")
 
 

@@ -5,14 +5,23 @@
     SegserveError                     500  INTERNAL
     ├── InvalidRequest                400  INVALID_ARGUMENT   an option or tensor is wrong
     │   └── InvalidImage              400  INVALID_ARGUMENT   the bytes are no decodable image
+    ├── Unauthenticated               401  UNAUTHENTICATED    no key, or one that is not known
     ├── ModelNotFound                 404  NOT_FOUND
+    ├── RegionNotFound                404  NOT_FOUND          no shared memory of that name
     ├── UploadTimeout                 408  DEADLINE_EXCEEDED  the body did not arrive in time
+    ├── RegionExists                  409  ALREADY_EXISTS     shared memory registered before
     ├── TooLarge                      413  INVALID_ARGUMENT   bytes or pixels above a limit
     ├── UnsupportedImageFormat        415  INVALID_ARGUMENT   an image, of a format not allowed
     ├── UnsupportedOption             422  FAILED_PRECONDITION  this model cannot do it
-    ├── QueueFull                     429  RESOURCE_EXHAUSTED
+    ├── TooManyRequests               429  RESOURCE_EXHAUSTED  right, at a bad time: Retry-After
+    │   ├── QueueFull                 429  RESOURCE_EXHAUSTED
+    │   │   └── PredictedLate         429  RESOURCE_EXHAUSTED  the deadline cannot be met
+    │   └── KeyLimitExceeded          429  RESOURCE_EXHAUSTED  the key's own rate or concurrency
+    ├── ClientGone                    499  CANCELLED          nobody is left to be answered
+    ├── Unsupported                   501  UNIMPLEMENTED      not in this server, or switched off
     ├── NotReady                      503  UNAVAILABLE        loading or draining
     ├── DeadlineExceeded              504  DEADLINE_EXCEEDED
+    ├── InvalidSetting                500  INTERNAL           a file that a setting names is wrong
     ├── InvalidModel                  500  INTERNAL           a folder that cannot be served
     └── EngineFailed                  500  INTERNAL           inference raised
 
@@ -21,6 +30,7 @@ The message names the remedy; ``code`` in the JSON answer is the snake-case clas
 
 from __future__ import annotations
 
+import math
 import re
 
 import grpc
@@ -31,6 +41,12 @@ class SegserveError(Exception):
 
     http_status: int = 500
     grpc_code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the request was right and got no answer all the same: a full queue, a deadline
+        that passed, an engine that failed."""
+        return self.http_status == 429 or self.http_status >= 500
 
     @property
     def code(self) -> str:
@@ -49,11 +65,32 @@ class InvalidImage(InvalidRequest):
     """The bytes are empty, truncated, or no image at all."""
 
 
+class Unauthenticated(SegserveError):
+    """The request carries no key, or one that is not in ``api_keys_file``."""
+
+    http_status = 401
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class ModelNotFound(SegserveError):
     """No loaded model has that name or version."""
 
     http_status = 404
     grpc_code = grpc.StatusCode.NOT_FOUND
+
+
+class RegionNotFound(SegserveError):
+    """No shared memory is registered under that name."""
+
+    http_status = 404
+    grpc_code = grpc.StatusCode.NOT_FOUND
+
+
+class RegionExists(SegserveError):
+    """Shared memory is registered under that name already."""
+
+    http_status = 409
+    grpc_code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class UploadTimeout(SegserveError):
@@ -84,11 +121,50 @@ class UnsupportedOption(SegserveError):
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
-class QueueFull(SegserveError):
-    """The model's queue is full, by count or by bytes."""
+class TooManyRequests(SegserveError):
+    """The request is right and comes at a bad time.
+
+    ``retry_after_s`` is when there may be room, None where nothing is known yet.
+    """
 
     http_status = 429
     grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def retry_after(self) -> str:
+        """Whole seconds, at least one: the value of the header ``Retry-After``."""
+        return str(max(1, math.ceil(self.retry_after_s or 0.0)))
+
+
+class QueueFull(TooManyRequests):
+    """The model's queue is full, by count or by bytes."""
+
+
+class PredictedLate(QueueFull):
+    """Refused at once: by the last batches' times the answer would come after the deadline."""
+
+
+class KeyLimitExceeded(TooManyRequests):
+    """The API key sends more than its own limits allow."""
+
+
+class ClientGone(SegserveError):
+    """The client closed the connection before it was answered; its work was cancelled."""
+
+    # No standard status says it; nginx's is what dashboards know.
+    http_status = 499
+    grpc_code = grpc.StatusCode.CANCELLED
+
+
+class Unsupported(SegserveError):
+    """A part of a protocol that this server does not have, or that a setting keeps off."""
+
+    http_status = 501
+    grpc_code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class NotReady(SegserveError):
@@ -103,6 +179,10 @@ class DeadlineExceeded(SegserveError):
 
     http_status = 504
     grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class InvalidSetting(SegserveError):
+    """A file that a setting names cannot be used; the message names the setting and the file."""
 
 
 class InvalidModel(SegserveError):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from serving.errors import InvalidImage, TooLarge
 from serving.image_header import DEFAULT_FORMATS, ImageHeader, probe
 
-__all__ = ["DEFAULT_FORMATS", "ImageHeader", "decode", "probe"]
+__all__ = ["DEFAULT_FORMATS", "ImageHeader", "check_size", "decode", "probe"]
 
 # round(sample / 257) in integers.
 _EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
@@ -44,11 +44,7 @@ def decode(
         TooLarge: more than ``max_megapixels``; nothing was decoded.
     """
     header = probe(data, formats)
-    if header.width * header.height > max_megapixels * 1e6:
-        raise TooLarge(
-            f"the image has {header.height}x{header.width} pixels, more than"
-            f" max_image_megapixels = {max_megapixels:g} allows; send a smaller one"
-        )
+    check_size(header, max_megapixels)
     if not header.complete:
         raise InvalidImage(f"the {header.format} image is truncated: its end is missing")
     try:
@@ -66,6 +62,15 @@ def decode(
     if upright.shape != (header.height, header.width, 3):
         raise InvalidImage(f"the {header.format} image is broken: its headers disagree on the size")
     return upright
+
+
+def check_size(header: ImageHeader, max_megapixels: float) -> None:
+    """Raises TooLarge above ``max_megapixels`` millions of pixels."""
+    if header.width * header.height > max_megapixels * 1e6:
+        raise TooLarge(
+            f"the image has {header.height}x{header.width} pixels, more than"
+            f" max_image_megapixels = {max_megapixels:g} allows; send a smaller one"
+        )
 
 
 def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:

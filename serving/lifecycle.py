@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import threading
@@ -23,16 +24,25 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from serving import class_statistics, mask, restore
+from serving.calls.calls import Calls
+from serving.calls.tls import open_http_tls
 from serving.dataplane import Dataplane
 from serving.engine import Engine
 from serving.engines.onnx import OnnxEngine
+from serving.errors import InvalidModel
 from serving.grpc_server import build_grpc_server
+from serving.http.connection import limit_connections
 from serving.http_server import build_app
 from serving.metrics import Metrics
-from serving.registry import OpenEngine, Registry
+from serving.models.loader import OpenEngine
+from serving.models.source import LocalRepository, ModelSource
+from serving.models.triton import TritonRepository
+from serving.models.watch import RepositoryWatch
+from serving.registry import Registry
 from serving.repository import ModelFolder
 from serving.service import Segmenter
 from serving.settings import Settings
+from serving.views import blending
 
 log = logging.getLogger("segserve")
 
@@ -64,13 +74,25 @@ def open_onnx_engine(folder: ModelFolder, version: int, settings: Settings) -> E
     )
 
 
+def choose_source(settings: Settings) -> tuple[ModelSource, OpenEngine]:
+    """Where models come from with ``settings.engine``, and how they are opened there."""
+    if settings.engine == "triton":
+        triton = TritonRepository(settings)
+        return triton, triton.open
+    return LocalRepository(settings), open_onnx_engine
+
+
 class Server:
     """One server: ``await start()``, then ``await stop()``. Two of them share no state."""
 
-    def __init__(self, settings: Settings, open_engine: OpenEngine = open_onnx_engine) -> None:
+    def __init__(self, settings: Settings, open_engine: OpenEngine | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.registry = Registry(settings, self.metrics, open_engine)
+        self.metrics.ready.set_function(lambda: float(self.ready))
+        self.tls = open_http_tls(settings)
+        self.calls = Calls(settings, self.metrics)
+        self.source, open_own = choose_source(settings)
+        self.registry = Registry(settings, self.metrics, open_engine or open_own, self.source)
         self.pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self.segmenter = Segmenter(self.registry, self.metrics, settings, self.pool)
         self.dataplane = Dataplane(self.segmenter)
@@ -79,11 +101,15 @@ class Server:
         self._http: _HttpServer | None = None
         self._http_task: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._stopping = asyncio.Event()
+        self._source_ready = True
+        self._watch: asyncio.Task[None] | None = None
+        self._changes: asyncio.Task[None] | None = None
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
 
     @property
     def ready(self) -> bool:
-        return self.registry.ready
+        return self.registry.ready and self.registry.can_answer and self._source_ready
 
     async def start(self) -> None:
         """Binds the ports, then loads and warms every model.
@@ -98,10 +124,34 @@ class Server:
             # The pool's threads are the parallelism; OpenCV's own would compete with them.
             cv2.setNumThreads(1)
             await loop.run_in_executor(self.pool, warm_stages)
+            changes = self._open_watch()
             await self.registry.load_all(self.pool)
+            if changes is not None:
+                self._changes = asyncio.create_task(changes.run(self.settings.poll_interval_s))
+            if self.settings.engine == "triton":
+                self._watch = asyncio.create_task(self._watch_source())
         except BaseException:
             await self._close(grace_s=0.0)
             raise
+
+    def _open_watch(self) -> RepositoryWatch | None:
+        """The watch that ``watch_repository`` asks for; before models load, to miss no change."""
+        if not self.settings.watch_repository:
+            return None
+        if self.settings.engine != "onnxruntime":
+            raise InvalidModel("watch_repository is for folders; Triton watches its own repository")
+        return RepositoryWatch(self.settings.repository, self.registry, self.pool)
+
+    async def _watch_source(self) -> None:
+        """Ready follows the source: a Triton server that is away makes this one not ready."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.settings.triton_health_interval_s)
+            names = [model.name for model in self.registry.models()]
+            ready = await loop.run_in_executor(None, self.source.is_ready, names)
+            if ready != self._source_ready:
+                log.warning("%s is %s", self.source.title, "ready again" if ready else "not ready")
+            self._source_ready = ready
 
     async def _bind(self) -> None:
         s = self.settings
@@ -109,17 +159,25 @@ class Server:
         http_port = self._socket.getsockname()[1]
         self._metrics_server = _serve_metrics(s, self.metrics)
         self._grpc, grpc_port = build_grpc_server(
-            self.segmenter, self.dataplane, s, lambda: self.ready
+            self.segmenter, self.dataplane, s, self.calls, lambda: self.ready, self._stopping
         )
         await self._grpc.start()
-        app = build_app(self.segmenter, self.dataplane, self.metrics, s, lambda: self.ready)
+        app = build_app(
+            self.segmenter, self.dataplane, self.metrics, s, self.calls, lambda: self.ready
+        )
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            http=limit_connections(s, self.metrics),
+            ws="none",
+            # Its warnings are clients' mistakes, which they could fill a disk with.
+            log_level="error",
             access_log=False,
+            timeout_keep_alive=math.ceil(s.keep_alive_s),
             timeout_graceful_shutdown=int(s.stop_timeout_s) or 1,
             backlog=2048,
         )
+        config.load()
+        config.ssl = self.tls
         self._http = _HttpServer(config)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started and not self._http_task.done():
@@ -129,11 +187,15 @@ class Server:
     async def stop(self) -> None:
         """Not ready; still answering for ``drain_seconds``; then finishes what is in flight."""
         self.registry.ready = False
+        if self._changes is not None:
+            self._changes.cancel()
+            await asyncio.gather(self._changes, return_exceptions=True)
         log.info("not ready; draining for %g s", self.settings.drain_seconds)
         await asyncio.sleep(self.settings.drain_seconds)
         await self._close(grace_s=self.settings.stop_timeout_s)
 
     async def _close(self, grace_s: float) -> None:
+        self._stopping.set()
         stopping = []
         if self._grpc is not None:
             stopping.append(self._grpc.stop(grace_s))
@@ -144,12 +206,17 @@ class Server:
         if self._socket is not None:
             self._socket.close()
         await self.registry.drain()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self.source.close()
         if self._metrics_server is not None:
             server, thread = self._metrics_server
             server.shutdown()
             server.server_close()
             thread.join()
         self.pool.shutdown(wait=True)
+        self.calls.close()
 
 
 def warm_stages() -> None:
@@ -157,10 +224,13 @@ def warm_stages() -> None:
     restore.warm()
     mask.warm()
     class_statistics.warm()
+    blending.warm()
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named, as asyncio otherwise leaves Nagle's algorithm on: 40 ms between header and body.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

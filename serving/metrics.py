@@ -12,6 +12,9 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from serving.batching.batch import Execution
+from serving.oip.statistics import InferenceStatistics
+
 UNKNOWN_MODEL = "_unknown"
 STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
 SECONDS = (
@@ -49,6 +52,10 @@ class Metrics:
         self.queue_length = Gauge(
             "segserve_queue_length", "Images waiting for an engine", ("model",), registry=registry
         )
+        self.ready = Gauge("segserve_ready", "1 while the server takes requests", registry=registry)
+        self.connections = Gauge(
+            "segserve_http_connections", "Open HTTP connections", registry=registry
+        )
         self.inflight = Gauge(
             "segserve_inflight_requests", "Requests being worked on", registry=registry
         )
@@ -75,6 +82,19 @@ class Metrics:
         self.model_load_seconds = Gauge(
             "segserve_model_load_seconds", "Load and warm-up", ("model",), registry=registry
         )
+        self.engine_restarts = Counter(
+            "segserve_engine_restarts", "Broken engines opened anew", ("model",), registry=registry
+        )
+        self.reload_failures = Counter(
+            "segserve_reload_failures",
+            "Changes of the repository that could not be served",
+            ("model",),
+            registry=registry,
+        )
+
+    def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
+        """Notes a request or connection that was turned away before it reached a model."""
+        self.rejected.labels(model, reason).inc()
 
     def observe_request(
         self,
@@ -97,26 +117,41 @@ class Metrics:
         for stage, seconds in timings.seconds.items():
             self.stage_seconds.labels(model, stage).observe(seconds)
 
-    def for_model(self, model: str) -> ModelMetrics:
-        """The batcher's observer for one model."""
-        return ModelMetrics(self, model)
+    def for_model(self, model: str, statistics: InferenceStatistics) -> ModelMetrics:
+        """The batcher's observer for one version of a model."""
+        return ModelMetrics(self, model, statistics)
+
+    def forget_model(self, model: str, version: int, engine: str, precision: str) -> None:
+        """Takes a version that is no longer served off the list of loaded ones."""
+        self.model_info.remove(model, str(version), engine, precision)
 
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """Writes a batcher's events under one model's name."""
+    """Writes a batcher's events under one model's name, and into its version's statistics."""
 
     metrics: Metrics
     model: str
+    statistics: InferenceStatistics
 
     def queue_changed(self, length: int) -> None:
         self.metrics.queue_length.labels(self.model).set(length)
 
-    def batch_done(self, size: int) -> None:
-        self.metrics.batch_size.labels(self.model).observe(size)
+    def batch_done(self, execution: Execution) -> None:
+        self.metrics.batch_size.labels(self.model).observe(execution.size)
+        self.statistics.add_execution(execution)
 
     def rejected(self, reason: str) -> None:
         self.metrics.rejected.labels(self.model, reason).inc()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One stretch of one stage; ``start`` is on ``time.perf_counter``."""
+
+    stage: str
+    start: float
+    seconds: float
 
 
 @dataclass
@@ -124,6 +159,7 @@ class Timings:
     """Seconds of each stage of one request, in the order of ``STAGES``."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
@@ -133,8 +169,10 @@ class Timings:
         finally:
             self.add(stage, perf_counter() - start)
 
-    def add(self, stage: str, seconds: float) -> None:
+    def add(self, stage: str, seconds: float, *, ended_s_ago: float = 0.0) -> None:
+        """Adds a stretch that ended now, or ``ended_s_ago``."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.intervals.append(Interval(stage, perf_counter() - ended_s_ago - seconds, seconds))
 
     @property
     def server_timing(self) -> str:

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 Color = tuple[int, int, int]
+
+# Ids are bytes, and 255 is the ignored one.
+MAX_CLASSES = 255
 
 ALIASES = {"cityscapes": "citys", "mhp": "mhpv1", "voc": "pascal_voc"}
 
@@ -52,6 +56,47 @@ def load_labels(dataset: str) -> LabelSet:
         names=tuple(row[1] for row in rows),
         colors=tuple((int(row[2]), int(row[3]), int(row[4])) for row in rows),
     )
+
+
+def read_labels(path: Path) -> LabelSet:
+    """Reads one class a line, ``name`` or ``name #rrggbb``; all lines or none have a colour.
+
+    Without colours they are those of :func:`default_palette`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is something else; the message names the file and the line.
+    """
+    try:
+        names, colors = parse_labels(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return LabelSet(names, colors or default_palette(len(names)))
+
+
+def parse_labels(text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    """Names and colours of a file that :func:`read_labels` reads; no colours where it has none.
+
+    Raises:
+        ValueError: naming the line.
+    """
+    names, colors = [], []
+    for number, line in enumerate(text.rstrip().splitlines(), 1):
+        name, mark, color = line.rpartition("#")
+        try:
+            colors += list(parse_palette(mark + color.strip())) if mark else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        names.append((name if mark else line).strip())
+        if not names[-1]:
+            raise ValueError(f"line {number} has no class name")
+    if len(set(names)) != len(names) or not names:
+        raise ValueError("needs at least one class, and each name once")
+    if colors and len(colors) != len(names):
+        raise ValueError(f"{len(colors)} colours for {len(names)} classes")
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"{len(names)} classes; a uint8 mask holds {MAX_CLASSES} and the ignored")
+    return tuple(names), tuple(colors)
 
 
 def parse_palette(text: str) -> tuple[Color, ...]:

@@ -9,7 +9,6 @@ server docs/user_guide/model_configuration.md.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,14 +16,14 @@ from typing import TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from serving.batching.queue_policy import Scheduling, read_scheduling
 from serving.errors import InvalidModel
-from serving.palette import LabelSet, default_palette, parse_palette
+from serving.models.parameters import read_labels, read_resize, read_tile_overlap
+from serving.palette import LabelSet
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 
 CONFIG_FILE = "config.pbtxt"
-LABELS_FILE = "labels.txt"
-MAX_CLASSES = 255
 
 TENSOR_TYPES = {
     "image": model_config_pb2.TYPE_UINT8,
@@ -42,7 +41,10 @@ UNSUPPORTED_FIELDS = (
     "model_operations",
     "batch_input",
     "batch_output",
+    "model_repository_agents",
+    "model_metrics",
 )
+UNSUPPORTED_GROUP_FIELDS = ("rate_limiter", "passive", "secondary_devices", "host_policy")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ class ModelFolder:
 
     Attributes:
         versions: the versions to serve, ascending; the last one answers unversioned requests.
-        delay_ms: ``dynamic_batching.max_queue_delay_microseconds`` / 1000.
+        scheduling: ``dynamic_batching``.
         instances: instances of all groups together.
+        resize: one of ``serving.geometry.RESIZES``.
+        tile_overlap: what neighbouring tiles share at least, as a part of their length.
         config: the whole ``ModelConfig``, for clients that ask for it.
     """
 
@@ -62,8 +66,9 @@ class ModelFolder:
     labels: LabelSet
     max_batch_size: int
     instances: int
-    delay_ms: float
+    scheduling: Scheduling
     resize: str
+    tile_overlap: float
     family: str
     config: ModelConfig
 
@@ -94,23 +99,36 @@ def read_model(path: Path) -> ModelFolder:
         InvalidModel: the message names the file and the field.
     """
     config = _read_config(path)
+    return _describe(config, path, path / CONFIG_FILE, _choose_versions(path, config), path)
+
+
+def describe_remote(config: ModelConfig, versions: tuple[int, ...]) -> ModelFolder:
+    """A model of a Triton server; whatever platform it has there.
+
+    Raises:
+        InvalidModel: it is not of the contract; the message names the field.
+    """
+    where = Path(config.name) / CONFIG_FILE
+    _check_tensors(where, config)
+    return _describe(config, Path(config.name), where, versions, None)
+
+
+def _describe(
+    config: ModelConfig, path: Path, where: Path, versions: tuple[int, ...], labels: Path | None
+) -> ModelFolder:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    resize = parameters.get("resize", "stretch")
-    if resize != "stretch":
-        raise InvalidModel(
-            f"{path.name}: parameters.resize is {resize!r}; this version knows only 'stretch'"
-        )
     groups = list(config.instance_group)
     return ModelFolder(
-        name=path.name,
+        name=config.name,
         path=path,
-        versions=_choose_versions(path, config),
-        labels=_read_labels(path, parameters),
+        versions=versions,
+        labels=read_labels(where, parameters, labels),
         max_batch_size=max(1, config.max_batch_size),
         instances=max(1, sum(max(1, group.count) for group in groups)),
-        delay_ms=config.dynamic_batching.max_queue_delay_microseconds / 1000.0,
-        resize=resize,
-        family=parameters.get("family", path.name),
+        scheduling=read_scheduling(where, config.dynamic_batching, max(1, config.max_batch_size)),
+        resize=read_resize(where, parameters),
+        tile_overlap=read_tile_overlap(where, parameters),
+        family=parameters.get("family", config.name),
         config=config,
     )
 
@@ -125,6 +143,12 @@ def _read_config(path: Path) -> ModelConfig:
     if config.name and config.name != path.name:
         raise InvalidModel(f"{file}: name is {config.name!r}, the folder is {path.name!r}")
     config.name = path.name
+    if config.backend == "python":
+        raise InvalidModel(
+            f'{file}: backend "python" (an MXNet graph, for one) runs in Triton alone: serve the'
+            " folder there (deploy/triton/start.py --mxnet), or export the network as ONNX"
+            " (`segserve export` without --format mxnet)"
+        )
     if config.platform != "onnxruntime_onnx" and config.backend != "onnxruntime":
         raise InvalidModel(
             f"{file}: platform {config.platform or config.backend!r} is not served here; "
@@ -134,16 +158,16 @@ def _read_config(path: Path) -> ModelConfig:
     refused = [field for field in UNSUPPORTED_FIELDS if field in present]
     if refused:
         raise InvalidModel(f"{file}: not supported: {', '.join(refused)}")
-    queue_fields = {d.name for d, _ in config.dynamic_batching.ListFields()}
-    unknown = queue_fields - {"max_queue_delay_microseconds", "preferred_batch_size"}
-    if unknown:
-        raise InvalidModel(
-            f"{file}: not supported: dynamic_batching.{', dynamic_batching.'.join(sorted(unknown))}"
-        )
     _check_tensors(file, config)
     for group in config.instance_group:
         if group.kind not in (group.KIND_AUTO, group.KIND_CPU, group.KIND_GPU):
             raise InvalidModel(f"{file}: instance_group.kind must be KIND_CPU or KIND_GPU")
+        given = {descriptor.name for descriptor, _ in group.ListFields()}
+        refused = [
+            f"instance_group.{field}" for field in UNSUPPORTED_GROUP_FIELDS if field in given
+        ]
+        if refused:
+            raise InvalidModel(f"{file}: not supported: {', '.join(refused)}")
     return config
 
 
@@ -180,31 +204,3 @@ def _choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
     # Triton's default is the latest one.
     count = policy.latest.num_versions if policy.HasField("latest") else 1
     return tuple(present[-max(1, count) :])
-
-
-def _read_labels(path: Path, parameters: dict[str, str]) -> LabelSet:
-    file = path / LABELS_FILE
-    if not file.is_file():
-        raise InvalidModel(f"{file} is missing: one class name a line")
-    names = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise InvalidModel(
-            f"{file}: {len(names)} classes; a label map holds 1 to {MAX_CLASSES} (ids are bytes)"
-        )
-    try:
-        declared = tuple(json.loads(parameters["classes"])) if "classes" in parameters else names
-        palette = parameters.get("palette")
-        colors = parse_palette(palette) if palette else default_palette(len(names))
-        ignore_label = int(parameters.get("ignore_label", "255"))
-    except (ValueError, TypeError) as error:
-        raise InvalidModel(f"{path / CONFIG_FILE}: parameters: {error}") from None
-    if declared != names:
-        raise InvalidModel(
-            f"{path / CONFIG_FILE}: parameters.classes and {LABELS_FILE} differ; "
-            f"{LABELS_FILE} is the source: {', '.join(names[:5])}..."
-        )
-    if len(colors) != len(names):
-        raise InvalidModel(
-            f"{path / CONFIG_FILE}: palette has {len(colors)} colours for {len(names)} classes"
-        )
-    return LabelSet(names, colors, ignore_label)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from serving.forms.mask_view import Encoded, MaskOptions
 from serving.geometry import Size
 from serving.metrics import Timings
 
@@ -16,18 +18,20 @@ class SegmentOptions:
     """How the answer should look.
 
     Attributes:
-        format: a name of ``serving.mask.FORMATS``.
+        formats: names of ``serving.mask.FORMATS``, one or several.
         size: the photo's own size, or the network's.
         smooth: interpolate logits (True) or take nearest ids (False); None: what the model can.
-        confidence: add the mean confidence of each class to ``stats``.
         classes: names or ids to keep; other pixels become the ignore label. Empty: all.
+        form: how the formats are written.
+        tta: test-time augmentation: ``flip``, and scales as text (``0.75``). Empty: none.
     """
 
-    format: str = "png"
+    formats: tuple[str, ...] = ("png",)
     size: OutputSize = "original"
     smooth: bool | None = None
-    confidence: bool = False
     classes: tuple[str, ...] = ()
+    form: MaskOptions = field(default_factory=MaskOptions)
+    tta: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,16 @@ class SegmentRequest:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """The encoded answer. ``image_size`` is the photo's own, after EXIF."""
+    """The encoded answer, each form by its name. ``image_size`` is the photo's own, after EXIF."""
 
-    body: bytes
-    media_type: str
+    parts: Mapping[str, Encoded]
     model: str
     version: int
     image_size: Size
     answer_size: Size
     timings: Timings
+
+    @property
+    def only(self) -> Encoded:
+        """The answer where one form was asked for; the first of several."""
+        return next(iter(self.parts.values()))

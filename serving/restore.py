@@ -15,11 +15,13 @@ from serving.interpolation import (
     Indices,
     Labels,
     Logits,
-    fill_confidence,
     fill_labels,
+    fill_labels_and_confidence,
     fill_nearest,
 )
 from serving.jit import read_only
+
+Positions = npt.NDArray[np.float64]
 
 
 def labels_from_logits(
@@ -40,22 +42,32 @@ def labels_from_logits(
         ValueError: ``logits`` or ``out`` of another shape, or more than 255 classes.
     """
     _check_logits(logits)
+    return labels_at(logits, *_positions(logits, model, original), out)
+
+
+def labels_at(
+    logits: Logits, y_positions: Positions, x_positions: Positions, out: Labels | None = None
+) -> Labels:
+    """The label map, uint8 ``[H0,W0]``, read from ``logits`` at these rows and columns.
+
+    Args:
+        logits: float32 ``[C,h,w]``.
+        y_positions: float64 ``[H0]``, ascending, within ``[0, h - 1]``.
+        x_positions: float64 ``[W0]``, ascending, within ``[0, w - 1]``.
+        out: uint8 ``[H0,W0]``, contiguous, to write into.
+
+    Raises:
+        ValueError: ``logits`` or ``out`` of another shape, or more than 255 classes.
+    """
+    _check_logits(logits)
+    shape = (len(y_positions), len(x_positions))
     if out is None:
-        out = np.empty((original.height, original.width), np.uint8)
-    elif (
-        out.shape != (original.height, original.width)
-        or out.dtype != np.uint8
-        or not out.flags.carray
-    ):
+        out = np.empty(shape, np.uint8)
+    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.carray:
         raise ValueError(
-            f"out is contiguous, writable uint8 of {original}, not {out.dtype} {out.shape}"
+            f"out is contiguous, writable uint8 of {Size(*shape)}, not {out.dtype} {out.shape}"
         )
-    _, height, width = logits.shape
-    y_cell, y_fraction = _cells(original.height, model.height, height)
-    x_cell, x_fraction = _cells(original.width, model.width, width)
-    y_first = _first_pixels(y_cell, height)
-    x_first = _first_pixels(x_cell, width)
-    fill_labels(read_only(logits), y_first, y_fraction, x_first, x_fraction, out)
+    fill_labels(read_only(logits), *_places(logits, y_positions, x_positions), out)
     return out
 
 
@@ -78,21 +90,38 @@ def labels_nearest(labels: Labels, original: Size) -> Labels:
     return out
 
 
-def confidence_from_logits(logits: Logits, model: Size, original: Size) -> Labels:
-    """How sure the network is of each pixel's class: uint8 ``[H0,W0]``, 255 is certain.
+def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[Labels, Labels]:
+    """:func:`labels_from_logits`, and how sure the network is of each pixel's class, in one pass.
 
-    The largest softmax probability of the interpolated logits, times 255, rounded.
+    The confidence is uint8 ``[H0,W0]``, 255 is certain: the largest softmax probability of the
+    interpolated logits, times 255, rounded.
 
     Raises:
         ValueError: ``logits`` of another shape, or more than 255 classes.
     """
     _check_logits(logits)
-    _, height, width = logits.shape
-    out = np.empty((original.height, original.width), np.uint8)
-    y_cell, y_fraction = _cells(original.height, model.height, height)
-    x_cell, x_fraction = _cells(original.width, model.width, width)
-    fill_confidence(read_only(logits), y_cell, y_fraction, x_cell, x_fraction, out)
-    return out
+    return labels_and_confidence_at(logits, *_positions(logits, model, original))
+
+
+def labels_and_confidence_at(
+    logits: Logits, y_positions: Positions, x_positions: Positions
+) -> tuple[Labels, Labels]:
+    """:func:`labels_and_confidence`, at the rows and columns that :func:`labels_at` takes.
+
+    Raises:
+        ValueError: ``logits`` of another shape, or more than 255 classes.
+    """
+    _check_logits(logits)
+    labels = np.empty((len(y_positions), len(x_positions)), np.uint8)
+    confidence = np.empty_like(labels)
+    places = _places(logits, y_positions, x_positions)
+    fill_labels_and_confidence(read_only(logits), *places, labels, confidence)
+    return labels, confidence
+
+
+def confidence_from_logits(logits: Logits, model: Size, original: Size) -> Labels:
+    """The confidence of :func:`labels_and_confidence` alone."""
+    return labels_and_confidence(logits, model, original)[1]
 
 
 def warm() -> None:
@@ -100,7 +129,7 @@ def warm() -> None:
     size = Size(3, 3)
     logits = np.zeros((2, 2, 2), np.float32)
     labels_from_logits(logits, size, size)
-    confidence_from_logits(logits, size, size)
+    labels_and_confidence(logits, size, size)
     labels_nearest(np.zeros((2, 2), np.uint8), size)
 
 
@@ -145,16 +174,27 @@ def _check_logits(logits: Logits) -> None:
         raise ValueError(f"a label map holds at most 255 classes, not {logits.shape[0]}")
 
 
-def _cells(original: int, model: int, logits: int) -> tuple[Indices, Fractions]:
+def _positions(logits: Logits, model: Size, original: Size) -> tuple[Positions, Positions]:
+    """Where the rows and the columns of ``original`` lie in the logits."""
+    _, height, width = logits.shape
+    return (
+        source_positions(original.height, model.height, height),
+        source_positions(original.width, model.width, width),
+    )
+
+
+def _places(
+    logits: Logits, y_positions: Positions, x_positions: Positions
+) -> tuple[Indices, Fractions, Indices, Fractions]:
+    """Each pixel's cell and fraction down, then across."""
+    _, height, width = logits.shape
+    return (*_cells(y_positions, height), *_cells(x_positions, width))
+
+
+def _cells(positions: Positions, logits: int) -> tuple[Indices, Fractions]:
     """For each pixel its cell, between two positions of the logits, and where in it (0 to 1)."""
-    positions = source_positions(original, model, logits)
     cells = np.minimum(positions.astype(np.int32), max(logits - 2, 0))
     return cells, (positions - cells).astype(np.float32)
-
-
-def _first_pixels(cells: Indices, logits: int) -> Indices:
-    """The first pixel of each cell and, at the end, the number of pixels."""
-    return np.searchsorted(cells, np.arange(max(logits - 1, 1) + 1)).astype(np.int32)
 
 
 def _nearest(original: int, source: int) -> Indices:

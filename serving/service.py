@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from serving import image, mask, restore
+from serving import image, mask
+from serving.calls.observation import Observation, Observer
 from serving.engine import Prediction
-from serving.errors import InvalidRequest, QueueFull, SegserveError, UnsupportedOption
-from serving.geometry import Plan, Size, plan, prepare
+from serving.errors import UnsupportedOption
+from serving.geometry import Plan, Size, plan, scale
 from serving.metrics import Metrics, Timings
-from serving.palette import LabelSet
-from serving.registry import Model, Registry
+from serving.models import families
+from serving.models.model import Model
+from serving.options import check_options, check_plan, keep_classes, read_augmentation
+from serving.registry import Registry
 from serving.requests import SegmentOptions, SegmentRequest, SegmentResult
 from serving.settings import Settings
+from serving.views.blending import Blender
+from serving.views.one_view import restore_labels, restore_labels_and_confidence
+from serving.views.views import Views, blend_views
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A decoded photo, and its copy in the network's size (both uint8 ``[.,.,3]`` RGB)."""
+    """A decoded photo (uint8 ``[H0,W0,3]`` RGB) and what the network is to see of it.
+
+    ``only`` is the network's input (uint8 ``[H,W,3]``) where that is a single view.
+    """
 
     photo: Pixels
-    pixels: Pixels
-    plan: Plan
+    views: Views
+    only: Pixels | None
+
+    @property
+    def plan(self) -> Plan:
+        return self.views.plan
+
+    @property
+    def pixels(self) -> Pixels:
+        """The network's input, where one tensor holds the whole image.
+
+        Raises:
+            UnsupportedOption: it takes several.
+        """
+        if self.only is None:
+            raise UnsupportedOption(
+                f"an image of {self.plan.original} takes {self.plan.view_count} tiles of "
+                f"{self.plan.model}, a tensor holds one; use segment, or send the pixels of a tile"
+            )
+        return self.only
 
 
 class Segmenter:
@@ -44,7 +69,13 @@ class Segmenter:
         self.metrics = metrics
         self.settings = settings
         self.pool = pool
-        self.inflight = 0
+        self.observer = Observer(registry, metrics, settings)
+
+    def observe(
+        self, model: str, transport: str, request_bytes: int
+    ) -> AbstractContextManager[Observation]:
+        """Counts and times a request; see :meth:`serving.calls.observation.Observer.observe`."""
+        return self.observer.observe(model, transport, request_bytes)
 
     async def segment(self, request: SegmentRequest, transport: str) -> SegmentResult:
         """Segments one image.
@@ -53,28 +84,26 @@ class Segmenter:
             SegserveError: see ``serving/errors.py``; every stage has its own.
         """
         with self.observe(request.model, transport, len(request.data)) as observed:
-            model = self.registry.get(request.model, request.version)
-            check_options(request.options, model)
             loop = asyncio.get_running_loop()
             timings = Timings()
+            observed.timings = (timings,)
             deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
+            model = await self._choose_model(request, timings)
+            observed.hold(model)
+            check_options(request.options, model)
+            # What would be refused anyway is not decoded first.
+            model.batcher.check_room(model.input_bytes, timeout_s=request.timeout_s)
             prepared = await loop.run_in_executor(
-                self.pool, self.prepare, request.data, model, timings
+                self.pool, self.prepare, request.data, model, timings, observed, request.options
             )
-            inferred = await model.batcher.submit(
-                prepared.pixels, timeout_s=None if deadline is None else deadline - loop.time()
+            found = await self._infer(prepared, model, request.options, timings, deadline)
+            parts, answer_size = await loop.run_in_executor(
+                self.pool, self._answer, found, prepared, model, request.options, timings
             )
-            timings.add("queue", inferred.queue_seconds)
-            timings.add("infer", inferred.infer_seconds)
-            encoded, answer_size = await loop.run_in_executor(
-                self.pool, self._answer, inferred.prediction, prepared, model, request.options,
-                timings,
-            )  # fmt: skip
             self.metrics.observe_stages(model.name, timings)
-            observed.response_bytes = len(encoded.body)
+            observed.response_bytes = sum(len(part.body) for part in parts.values())
             return SegmentResult(
-                body=encoded.body,
-                media_type=encoded.media_type,
+                parts=parts,
                 model=model.name,
                 version=model.version,
                 image_size=prepared.plan.original,
@@ -82,153 +111,112 @@ class Segmenter:
                 timings=timings,
             )
 
-    def prepare(self, data: bytes, model: Model, timings: Timings) -> Prepared:
-        """Decodes an image and resizes it to the model's size. Runs on a pool thread."""
-        with timings.measure("decode"):
-            photo = image.decode(data, max_megapixels=self.settings.max_image_megapixels)
-        with timings.measure("preprocess"):
-            layout = plan(Size(*photo.shape[:2]), model.spec.size, model.folder.resize)
-            return Prepared(photo, prepare(photo, layout), layout)
+    async def _choose_model(self, request: SegmentRequest, timings: Timings) -> Model:
+        """The named model, or of a family the one that fits the image best."""
+        if request.version is not None or not self.registry.is_family(request.model):
+            return self.registry.get(request.model, request.version)
+        loop = asyncio.get_running_loop()
+        size = await loop.run_in_executor(self.pool, self._read_size, request.data, timings)
+        return families.choose(request.model, self.registry.members(request.model), size)
 
-    def _answer(
+    def _read_size(self, data: bytes, timings: Timings) -> Size:
+        with timings.measure("decode"):
+            header = image.probe(data, self.settings.allowed_formats)
+            image.check_size(header, self.settings.max_image_megapixels)
+            return Size(header.height, header.width)
+
+    def prepare(
         self,
-        prediction: Prediction,
+        data: bytes,
+        model: Model,
+        timings: Timings,
+        observed: Observation,
+        options: SegmentOptions = SegmentOptions(),  # noqa: B008 (frozen)
+    ) -> Prepared:
+        """Decodes an image and resizes it for the model's views. Runs on a pool thread.
+
+        Its pixels count against ``max_inflight_megapixels`` until ``observed`` is done.
+        """
+        layout = plan(
+            self._read_size(data, timings),
+            model.spec.size,
+            model.folder.resize,
+            tile_overlap=model.folder.tile_overlap,
+            augmentation=read_augmentation(options.tta),
+        )
+        check_plan(layout, options, model, self.settings)
+        self.observer.reserve_pixels(observed, layout.original.height * layout.original.width)
+        with timings.measure("decode"):
+            photo = image.decode(
+                data,
+                max_megapixels=self.settings.max_image_megapixels,
+                formats=self.settings.allowed_formats,
+            )
+        with timings.measure("preprocess"):
+            views = Views.of(photo, layout)
+            return Prepared(photo, views, views.pixels(0) if layout.view_count == 1 else None)
+
+    async def _infer(
+        self,
         prepared: Prepared,
         model: Model,
         options: SegmentOptions,
         timings: Timings,
-    ) -> tuple[mask.Encoded, Size]:
-        chosen = mask.FORMATS[options.format]
-        original, size = prepared.plan.original, prepared.plan.model
-        target = original if options.size == "original" else size
+        deadline: float | None,
+    ) -> Prediction | Blender:
+        """The network's answer for the only view, or the label map blended of several."""
+        if prepared.only is not None:
+            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            inferred = await model.batcher.submit(prepared.only, timeout_s=left)
+            timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
+            timings.add("infer", inferred.infer_seconds)
+            return inferred.prediction
+        assert model.spec.logits_size is not None  # check_plan
+        blender = Blender(
+            prepared.plan,
+            _answer_size(prepared.plan, options),
+            model.spec.logits_size,
+            confidence=mask.needs_confidence(options.formats, options.form),
+        )
+        await blend_views(
+            prepared.views, blender, model.batcher, self.pool, timings,
+            in_flight=self.settings.max_views_in_flight, deadline=deadline,
+        )  # fmt: skip
+        return blender
+
+    def _answer(
+        self,
+        found: Prediction | Blender,
+        prepared: Prepared,
+        model: Model,
+        options: SegmentOptions,
+        timings: Timings,
+    ) -> tuple[dict[str, mask.Encoded], Size]:
+        target = _answer_size(prepared.plan, options)
         with timings.measure("restore"):
-            labels = restore_labels(prediction, size, target, options.smooth)
-            if options.classes:
-                labels = keep_classes(labels, options.classes, model.labels)
             confidence = None
-            if (chosen.needs_confidence or options.confidence) and prediction.logits is not None:
-                confidence = restore.confidence_from_logits(prediction.logits, size, target)
+            if isinstance(found, Blender):
+                labels, confidence = found.labels, found.confidence
+            elif mask.needs_confidence(options.formats, options.form):
+                labels, confidence = restore_labels_and_confidence(
+                    found, prepared.plan.only_view, target, options.smooth
+                )
+            else:
+                labels = restore_labels(found, prepared.plan.only_view, target, options.smooth)
+            if options.classes:
+                labels, confidence = keep_classes(labels, confidence, options.classes, model.labels)
         with timings.measure("encode"):
-            photo = None
-            if chosen.needs_image:
-                photo = prepared.photo if target == original else prepared.pixels
-            view = mask.MaskView(
+            shown = mask.MaskView(
                 labels,
                 model.labels.names,
                 model.labels.colors,
                 model.labels.ignore_label,
-                photo,
+                scale(prepared.photo, target) if mask.needs_image(options.formats) else None,
                 confidence,
             )
-            return mask.encode(view, options.format), target
-
-    @contextmanager
-    def observe(self, model: str, transport: str, request_bytes: int) -> Iterator[Observation]:
-        """Counts and times a request, whatever its end; refuses it when too many are going on."""
-        start, observation = time.perf_counter(), Observation()
-        outcome = "ok"
-        self.inflight += 1
-        self.metrics.inflight.set(self.inflight)
-        try:
-            if self.inflight > self.settings.max_inflight_requests:
-                self.metrics.rejected.labels(self.registry.label(model), "inflight").inc()
-                raise QueueFull(
-                    f"{self.settings.max_inflight_requests} requests are being worked on already "
-                    f"(setting max_inflight_requests); try again later"
-                )
-            yield observation
-        except SegserveError as error:
-            outcome = error.code
-            raise
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except Exception:
-            outcome = "internal"
-            raise
-        finally:
-            self.inflight -= 1
-            self.metrics.inflight.set(self.inflight)
-            self.metrics.observe_request(
-                self.registry.label(model),
-                transport,
-                outcome,
-                time.perf_counter() - start,
-                request_bytes,
-                observation.response_bytes,
-            )
+            form = replace(options.form, max_polygons=self.settings.max_polygons)
+            return {name: mask.encode(shown, name, form) for name in options.formats}, target
 
 
-@dataclass
-class Observation:
-    """Filled in by the work that is observed."""
-
-    response_bytes: int = 0
-
-
-def check_options(options: SegmentOptions, model: Model) -> None:
-    """Refuses, before any work, what cannot be answered.
-
-    Raises:
-        InvalidRequest: an unknown format or class, or options that do not go together.
-        UnsupportedOption: the model lacks ``logits``; the message names the export option.
-    """
-    chosen = mask.FORMATS.get(options.format)
-    if chosen is None:
-        raise InvalidRequest(f"unknown format {options.format!r}; known: {', '.join(mask.FORMATS)}")
-    if options.classes:
-        class_ids(options.classes, model.labels)
-    if options.confidence and options.format not in ("stats", "confidence"):
-        raise InvalidRequest("confidence=true goes with format=stats or format=confidence")
-    wants_logits = {
-        "smooth=true": options.smooth is True,
-        "confidence=true": options.confidence,
-        f"format={options.format}": chosen.needs_confidence,
-    }
-    if model.spec.logits_size is None:
-        for option, wanted in wants_logits.items():
-            if wanted:
-                raise UnsupportedOption(
-                    f"{option} needs the model's logits, which {model.name!r} does not give; "
-                    f"export it with `segserve export --head mask,logits`"
-                )
-
-
-def restore_labels(
-    prediction: Prediction, model: Size, target: Size, smooth: bool | None
-) -> Pixels:
-    """The label map uint8 ``[H0,W0]``; ``smooth`` None means by logits where there are any."""
-    if prediction.logits is not None:
-        if smooth is not False:
-            return restore.labels_from_logits(prediction.logits, model, target)
-        labels = restore.model_labels(prediction.logits, model)
-    else:
-        assert prediction.mask is not None
-        labels = prediction.mask
-    return labels if target == model else restore.labels_nearest(labels, target)
-
-
-def class_ids(classes: tuple[str, ...], labels: LabelSet) -> tuple[int, ...]:
-    """Ids of names (in any case) or numbers.
-
-    Raises:
-        InvalidRequest: naming the unknown class and the known ones.
-    """
-    by_name = {name.lower(): index for index, name in enumerate(labels.names)}
-    ids = []
-    for wanted in classes:
-        found = by_name.get(wanted.strip().lower())
-        if found is None and wanted.strip().isdigit() and int(wanted) < len(labels.names):
-            found = int(wanted)
-        if found is None:
-            raise InvalidRequest(f"unknown class {wanted!r}; known: {', '.join(labels.names)}")
-        ids.append(found)
-    return tuple(ids)
-
-
-def keep_classes(labels: Pixels, classes: tuple[str, ...], known: LabelSet) -> Pixels:
-    """``labels`` with every other class replaced by the ignore label."""
-    table = np.full(256, known.ignore_label, np.uint8)
-    ids = list(class_ids(classes, known))
-    table[ids] = ids
-    return table[labels]
+def _answer_size(layout: Plan, options: SegmentOptions) -> Size:
+    return layout.original if options.size == "original" else layout.model

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.image_header import DEFAULT_FORMATS
 
 
 class Settings(BaseSettings):
@@ -20,7 +22,17 @@ class Settings(BaseSettings):
     http_port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
     grpc_port: int = Field(8001, ge=0, le=65535, description="0 takes a free port")
     metrics_port: int = Field(8002, ge=0, le=65535, description="0 takes a free port")
-    engine: Literal["onnxruntime"] = Field("onnxruntime", description="what infers")
+    engine: Literal["onnxruntime", "triton"] = Field("onnxruntime", description="what infers")
+    triton_url: str = Field(
+        "127.0.0.1:9001",
+        description="HOST:GRPC_PORT of Triton servers with the same models, by comma",
+    )
+    triton_timeout_s: float = Field(30.0, gt=0, description="for one call to one Triton server")
+    triton_start_timeout_s: float = Field(60.0, ge=0, description="waits for Triton to be ready")
+    triton_health_interval_s: float = Field(2.0, gt=0, description="between looks at its health")
+    triton_shared_memory: bool = Field(
+        True, description="tensors go through it where Triton is on this machine"
+    )
     strict: bool = Field(False, description="a model that cannot be loaded stops the start")
 
     threads: int = Field(
@@ -34,16 +46,91 @@ class Settings(BaseSettings):
         description="threads that decode, resize, restore and encode",
     )
 
+    tls_certificate: Path | None = Field(
+        None, description="PEM chain of the HTTP and gRPC ports; with tls_key they speak TLS alone"
+    )
+    tls_key: Path | None = Field(None, description="PEM private key of tls_certificate")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM; clients must show a certificate that these authorities signed"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="one key a line, NAME KEY [requests_per_second=N] [concurrent=N]"
+    )
+
+    max_http_connections: int = Field(2048, ge=1, description="open at a time")
+    max_grpc_connections: int = Field(2048, ge=1, description="open at a time")
+    max_grpc_calls: int = Field(2048, ge=1, description="open at a time, streams included")
+    max_header_bytes: int = Field(
+        32 << 10, ge=1024, description="request line and headers, or gRPC metadata"
+    )
+    header_timeout_s: float = Field(10.0, gt=0, description="for a whole HTTP header")
+    keep_alive_s: float = Field(15.0, gt=0, description="an HTTP connection may idle")
+    send_timeout_s: float = Field(
+        60.0, gt=0, description="an HTTP client may stop reading its answer"
+    )
+    allowed_formats: frozenset[str] = Field(
+        DEFAULT_FORMATS, description="of encoded images, a subset of these"
+    )
+    max_inflight_megapixels: float = Field(
+        2000.0, gt=0, description="decoded images of all requests being worked on"
+    )
+
     max_request_bytes: int = Field(64 << 20, ge=1024, description="body or gRPC message")
     max_image_megapixels: float = Field(100.0, gt=0, description="checked before decoding")
     max_queue_size: int = Field(256, ge=1, description="waiting images a model, over all callers")
     max_queue_bytes: int = Field(1 << 30, ge=1, description="waiting pixels a model")
     queue_timeout_ms: float = Field(30_000.0, gt=0, description="longest wait for the engine")
+    shed_late_requests: bool = Field(
+        False, description="refuse at once what would be answered after its deadline"
+    )
+    max_engine_failures: int = Field(
+        3, ge=1, description="failed runs in a row after which an engine is opened anew"
+    )
+    engine_timeout_s: float = Field(
+        300.0, gt=0, description="a run that takes longer hangs: the engine is opened anew"
+    )
+    watch_repository: bool = Field(
+        False, description="load, reload and unload models as the repository changes"
+    )
+    poll_interval_s: float = Field(15.0, gt=0, description="between looks at the repository")
     upload_timeout_s: float = Field(60.0, gt=0, description="for the whole request body")
     max_inflight_requests: int = Field(
         512, ge=1, description="requests being decoded, queued or answered, over all models"
+    )
+    max_views: int = Field(
+        512, ge=1, description="tiles x scales x mirror images of one request, one image"
+    )
+    max_views_in_flight: int = Field(
+        8, ge=1, description="of one request: waiting, being inferred or not yet blended"
+    )
+    max_polygons: int = Field(100_000, ge=1, description="regions of one answer")
+    max_stream_frames: int = Field(8, ge=1, description="of one gRPC stream, being worked on")
+    grpc_compression: Literal["none", "deflate", "gzip"] = Field(
+        "none", description="of gRPC answers"
+    )
+    enable_model_control: bool = Field(
+        False, description="clients may load and unload models of the repository"
+    )
+    enable_shared_memory: bool = Field(
+        False, description="clients may name POSIX shared memory for the server to read and write"
+    )
+    max_shared_memory_regions: int = Field(64, ge=1, description="registered at a time")
+    access_log: Literal["none", "text", "json"] = Field(
+        "none", description="a line a request, on stderr"
+    )
+    tracing: bool = Field(
+        False, description="OpenTelemetry spans over OTLP; OTEL_* variables say where to"
     )
     drain_seconds: float = Field(
         1.0, ge=0, description="still answering, but not ready, after SIGTERM"
     )
     stop_timeout_s: float = Field(30.0, gt=0, description="for requests in flight, after draining")
+
+    @field_validator("allowed_formats")
+    @classmethod
+    def _check_formats(cls, formats: frozenset[str]) -> frozenset[str]:
+        unknown = sorted(formats - DEFAULT_FORMATS)
+        if unknown or not formats:
+            known = ", ".join(sorted(DEFAULT_FORMATS))
+            raise ValueError(f"{', '.join(unknown) or 'no format'} cannot be decoded; {known} can")
+        return formats

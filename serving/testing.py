@@ -13,8 +13,8 @@ import numpy.typing as npt
 from serving.engine import EngineSpec, Prediction
 from serving.errors import EngineFailed
 from serving.geometry import Size
-from serving.lifecycle import Server, open_onnx_engine
-from serving.registry import OpenEngine
+from serving.lifecycle import Server
+from serving.models.loader import OpenEngine
 from serving.settings import Settings
 
 
@@ -23,6 +23,7 @@ class FakeEngine:
 
     So every answer tells which image it belongs to. ``delay_s`` is a run's time; the runs whose
     numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it is set.
+    Without ``logits`` it gives labels alone.
     """
 
     def __init__(
@@ -34,8 +35,12 @@ class FakeEngine:
         instances: int = 1,
         delay_s: float = 0.0,
         failing_runs: frozenset[int] = frozenset(),
+        precision: str = "fp32",
+        logits: bool = True,
     ) -> None:
-        self._spec = EngineSpec(size, num_classes, size, max_batch_size, instances, "fp32")
+        self._spec = EngineSpec(
+            size, num_classes, size if logits else None, max_batch_size, instances, precision
+        )
         self.delay_s = delay_s
         self.failing_runs = failing_runs
         self.hold = threading.Event()
@@ -63,6 +68,8 @@ class FakeEngine:
             raise EngineFailed(f"run {number} fails as told")
         n = self._spec.num_classes
         labels = batch[..., 0].astype(np.int64) * n // 256
+        if self._spec.logits_size is None:
+            return Prediction(None, labels.astype(np.uint8))
         one_hot = np.eye(n, dtype=np.float32)[labels]
         return Prediction(np.ascontiguousarray(one_hot.transpose(0, 3, 1, 2)), None)
 
@@ -76,7 +83,7 @@ class ServerThread:
     Ports of 0 become free ones: see ``server.ports``.
     """
 
-    def __init__(self, settings: Settings, open_engine: OpenEngine = open_onnx_engine) -> None:
+    def __init__(self, settings: Settings, open_engine: OpenEngine | None = None) -> None:
         self.server: Server
         self._settings = settings
         self._open_engine = open_engine

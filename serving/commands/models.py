@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from serving.errors import InvalidModel, SegserveError
@@ -20,12 +21,14 @@ def models(
     repository: Annotated[Path, typer.Option(help="folder of models")] = Path("model_repository"),
 ) -> None:
     """List the models of a repository: what would be served, and why something would not."""
-    table = Table("model", "version", "input", "precision", "classes", "accuracy")
+    table = Table("model", "version", "family", "input", "precision", "classes")
+    notes: list[str] = []
     refused = 0
     try:
         folders = list_models(repository)
     except InvalidModel as error:
         sys.exit(f"segserve models: {error}")
+    names = {path.name for path in folders}
     for path in folders:
         try:
             folder = read_model(path)
@@ -35,15 +38,22 @@ def models(
                 table.add_row(
                     folder.name,
                     str(version),
+                    # A family that is named like a model cannot be asked for (docs/geometry.md).
+                    "" if folder.family in names else folder.family,
                     str(engine.spec.size),
                     engine.spec.precision,
                     str(len(folder.labels.names)),
-                    accuracy,
                 )
                 engine.close()
+            if accuracy:
+                notes.append(escape(f"{folder.name}: {accuracy}"))
         except SegserveError as error:
             refused += 1
-            table.add_row(f"[red]{path.name}[/red]", "", "", "", "", f"[red]{error}[/red]")
-    Console().print(table)
+            notes.append(f"[red]{escape(path.name)} is not served: {escape(str(error))}[/red]")
+    console = Console()
+    console.print(table)
+    # Whole sentences: a column of them would be a word wide.
+    for note in notes:
+        console.print(note, soft_wrap=True)
     if refused:
         sys.exit(1)

@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from segserve_client import Client, SegserveError
+from segserve_client import Client, Form, SegserveError
 
+from serving.commands.connection import (
+    ApiKey,
+    TlsAuthority,
+    TlsCertificate,
+    TlsKey,
+    choose_tls,
+    tell,
+)
 from serving.requests import OutputSize
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -26,26 +34,33 @@ ENDINGS = {
     "npy": ".npy",
     "raw": ".raw",
     "stats": ".json",
+    "rle": "_rle.json",
+    "polygons": ".geojson",
 }
 SIZES: dict[str, OutputSize] = {"original": "original", "model": "model"}
+# PNG is the server's own choice, and an option only where there is an overlay.
+PICTURES: dict[str, Literal["jpeg"] | None] = {"png": None, "jpeg": "jpeg"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One photo and the file that its answer goes to."""
+    """One photo and the files that its answer goes to, one a format."""
 
     source: Path
-    target: Path
+    targets: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Options:
     """What is asked of the server for every photo."""
 
-    format: str
+    formats: tuple[str, ...]
     size: OutputSize
     smooth: bool | None
     classes: tuple[str, ...]
+    confidence: bool
+    tta: tuple[str, ...]
+    form: Form
 
 
 def segment(
@@ -53,7 +68,9 @@ def segment(
         list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER", exists=True, show_default=False)
     ],
     model: Annotated[str, typer.Option(help="a model that the server has")],
-    format: Annotated[str, typer.Option(help=", ".join(ENDINGS))] = "overlay",
+    format: Annotated[
+        str, typer.Option(help=f"one or several, by comma: {', '.join(ENDINGS)}")
+    ] = "overlay",
     out: Annotated[Path, typer.Option(help="folder for the answers")] = Path("out"),
     server: Annotated[str, typer.Option(help="host and gRPC port")] = "localhost:8001",
     size: Annotated[str, typer.Option(help="of the answer: original, model")] = "original",
@@ -61,28 +78,67 @@ def segment(
         bool | None, typer.Option("--smooth/--no-smooth", help="interpolate logits, not ids")
     ] = None,
     classes: Annotated[str, typer.Option(help="keep these: names or ids, by comma")] = "",
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="add it to npy (then npz), stats, rle, polygons")
+    ] = False,
+    tta: Annotated[str, typer.Option(help="flip and scales, by comma: flip,0.75,1.25")] = "",
+    image: Annotated[str, typer.Option(help="of an overlay: png, jpeg")] = "png",
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="of an overlay as JPEG")
+    ] = None,
+    opacity: Annotated[
+        float | None, typer.Option(min=0, max=1, help="of an overlay's colours")
+    ] = None,
+    legend: Annotated[bool, typer.Option("--legend", help="below an overlay")] = False,
+    tolerance: Annotated[float | None, typer.Option(min=0, help="of polygons, in pixels")] = None,
+    min_area: Annotated[int | None, typer.Option(min=0, help="of polygons, in pixels")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="photos on their way at once")] = 4,
     timeout_s: Annotated[float, typer.Option("--timeout", help="seconds a photo")] = 60.0,
+    api_key: ApiKey = None,
+    tls_ca: TlsAuthority = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Segment photos, and all photos below folders, on a running server."""
-    for name, value, known in (("format", format, ENDINGS), ("size", size, SIZES)):
+    formats = tuple(dict.fromkeys(format.split(",")))
+    choices = [("format", one, tuple(ENDINGS)) for one in formats]
+    choices += [("size", size, tuple(SIZES)), ("image", image, tuple(PICTURES))]
+    for name, value, known in choices:
         if value not in known:
             sys.exit(f"segserve segment: --{name} is {value!r}; known: {', '.join(known)}")
-    options = Options(format, SIZES[size], smooth, tuple(filter(None, classes.split(","))))
+    options = Options(
+        formats,
+        SIZES[size],
+        smooth,
+        tuple(filter(None, classes.split(","))),
+        confidence,
+        tuple(filter(None, tta.split(","))),
+        Form(PICTURES[image], quality, opacity, legend, tolerance, min_area),
+    )
     try:
-        jobs = plan_jobs(sources, out, ENDINGS[format])
-        with Client(server, model, timeout_s) as client:
+        jobs = plan_jobs(sources, out, [find_ending(one, options) for one in formats])
+        tls = choose_tls(tls_ca, tls_certificate, tls_key)
+        with Client(server, model, timeout_s, api_key, tls) as client:
             client.describe()  # no server or no such model: said once, not for every photo
             failed = run_jobs(client, jobs, options, parallel)
-    except (SegserveError, ValueError) as error:
-        sys.exit(f"segserve segment: {error}")
+    except (SegserveError, ValueError, OSError) as error:
+        sys.exit(f"segserve segment: {tell(error)}")
     done = len(jobs) - failed
     print(f"{done} of {len(jobs)} written to {out}" if failed else f"{done} written to {out}")
     if failed:
         sys.exit(1)
 
 
-def plan_jobs(sources: list[Path], out: Path, ending: str) -> tuple[Job, ...]:
+def find_ending(format: str, options: Options) -> str:
+    """What follows the photo's stem in the name of that format's file."""
+    if format == "overlay" and options.form.image == "jpeg":
+        return "_overlay.jpg"
+    if format == "npy" and options.confidence:
+        return ".npz"
+    return ENDINGS[format]
+
+
+def plan_jobs(sources: list[Path], out: Path, endings: list[str]) -> tuple[Job, ...]:
     """Where each answer goes: below a folder, in the same subfolder of ``out``.
 
     Photos that differ only in their suffix keep it: ``a.jpg`` and ``a.png`` become ``a.jpg.png``
@@ -97,21 +153,24 @@ def plan_jobs(sources: list[Path], out: Path, ending: str) -> tuple[Job, ...]:
             f"no photos ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(map(str, sources))}"
         )
     stems = Counter(relative.with_suffix("") for _, relative in photos)
-    jobs: dict[Path, Job] = {}
+    jobs: list[Job] = []
+    written: dict[Path, Path] = {}
     for source, relative in photos:
         stem = relative.stem if stems[relative.with_suffix("")] == 1 else relative.name
-        target = out / relative.parent / f"{stem}{ending}"
-        if target in jobs:
-            raise ValueError(
-                f"{jobs[target].source} and {source} would both be written to {target}; "
-                f"send them apart, with another --out"
-            )
-        jobs[target] = Job(source, target)
+        targets = tuple(out / relative.parent / f"{stem}{ending}" for ending in endings)
+        for target in targets:
+            if target in written:
+                raise ValueError(
+                    f"{written[target]} and {source} would both be written to {target}; "
+                    f"send them apart, with another --out"
+                )
+            written[target] = source
+        jobs.append(Job(source, targets))
     originals = {source.resolve() for source, _ in photos}
-    for target in jobs:
+    for target in written:
         if target.resolve() in originals:
             raise ValueError(f"{target} is one of the photos; name another folder with --out")
-    return tuple(jobs.values())
+    return tuple(jobs)
 
 
 def find_photos(source: Path, out: Path) -> Iterator[tuple[Path, Path]]:
@@ -157,18 +216,22 @@ def run_jobs(client: Client, jobs: tuple[Job, ...], options: Options, parallel: 
 
 
 def run_job(client: Client, job: Job, options: Options) -> None:
-    """Segments one photo and writes the answer.
+    """Segments one photo and writes the answer's files.
 
     Raises:
         SegserveError: the server refused it.
         OSError: a file cannot be read or written.
     """
-    body = client.encode(
+    files = client.encode_all(
         job.source,
-        options.format,
+        options.formats,
         size=options.size,
         smooth=options.smooth,
         classes=options.classes,
+        confidence=options.confidence,
+        tta=options.tta,
+        form=options.form,
     )
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    job.target.write_bytes(body)
+    for format, target in zip(options.formats, job.targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(files[format].body)

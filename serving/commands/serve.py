@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
-from serving.errors import InvalidModel
+from serving.errors import InvalidModel, InvalidSetting, NotReady
 from serving.lifecycle import Server, run
 from serving.settings import Settings
 
@@ -25,10 +25,16 @@ def serve(
     http_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
-    engine: Annotated[str | None, typer.Option(help="onnxruntime")] = None,
+    engine: Annotated[str | None, typer.Option(help="onnxruntime or triton")] = None,
+    triton_url: Annotated[
+        str | None, typer.Option(help="HOST:GRPC_PORT of Triton servers, by comma")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="cores for inference")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="not ready, still answering")] = None,
     strict: Annotated[bool, typer.Option(help="stop where a model cannot be loaded")] = False,
+    watch_repository: Annotated[
+        bool, typer.Option("--watch-repository", help="follow the folder as it changes")
+    ] = False,
 ) -> None:
     """Serve a model repository over HTTP, gRPC and Prometheus metrics.
 
@@ -41,9 +47,11 @@ def serve(
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "engine": engine,
+        "triton_url": triton_url,
         "threads": threads,
         "drain_seconds": drain_seconds,
         "strict": strict or None,
+        "watch_repository": watch_repository or None,
     }
     console = Console(stderr=True)
     logging.basicConfig(
@@ -60,7 +68,7 @@ def serve(
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
         sys.exit(f"segserve serve: setting {name}: {first['msg']}, got {first['input']!r}")
-    except (InvalidModel, OSError) as error:
+    except (InvalidModel, InvalidSetting, NotReady, OSError) as error:
         sys.exit(f"segserve serve: {error}")
 
 
@@ -83,9 +91,10 @@ async def serve_until_signal(settings: Settings) -> None:
 def greeting(server: Server) -> str:
     """Addresses, models, and a line to paste."""
     host, ports = server.settings.host, server.ports
+    scheme = "https" if server.tls else "http"
     model = server.registry.models()[0].name
     lines = [
-        f"segserve is ready: http://{host}:{ports.http}  "
+        f"segserve is ready: {scheme}://{host}:{ports.http}  "
         f"gRPC {host}:{ports.grpc}  metrics http://{host}:{ports.metrics}/metrics",
         "models: "
         + ", ".join(
@@ -94,7 +103,7 @@ def greeting(server: Server) -> str:
             for m in server.registry.models()
         ),
         "try:    curl --data-binary @street.jpg "
-        f"'{host}:{ports.http}/v2/models/{model}/segment?format=overlay' -o overlay.png",
+        f"'{scheme}://{host}:{ports.http}/v2/models/{model}/segment?format=overlay' -o overlay.png",
     ]
     lines += [f"not served: {name}: {why}" for name, why in server.registry.failures.items()]
     return "\n".join(lines)

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from band_model import MODEL_SIZE, Served, free_ports, serve_fake, write_model
-
-from serving.testing import FakeEngine, ServerThread
+from band_model import Served, serve_bands, write_model
 
 
 @pytest.fixture
@@ -20,8 +18,5 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server a test module."""
-    folder = tmp_path_factory.mktemp("repository")
-    write_model(folder)
-    engine = FakeEngine(MODEL_SIZE)
-    with ServerThread(free_ports(folder), serve_fake(engine)) as server:
-        yield Served(server, engine)
+    with serve_bands(tmp_path_factory.mktemp("repository")) as served:
+        yield served

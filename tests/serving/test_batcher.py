@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from batching import Notes, batching
 
-from serving.batcher import Batcher, BatchLimits
+from serving.batcher import Batcher
+from serving.batching.batch import BatchLimits
+from serving.batching.queue_policy import Scheduling
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.geometry import Size
 from serving.testing import FakeEngine
 
 SIZE = Size(4, 6)
-LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=5000)
-
-
-@dataclass
-class Notes:
-    """An observer that remembers."""
-
-    rejections: list[str] = field(default_factory=list)
-    batches: list[int] = field(default_factory=list)
-    queue: int = 0
-
-    def queue_changed(self, length: int) -> None:
-        self.queue = length
-
-    def batch_done(self, size: int) -> None:
-        self.batches.append(size)
-
-    def rejected(self, reason: str) -> None:
-        self.rejections.append(reason)
-
-
-@asynccontextmanager
-async def batching(
-    engine: FakeEngine, limits: BatchLimits = LIMITS, notes: Notes | None = None
-) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic)
-    batcher.start()
-    try:
-        yield batcher
-    finally:
-        engine.hold.set()
-        await asyncio.wait_for(batcher.drain(), 20)
 
 
 def image_of(label: int) -> npt.NDArray[np.uint8]:
@@ -96,7 +63,7 @@ async def test_images_that_wait_run_as_one_batch() -> None:
 
 
 async def test_the_delay_waits_for_company() -> None:
-    limits = BatchLimits(100, 1 << 20, 5000, delay_ms=2000)
+    limits = BatchLimits(100, 1 << 20, 5000, Scheduling(delay_s=2.0))
     engine = FakeEngine(SIZE)
     async with batching(engine, limits) as batcher:
         tasks = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
@@ -175,7 +142,7 @@ async def test_a_deadline_passes_while_the_engine_is_busy() -> None:
     async with batching(engine, notes=notes) as batcher:
         running = await occupy(batcher, engine)
         patient = asyncio.create_task(label_of(batcher, 2))
-        with pytest.raises(DeadlineExceeded, match="queue_timeout_ms"):
+        with pytest.raises(DeadlineExceeded, match="own deadline"):
             await asyncio.wait_for(label_of(batcher, 1, timeout_s=0.03), 2)
         assert not running.done()
         engine.hold.set()
@@ -188,7 +155,7 @@ async def test_the_queue_timeout_holds_for_everybody() -> None:
     limits, engine = BatchLimits(100, 1 << 20, queue_timeout_ms=20), FakeEngine(SIZE)
     async with batching(engine, limits) as batcher:
         running = await occupy(batcher, engine)
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceeded, match="queue_timeout_ms"):
             await asyncio.wait_for(label_of(batcher, 1, timeout_s=60), 2)
         engine.hold.set()
         assert await running == 7

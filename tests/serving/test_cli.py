@@ -77,7 +77,7 @@ def test_wrong_settings_stop_the_start_and_are_named(
 
 
 def test_models_lists_what_is_served_and_why_something_is_not(tmp_path: Path) -> None:
-    good = write_model(tmp_path, "good")
+    good = write_model(tmp_path, "good", family="street")
     (good / "1" / "model.onnx").write_bytes(make_graph().SerializeToString())
     (good / "labels.txt").write_text("a\nb\nc\n")
     broken = write_model(tmp_path, "broken")
@@ -86,4 +86,5 @@ def test_models_lists_what_is_served_and_why_something_is_not(tmp_path: Path) ->
     assert answer.returncode == 1
     assert "4x6" in answer.stdout
     assert "fp32" in answer.stdout
+    assert "street" in answer.stdout
     assert "labels.txt is missing" in answer.stdout.replace("\n", " ")

@@ -1,12 +1,29 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from serving.geometry import Plan, Size, plan, prepare, source_positions
+from serving.geometry import (
+    PADDING,
+    RESIZES,
+    Augmentation,
+    Size,
+    cut,
+    plan,
+    prepare,
+    source_positions,
+)
 
 lengths = st.integers(1, 300)
+sizes = st.builds(Size, st.integers(1, 90), st.integers(1, 90))
+ways = st.sampled_from(RESIZES)
+overlaps = st.floats(0, 0.5)
+augmentations = st.builds(
+    lambda scales, flip: Augmentation(tuple(sorted({1.0, *scales})), flip),
+    st.lists(st.floats(0.25, 4), max_size=2),
+    st.booleans(),
+)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
@@ -30,13 +47,82 @@ def test_an_empty_size_is_refused():
         Size(0, 3)
 
 
-def test_stretch_is_the_only_way_so_far():
-    assert plan(Size(3, 4), Size(5, 6)) == Plan(Size(3, 4), Size(5, 6))
-    for way in ("letterbox", "tile"):
-        with pytest.raises(ValueError, match=f"{way}.*not supported yet"):
-            plan(Size(3, 4), Size(5, 6), way)
+def test_stretch_is_one_view_of_the_whole_image():
+    view = plan(Size(3, 4), Size(5, 6)).only_view
+    assert (view.canvas, view.whole, view.flip, view.share) == (Size(5, 6), True, False, 1.0)
+
+
+def test_unknown_ways_and_overlaps_are_refused():
     with pytest.raises(ValueError, match="stretch, letterbox, tile"):
         plan(Size(3, 4), Size(5, 6), "crop")
+    for overlap in (-0.1, 0.6, float("nan")):
+        with pytest.raises(ValueError, match=r"0 to 0\.5"):
+            plan(Size(3, 4), Size(5, 6), "tile", tile_overlap=overlap)
+
+
+@given(sizes, sizes)
+def test_letterbox_keeps_the_aspect_and_centres(original, model):
+    view = plan(original, model, "letterbox").only_view
+    canvas = view.canvas
+    assert canvas.height <= model.height
+    assert canvas.width <= model.width
+    factor = min(model.height / original.height, model.width / original.width)
+    assert abs(canvas.height - max(1, factor * original.height)) <= 0.5
+    assert abs(canvas.width - max(1, factor * original.width)) <= 0.5
+    assert canvas.height == model.height or canvas.width == model.width
+    for content, length in zip(view.content, (model.height, model.width), strict=True):
+        assert 0 <= (length - content.stop) - content.start <= 1
+
+
+@settings(deadline=None)
+@given(sizes, sizes, ways, overlaps, augmentations)
+def test_the_views_of_a_plan(original, model, way, overlap, augmentation):
+    """As many as it says, from the top downwards, and their shares of each pixel make one."""
+    made = plan(original, model, way, tile_overlap=overlap, augmentation=augmentation)
+    assume(made.view_count <= 60)
+    assert len(made.views) == made.view_count
+    firsts = [view.rows.reach(original.height)[0] for view in made.views]
+    assert np.diff(firsts).min(initial=0) >= -1  # windows of different scales: rounding
+    total = np.zeros((original.height, original.width))
+    for grid in made.grids:
+        columns = grid.columns.windows(), grid.columns.weights(original.width)
+        for row, down in zip(grid.rows.windows(), grid.rows.weights(original.height), strict=True):
+            for column, across in zip(*columns, strict=True):
+                part = (slice(*row.reach(original.height)), slice(*column.reach(original.width)))
+                total[part] += np.outer(down, across)
+    np.testing.assert_allclose(total, len(made.grids), rtol=1e-5)
+    sides = 2 if augmentation.flip else 1
+    assert all(view.share == 1 / (sides * len(made.grids)) for view in made.views)
+
+
+def test_an_image_that_fits_is_one_tile_in_its_own_pixels(image):
+    exact = plan(Size(30, 40), Size(30, 40), "tile")
+    assert exact.only_view.whole
+    assert prepare(image, exact) is image
+    smaller = plan(Size(30, 40), Size(33, 44), "tile")
+    shown = prepare(image, smaller)
+    np.testing.assert_array_equal(shown[1:31, 2:42], image)
+    beside = np.ones((33, 44), bool)
+    beside[1:31, 2:42] = False
+    assert (shown[beside] == PADDING).all()
+
+
+def test_a_longer_image_is_covered_evenly():
+    made = plan(Size(10, 100), Size(10, 40), "tile", tile_overlap=0.25)
+    windows = made.grids[0].columns.windows()
+    assert [(w.start, w.length, w.rise, w.fall) for w in windows] == [
+        (0, 40, 0, 10),
+        (30, 40, 10, 10),
+        (60, 40, 10, 0),
+    ]
+
+
+def test_scales_multiply_the_canvas():
+    scales = Augmentation((0.5, 1.0, 1.5))
+    made = plan(Size(40, 40), Size(20, 30), "stretch", augmentation=scales)
+    assert {view.canvas for view in made.views} == {Size(10, 15), Size(20, 30), Size(30, 45)}
+    tiled = plan(Size(40, 40), Size(20, 30), "tile", augmentation=scales)
+    assert {view.canvas for view in tiled.views} == {Size(20, 20), Size(40, 40), Size(60, 60)}
 
 
 @pytest.fixture
@@ -48,31 +134,48 @@ def test_prepare_returns_the_image_itself_at_the_same_size(image):
     assert prepare(image, plan(Size(30, 40), Size(30, 40))) is image
 
 
-@pytest.mark.parametrize("model", [Size(30, 40), Size(16, 24), Size(60, 41), Size(1, 1)])
-def test_prepare_fills_a_slot_of_a_batch(image, model):
-    batch = np.zeros((3, model.height, model.width, 3), np.uint8)
-    slot = batch[1]
-    given_plan = plan(Size(30, 40), model)
-    assert prepare(image, given_plan, slot) is slot
+@pytest.mark.parametrize("model", [Size(16, 24), Size(60, 41), Size(1, 1)])
+def test_prepare_stretches_with_half_pixel_centres(image, model):
     expected = cv2.resize(image, (model.width, model.height), interpolation=cv2.INTER_LINEAR)
-    assert np.array_equal(batch[1], expected)
-    assert not batch[0].any()
-    assert not batch[2].any()
-    assert np.array_equal(prepare(image, given_plan), expected)
+    assert np.array_equal(prepare(image, plan(Size(30, 40), model)), expected)
 
 
-def test_prepare_fills_a_slot_that_is_not_contiguous(image):
-    wide = np.zeros((16, 48, 3), np.uint8)
-    prepare(image, plan(Size(30, 40), Size(16, 24)), wide[:, ::2])
-    expected = cv2.resize(image, (24, 16), interpolation=cv2.INTER_LINEAR)
-    assert np.array_equal(wide[:, ::2], expected)
+@settings(deadline=None)
+@given(sizes, sizes, ways, overlaps, augmentations)
+def test_a_pixel_lies_in_a_view_where_cutting_put_it(original, model, way, overlap, augmentation):
+    """The inverse is exact: with a position for each pixel of the input, it finds the canvas."""
+    made = plan(original, model, way, tile_overlap=overlap, augmentation=augmentation)
+    assume(made.view_count <= 20)
+    for view in made.views:
+        canvas = view.canvas
+        # Each pixel of the canvas says where it is.
+        where = np.stack(np.mgrid[: canvas.height, : canvas.width], -1).astype(np.float64)
+        shown = np.zeros((model.height, model.width, 2))
+        rows, columns = view.rows, view.columns
+        shown[view.content] = where[rows.start :, columns.start :][: rows.length, : columns.length]
+        shown = shown[:, ::-1] if view.flip else shown
+        y = rows.positions(canvas.height, model.height)
+        x = columns.positions(canvas.width, model.width, view.flip)
+        inside = np.ix_(range(*rows.reach(canvas.height)), range(*columns.reach(canvas.width)))
+        read = shown[np.rint(y).astype(int)][:, np.rint(x).astype(int)]
+        np.testing.assert_array_equal(read[inside], where[inside])
+
+
+def test_a_cut_view_shows_its_window(image):
+    made = plan(Size(30, 40), Size(16, 24), "tile", augmentation=Augmentation(flip=True))
+    for view in made.views:
+        shown = cut(image, view)
+        assert shown.shape == (16, 24, 3)
+        assert shown.flags.c_contiguous
+        expected = image[view.rows.start :, view.columns.start :][:16, :24]
+        np.testing.assert_array_equal(shown, expected[:, ::-1] if view.flip else expected)
 
 
 def test_prepare_refuses_other_sizes(image):
     with pytest.raises(ValueError, match="31x40"):
         prepare(image, plan(Size(31, 40), Size(16, 24)))
-    with pytest.raises(ValueError, match="16x24"):
-        prepare(image, plan(Size(30, 40), Size(16, 24)), np.zeros((24, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match="6 views of 16x24"):
+        prepare(image, plan(Size(30, 40), Size(16, 24), "tile"))
 
 
 @given(lengths, lengths, lengths)

@@ -1,6 +1,5 @@
 import io
 import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -8,32 +7,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import (
+    HEIGHT,
+    LOSSLESS,
+    LOSSY,
+    PHOTO,
+    WIDTH,
+    encoded,
+    exif,
+    interlaced_png,
+    png_chunk,
+    scene,
+    sixteen_bit_png,
+    turned,
+)
 from PIL import Image
 
 from serving.errors import InvalidImage, TooLarge, UnsupportedImageFormat
 from serving.image import DEFAULT_FORMATS, ImageHeader, decode, probe
-
-HEIGHT, WIDTH = 30, 44
-
-
-def scene(channels=3, dtype=np.uint8):
-    """A gradient with a bright corner: smooth enough for JPEG, and no symmetry."""
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    planes = [x * 4, y * 6, 200 - 3 * x, 255 - y * 3][:channels]
-    pixels = np.stack(planes, axis=-1)
-    pixels[:8, :8] = 250
-    if dtype == np.uint16:
-        pixels = pixels * 257 + np.arange(WIDTH)[None, :, None] * 3
-    return pixels.clip(0, np.iinfo(dtype).max).astype(dtype).squeeze()
-
-
-PHOTO = Image.fromarray(scene())
-
-
-def encoded(image, format, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def read(data, **options):
@@ -55,45 +46,9 @@ def by_pillow(data):
     return np.asarray(image.convert("RGB"))
 
 
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
 def png_of(width, height, *chunks):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join((png_chunk(b"IHDR", header), *chunks))
-
-
-GRAY, INDEXED = PHOTO.convert("L"), PHOTO.quantize(32)
-ALPHA = Image.fromarray(scene(channels=4))
-
-LOSSLESS = {
-    "png": encoded(PHOTO, "PNG"),
-    "png gray": encoded(GRAY, "PNG"),
-    "png gray and alpha": encoded(ALPHA.convert("LA"), "PNG"),
-    "png alpha": encoded(ALPHA, "PNG"),
-    "png palette": encoded(INDEXED, "PNG"),
-    "png palette with alpha": encoded(INDEXED, "PNG", transparency=bytes(range(32))),
-    "png transparent colour": encoded(PHOTO, "PNG", transparency=(250, 250, 250)),
-    "png palette of 4 bits": encoded(PHOTO.quantize(16), "PNG", bits=4),
-    "png of 1 bit": encoded(PHOTO.convert("1"), "PNG"),
-    "webp lossless": encoded(PHOTO, "WEBP", lossless=True),
-    "webp alpha": encoded(ALPHA, "WEBP", lossless=True, exact=True),
-    "bmp": encoded(PHOTO, "BMP"),
-    "bmp gray": encoded(GRAY, "BMP"),
-    "bmp palette": encoded(INDEXED, "BMP"),
-    "bmp of 1 bit": encoded(PHOTO.convert("1"), "BMP"),
-    "bmp alpha": encoded(ALPHA, "BMP"),
-}
-LOSSY = {
-    "jpeg": encoded(PHOTO, "JPEG"),
-    "jpeg 4:4:4": encoded(PHOTO, "JPEG", subsampling=0),
-    "jpeg progressive": encoded(PHOTO, "JPEG", progressive=True),
-    "jpeg gray": encoded(GRAY, "JPEG"),
-    "jpeg rgb": encoded(PHOTO, "JPEG", keep_rgb=True),
-    "jpeg cmyk": encoded(PHOTO.convert("CMYK"), "JPEG"),
-    "webp": encoded(PHOTO, "WEBP"),
-}
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -112,59 +67,21 @@ def test_alpha_is_dropped_not_blended():
     assert np.array_equal(read(LOSSLESS["webp alpha"]), scene())
 
 
-def interlaced_png():
-    """Adam7, written here since Pillow only reads it."""
-    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4))
-    passes = (*passes, (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-    rows = b"".join(
-        b"\0" + row.tobytes()
-        for y, x, down, across in passes
-        for row in scene()[y::down, x::across]
-        if row.size
-    )
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 1)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
-
-
 def test_interlaced():
     assert np.array_equal(read(interlaced_png()), scene())
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits_are_divided_by_257_and_rounded(channels):
-    deep = scene(channels, np.uint16)
-    stored = deep if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]
-    data = cv2.imencode(".png", stored)[1].tobytes()
-    expected = np.rint(deep / 257).astype(np.uint8)
+    expected = np.rint(scene(channels, np.uint16) / 257).astype(np.uint8)
     expected = np.stack([expected] * 3, axis=-1) if channels == 1 else expected[..., :3]
-    assert np.array_equal(read(data), expected)
+    assert np.array_equal(read(sixteen_bit_png(channels)), expected)
 
 
 def test_every_sixteen_bit_value_is_rounded():
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     data = cv2.imencode(".png", values)[1].tobytes()
     assert np.array_equal(read(data)[..., 1], np.rint(values / 257).astype(np.uint8))
-
-
-def exif(orientation):
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags.tobytes()
-
-
-def turned(pixels, orientation):
-    """What the EXIF standard says each value means, written as array operations."""
-    return {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.transpose(1, 0, 2),
-        6: np.rot90(pixels, -1),
-        7: pixels[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(pixels, 1),
-    }[orientation]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

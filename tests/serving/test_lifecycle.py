@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -43,27 +45,37 @@ asyncio.run(main())
 """
 
 
-def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    support = Path(__file__).parents[1] / "support"
+@contextmanager
+def serving_process(source: str, repository: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that runs ``source``, and its HTTP address once it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_SERVER, str(tmp_path)],
+        [sys.executable, "-c", source, str(repository)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=support,
+        cwd=Path(__file__).parents[1] / "support",
     )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert found, line
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with serving_process(SLOW_SERVER, tmp_path) as (process, url):
         answers: list[httpx.Response] = []
-        with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=30) as http:
+        with httpx.Client(base_url=url, timeout=30) as http:
             data = encode(bands(60, 80))
             caller = threading.Thread(
-                target=lambda: answers.append(httpx.post(http.base_url.join(SEGMENT), content=data,
-                                                         timeout=30))
-            )  # fmt: skip
+                target=lambda: answers.append(httpx.post(url + SEGMENT, content=data, timeout=30))
+            )
             caller.start()
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
@@ -74,11 +86,31 @@ def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: P
         assert process.wait(20) == 0
         assert [answer.status_code for answer in answers] == [200]
         assert len(answers[0].content) == 60 * 80
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+
+
+def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    source = SLOW_SERVER.replace("delay_s=0.8", "delay_s=0.005")
+    with serving_process(source, tmp_path) as (process, url):
+        data = encode(bands(60, 80))
+        codes: list[int] = []
+
+        def ask_while_ready() -> None:
+            # What a load balancer's client does: none once readiness is off.
+            with httpx.Client(base_url=url, timeout=30) as http:
+                while http.get("/v2/health/ready").status_code == 200:
+                    codes.append(http.post(SEGMENT, content=data).status_code)
+
+        callers = [threading.Thread(target=ask_while_ready) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        while len(codes) < 40:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        for caller in callers:
+            caller.join(30)
+        assert process.wait(30) == 0
+        assert set(codes) == {200}
 
 
 @pytest.mark.parametrize("port", ["http", "grpc", "metrics"])

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -7,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from mask_views import CITYS, citys_view, opened
 
-from serving import png
 from serving.errors import InvalidRequest
-from serving.mask import FORMATS, Encoded, MaskView, encode, format_for_accept, warm
-from serving.palette import IGNORE_COLOR, load_labels, plte
-
-CITYS = load_labels("citys")
+from serving.forms import png
+from serving.forms.mask_view import Encoded, MaskView
+from serving.mask import FORMATS, MaskOptions, check_options, encode, warm
+from serving.palette import IGNORE_COLOR, plte
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +23,7 @@ def view():
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 19, (6, 8)), np.ones((7, 9), int)).astype(np.uint8)
     labels[:4, :5] = 255
-    return MaskView(
-        labels,
-        CITYS.names,
-        CITYS.colors,
-        image=rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8),
-        confidence=rng.integers(0, 256, labels.shape, dtype=np.uint8),
-    )
-
-
-def opened(body):
-    image = Image.open(io.BytesIO(body))
-    image.load()
-    return image
+    return citys_view(labels)
 
 
 def test_png_holds_the_ids_and_the_palette(view):
@@ -96,6 +84,60 @@ def test_overlay_is_half_photo_half_colour(view):
     assert np.array_equal(pixels[~outside], (view.image[~outside].astype(int) + colors + 1) // 2)
 
 
+@pytest.mark.parametrize("opacity", [0.0, 0.3, 1.0])
+def test_opacity_of_an_overlay(view, opacity):
+    pixels = np.asarray(opened(encode(view, "overlay", MaskOptions(opacity=opacity)).body))
+    colors = np.vstack([CITYS.colors, np.zeros((237, 3))])[view.labels]
+    colors[view.labels == 255] = view.image[view.labels == 255]
+    assert np.abs(pixels - ((1 - opacity) * view.image + opacity * colors)).max() <= 1
+
+
+def test_an_overlay_as_jpeg(view):
+    smooth = replace(view, image=np.full_like(view.image, 90), labels=np.full_like(view.labels, 8))
+    sizes = []
+    for quality in (None, 30, 95):
+        answer = encode(smooth, "overlay", MaskOptions(image="jpeg", quality=quality))
+        assert answer.media_type == "image/jpeg"
+        picture = opened(answer.body)
+        assert (picture.format, picture.mode) == ("JPEG", "RGB")
+        expected = (90 + np.array(CITYS.colors[8]) + 1) // 2
+        assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 4
+        noisy = encode(view, "overlay", MaskOptions(image="jpeg", quality=quality))
+        sizes.append(len(noisy.body))
+    assert sizes[1] < sizes[0] < sizes[2]
+
+
+def test_a_jpeg_too_long_for_its_format_is_refused():
+    long = citys_view(np.zeros((1, 65_501), np.uint8))
+    with pytest.raises(InvalidRequest, match=r"at most 65500 pixels a side.*image=png"):
+        encode(long, "overlay", MaskOptions(image="jpeg"))
+    assert opened(encode(long, "overlay").body).size == (65_501, 1)
+
+
+@pytest.mark.parametrize("image", ["png", "jpeg"])
+def test_a_legend_stands_below_the_picture(view, image):
+    width = 700
+    wide = citys_view(np.resize(np.array([0, 1, 13, 255], np.uint8), (40, width)))
+    plain = opened(encode(wide, "overlay", MaskOptions(image=image)).body)
+    picture = opened(encode(wide, "overlay", MaskOptions(image=image, legend=True)).body)
+    assert picture.width == width
+    assert 40 < picture.height < 100
+    strip = np.asarray(picture)[plain.height :]
+    if image == "png":
+        assert np.array_equal(np.asarray(picture)[: plain.height], np.asarray(plain))
+        shown = {tuple(color) for color in strip.reshape(-1, 3).tolist()}
+        assert {CITYS.colors[k] for k in (0, 1, 13)} <= shown
+        assert CITYS.colors[8] not in shown
+    assert (strip < 60).all(axis=2).sum() > 100  # letters
+
+
+def test_a_legend_takes_as_many_lines_as_it_needs(view):
+    narrow = encode(view, "overlay", MaskOptions(legend=True)).body
+    assert opened(narrow).height > view.labels.shape[0] + 5 * 11
+    nothing = replace(view, labels=np.full_like(view.labels, 255))
+    assert opened(encode(nothing, "overlay", MaskOptions(legend=True)).body).size == (72, 42)
+
+
 def test_confidence_is_a_gray_png(view):
     image = opened(encode(view, "confidence").body)
     assert image.mode == "L"
@@ -108,11 +150,17 @@ def test_npy_and_raw(view):
     loaded = np.load(io.BytesIO(answer.body), allow_pickle=False)
     assert loaded.dtype == np.uint8
     assert np.array_equal(loaded, view.labels)
+    both = encode(view, "npy", MaskOptions(confidence=True))
+    assert both.media_type == "application/x-npz"
+    with np.load(io.BytesIO(both.body), allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["confidence", "mask"]
+        assert np.array_equal(arrays["mask"], view.labels)
+        assert np.array_equal(arrays["confidence"], view.confidence)
     assert encode(view, "raw") == Encoded(view.labels.tobytes(), "application/octet-stream")
 
 
 def test_stats(view):
-    answer = encode(view, "stats")
+    answer = encode(view, "stats", MaskOptions(confidence=True))
     assert answer.media_type == "application/json"
     stats = json.loads(answer.body)
     assert (stats["height"], stats["width"]) == view.labels.shape
@@ -149,11 +197,13 @@ def test_a_part_that_is_missing_or_of_another_size_is_refused():
         image=np.zeros((3, 2, 3), np.uint8),
         confidence=np.zeros((3, 2), np.uint8),
     )
-    for format in ("overlay", "confidence"):
-        assert FORMATS[format].needs_image or FORMATS[format].needs_confidence
-        for view in (bare, other):
+    for view in (bare, other):
+        for format in ("overlay", "confidence"):
             with pytest.raises(ValueError, match="size of the labels"):
                 encode(view, format)
+        for format in ("npy", "stats", "rle", "polygons"):
+            with pytest.raises(ValueError, match="size of the labels"):
+                encode(view, format, MaskOptions(confidence=True))
 
 
 def test_formats_say_what_they_need():
@@ -162,34 +212,38 @@ def test_formats_say_what_they_need():
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(view):
-    with pytest.raises(InvalidRequest, match=r"'gif'.*png, overlay, confidence, npy, raw, stats"):
+    known = "png, overlay, confidence, npy, raw, stats, rle, polygons"
+    with pytest.raises(InvalidRequest, match=f"'gif'.*{known}"):
         encode(view, "gif")
 
 
 @pytest.mark.parametrize(
-    ("accept", "format"),
+    ("formats", "options", "text"),
     [
-        ("image/png", "png"),
-        ("application/x-npy", "npy"),
-        ("application/octet-stream", "raw"),
-        ("application/json", "stats"),
-        ("Application/JSON; charset=utf-8", "stats"),
-        ("*/*", "png"),
-        ("image/*", "png"),
-        ("application/json;q=0.5, application/x-npy", "npy"),
-        ("application/json; q=0.5, application/x-npy; q=0.4", "stats"),
-        ("application/x-npy, application/json", "npy"),
-        ("application/json, */*", "stats"),
-        ("*/*, application/json", "stats"),
-        ("text/html,application/xhtml+xml,image/avif,*/*;q=0.8", "png"),
-        ("image/png;q=0, application/json", "stats"),
-        ("image/png;q=0, */*", "npy"),
-        ("image/png;q=0", None),
-        ("image/png;q=much", None),
-        ("text/html", None),
-        ("image", None),
-        ("", None),
+        (("png",), {"opacity": 0.5}, "opacity goes with format=overlay, not with png"),
+        (("stats", "png"), {"tolerance": 0.0}, "tolerance goes with format=polygons"),
+        (("raw",), {"confidence": True}, "confidence goes with format=confidence or format=npy"),
+        (("overlay",), {"quality": 80}, "quality goes with image=jpeg"),
+        (("overlay",), {"image": "png", "quality": 80}, "quality goes with image=jpeg"),
+        (("rle",), {"min_area": 0}, "min_area goes"),
+        (("rle",), {"legend": True}, "legend goes"),
+        (("png", "gif"), {}, "'gif'"),
+        (("png", "stats", "png"), {}, "'png' is named twice"),
+        ((), {}, "no format"),
+        (("overlay",), {"opacity": 1.5}, "opacity is 1.5, expected 0 to 1"),
+        (("overlay",), {"opacity": float("nan")}, "opacity is nan"),
+        (("overlay",), {"image": "gif"}, "image is 'gif'; known: png, jpeg"),
+        (("overlay",), {"image": "jpeg", "quality": 0}, "quality is 0, expected 1 to 100"),
+        (("polygons",), {"tolerance": -1.0}, "tolerance is -1"),
+        (("polygons",), {"tolerance": float("inf")}, "tolerance is inf"),
+        (("polygons",), {"min_area": -1}, "min_area is -1"),
     ],
 )
-def test_accept(accept, format):
-    assert format_for_accept(accept) == format
+def test_options_that_go_with_nothing_are_refused_by_name(formats, options, text):
+    with pytest.raises(InvalidRequest, match=text):
+        check_options(formats, MaskOptions(**options))
+
+
+def test_options_go_with_one_of_several_formats():
+    check_options(("png", "overlay", "polygons"), MaskOptions(opacity=0.1, tolerance=3))
+    check_options(("raw", "stats"), MaskOptions(confidence=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from band_model import CLASSES, write_model
 
+from serving.batching.queue_policy import Scheduling
 from serving.errors import InvalidModel
 from serving.repository import list_models, read_model
 
@@ -17,7 +18,7 @@ def test_a_good_folder_is_read(tmp_path: Path) -> None:
     assert model.versions == (1,)
     assert model.labels.names == CLASSES
     assert model.labels.ignore_label == 255
-    assert (model.max_batch_size, model.instances, model.delay_ms) == (4, 1, 0.0)
+    assert (model.max_batch_size, model.instances, model.scheduling) == (4, 1, Scheduling())
     assert model.graph(1) == tmp_path / "bands" / "1" / "model.onnx"
 
 
@@ -31,6 +32,28 @@ def test_models_are_listed_by_name_and_other_folders_ignored(tmp_path: Path) -> 
         list_models(tmp_path / "elsewhere")
 
 
+def test_geometry_and_family_are_parameters(tmp_path: Path) -> None:
+    plain = read_model(write_model(tmp_path))
+    assert (plain.resize, plain.tile_overlap, plain.family) == ("stretch", 0.25, "bands")
+    folder = write_model(tmp_path, "tiled", resize="tile", tile_overlap="0.4", family="f")
+    tiled = read_model(folder)
+    assert (tiled.resize, tiled.tile_overlap, tiled.family) == ("tile", 0.4, "f")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("resize", "crop", "known: stretch, letterbox, tile"),
+        ("tile_overlap", "0.6", "0 to 0.5"),
+        ("tile_overlap", "many", "'many'"),
+    ],
+)
+def test_other_geometry_is_refused(tmp_path: Path, name: str, value: str, text: str) -> None:
+    folder = write_model(tmp_path, **{name: value})
+    with pytest.raises(InvalidModel, match=f"{name}.*{text}"):
+        read_model(folder)
+
+
 def test_batching_and_instances_mean_what_they_mean_in_triton(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
     config = folder / "config.pbtxt"
@@ -39,7 +62,7 @@ def test_batching_and_instances_mean_what_they_mean_in_triton(tmp_path: Path) ->
     )
     config.write_text(text + "instance_group { kind: KIND_CPU count: 2 }\n")
     model = read_model(folder)
-    assert (model.delay_ms, model.instances) == (1.5, 2)
+    assert (model.scheduling.delay_s, model.instances) == (0.0015, 2)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +92,8 @@ def test_version_policy_chooses(tmp_path: Path, policy: str, versions: tuple[int
         ("sequence_batching { }", "sequence_batching"),
         ("response_cache { enable: true }", "response_cache"),
         ("instance_group { kind: KIND_MODEL }", "KIND_CPU or KIND_GPU"),
+        ("instance_group { passive: true }", r"instance_group\.passive"),
+        ('model_repository_agents { agents { name: "x" } }', "model_repository_agents"),
         ("version_policy { specific { versions: [7] } }", "7"),
         ('parameters { key: "resize" value { string_value: "crop" } }', "stretch"),
         ('parameters { key: "classes" value { string_value: "[\\"a\\"]" } }', "differ"),
@@ -91,15 +116,6 @@ def test_other_platforms_are_refused(tmp_path: Path) -> None:
     config = folder / "config.pbtxt"
     config.write_text(config.read_text().replace("onnxruntime_onnx", "tensorrt_plan"))
     with pytest.raises(InvalidModel, match="tensorrt_plan"):
-        read_model(folder)
-
-
-def test_unknown_batching_fields_are_refused(tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
-    config = folder / "config.pbtxt"
-    text = config.read_text().replace("batching { }", "batching { priority_levels: 2 }")
-    config.write_text(text)
-    with pytest.raises(InvalidModel, match=r"dynamic_batching\.priority_levels"):
         read_model(folder)
 
 

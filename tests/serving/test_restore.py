@@ -8,6 +8,7 @@ from serving.geometry import Size
 from serving.restore import (
     confidence_from_logits,
     confidence_reference,
+    labels_and_confidence,
     labels_from_logits,
     labels_nearest,
     labels_reference,
@@ -61,6 +62,28 @@ def test_confidence_is_that_of_the_reference(classes, height, width, model, orig
     assert confidence.dtype == np.uint8
     assert confidence.shape == (original.height, original.width)
     assert np.abs(confidence.astype(int) - expected).max() <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), lengths, lengths, sizes, sizes, st.integers(0, 2**32))
+def test_both_in_one_pass_are_what_each_is_alone(classes, height, width, model, original, seed):
+    logits = random_logits((classes, height, width), seed)
+    labels, confidence = labels_and_confidence(logits, model, original)
+    assert np.array_equal(labels, labels_from_logits(logits, model, original))
+    assert np.array_equal(confidence, confidence_from_logits(logits, model, original))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
+def test_rows_of_many_mixed_cells_are_no_different(share):
+    """From some share of mixed cells on, a row is interpolated whole."""
+    logits = np.zeros((19, 40, 90), np.float32)
+    logits[3] = 50
+    noisy = round(90 * share)
+    logits[:, ::2, :noisy] = random_logits((19, 20, noisy), 8)
+    size = Size(160, 360)
+    labels = labels_from_logits(logits, size, size)
+    assert (labels != labels_reference(logits, size, size)).sum() <= 1
+    assert np.array_equal(labels, labels_and_confidence(logits, size, size)[0])
 
 
 @pytest.mark.parametrize("scale", [0, 1, 30, 1000, 1e30])
@@ -145,7 +168,7 @@ def test_no_argument_compiles_anew_after_warm():
             labels_nearest(logits[0].astype(np.uint8).T, Size(7, 9))
     for loop in (
         interpolation.fill_labels,
-        interpolation.fill_confidence,
+        interpolation.fill_labels_and_confidence,
         interpolation.fill_nearest,
     ):
         assert len(loop.signatures) == 1

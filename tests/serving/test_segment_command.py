@@ -57,6 +57,8 @@ def test_a_folder_is_segmented_with_its_subfolders(served, photos, tmp_path):
         ("npy", "a.npy"),
         ("raw", "a.raw"),
         ("stats", "a.json"),
+        ("rle", "a_rle.json"),
+        ("polygons", "a.geojson"),
     ],
 )
 def test_every_format_has_its_file(served, photos, tmp_path, format, name):
@@ -73,6 +75,24 @@ def test_options_are_sent(served, photos, tmp_path):
     stats = json.loads((out / "a.json").read_text())
     assert (stats["height"], stats["width"]) == (32, 48)
     assert {entry["id"] for entry in stats["classes"] if entry["pixels"]} == {1, 7}
+
+
+def test_options_of_single_formats_are_sent(served, photos, tmp_path):
+    out = tmp_path / "out"
+    options = (
+        "--format", "overlay,polygons,npy", "--image", "jpeg", "--quality", 60, "--opacity", 0.2,
+        "--legend", "--tolerance", 1, "--min-area", 3, "--confidence", "--tta", "flip",
+    )  # fmt: skip
+    result = call_bands(served, photos / "a.png", "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["a.geojson", "a.npz", "a_overlay.jpg"]
+    with Image.open(out / "a_overlay.jpg") as picture:
+        assert (picture.format, picture.width) == ("JPEG", 96)
+        assert picture.height > 64
+    with np.load(out / "a.npz") as arrays:
+        assert arrays["confidence"].shape == (64, 96)
+    features = json.loads((out / "a.geojson").read_text())["features"]
+    assert [feature["properties"]["class_id"] for feature in features] == list(range(8))
 
 
 def test_a_bad_photo_is_named_and_the_others_are_done(served, photos, tmp_path):
@@ -96,28 +116,28 @@ def test_what_concerns_every_photo_is_said_once(served, photos, tmp_path):
 
 def test_photos_that_differ_in_their_suffix_keep_it(photos):
     (photos / "a.jpg").touch()
-    targets = [job.target for job in plan_jobs([photos], Path("out"), ".npy")]
+    targets = [job.targets[0] for job in plan_jobs([photos], Path("out"), [".npy"])]
     assert targets[:2] == [Path("out/a.jpg.npy"), Path("out/a.png.npy")]
 
 
 def test_no_answer_takes_the_place_of_a_photo_or_another_answer(photos):
     with pytest.raises(ValueError, match="one of the photos"):
-        plan_jobs([photos / "a.png"], photos, ".png")
+        plan_jobs([photos / "a.png"], photos, [".png"])
     (photos / "day" / "a.png").touch()
     with pytest.raises(ValueError, match="would both be written"):
-        plan_jobs([photos / "a.png", photos / "day" / "a.png"], Path("out"), ".json")
+        plan_jobs([photos / "a.png", photos / "day" / "a.png"], Path("out"), [".json"])
 
 
 def test_a_folder_without_photos_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"no photos .* in {tmp_path}"):
-        plan_jobs([tmp_path], Path("out"), ".json")
+        plan_jobs([tmp_path], Path("out"), [".json"])
 
 
 def test_answers_below_the_folder_are_not_sent_again(photos):
     out = photos / "out"
     out.mkdir()
     (out / "a_overlay.png").touch()
-    assert len(plan_jobs([photos], out, "_overlay.png")) == 3
+    assert len(plan_jobs([photos], out, ["_overlay.png"])) == 3
 
 
 def test_the_client_reads_what_the_server_says(served):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from PIL import Image
 
 from serving.geometry import Size
 from serving.lifecycle import Server
-from serving.registry import OpenEngine
+from serving.models.loader import OpenEngine
+from serving.repository import ModelFolder
 from serving.settings import Settings
-from serving.testing import FakeEngine
+from serving.testing import FakeEngine, ServerThread
 
 MODEL_SIZE = Size(32, 48)
 CLASSES = tuple(f"band{index}" for index in range(8))
@@ -33,12 +36,20 @@ parameters {{ key: "accuracy" value {{ string_value: "none: a fake" }} }}
 """
 
 
-def write_model(repository: Path, name: str = "bands") -> Path:
+def write_model(
+    repository: Path, name: str = "bands", size: Size = MODEL_SIZE, **parameters: str
+) -> Path:
     """A folder that reads well; its graph is never opened."""
     folder = repository / name
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").touch()
-    (folder / "config.pbtxt").write_text(CONFIG.format(h=MODEL_SIZE.height, w=MODEL_SIZE.width))
+    (folder / "config.pbtxt").write_text(
+        CONFIG.format(h=size.height, w=size.width)
+        + "".join(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+            for key, value in parameters.items()
+        )
+    )
     (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n")
     return folder
 
@@ -51,6 +62,11 @@ def free_ports(repository: Path) -> Settings:
 
 def serve_fake(engine: FakeEngine) -> OpenEngine:
     return lambda folder, version, settings: engine
+
+
+def serve_fakes(folder: ModelFolder, version: int, settings: Settings) -> FakeEngine:
+    """An engine for each model, of the size that its configuration says."""
+    return FakeEngine(Size(*folder.config.input[0].dims[:2]))
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,15 @@ class Served:
     @property
     def grpc(self) -> str:
         return f"127.0.0.1:{self.server.ports.grpc}"
+
+
+@contextmanager
+def serve_bands(folder: Path) -> Iterator[Served]:
+    """A server of the model on free ports; ``folder`` becomes its repository."""
+    write_model(folder)
+    engine = FakeEngine(MODEL_SIZE)
+    with ServerThread(free_ports(folder), serve_fake(engine)) as server:
+        yield Served(server, engine)
 
 
 def bands(height: int, width: int) -> npt.NDArray[np.uint8]:

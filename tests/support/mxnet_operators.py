@@ -38,7 +38,7 @@ def write_cases(
                 spread = (
                     generator.uniform(0.3, 1.5, shape)
                     if "var" in key
-                    else generator.normal(size=shape) * (4 if "offset" in key else 0.5)
+                    else generator.normal(size=shape) * _spread(key)
                 )
                 values[key] = mx.nd.array(spread)
                 if not key.endswith("label"):
@@ -54,3 +54,10 @@ def write_cases(
         mx.nd.save(str(folder / f"{name}.params"), saved or {"arg:unused": mx.nd.zeros((1,))})
         np.save(folder / f"{name}-data.npy", data)
         np.save(folder / f"{name}-output.npy", output.asnumpy())
+
+
+def _spread(key: str) -> float:
+    """Standard deviation of a parameter's values, by its name: ``still`` offsets are zero."""
+    if "still" in key:
+        return 0
+    return 4 if "offset" in key else 0.5

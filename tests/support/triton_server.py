@@ -28,6 +28,8 @@ class Triton:
     process: subprocess.Popen[bytes]
     client: InferenceServerClient
     log: Path
+    http: str
+    grpc: str
 
     def infer(
         self, model: str, tensor: npt.NDArray[np.generic], *outputs: str
@@ -58,21 +60,26 @@ def install_triton() -> None:
 
 
 @contextmanager
-def run_triton(repository: Path, log: Path) -> Iterator[Triton]:
+def run_triton(
+    repository: Path, log: Path, *arguments: str, grpc_port: int | None = None
+) -> Iterator[Triton]:
     """Serves a repository on free ports; models that do not load do not stop it.
+
+    ``arguments`` are further ones of tritonserver; ``grpc_port`` where it must be a certain one.
 
     At the end SIGTERM must stop it with status 0, and no shared memory may be left.
     """
-    http, grpc, metrics = _free_ports(3)
+    http, free, metrics = _free_ports(3)
+    grpc = grpc_port or free
     command = [sys.executable, START, "--mxnet", "--cache", _cache(), "--repository", repository,
                "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
-               "--", "--exit-on-error=false", "--exit-timeout-secs=20"]  # fmt: skip
+               "--", "--exit-on-error=false", "--exit-timeout-secs=20", *arguments]  # fmt: skip
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         with InferenceServerClient(f"127.0.0.1:{grpc}") as client:
             _wait(process, client, log)
-            yield Triton(process, client, log)
+            yield Triton(process, client, log, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text("utf-8", "replace")[-2000:]
         assert not list(_regions(process.pid))

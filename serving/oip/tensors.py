@@ -25,6 +25,13 @@ class Tensor:
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | tuple[bytes, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the data alone."""
+        if isinstance(self.data, tuple):
+            return sum(len(item) for item in self.data)
+        return self.data.nbytes
+
     def to_bytes(self) -> bytes:
         """The protocol's binary form."""
         if isinstance(self.data, tuple):

@@ -9,6 +9,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from serving.errors import InvalidImage, InvalidRequest, TooLarge, UploadTimeout
+from serving.http.compression import check_encoding, decompress
 from serving.settings import Settings
 
 
@@ -18,16 +19,17 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     Raises:
         TooLarge: more than ``max_request_bytes``, announced or sent.
         UploadTimeout: not complete after ``upload_timeout_s``.
-        InvalidRequest: a compressed body.
+        Unsupported: compressed otherwise than by gzip or deflate.
+        InvalidRequest: compressed, and broken.
     """
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
-        raise InvalidRequest(f"Content-Encoding {encoding!r} is not supported; send it plain")
+        check_encoding(encoding)
     announced = request.headers.get("content-length", "")
     if announced.isdecimal():
         check_length(int(announced), settings)
     try:
-        return await asyncio.wait_for(_collect(request, settings), settings.upload_timeout_s)
+        body = await asyncio.wait_for(_collect(request, settings), settings.upload_timeout_s)
     except asyncio.TimeoutError:
         raise UploadTimeout(
             f"the body was not complete after {settings.upload_timeout_s:g} s "
@@ -35,6 +37,9 @@ async def read_body(request: Request, settings: Settings) -> bytes:
         ) from None
     except ClientDisconnect:
         raise InvalidRequest("the client closed the connection while sending") from None
+    if encoding == "identity":
+        return body
+    return await asyncio.to_thread(decompress, body, encoding, settings.max_request_bytes)
 
 
 async def read_image(request: Request, settings: Settings) -> bytes:

@@ -1,0 +1,111 @@
+"""Images that wait for an engine, in the order in which they will run, bounded by count and bytes.
+
+A priority level goes before those below it; within a level, images that have outwaited a DELAY
+policy go behind those that have not; among equals, first in is first out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.batching.batch import BatchLimits, Inferred
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(eq=False)
+class Item:
+    """One image that waits; its place in the queue follows from ``key``."""
+
+    image: Image
+    arrived: float
+    future: asyncio.Future[Inferred]
+    level: int
+    number: int
+    delayed: bool = False
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[int, bool, int]:
+        return self.level, self.delayed, self.number
+
+    def stop_timers(self) -> None:
+        """It waits no longer."""
+        for timer in self.timers:
+            timer.cancel()
+
+
+class RequestQueue:
+    """The waiting images of one model."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.bytes = 0
+        self._items: list[Item] = []
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def oldest(self) -> float:
+        """When the image that has waited longest arrived; the queue is not empty."""
+        return min(item.arrived for item in self._items)
+
+    def count_before(self, level: int) -> int:
+        """Images that run before one that comes to ``level`` now."""
+        return sum(item.key < (level, True, 0) for item in self._items)
+
+    def find_lack(self, size: int, level: int) -> tuple[str, str] | None:
+        """Why an image of ``size`` bytes has no room: a reason for metrics, and the error's text;
+        None where it has."""
+        limits, policy = self.limits, self.limits.scheduling.policy(level)
+        if len(self) >= limits.max_queue_size:
+            return "queue_size", f"{len(self)} images wait already (setting max_queue_size)"
+        waiting = sum(item.level == level for item in self._items)
+        if policy.max_size and waiting >= policy.max_size:
+            return "policy_queue_size", (
+                f"{waiting} images wait already (dynamic_batching.{policy.field}.max_queue_size)"
+            )
+        if self.bytes + size > limits.max_queue_bytes:
+            return "queue_bytes", f"{self.bytes} bytes wait already (setting max_queue_bytes)"
+        return None
+
+    def add(self, image: Image, arrived: float, level: int) -> Item:
+        """Puts an image behind all that go before it; ``find_lack`` was asked before."""
+        future: asyncio.Future[Inferred] = asyncio.get_running_loop().create_future()
+        item = Item(image, arrived, future, level, next(self._numbers))
+        insort(self._items, item, key=lambda other: other.key)
+        self.bytes += image.nbytes
+        return item
+
+    def delay(self, item: Item) -> None:
+        """Puts an item that waits behind its level's others that have not outwaited theirs."""
+        self._items.remove(item)
+        item.delayed = True
+        insort(self._items, item, key=lambda other: other.key)
+
+    def remove(self, item: Item) -> bool:
+        """Takes an item out; False where it is out already."""
+        item.stop_timers()
+        if item not in self._items:
+            return False
+        self._items.remove(item)
+        self.bytes -= item.image.nbytes
+        return True
+
+    def take(self, size: int) -> list[Item]:
+        """Takes the first ``size`` items that somebody still waits for."""
+        taken: list[Item] = []
+        while self._items and len(taken) < size:
+            item = self._items[0]
+            self.remove(item)
+            if not item.future.done():
+                taken.append(item)
+        return taken

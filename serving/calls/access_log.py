@@ -1,0 +1,75 @@
+"""A line a request on stderr, as text or JSON. No key, no query and no image is in it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from time import perf_counter
+from typing import Literal, TextIO
+
+from serving.calls.call import Call
+
+Style = Literal["text", "json"]
+
+
+class AccessLog:
+    """Writes finished calls to a stream."""
+
+    def __init__(self, style: Style, stream: TextIO) -> None:
+        self._format = format_json if style == "json" else format_text
+        self._stream = stream
+
+    def write(self, call: Call) -> None:
+        """One line, in one write."""
+        self._stream.write(self._format(call) + "\n")
+        self._stream.flush()
+
+
+def stage_milliseconds(call: Call) -> dict[str, float]:
+    """Milliseconds of each stage, over all images of the call."""
+    return {stage: round(seconds * 1000.0, 3) for stage, seconds in call.stages.items()}
+
+
+def format_json(call: Call) -> str:
+    """One JSON object; fields that say nothing are left out."""
+    fields = {
+        "time": _now(),
+        "request_id": call.request_id,
+        "trace_id": call.traceparent[3:35],
+        "transport": call.transport,
+        "client": call.client,
+        "key": call.key_name,
+        "method": call.method,
+        "path": call.path,
+        "model": call.model,
+        "version": call.version,
+        "status": int(call.status) if call.status.isdecimal() else call.status,
+        "code": call.code,
+        "request_bytes": call.request_bytes,
+        "response_bytes": call.response_bytes,
+        "images": call.images,
+        "milliseconds": round((perf_counter() - call.start) * 1000.0, 3),
+        "stages": stage_milliseconds(call),
+    }
+    kept = {"request_bytes", "response_bytes"}
+    return json.dumps({k: v for k, v in fields.items() if v or k in kept})
+
+
+def format_text(call: Call) -> str:
+    """The same for eyes; the path is quoted as JSON, so it cannot start a line."""
+    words = [
+        _now(), call.client, call.method, json.dumps(call.path), call.status, call.code,
+        f"{call.request_bytes}B>{call.response_bytes}B",
+        f"{(perf_counter() - call.start) * 1000.0:.1f}ms",
+        f"id={call.request_id}",
+    ]  # fmt: skip
+    if call.model:
+        words.append(f"model={call.model}/{call.version}")
+    if call.key is not None:
+        words.append(f"key={call.key_name}")
+    words += [f"{stage}={ms:.1f}" for stage, ms in stage_milliseconds(call).items()]
+    return " ".join(words)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

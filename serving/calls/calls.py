@@ -1,0 +1,110 @@
+"""What both transports do around every call: an id, a key, a span, a line in the log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from serving.calls.access_log import AccessLog
+from serving.calls.authentication import KeyRing
+from serving.calls.call import (
+    REQUEST_ID,
+    TRACEPARENT,
+    Call,
+    Transport,
+    choose_request_id,
+    current_call,
+)
+from serving.calls.tracing import Tracing, open_tracing
+from serving.errors import KeyLimitExceeded, Unauthenticated
+from serving.metrics import Metrics
+from serving.settings import Settings
+
+BEARER = "bearer "
+
+
+class Calls:
+    """Begins, admits and ends the calls of one server.
+
+    Raises:
+        InvalidSetting: ``api_keys_file`` is broken, or ``tracing`` has no packages.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.keys = (
+            KeyRing(settings.api_keys_file, time.monotonic) if settings.api_keys_file else None
+        )
+        self.log = (
+            AccessLog(settings.access_log, sys.stderr) if settings.access_log != "none" else None
+        )
+        self.tracing: Tracing | None = open_tracing() if settings.tracing else None
+
+    @contextmanager
+    def call(
+        self,
+        transport: Transport,
+        method: str,
+        path: str,
+        client: str,
+        read: Callable[[str], str],
+    ) -> Iterator[Call]:
+        """Around one call.
+
+        Args:
+            read: the value of a header or metadata of that lower-case name, or "".
+        """
+        call = Call(transport, method, path, client, choose_request_id(read(REQUEST_ID)))
+        current_call.set(call)
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.begin(call, read(TRACEPARENT), read("tracestate"))
+        try:
+            yield call
+        except BaseException as error:
+            if not call.status:
+                call.code = "internal" if isinstance(error, Exception) else "cancelled"
+            raise
+        finally:
+            if call.key is not None:
+                call.key.leave()
+            if self.tracing is not None and span is not None:
+                self.tracing.end(call, span)
+            if self.log is not None:
+                self.log.write(call)
+
+    def admit(self, call: Call, read: Callable[[str], str]) -> None:
+        """Finds the caller's key and counts the call for it; without a key file all may call.
+
+        Raises:
+            Unauthenticated: no key, or an unknown one.
+            KeyLimitExceeded: too many calls of that key.
+        """
+        if self.keys is None:
+            return
+        try:
+            use = self.keys.find(present(read))
+            use.enter()
+        except Unauthenticated:
+            self.metrics.reject("unauthenticated")
+            raise
+        except KeyLimitExceeded:
+            self.metrics.reject("key_limit")
+            raise
+        # Only now: what has not entered must not leave.
+        call.key = use
+
+    def close(self) -> None:
+        """Sends what spans are left."""
+        if self.tracing is not None:
+            self.tracing.close()
+
+
+def present(read: Callable[[str], str]) -> str:
+    """The key that a caller presents, "" for none."""
+    authorization = read("authorization")
+    if authorization[: len(BEARER)].lower() == BEARER:
+        return authorization[len(BEARER) :].strip()
+    return read("x-api-key").strip()

@@ -1,0 +1,75 @@
+"""Every HTTP request passes here first: its id, its key, its span, its line in the log."""
+
+from __future__ import annotations
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.calls.call import REQUEST_ID, TRACEPARENT
+from serving.calls.calls import Calls
+from serving.errors import SegserveError, TooManyRequests, Unauthenticated
+
+# Without a key: probes and scrapers have none.
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
+
+
+class CallMiddleware:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, calls: Calls) -> None:
+        self.app = app
+        self.calls = calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Probes every few seconds would drown the log, too.
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        headers: dict[bytes, str] = {
+            name: value.decode("latin-1") for name, value in reversed(scope["headers"])
+        }
+
+        def read(name: str) -> str:
+            return headers.get(name.encode(), "")
+
+        client = scope["client"][0] if scope["client"] else ""
+        with self.calls.call("http", scope["method"], scope["path"], client, read) as call:
+
+            async def receive_counted() -> Message:
+                message = await receive()
+                call.request_bytes += len(message.get("body", b""))
+                return message
+
+            async def send_marked(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    call.status = str(message["status"])
+                    if message["status"] >= 400 and call.code == "ok":
+                        call.code = "internal" if message["status"] >= 500 else "invalid_request"
+                    marked = MutableHeaders(raw=message["headers"])
+                    marked[REQUEST_ID] = call.request_id
+                    if call.traceparent:
+                        marked[TRACEPARENT] = call.traceparent
+                elif message["type"] == "http.response.body":
+                    call.response_bytes += len(message.get("body", b""))
+                await send(message)
+
+            try:
+                self.calls.admit(call, read)
+            except SegserveError as error:
+                call.code = error.code
+                await show(error)(scope, receive_counted, send_marked)
+                return
+            await self.app(scope, receive_counted, send_marked)
+
+
+def show(error: SegserveError) -> JSONResponse:
+    """The answer that an error becomes."""
+    headers: dict[str, str] = {}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = error.retry_after
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(
+        {"error": str(error), "code": error.code}, error.http_status, headers=headers
+    )

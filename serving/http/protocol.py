@@ -1,0 +1,201 @@
+"""Open Inference Protocol over HTTP: server, models, inference. Thin converters all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from serving.dataplane import Dataplane, ModelMetadata, TensorMetadata
+from serving.errors import InvalidRequest
+from serving.http.body import read_body
+from serving.http.compression import choose_encoding, compress
+from serving.http.disconnect import while_connected
+from serving.http.inference import (
+    HEADER_LENGTH,
+    build_infer_response,
+    parse_infer_request,
+    parse_raw_request,
+)
+from serving.models.model import Model
+from serving.oip.inference import InferRequest, InferResponse
+from serving.oip.model_config import config_json
+from serving.oip.protocol import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
+from serving.oip.statistics import Duration
+from serving.settings import Settings
+
+INFER_ANSWERS: Mapping[int | str, dict[str, object]] = {
+    200: {
+        "description": "the outputs: JSON, or JSON and behind it binary data",
+        "content": {"application/json": {}, "application/octet-stream": {}},
+    }
+}
+TIMEOUT_HEADER = "X-Timeout-Ms"
+
+
+def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -> None:
+    """Liveness, readiness and the server's own metadata."""
+
+    @app.get("/v2/health/live", tags=["health"])
+    async def live() -> Response:
+        """200 while the process answers."""
+        return Response()
+
+    @app.get("/v2/health/ready", tags=["health"])
+    async def ready() -> Response:
+        """200 once all loadable models are warm, 503 before and while draining."""
+        return Response(status_code=200 if is_ready() else 503)
+
+    @app.get("/v2", tags=["server"])
+    async def metadata() -> JSONResponse:
+        """Name, version and extensions of the server."""
+        return JSONResponse(
+            {
+                "name": SERVER_NAME,
+                "version": SERVER_VERSION,
+                "extensions": list(list_extensions(settings)),
+            }
+        )
+
+
+def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool]) -> None:
+    """Metadata, configuration, readiness and statistics of models."""
+
+    @app.get("/v2/models/stats", tags=["models"])
+    async def all_statistics() -> JSONResponse:
+        """Counts and durations of every model."""
+        return JSONResponse(show_statistics(dataplane.statistics("", None)))
+
+    @app.get("/v2/models/{model}/stats", tags=["models"])
+    @app.get("/v2/models/{model}/versions/{version}/stats", tags=["models"])
+    async def statistics(model: str, version: str = "") -> JSONResponse:
+        """Counts and durations of a model."""
+        return JSONResponse(show_statistics(dataplane.statistics(model, parse_version(version))))
+
+    @app.get("/v2/models/{model}", tags=["models"])
+    @app.get("/v2/models/{model}/versions/{version}", tags=["models"])
+    async def metadata(model: str, version: str = "") -> JSONResponse:
+        """Inputs and outputs."""
+        return JSONResponse(show_metadata(dataplane.metadata(model, parse_version(version))))
+
+    @app.get("/v2/models/{model}/config", tags=["models"])
+    @app.get("/v2/models/{model}/versions/{version}/config", tags=["models"])
+    async def config(model: str, version: str = "") -> JSONResponse:
+        """The model's ``ModelConfig`` as JSON."""
+        return JSONResponse(config_json(dataplane.config(model, parse_version(version))))
+
+    @app.get("/v2/models/{model}/ready", tags=["models"])
+    @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"])
+    async def ready(model: str, version: str = "") -> Response:
+        """200 where requests to that model can be answered."""
+        loaded = dataplane.is_loaded(model, parse_version(version)) and is_ready()
+        return Response(status_code=200 if loaded else 503)
+
+
+def add_infer(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
+    """Open Inference Protocol inference."""
+
+    route = partial(
+        app.post, tags=["inference"], response_class=Response, responses=dict(INFER_ANSWERS)
+    )
+
+    @route("/v2/models/{model}/infer")
+    @route("/v2/models/{model}/versions/{version}/infer")
+    async def infer(request: Request, model: str, version: str = "") -> Response:
+        """Tensors in, tensors out: JSON or Triton's binary-data extension."""
+        number, timeout_s = parse_version(version), read_timeout(request)
+        header_length = request.headers.get(HEADER_LENGTH)
+        accepted = choose_encoding(request.headers.get("accept-encoding", ""))
+        body = await read_body(request, settings)
+        pool, loop = dataplane.segmenter.pool, asyncio.get_running_loop()
+
+        def parse() -> InferRequest:
+            if header_length == "0":
+                found = dataplane.registry.get(model, number)
+                return parse_raw_request(found, number, body, timeout_s)
+            return parse_infer_request(
+                model, number, body, header_length, timeout_s, dataplane.memory
+            )
+
+        # JSON of a whole image takes a while, in both directions.
+        parsed = await loop.run_in_executor(pool, parse)
+        response = await while_connected(request, dataplane.infer(parsed, "http"))
+        return await loop.run_in_executor(pool, answer_infer, response, accepted)
+
+
+def answer_infer(response: InferResponse, encoding: str | None) -> Response:
+    """The answer with its headers, compressed where ``encoding`` is named."""
+    content, header_length = build_infer_response(response)
+    headers = {}
+    if header_length is not None:
+        headers[HEADER_LENGTH] = str(header_length)
+    if encoding is not None:
+        content = compress(content, encoding)
+        headers["Content-Encoding"] = encoding
+    media_type = "application/json" if header_length is None else "application/octet-stream"
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def read_timeout(request: Request) -> float | None:
+    """Seconds from ``X-Timeout-Ms``.
+
+    Raises:
+        InvalidRequest: not a positive number.
+    """
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = 0.0
+    if not 0.0 < milliseconds < 1e9:
+        raise InvalidRequest(f"{TIMEOUT_HEADER}: {text!r} is not a positive number")
+    return milliseconds / 1000.0
+
+
+def show_metadata(found: ModelMetadata) -> dict[str, object]:
+    """The protocol's JSON form."""
+
+    def show(tensor: TensorMetadata) -> dict[str, object]:
+        return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+
+    return {
+        "name": found.name,
+        "versions": list(found.versions),
+        "platform": found.platform,
+        "inputs": [show(tensor) for tensor in found.inputs],
+        "outputs": [show(tensor) for tensor in found.outputs],
+    }
+
+
+def show_statistics(models: list[Model]) -> dict[str, object]:
+    """The statistics extension's JSON form; nothing is cached here, so those counts stay 0."""
+
+    def show(durations: Mapping[str, Duration]) -> dict[str, object]:
+        return {name: {"count": d.count, "ns": d.ns} for name, d in durations.items()}
+
+    shown = []
+    for model in models:
+        counts = model.statistics
+        cache = {"cache_hit": Duration(), "cache_miss": Duration()}
+        shown.append(
+            {
+                "name": model.name,
+                "version": str(model.version),
+                "last_inference": counts.last_inference_ms,
+                "inference_count": counts.inference_count,
+                "execution_count": counts.execution_count,
+                "inference_stats": show({**counts.requests, **cache}),
+                "response_stats": {},
+                "batch_stats": [
+                    {"batch_size": size, **show(counts.batches[size])}
+                    for size in sorted(counts.batches)
+                ],
+                "memory_usage": [],
+            }
+        )
+    return {"model_stats": shown}

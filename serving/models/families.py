@@ -1,0 +1,112 @@
+"""Which model of a family an image goes to.
+
+A family groups models of the same classes that differ in shape and precision. Its name stands for
+whichever fits an image best; a model's own name always means that model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.errors import ModelNotFound
+from serving.geometry import Size
+from serving.models.model import Model
+from serving.palette import LabelSet
+from serving.registry import Registry
+
+# Fastest first (docs/precision.md); an engine elsewhere, of which nothing is known, by accuracy.
+PRECISIONS = {
+    "cpu": ("int8", "fp32", "fp16"),
+    "openvino": ("int8", "fp32", "fp16"),
+    "cuda": ("fp16", "fp32", "int8"),
+    "tensorrt": ("fp16", "fp32", "int8"),
+}
+OTHERWISE = ("fp32", "fp16", "int8")
+
+# Shapes whose aspects differ by less are equally near: legal sizes are not exact multiples.
+ASPECT_TOLERANCE = 0.02
+
+
+def choose(name: str, members: Sequence[Model], image: Size) -> Model:
+    """The member for an image: its engine's preferred precision, then the nearest aspect, then
+    the smallest that is not below the image, else the largest.
+
+    Raises:
+        ModelNotFound: as :func:`family_labels`.
+    """
+    family_labels(name, members)
+    precision = min(_precision_rank(model) for model in members)
+    left = [model for model in members if _precision_rank(model) == precision]
+    nearest = min(_aspect_distance(model.spec.size, image) for model in left)
+    left = [
+        model
+        for model in left
+        if _aspect_distance(model.spec.size, image) <= nearest + ASPECT_TOLERANCE
+    ]
+    enough = [
+        model
+        for model in left
+        if model.spec.size.height >= image.height and model.spec.size.width >= image.width
+    ]
+    if enough:
+        return min(enough, key=_area)
+    return max(left, key=_area)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What clients are told of a model, or of a family: then there is no version and no size."""
+
+    name: str
+    version: int
+    labels: LabelSet
+    size: Size | None
+    has_logits: bool
+
+
+def find_described(registry: Registry, name: str, version: int | None) -> Described:
+    """The model or, without a version, the family of that name.
+
+    Raises:
+        ModelNotFound: neither, or a family of models with different classes.
+    """
+    if version is None and registry.is_family(name):
+        members = registry.members(name)
+        has_logits = all(model.spec.logits_size is not None for model in members)
+        return Described(name, 0, family_labels(name, members), None, has_logits)
+    model = registry.get(name, version)
+    has_logits = model.spec.logits_size is not None
+    return Described(model.name, model.version, model.labels, model.spec.size, has_logits)
+
+
+def family_labels(name: str, members: Sequence[Model]) -> LabelSet:
+    """The classes that all members share.
+
+    Raises:
+        ModelNotFound: they differ, so that no answer could be the family's; or there are none.
+    """
+    if not members:
+        raise ModelNotFound(f"family {name!r} has no loaded model")
+    first = members[0]
+    for model in members[1:]:
+        if model.labels != first.labels:
+            raise ModelNotFound(
+                f"family {name!r} groups models of different classes ({first.name}, {model.name}); "
+                f"ask for one of them, or give them different families"
+            )
+    return first.labels
+
+
+def _precision_rank(model: Model) -> int:
+    order = PRECISIONS.get(model.engine.name.rpartition("-")[2], OTHERWISE)
+    return order.index(model.spec.precision) if model.spec.precision in order else len(order)
+
+
+def _aspect_distance(size: Size, image: Size) -> float:
+    return abs(math.log(size.width * image.height / (size.height * image.width)))
+
+
+def _area(model: Model) -> int:
+    return model.spec.size.height * model.spec.size.width

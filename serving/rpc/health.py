@@ -1,0 +1,59 @@
+"""gRPC's health service: serving while the server is ready.
+
+Source: grpc.health.v1 (grpc/doc/health-checking.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
+
+from serving.rpc.call import Context
+
+# How soon a watcher hears of a change.
+WATCH_SECONDS = 0.2
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """``grpc.health.v1.Health`` for the server (the empty name) and each of its services."""
+
+    def __init__(
+        self, services: tuple[str, ...], is_ready: Callable[[], bool], stopping: asyncio.Event
+    ) -> None:
+        self.services = ("", *services)
+        self.is_ready = is_ready
+        self.stopping = stopping
+
+    async def Check(  # noqa: N802
+        self, request: pb.HealthCheckRequest, context: Context
+    ) -> pb.HealthCheckResponse:
+        if request.service not in self.services:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"unknown service {request.service!r}; known: {', '.join(self.services[1:])}",
+            )
+        return pb.HealthCheckResponse(status=self._status(request.service))
+
+    async def Watch(  # noqa: N802
+        self, request: pb.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[pb.HealthCheckResponse]:
+        told = None
+        while True:
+            status = self._status(request.service)
+            if status != told:
+                yield pb.HealthCheckResponse(status=status)
+                told = status
+            if self.stopping.is_set():
+                return
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _status(self, service: str) -> int:
+        known = pb.HealthCheckResponse
+        if service not in self.services:
+            return int(known.SERVICE_UNKNOWN)
+        ready = self.is_ready() and not self.stopping.is_set()
+        return int(known.SERVING if ready else known.NOT_SERVING)

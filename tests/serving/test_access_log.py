@@ -1,0 +1,120 @@
+"""The access log of a real server: a line a request, with what is needed and nothing secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake
+from segserve_client.proto import segserve_pb2 as pb
+from segserve_client.proto import segserve_pb2_grpc
+
+from serving.calls.access_log import AccessLog, Style
+from serving.lifecycle import Server
+from serving.settings import Settings
+from serving.testing import FakeEngine, ServerThread
+
+DATA = encode(bands(32, 48))
+SEGMENT = "/v2/models/bands/segment"
+KEY = "alice-0123456789"
+STAGES = {"decode", "preprocess", "queue", "infer", "restore", "encode"}
+
+
+@contextmanager
+def run_logged(
+    repository: Path, style: Style, **more: object
+) -> Iterator[tuple[Server, io.StringIO]]:
+    settings = free_ports(repository).model_copy(update={"access_log": style, **more})
+    with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
+        written = io.StringIO()
+        server.calls.log = AccessLog(style, written)
+        yield server, written
+
+
+def test_http_requests_are_lines_of_json(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"alice {KEY}")
+    with run_logged(repository, "json", api_keys_file=keys) as (server, written):
+        url = f"http://127.0.0.1:{server.ports.http}"
+        mine = {"X-Request-Id": "mine-1", "X-API-Key": KEY}
+        answer = httpx.post(url + SEGMENT + "?format=raw", content=DATA, headers=mine)
+        assert answer.headers["x-request-id"] == "mine-1"
+        forged = {"X-Request-Id": 'a" b', "X-API-Key": KEY}
+        bad = httpx.post(url + SEGMENT, content=b"no image", headers=forged)
+        assert re.fullmatch("[0-9a-f]{16}", bad.headers["x-request-id"])
+        httpx.get(url + "/v2/models/nope%0Aforged", headers={"X-API-Key": KEY})
+        refused = httpx.get(url + "/v2?api_key=" + KEY)
+        httpx.get(url + "/v2/health/live")
+        httpx.get(url + "/metrics")
+    assert KEY not in written.getvalue()
+    good, broken, unknown, keyless = map(json.loads, written.getvalue().splitlines())
+    assert good["milliseconds"] >= sum(good["stages"].values()) > 0
+    assert set(good["stages"]) == STAGES
+    expected = {
+        "request_id": "mine-1", "transport": "http", "client": "127.0.0.1", "key": "alice",
+        "method": "POST", "path": SEGMENT, "model": "bands", "version": 1, "status": 200,
+        "code": "ok", "request_bytes": len(DATA), "response_bytes": 32 * 48, "images": 1,
+    }  # fmt: skip
+    assert {name: good[name] for name in expected} == expected
+    assert (broken["status"], broken["code"]) == (400, "invalid_image")
+    assert broken["response_bytes"] == len(bad.content)
+    assert (unknown["status"], unknown["code"]) == (404, "model_not_found")
+    assert (keyless["status"], keyless["code"]) == (401, "unauthenticated")
+    assert keyless["request_id"] == refused.headers["x-request-id"]
+    assert "key" not in keyless
+
+
+def test_grpc_calls_are_lines_too(repository: Path) -> None:
+    request = pb.SegmentRequest(model="bands", image=DATA, format="raw")
+    with (
+        run_logged(repository, "json") as (server, written),
+        grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel,
+    ):
+        stub = segserve_pb2_grpc.SegmenterStub(channel)
+        answer, call = stub.Segment.with_call(request, metadata=(("x-request-id", "mine"),))
+        assert dict(call.initial_metadata())["x-request-id"] == "mine"
+        with pytest.raises(grpc.RpcError):
+            stub.Describe(pb.DescribeRequest(model="nope"))
+        assert len(list(stub.SegmentStream(iter([request] * 3)))) == 3
+    one, unknown, stream = map(json.loads, written.getvalue().splitlines())
+    assert (one["request_id"], one["status"], one["model"]) == ("mine", "OK", "bands")
+    assert one["path"] == "/segserve.v1.Segmenter/Segment"
+    assert one["request_bytes"] == request.ByteSize()
+    assert one["response_bytes"] == answer.ByteSize()
+    assert one["client"] == "127.0.0.1"
+    assert (unknown["status"], unknown["code"]) == ("NOT_FOUND", "model_not_found")
+    assert (stream["images"], set(stream["stages"])) == (3, STAGES)
+    assert stream["request_bytes"] == 3 * request.ByteSize()
+
+
+def test_text_is_one_line_a_request(repository: Path) -> None:
+    with run_logged(repository, "text") as (server, written):
+        url = f"http://127.0.0.1:{server.ports.http}"
+        httpx.post(url + SEGMENT, content=DATA, headers={"X-Request-Id": "mine"})
+        httpx.get(url + "/v2/%0Aforged")
+    segment, forged = written.getvalue().splitlines()
+    assert f'127.0.0.1 POST "{SEGMENT}" 200 ok' in segment
+    assert "id=mine model=bands/1 decode=" in segment
+    assert r'GET "/v2/\nforged" 404 not_found' in forged
+
+
+def test_it_goes_to_stderr_and_is_off_by_default(
+    repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert Settings().access_log == "none"
+    for style in ("none", "json"):
+        settings = free_ports(repository).model_copy(update={"access_log": style})
+        with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
+            httpx.get(f"http://127.0.0.1:{server.ports.http}/v2")
+        written = capfd.readouterr()
+        assert written.out == ""
+        assert (json.loads(written.err)["path"] == "/v2") if style == "json" else not written.err

@@ -1,0 +1,35 @@
+"""What batches cost, and when an image would be done."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.batching.cost_model import CostModel
+
+
+def test_before_the_first_batch_nothing_is_predicted() -> None:
+    assert CostModel().predict(1) is None
+    assert CostModel().predict_done(3, [], 1, 4) is None
+
+
+def test_the_last_batches_count_most() -> None:
+    costs = CostModel()
+    for seconds in [1.0] * 5 + [2.0] * 40:
+        costs.learn(4, seconds)
+    assert costs.predict(4) == pytest.approx(2.0, rel=1e-3)
+    # Sizes that were not seen cost as much an image as the nearest one.
+    assert costs.predict(2) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_an_image_waits_for_those_before_it() -> None:
+    costs = CostModel()
+    costs.learn(1, 0.4)
+    costs.learn(2, 0.6)
+    predict = costs.predict_done
+    assert predict(0, [], 1, 2) == pytest.approx(0.4)
+    assert predict(1, [], 1, 2) == pytest.approx(0.6)  # it joins the one before it
+    assert predict(2, [], 1, 2) == pytest.approx(1.0)
+    assert predict(2, [(2, 0.5)], 1, 2) == pytest.approx(1.1)
+    assert predict(2, [(2, 9.0)], 1, 2) == pytest.approx(1.0)  # overdue: any moment now
+    assert predict(2, [(2, 0.5)], 2, 2) == pytest.approx(0.5)  # behind the batch at work
+    assert predict(4, [], 2, 2) == pytest.approx(1.0)

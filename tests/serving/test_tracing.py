@@ -1,0 +1,119 @@
+"""Spans of a real server, collected in memory by OpenTelemetry's own exporter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from segserve_client.proto import segserve_pb2 as pb
+from segserve_client.proto import segserve_pb2_grpc
+
+from serving.calls import tracing
+from serving.errors import InvalidSetting
+from serving.lifecycle import Server
+from serving.testing import FakeEngine, ServerThread
+
+DATA = encode(bands(32, 48))
+SEGMENT = "/v2/models/bands/segment?format=raw"
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = f"00-{TRACE}-{PARENT}-01"
+STAGES = ["decode", "preprocess", "queue", "infer", "restore", "encode"]
+
+
+@contextmanager
+def run_traced(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Server, InMemorySpanExporter]]:
+    """All spans are there once the server has stopped."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(tracing, "open_exporter", lambda: exporter)
+    settings = free_ports(repository).model_copy(update={"tracing": True})
+    with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE, delay_s=0.01))) as server:
+        yield server, exporter
+
+
+def tree(exporter: InMemorySpanExporter) -> list[tuple[ReadableSpan, list[ReadableSpan]]]:
+    """Each call's span with the spans below it, in order of their starts."""
+    spans = exporter.get_finished_spans()
+    return [
+        (
+            root,
+            sorted(
+                (s for s in spans if s.parent and s.parent.span_id == root.context.span_id),
+                key=lambda s: s.start_time,
+            ),
+        )
+        for root in spans
+        if root.kind.name == "SERVER"
+    ]
+
+
+def test_http_spans_follow_the_clients_trace(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_traced(repository, monkeypatch) as (server, exporter):
+        url = f"http://127.0.0.1:{server.ports.http}"
+        answer = httpx.post(url + SEGMENT, content=DATA, headers={"traceparent": GIVEN})
+        bad = httpx.post(url + SEGMENT, content=b"no image", headers={"traceparent": "nonsense"})
+        httpx.get(url + "/v2/health/live")
+    (good, stages), (failed, _) = tree(exporter)
+    assert f"{good.context.trace_id:032x}" == TRACE
+    assert f"{good.parent.span_id:016x}" == PARENT
+    assert answer.headers["traceparent"] == f"00-{TRACE}-{good.context.span_id:016x}-01"
+    assert good.name == "http bands"
+    assert good.attributes["http.response.status_code"] == 200
+    assert good.attributes["segserve.model"] == "bands"
+    assert good.resource.attributes["service.name"] == "segserve"
+    names = [span.name for span in stages]
+    # Decoding is looked into twice: the header, then the pixels.
+    assert list(dict.fromkeys(names)) == [f"segserve.{stage}" for stage in STAGES]
+    assert all(good.start_time <= s.start_time <= s.end_time <= good.end_time for s in stages)
+    spent = {span.name: span.end_time - span.start_time for span in stages}
+    assert spent["segserve.infer"] >= 10_000_000
+    assert failed.parent is None
+    assert failed.status.status_code.name == "ERROR"
+    assert failed.attributes["segserve.code"] == "invalid_image"
+    assert f"{failed.context.trace_id:032x}" in bad.headers["traceparent"]
+
+
+def test_grpc_spans_follow_the_clients_trace(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = pb.SegmentRequest(model="bands", image=DATA, format="raw")
+    with (
+        run_traced(repository, monkeypatch) as (server, exporter),
+        grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel,
+    ):
+        stub = segserve_pb2_grpc.SegmenterStub(channel)
+        _, call = stub.Segment.with_call(request, metadata=(("traceparent", GIVEN),))
+        list(stub.SegmentStream(iter([request] * 2)))
+    (one, stages), (stream, more) = tree(exporter)
+    assert f"{one.context.trace_id:032x}" == TRACE
+    answered = dict(call.initial_metadata())["traceparent"]
+    assert answered == f"00-{TRACE}-{one.context.span_id:016x}-01"
+    assert one.attributes["rpc.response.status_code"] == "OK"
+    assert {span.name for span in stages} == {f"segserve.{stage}" for stage in STAGES}
+    assert stream.parent is None
+    assert [span.name for span in more].count("segserve.infer") == 2
+
+
+def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(InvalidSetting, match=r"segserve\[tracing\]"):
+        tracing.open_tracing()
+
+
+def test_off_it_imports_nothing() -> None:
+    """In a process of its own; onnxruntime and Triton's client may bring the API, not the SDK."""
+    code = "import sys, serving.lifecycle; print('opentelemetry.sdk' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

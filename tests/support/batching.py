@@ -1,0 +1,46 @@
+"""A running batcher, and an observer that remembers what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from serving.batcher import Batcher
+from serving.batching.batch import BatchLimits, Execution
+from serving.testing import FakeEngine
+
+LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=5000)
+
+
+@dataclass
+class Notes:
+    """An observer that remembers."""
+
+    rejections: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    queue: int = 0
+
+    def queue_changed(self, length: int) -> None:
+        self.queue = length
+
+    def batch_done(self, execution: Execution) -> None:
+        self.batches.append(execution.size)
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.append(reason)
+
+
+@asynccontextmanager
+async def batching(
+    engine: FakeEngine, limits: BatchLimits = LIMITS, notes: Notes | None = None
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        engine.hold.set()
+        await asyncio.wait_for(batcher.drain(), 20)

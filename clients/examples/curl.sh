@@ -16,7 +16,15 @@ curl --fail-with-body -sS -D - --data-binary "@$photo" "$url/segment" -o mask.pn
 # The photo with the classes' colours over it.
 curl --fail-with-body -sS --data-binary "@$photo" "$url/segment?format=overlay" -o overlay.png
 
+# The same as JPEG with a legend; the outlines of all regions; two forms in one answer.
+curl --fail-with-body -sS --data-binary "@$photo" \
+    "$url/segment?format=overlay&image=jpeg&opacity=0.6&legend=true" -o overlay.jpg
+curl --fail-with-body -sS --data-binary "@$photo" \
+    "$url/segment?format=polygons&tolerance=1.5" -o regions.geojson
+curl --fail-with-body -sS --data-binary "@$photo" \
+    "$url/segment?format=png,stats" -o parts.multipart
+
 echo "shares of the classes:"
 curl --fail-with-body -sS --data-binary "@$photo" "$url/segment?format=stats"
 echo
-echo "wrote mask.png and overlay.png"
+echo "wrote mask.png, overlay.png, overlay.jpg, regions.geojson and parts.multipart"

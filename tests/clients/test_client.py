@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from segserve_client import Client, Result, SegserveError
+from segserve_client import Client, Form, Result, SegserveError
 from segserve_client.errors import REASON_KEY
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
-from serving import png
+from serving.forms import png
 from serving.palette import plte
 
 COLORS = ((128, 64, 128), (244, 35, 232), (70, 70, 70))
@@ -45,8 +45,11 @@ class RedSegmenter(segserve_pb2_grpc.SegmenterServicer):
             "stats": lambda: json.dumps({"confidence": request.confidence}).encode(),
             "raw": labels.tobytes,
         }
+        formats = request.format.split(",")
+        files = [pb.Part(name=format, body=encoded[format]()) for format in formats]
         return pb.SegmentResponse(
-            body=encoded[request.format](),
+            body=files[0].body if len(files) == 1 else b"",
+            parts=files if len(files) > 1 else (),
             model=request.model,
             version=request.version or 3,
             image_height=labels.shape[0],
@@ -182,16 +185,36 @@ def test_names_and_colours_are_asked_for_once_a_version(client, image, servicer)
     assert [request.version for request in servicer.describe_requests] == [3, 4]
 
 
-def test_confidence_comes_from_the_version_that_answered(client, image, servicer):
+def test_confidence_comes_with_the_mask(client, image, servicer):
     result = client.segment(image, confidence=True)
+    assert np.array_equal(result.mask, image[..., 0])
     assert np.array_equal(result.confidence, 255 - image[..., 0])
-    assert [r.format for r in servicer.segment_requests] == ["png", "confidence"]
-    assert servicer.segment_requests[1].version == 3
+    assert [request.format for request in servicer.segment_requests] == ["png,confidence"]
 
 
 def test_encode_returns_the_servers_bytes(client, image):
     assert client.encode(image, "raw") == image[..., 0].tobytes()
     assert json.loads(client.encode(image, "stats", confidence=True)) == {"confidence": True}
+
+
+def test_several_files_come_from_one_request(client, image, servicer):
+    files = client.encode_all(image, ("raw", "png"))
+    assert list(files) == ["raw", "png"]
+    assert files["raw"].body == image[..., 0].tobytes()
+    assert len(servicer.segment_requests) == 1
+
+
+def test_only_what_is_given_of_a_form_is_sent(client, image, servicer):
+    client.encode(image, "raw")
+    client.encode(image, "raw", tta=("flip", 0.5), form=Form(opacity=0.0, min_area=3))
+    client.encode(image, "raw", form=Form(image="jpeg", quality=7, legend=True, tolerance=1.5))
+    plain, some, others = servicer.segment_requests
+    names = ("quality", "opacity", "tolerance", "min_area")
+    assert not any(plain.HasField(name) for name in names)
+    assert [some.HasField(name) for name in names] == [False, True, False, True]
+    assert (some.opacity, some.min_area, list(some.tta)) == (0.0, 3, ["flip", "0.5"])
+    assert (others.image_format, others.quality, others.legend) == ("jpeg", 7, True)
+    assert others.tolerance == 1.5
 
 
 def test_describe(client):

@@ -13,6 +13,8 @@
 from segserve_client.client import Client
 from segserve_client.description import Description
 from segserve_client.errors import SegserveError
+from segserve_client.form import File, Form
 from segserve_client.result import Result
+from segserve_client.tls import Tls
 
-__all__ = ["Client", "Description", "Result", "SegserveError"]
+__all__ = ["Client", "Description", "File", "Form", "Result", "SegserveError", "Tls"]

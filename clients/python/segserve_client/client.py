@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal
 
 import grpc
 
-from segserve_client import description
+from segserve_client import description, readiness
+from segserve_client.channel import call_metadata, open_channel
 from segserve_client.description import Description
 from segserve_client.errors import SegserveError, from_rpc_error
+from segserve_client.form import File, Form
 from segserve_client.image import ImageSource, read_image
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
 from segserve_client.result import Result, decode_map
+from segserve_client.stream import send_frames
+from segserve_client.tls import Tls
 
 OutputSize = Literal["original", "model"]
 SIZES: dict[str, pb.Size] = {"original": pb.SIZE_ORIGINAL, "model": pb.SIZE_MODEL}
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # gRPC's own backoff grows to two minutes, far beyond a server's start.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
-# Open Inference Protocol; both messages are small enough to read without its stubs.
-SERVER_READY = "/inference.GRPCInferenceService/ServerReady"
-READY = b"\x08\x01"
+NO_FORM = Form()
 
 
 class Client:
@@ -45,17 +37,28 @@ class Client:
         address: host and gRPC port.
         model: used where a call names none.
         timeout_s: the longest that one call may take.
+        api_key: sent with every call, readable on the way unless there is ``tls``.
+        tls: certificates; None: a plain connection.
+
+    Raises:
+        OSError, ValueError: an address, a key, or a file of ``tls`` that cannot be used.
     """
 
     def __init__(
-        self, address: str = "localhost:8001", model: str | None = None, timeout_s: float = 30.0
+        self,
+        address: str = "localhost:8001",
+        model: str | None = None,
+        timeout_s: float = 30.0,
+        api_key: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         if address.startswith(("http://", "https://")):
             raise ValueError(f"{address!r}: give host:port of the gRPC port, as localhost:8001")
         self.address = address
         self.model = model
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = call_metadata(api_key)
+        self._channel = open_channel(address, tls)
         self._stub = SegmenterStub(self._channel)  # type: ignore[no-untyped-call]
         self._described: dict[tuple[str, int], Description] = {}
 
@@ -83,6 +86,7 @@ class Client:
         smooth: bool | None = None,
         classes: Sequence[str | int] = (),
         confidence: bool = False,
+        tta: Sequence[str | float] = (),
     ) -> Result:
         """Segments one image.
 
@@ -92,32 +96,53 @@ class Client:
             size: of the mask: the image's own, or the network's.
             smooth: interpolate logits (True) or take nearest ids (False); None: what the model can.
             classes: names or ids to keep; other pixels become the ignore label. Empty: all.
-            confidence: also fetch the confidence of each pixel, by a second request.
+            confidence: also fetch the confidence of each pixel.
+            tta: test-time augmentation: ``"flip"``, and scales as ``0.75``.
 
         Raises:
             SegserveError: the server refuses, or cannot be reached.
             OSError, ValueError: the image, or an option, is wrong on this side already.
         """
-        request = self._request(image, model, version, "png", size, smooth, classes)
-        answer = self._send(request)
-        model_of_answer = self._described.get((answer.model, answer.version))
-        if model_of_answer is None:
-            model_of_answer = self.describe(answer.model, answer.version)
-        result = Result(
-            mask=decode_map(answer.body),
-            classes=model_of_answer.classes,
-            palette=model_of_answer.palette,
-            timings=dict(answer.stage_seconds),
-            model=answer.model,
-            version=answer.version,
-            image_size=(answer.image_height, answer.image_width),
-            ignore_label=model_of_answer.ignore_label,
+        formats = ("png", "confidence") if confidence else ("png",)
+        request = self._request(image, model, version, formats, size, smooth, classes, tta)
+        return self._result(self._send(request), formats)
+
+    def segment_stream(
+        self,
+        frames: Iterable[ImageSource],
+        model: str | None = None,
+        version: int | None = None,
+        size: OutputSize = "original",
+        smooth: bool | None = None,
+        classes: Sequence[str | int] = (),
+        confidence: bool = False,
+        tta: Sequence[str | float] = (),
+    ) -> Iterator[Result | SegserveError]:
+        """Segments frames as they come: one answer a frame, in the order of the frames.
+
+        A frame that the server refuses has the SegserveError in its place (not raised; its
+        ``code`` is empty, ``reason`` is there), and the stream goes on. ``frames`` is read on
+        another thread, as fast as the server takes them; ``timeout_s`` does not apply.
+
+        The options are those of :meth:`segment`.
+
+        Raises:
+            SegserveError: the stream itself ended: no server, or it stops.
+            OSError, ValueError: a frame, or an option, is wrong on this side already; the frames
+                before it are answered first.
+        """
+        formats = ("png", "confidence") if confidence else ("png",)
+        requests = (
+            self._request(frame, model, version, formats, size, smooth, classes, tta)
+            for frame in frames
         )
-        if not confidence:
-            return result
-        request.format = "confidence"
-        request.model, request.version = answer.model, answer.version
-        return replace(result, confidence=decode_map(self._send(request).body))
+        return send_frames(
+            self._stub,
+            requests,
+            lambda answer: self._result(answer, formats),
+            self.address,
+            self._metadata,
+        )
 
     def encode(
         self,
@@ -129,18 +154,45 @@ class Client:
         smooth: bool | None = None,
         classes: Sequence[str | int] = (),
         confidence: bool = False,
+        tta: Sequence[str | float] = (),
+        form: Form = NO_FORM,
     ) -> bytes:
         """Segments one image; the answer is the file that the server writes.
 
         Args:
-            format: one of ``describe().formats``: png, overlay, confidence, npy, raw, stats.
-            confidence: adds each class's mean to ``stats``.
+            format: one of ``describe().formats``: png, overlay, confidence, npy, raw, stats, rle,
+                polygons.
+            confidence: adds it to npy (which becomes npz), stats, rle and polygons.
+            form: how the file is written.
 
         The other arguments and the errors are those of :meth:`segment`.
         """
-        request = self._request(image, model, version, format, size, smooth, classes)
+        files = self.encode_all(
+            image, (format,), model, version, size, smooth, classes, confidence, tta, form
+        )
+        return files[format].body
+
+    def encode_all(
+        self,
+        image: ImageSource,
+        formats: Sequence[str],
+        model: str | None = None,
+        version: int | None = None,
+        size: OutputSize = "original",
+        smooth: bool | None = None,
+        classes: Sequence[str | int] = (),
+        confidence: bool = False,
+        tta: Sequence[str | float] = (),
+        form: Form = NO_FORM,
+    ) -> dict[str, File]:
+        """Segments one image once; the answer is one file a format.
+
+        The arguments and the errors are those of :meth:`encode`.
+        """
+        request = self._request(image, model, version, formats, size, smooth, classes, tta)
         request.confidence = confidence
-        return self._send(request).body
+        form.write(request)
+        return _files(self._send(request), formats)
 
     def describe(self, model: str | None = None, version: int | None = None) -> Description:
         """Classes, colours and sizes of a model; always asks the server.
@@ -150,7 +202,7 @@ class Client:
         """
         request = pb.DescribeRequest(model=self._name(model), version=version or 0)
         try:
-            response = self._stub.Describe(request, timeout=self.timeout_s)
+            response = self._stub.Describe(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address, self.timeout_s) from None
         found = description.from_response(response)
@@ -163,54 +215,61 @@ class Client:
         Raises:
             SegserveError: not within ``timeout_s`` (``DEADLINE_EXCEEDED``).
         """
-        ready = self._channel.unary_unary(SERVER_READY)
-        deadline = time.monotonic() + timeout_s
-        state = "does not answer"
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                if ready(b"", timeout=left, wait_for_ready=True) == READY:
-                    return
-                state = "is still loading"
-            except grpc.RpcError as error:
-                if error.code() not in (
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                    grpc.StatusCode.UNAVAILABLE,
-                ):
-                    raise from_rpc_error(error, self.address, timeout_s) from None
-            time.sleep(max(0.0, min(0.1, deadline - time.monotonic())))
-        raise SegserveError(
-            f"the server at {self.address} {state} after {timeout_s:g} s", "DEADLINE_EXCEEDED"
-        )
+        readiness.wait(self._channel, self.address, timeout_s, self._metadata)
 
     def _request(
         self,
         image: ImageSource,
         model: str | None,
         version: int | None,
-        format: str,
+        formats: Sequence[str],
         size: OutputSize,
         smooth: bool | None,
         classes: Sequence[str | int],
+        tta: Sequence[str | float],
     ) -> pb.SegmentRequest:
         if size not in SIZES:
             raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
-        if isinstance(classes, str):
-            raise ValueError(f"classes is a sequence, such as ({classes!r},)")
+        for name, several in (("classes", classes), ("formats", formats), ("tta", tta)):
+            if isinstance(several, str):
+                raise ValueError(f"{name} is a sequence, such as ({several!r},)")
+        if not formats or any("," in format for format in formats):
+            raise ValueError("name one format, or several as encode_all(image, ('png', 'stats'))")
         request = pb.SegmentRequest(
             model=self._name(model),
             version=version or 0,
             image=read_image(image),
-            format=format,
+            format=",".join(formats),
             size=SIZES[size],
             classes=[str(wanted) for wanted in classes],
+            tta=[str(entry) for entry in tta],
         )
         if smooth is not None:
             request.smooth = smooth
         return request
 
+    def _result(self, answer: pb.SegmentResponse, formats: Sequence[str]) -> Result:
+        files = _files(answer, formats)
+        described = self._described.get((answer.model, answer.version))
+        if described is None:
+            described = self.describe(answer.model, answer.version)
+        return Result(
+            mask=decode_map(files["png"].body),
+            classes=described.classes,
+            palette=described.palette,
+            timings=dict(answer.stage_seconds),
+            model=answer.model,
+            version=answer.version,
+            image_size=(answer.image_height, answer.image_width),
+            ignore_label=described.ignore_label,
+            confidence=decode_map(files["confidence"].body) if "confidence" in files else None,
+        )
+
     def _send(self, request: pb.SegmentRequest) -> pb.SegmentResponse:
         try:
-            response: pb.SegmentResponse = self._stub.Segment(request, timeout=self.timeout_s)
+            response: pb.SegmentResponse = self._stub.Segment(
+                request, timeout=self.timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address, self.timeout_s) from None
         return response
@@ -220,3 +279,10 @@ class Client:
         if not name:
             raise ValueError("name a model: Client(address, model=...) or model=... in the call")
         return name
+
+
+def _files(answer: pb.SegmentResponse, formats: Sequence[str]) -> dict[str, File]:
+    """The files by format, whether there are several or one."""
+    if len(formats) == 1:
+        return {formats[0]: File(answer.body, answer.media_type)}
+    return {part.name: File(part.body, part.media_type) for part in answer.parts}

@@ -6,13 +6,14 @@ import grpc
 
 # The server names its own errors in this trailing metadata; gRPC's lack it.
 REASON_KEY = "segserve-code"
+UNAUTHENTICATED = "UNAUTHENTICATED"
 
 
 class SegserveError(Exception):
     """A call that failed; the text is the server's own, or says what to do.
 
     Attributes:
-        code: the gRPC status name, e.g. ``NOT_FOUND``.
+        code: the gRPC status name, e.g. ``NOT_FOUND``; empty for one frame of a stream.
         reason: the server's name for its error, e.g. ``model_not_found``; empty where no
             segserve answered.
     """
@@ -27,7 +28,19 @@ def from_rpc_error(error: grpc.RpcError, address: str, timeout_s: float) -> Segs
     """Names the address and a remedy where gRPC, not the server, gave up."""
     code, text = error.code().name, error.details() or ""
     reason = dict(error.trailing_metadata() or ()).get(REASON_KEY, "")
-    if not reason and code == "UNAVAILABLE":
+    if code == UNAUTHENTICATED:
+        text = f"{text} (here: api_key)"
+    elif not reason and code == "UNAVAILABLE" and "handshake failed" in text.lower():
+        text = (
+            f"TLS with {address} failed ({text}); name the authority that signed its "
+            f"certificate (tls: ca), or leave tls away where the server speaks none"
+        )
+    elif not reason and code == "UNAVAILABLE" and "Socket closed" in text:
+        text = (
+            f"{address} closed the connection ({text}); where it speaks TLS, or asks for a "
+            f"certificate, name them (tls: ca, certificate, key)"
+        )
+    elif not reason and code == "UNAVAILABLE":
         text = (
             f"no segserve answers at {address} ({text}); start one with `segserve serve`, "
             f"or name the host and gRPC port (8001 unless set) of another"

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$segserve_client/proto/segserve.proto\x12\x0bsegserve.v1\"\xb5\x01\n\x0eSegmentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x1f\n\x04size\x18\x05 \x01(\x0e\x32\x11.segserve.v1.Size\x12\x13\n\x06smooth\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nconfidence\x18\x07 \x01(\x08\x12\x0f\n\x07\x63lasses\x18\x08 \x03(\tB\t\n\x07_smooth\"\xa3\x02\n\x0fSegmentResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x14\n\x0cimage_height\x18\x05 \x01(\r\x12\x13\n\x0bimage_width\x18\x06 \x01(\r\x12\x13\n\x0bmask_height\x18\x07 \x01(\r\x12\x12\n\nmask_width\x18\x08 \x01(\r\x12\x45\n\rstage_seconds\x18\t \x03(\x0b\x32..segserve.v1.SegmentResponse.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"1\n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"0\n\x05\x43lass\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\r\"\xb1\x01\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12#\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x12.segserve.v1.Class\x12\x14\n\x0cignore_label\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x12\n\nhas_logits\x18\x07 \x01(\x08\x12\x0f\n\x07\x66ormats\x18\x08 \x03(\t*)\n\x04Size\x12\x11\n\rSIZE_ORIGINAL\x10\x00\x12\x0e\n\nSIZE_MODEL\x10\x01\x32\x9a\x01\n\tSegmenter\x12\x44\n\x07Segment\x12\x1b.segserve.v1.SegmentRequest\x1a\x1c.segserve.v1.SegmentResponse\x12G\n\x08\x44\x65scribe\x12\x1c.segserve.v1.DescribeRequest\x1a\x1d.segserve.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$segserve_client/proto/segserve.proto\x12\x0bsegserve.v1\"\xf6\x02\n\x0eSegmentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x1f\n\x04size\x18\x05 \x01(\x0e\x32\x11.segserve.v1.Size\x12\x13\n\x06smooth\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nconfidence\x18\x07 \x01(\x08\x12\x0f\n\x07\x63lasses\x18\x08 \x03(\t\x12\x0b\n\x03tta\x18\t \x03(\t\x12\x14\n\x0cimage_format\x18\n \x01(\t\x12\x14\n\x07quality\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07opacity\x18\x0c \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06legend\x18\r \x01(\x08\x12\x16\n\ttolerance\x18\x0e \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08min_area\x18\x0f \x01(\rH\x04\x88\x01\x01\x42\t\n\x07_smoothB\n\n\x08_qualityB\n\n\x08_opacityB\x0c\n\n_toleranceB\x0b\n\t_min_area\"6\n\x04Part\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"\xc5\x02\n\x0fSegmentResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x14\n\x0cimage_height\x18\x05 \x01(\r\x12\x13\n\x0bimage_width\x18\x06 \x01(\r\x12\x13\n\x0bmask_height\x18\x07 \x01(\r\x12\x12\n\nmask_width\x18\x08 \x01(\r\x12\x45\n\rstage_seconds\x18\t \x03(\x0b\x32..segserve.v1.SegmentResponse.StageSecondsEntry\x12 \n\x05parts\x18\n \x03(\x0b\x32\x11.segserve.v1.Part\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8c\x01\n\x15SegmentStreamResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.segserve.v1.SegmentResponseH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.segserve.v1.FrameErrorH\x00\x42\x08\n\x06result\"+\n\nFrameError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"1\n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"0\n\x05\x43lass\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\r\"\xb1\x01\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12#\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x12.segserve.v1.Class\x12\x14\n\x0cignore_label\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x12\n\nhas_logits\x18\x07 \x01(\x08\x12\x0f\n\x07\x66ormats\x18\x08 \x03(\t*)\n\x04Size\x12\x11\n\rSIZE_ORIGINAL\x10\x00\x12\x0e\n\nSIZE_MODEL\x10\x01\x32\xf0\x01\n\tSegmenter\x12\x44\n\x07Segment\x12\x1b.segserve.v1.SegmentRequest\x1a\x1c.segserve.v1.SegmentResponse\x12T\n\rSegmentStream\x12\x1b.segserve.v1.SegmentRequest\x1a\".segserve.v1.SegmentStreamResponse(\x01\x30\x01\x12G\n\x08\x44\x65scribe\x12\x1c.segserve.v1.DescribeRequest\x1a\x1d.segserve.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,20 +23,26 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_SEGMENTRESPONSE_STAGESECONDSENTRY']._options = None
   _globals['_SEGMENTRESPONSE_STAGESECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_SIZE']._serialized_start=812
-  _globals['_SIZE']._serialized_end=853
+  _globals['_SIZE']._serialized_start=1283
+  _globals['_SIZE']._serialized_end=1324
   _globals['_SEGMENTREQUEST']._serialized_start=54
-  _globals['_SEGMENTREQUEST']._serialized_end=235
-  _globals['_SEGMENTRESPONSE']._serialized_start=238
-  _globals['_SEGMENTRESPONSE']._serialized_end=529
-  _globals['_SEGMENTRESPONSE_STAGESECONDSENTRY']._serialized_start=478
-  _globals['_SEGMENTRESPONSE_STAGESECONDSENTRY']._serialized_end=529
-  _globals['_DESCRIBEREQUEST']._serialized_start=531
-  _globals['_DESCRIBEREQUEST']._serialized_end=580
-  _globals['_CLASS']._serialized_start=582
-  _globals['_CLASS']._serialized_end=630
-  _globals['_DESCRIBERESPONSE']._serialized_start=633
-  _globals['_DESCRIBERESPONSE']._serialized_end=810
-  _globals['_SEGMENTER']._serialized_start=856
-  _globals['_SEGMENTER']._serialized_end=1010
+  _globals['_SEGMENTREQUEST']._serialized_end=428
+  _globals['_PART']._serialized_start=430
+  _globals['_PART']._serialized_end=484
+  _globals['_SEGMENTRESPONSE']._serialized_start=487
+  _globals['_SEGMENTRESPONSE']._serialized_end=812
+  _globals['_SEGMENTRESPONSE_STAGESECONDSENTRY']._serialized_start=761
+  _globals['_SEGMENTRESPONSE_STAGESECONDSENTRY']._serialized_end=812
+  _globals['_SEGMENTSTREAMRESPONSE']._serialized_start=815
+  _globals['_SEGMENTSTREAMRESPONSE']._serialized_end=955
+  _globals['_FRAMEERROR']._serialized_start=957
+  _globals['_FRAMEERROR']._serialized_end=1000
+  _globals['_DESCRIBEREQUEST']._serialized_start=1002
+  _globals['_DESCRIBEREQUEST']._serialized_end=1051
+  _globals['_CLASS']._serialized_start=1053
+  _globals['_CLASS']._serialized_end=1101
+  _globals['_DESCRIBERESPONSE']._serialized_start=1104
+  _globals['_DESCRIBERESPONSE']._serialized_end=1281
+  _globals['_SEGMENTER']._serialized_start=1327
+  _globals['_SEGMENTER']._serialized_end=1567
 # @@protoc_insertion_point(module_scope)

@@ -14,7 +14,7 @@ SIZE_ORIGINAL: Size
 SIZE_MODEL: Size
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("model", "version", "image", "format", "size", "smooth", "confidence", "classes")
+    __slots__ = ("model", "version", "image", "format", "size", "smooth", "confidence", "classes", "tta", "image_format", "quality", "opacity", "legend", "tolerance", "min_area")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,13 @@ class SegmentRequest(_message.Message):
     SMOOTH_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    TTA_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    OPACITY_FIELD_NUMBER: _ClassVar[int]
+    LEGEND_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    MIN_AREA_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     image: bytes
@@ -31,10 +38,27 @@ class SegmentRequest(_message.Message):
     smooth: bool
     confidence: bool
     classes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., image: _Optional[bytes] = ..., format: _Optional[str] = ..., size: _Optional[_Union[Size, str]] = ..., smooth: bool = ..., confidence: bool = ..., classes: _Optional[_Iterable[str]] = ...) -> None: ...
+    tta: _containers.RepeatedScalarFieldContainer[str]
+    image_format: str
+    quality: int
+    opacity: float
+    legend: bool
+    tolerance: float
+    min_area: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., image: _Optional[bytes] = ..., format: _Optional[str] = ..., size: _Optional[_Union[Size, str]] = ..., smooth: bool = ..., confidence: bool = ..., classes: _Optional[_Iterable[str]] = ..., tta: _Optional[_Iterable[str]] = ..., image_format: _Optional[str] = ..., quality: _Optional[int] = ..., opacity: _Optional[float] = ..., legend: bool = ..., tolerance: _Optional[float] = ..., min_area: _Optional[int] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("name", "media_type", "body")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    media_type: str
+    body: bytes
+    def __init__(self, name: _Optional[str] = ..., media_type: _Optional[str] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
-    __slots__ = ("body", "media_type", "model", "version", "image_height", "image_width", "mask_height", "mask_width", "stage_seconds")
+    __slots__ = ("body", "media_type", "model", "version", "image_height", "image_width", "mask_height", "mask_width", "stage_seconds", "parts")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +75,7 @@ class SegmentResponse(_message.Message):
     MASK_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     MASK_WIDTH_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     body: bytes
     media_type: str
     model: str
@@ -60,7 +85,26 @@ class SegmentResponse(_message.Message):
     mask_height: int
     mask_width: int
     stage_seconds: _containers.ScalarMap[str, float]
-    def __init__(self, body: _Optional[bytes] = ..., media_type: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ..., mask_height: _Optional[int] = ..., mask_width: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, body: _Optional[bytes] = ..., media_type: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ..., mask_height: _Optional[int] = ..., mask_width: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+
+class SegmentStreamResponse(_message.Message):
+    __slots__ = ("index", "response", "error")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    response: SegmentResponse
+    error: FrameError
+    def __init__(self, index: _Optional[int] = ..., response: _Optional[_Union[SegmentResponse, _Mapping]] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ...) -> None: ...
+
+class FrameError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("model", "version")

@@ -19,6 +19,11 @@ class SegmenterStub(object):
                 request_serializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentRequest.SerializeToString,
                 response_deserializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentResponse.FromString,
                 )
+        self.SegmentStream = channel.stream_stream(
+                '/segserve.v1.Segmenter/SegmentStream',
+                request_serializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentStreamResponse.FromString,
+                )
         self.Describe = channel.unary_unary(
                 '/segserve.v1.Segmenter/Describe',
                 request_serializer=segserve__client_dot_proto_dot_segserve__pb2.DescribeRequest.SerializeToString,
@@ -31,6 +36,14 @@ class SegmenterServicer(object):
 
     def Segment(self, request, context):
         """Segments one image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SegmentStream(self, request_iterator, context):
+        """Segments frame after frame: one answer a request, in their order. A frame that fails has its
+        error in its place, and the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -50,6 +63,11 @@ def add_SegmenterServicer_to_server(servicer, server):
                     servicer.Segment,
                     request_deserializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentRequest.FromString,
                     response_serializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentResponse.SerializeToString,
+            ),
+            'SegmentStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SegmentStream,
+                    request_deserializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentRequest.FromString,
+                    response_serializer=segserve__client_dot_proto_dot_segserve__pb2.SegmentStreamResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -80,6 +98,23 @@ class Segmenter(object):
         return grpc.experimental.unary_unary(request, target, '/segserve.v1.Segmenter/Segment',
             segserve__client_dot_proto_dot_segserve__pb2.SegmentRequest.SerializeToString,
             segserve__client_dot_proto_dot_segserve__pb2.SegmentResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SegmentStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(request_iterator, target, '/segserve.v1.Segmenter/SegmentStream',
+            segserve__client_dot_proto_dot_segserve__pb2.SegmentRequest.SerializeToString,
+            segserve__client_dot_proto_dot_segserve__pb2.SegmentStreamResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -1,14 +1,15 @@
-"""Times a synchronous call again and again."""
+"""Times synchronous calls again and again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 MIN_RUNS = 3
+MIN_TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,39 @@ def time_runs(run: Callable[[], object], seconds: float, warm_runs: int = 2) -> 
         run()
         walls.append(time.perf_counter() - start)
     return Timing(tuple(walls), time.process_time() - cpu)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Wall time of each run in seconds, and the process's CPU time of each."""
+
+    walls: tuple[float, ...]
+    cpus: tuple[float, ...]
+
+    def cpu_ms(self, percent: float = 50) -> float:
+        """A percentile of the runs' CPU time in milliseconds; the median unless given."""
+        return float(np.percentile(self.cpus, percent)) * 1000
+
+    def wall_ms(self, percent: float = 50) -> float:
+        """A percentile of the runs' wall time in milliseconds; the median unless given."""
+        return float(np.percentile(self.walls, percent)) * 1000
+
+
+def time_in_turn(runs: Sequence[Callable[[], object]], seconds: float) -> tuple[Turns, ...]:
+    """Calls each of ``runs`` in turn, for about ``seconds`` in all, five times each at least.
+
+    In turn, so that whatever else the machine does disturbs all of them alike. Each is called once
+    before, untimed.
+    """
+    for run in runs:
+        run()
+    walls: list[list[float]] = [[] for _ in runs]
+    cpus: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + seconds
+    while len(walls[0]) < MIN_TURNS or time.perf_counter() < end:
+        for number, run in enumerate(runs):
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            cpus[number].append(time.process_time() - cpu)
+            walls[number].append(time.perf_counter() - wall)
+    return tuple(Turns(tuple(w), tuple(c)) for w, c in zip(walls, cpus, strict=True))

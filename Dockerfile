@@ -1,6 +1,7 @@
 # CPU:  docker build -t segserve .
 # GPU:  docker build -t segserve:gpu --build-arg GPU=1 .        (docker run --gpus all ...)
-# Run:  docker run --rm -p 8000:8000 -p 8001:8001 -p 8002:8002 \
+# Run:  docker run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+#           -p 8000:8000 -p 8001:8001 -p 8002:8002 \
 #           segserve                     (other models: -v "$PWD/models:/models:ro")
 ARG GPU=0
 
@@ -43,10 +44,14 @@ RUN useradd --system --uid 10001 --no-create-home segserve \
     && install -d -o segserve /var/cache/segserve
 USER segserve
 RUN python -c "from serving.lifecycle import warm_stages; warm_stages()"
+# Numba uses no cache that it cannot write to. Docker starts a volume as a copy of the image's folder,
+# so this one is filled and writable under a read-only root, too.
+VOLUME /var/cache/segserve
 
 EXPOSE 8000 8001 8002
 # Not urllib: it would go through the proxy of the environment.
+# The metrics port is plain and open whatever TLS and keys the others ask for.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
-    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8002, timeout=4); c.request('GET', '/metrics'); exit(b'\\nsegserve_ready 1.0\\n' not in c.getresponse().read())"]
 ENTRYPOINT ["segserve"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from training.balance import weigh_classes
-from training.datasets import SegmentationDataset, dataset_labels, open_dataset
+from training.datasets import dataset_labels
 from training.guard.guard import Guard
 from training.learner import Learner
-from training.loader import Cached, Loader, Mixture
+from training.loader import Loader
 from training.options import TrainOptions
 from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord
-from training.runs.interruption import Interruption
+from training.runs.interruption import Interrupted, Interruption
 from training.runs.lock import hold_run
 from training.runs.log import RunLog
 from training.runs.progress import RunProgress
 from training.schedules import Schedule, make_schedule
 from training.steps import Steps
-from training.transforms import Augmentation
+from training.training_data import open_loader
 from training.validation import Validation, Watch, validate
 
 
@@ -42,7 +41,7 @@ class Run:
 
         Raises:
             TrainingStopped: a step's loss or gradients are not finite (see ``guard/guard.py``).
-            Interrupted: by a signal, which only a single process heeds; the place is kept.
+            Interrupted: by a signal; the place is kept.
             CheckpointNotWritten: the disk is full.
         """
         resumed = self.options.resume is not None and self.options.resume.is_dir()
@@ -68,8 +67,7 @@ class Run:
             o.epochs, state, batches,
             validations=sum(map(self._is_validated, left)), log_interval=o.log_interval,
         )  # fmt: skip
-        # Several processes would have to agree on the step.
-        interruption = Interruption(heeded=self.learner.shard.world == 1)
+        interruption = Interruption(self.learner.agree, tells=True)
         with closing(RunLog(self.folder, state, batches)) as log, progress, interruption:
             for epoch in left:
                 state = self._train_epoch(state, steps, progress, log, interruption)
@@ -88,6 +86,7 @@ class Run:
                 # Before the checkpoint: resuming drops a line too many, but misses none.
                 log.add_epoch(record)
                 self._save(state)
+                interruption.check()
         return state
 
     def _train_epoch(
@@ -111,7 +110,7 @@ class Run:
                 log.add_step(epoch, index, loss, rate)
             progress.advance(epoch, index, part.mean_loss, rate)
             is_due = o.checkpoint_minutes and now - saved >= 60 * o.checkpoint_minutes
-            if interruption.told or (is_due and part.iterations < part.length):
+            if interruption.is_agreed() or (is_due and part.iterations < part.length):
                 self._save(replace(state, part=part))
                 saved = now
                 interruption.check()
@@ -125,13 +124,19 @@ class Run:
     def _follow(self, resumed: bool) -> RunState:
         """The same steps as the first process, which alone validates, tells and writes."""
         steps, state = self._start(resumed)
-        while state.epochs_done < self.options.epochs:
-            deque(steps.of_epoch(*state.place), maxlen=0)
-            state = replace(state, epochs_done=state.epochs_done + 1, part=PartOfEpoch())
+        with Interruption(self.learner.agree, tells=False) as interruption:
+            while state.epochs_done < self.options.epochs:
+                for _ in steps.of_epoch(*state.place):
+                    interruption.is_agreed()
+                    interruption.check()
+                if self._is_validated(state.epochs_done):
+                    interruption.is_agreed()
+                    interruption.check()
+                state = replace(state, epochs_done=state.epochs_done + 1, part=PartOfEpoch())
         return state
 
     def _start(self, resumed: bool) -> tuple[Steps, RunState]:
-        loader = self._loader()
+        loader = open_loader(self.options, len(self.labels.names), self.learner.shard)
         class_weights = weigh_classes(
             loader.mixture.primary, len(self.labels.names), self.options.class_balance
         )
@@ -197,13 +202,18 @@ class Run:
         interruption: Interruption,
     ) -> EpochRecord:  # fmt: skip
         def watch(done: int, images: int) -> None:
+            interruption.check_here()
             progress.watch_validation(done, images)
-            if interruption.told:
-                self._save(state)
-                interruption.check()
 
         start = time.perf_counter()
-        scores = self.validate(watch)
+        try:
+            scores = self.validate(watch)
+        except Interrupted:
+            self._save(state)
+            interruption.is_agreed()
+            raise
+        # The other processes wait for the end of the validation here.
+        interruption.is_agreed()
         seconds = time.perf_counter() - start
         progress.add_validation(seconds)
         return replace(
@@ -223,24 +233,3 @@ class Run:
     def load_weights(self, path: Path) -> None:
         """Replaces the network's weights by a run folder's best, or by a ``.params`` file."""
         self.learner.read_parameters(RunFolder(path).best if path.is_dir() else path)
-
-    def _loader(self) -> Loader:
-        o = self.options
-        primary: SegmentationDataset = open_dataset(o.dataset, "train", o.root)
-        if o.dataset == "synthetic":
-            primary = Cached(primary)
-        scenes = Cached(open_dataset("synthetic", "train")) if o.synthetic_share else None
-        augmentation = Augmentation(
-            o.height, o.crop_width, o.base_size, o.scale_range,
-            color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
-            short_size=o.short_size,
-        )  # fmt: skip
-        return Loader(
-            Mixture(primary, scenes, o.synthetic_share),
-            augmentation,
-            num_classes=len(self.labels.names),
-            batch_size=o.batch_size,
-            workers=o.workers,
-            seed=o.seed,
-            shard=self.learner.shard,
-        )

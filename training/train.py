@@ -83,10 +83,11 @@ def train(options: TrainOptions) -> None:
         sys.exit(1)
     except Interrupted as error:
         learner.close()
-        print(
-            f"train.py: ended by {error}; --resume {options.run} goes on at that step",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        if learner.shard.leads:
+            print(
+                f"train.py: ended by {error}; --resume {options.run} goes on at that step",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         sys.exit(128 + error.signal_number)
     if learner.shard.leads:
         print(

@@ -14,7 +14,7 @@ from poisoned import BrokenLoader, PoisonedLoader, poison
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-import training.run  # noqa: E402
+import training.training_data  # noqa: E402
 from export.params import read_params  # noqa: E402
 from training.guard.finite import Finding, NonFiniteStep, Symptoms, choose_finding  # noqa: E402
 from training.guard.guard import MOST_REPRODUCTIONS, TrainingStopped  # noqa: E402
@@ -151,7 +151,7 @@ def test_the_first_finding_in_a_steps_order_counts() -> None:
 @pytest.fixture
 def fit(mxnet: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(kind: type[Loader], *more: str) -> RunFolder:
-        monkeypatch.setattr(training.run, "Loader", kind)
+        monkeypatch.setattr(training.training_data, "Loader", kind)
         flags = ("--root", str(scenes), "--save-dir", str(tmp_path), *more)
         learner = make_learner(mxnet, *flags)
         Run(learner.options, learner).fit()

@@ -239,5 +239,8 @@ class TorchLearner:
     def wait(self) -> None:
         self.replicas.wait()
 
+    def agree(self, wish: bool) -> bool:
+        return bool(self.replicas.sum(torch.tensor(float(wish), device=self.device)).item())
+
     def close(self) -> None:
         self.replicas.leave()

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from training.balance import weigh_classes
-from training.datasets import dataset_labels
+from training.datasets import dataset_labels, open_dataset
 from training.guard.guard import Guard
 from training.learner import Learner
 from training.loader import Loader
@@ -21,6 +21,7 @@ from training.runs.interruption import Interrupted, Interruption
 from training.runs.lock import hold_run
 from training.runs.log import RunLog
 from training.runs.progress import RunProgress
+from training.saver import Saver
 from training.schedules import Schedule, make_schedule
 from training.steps import Steps
 from training.training_data import open_loader
@@ -57,6 +58,9 @@ class Run:
 
     def _fit(self, resumed: bool) -> RunState:
         o = self.options
+        if not o.no_val:
+            # What is missing there is told now, not after an epoch.
+            open_dataset(o.dataset, "val", o.root)
         steps, state = self._start(resumed)
         self.folder.start(asdict(o), read_environment())
         self.learner.write_symbol(self.folder.symbol)
@@ -68,9 +72,10 @@ class Run:
             validations=sum(map(self._is_validated, left)), log_interval=o.log_interval,
         )  # fmt: skip
         interruption = Interruption(self.learner.agree, tells=True)
+        saver = Saver(self.folder, self.learner, o.checkpoint_minutes)
         with closing(RunLog(self.folder, state, batches)) as log, progress, interruption:
             for epoch in left:
-                state = self._train_epoch(state, steps, progress, log, interruption)
+                state = self._train_epoch(state, steps, progress, log, interruption, saver)
                 record = EpochRecord(
                     epoch=epoch + 1,
                     learning_rate=steps.rate(epoch, 0),
@@ -79,13 +84,13 @@ class Run:
                     skipped_steps=state.part.iterations - state.part.steps,
                 )
                 if self._is_validated(epoch):
-                    record = self._validate_epoch(record, state, progress, interruption)
+                    record = self._validate_epoch(record, state, progress, interruption, saver)
                     if state.best_epoch < 0 or record.miou > state.best_miou:
                         state = replace(state, best_miou=record.miou, best_epoch=epoch)
                 state = replace(state, epochs_done=epoch + 1, part=PartOfEpoch())
                 # Before the checkpoint: resuming drops a line too many, but misses none.
                 log.add_epoch(record)
-                self._save(state)
+                saver.save(state)
                 interruption.check()
         return state
 
@@ -96,30 +101,26 @@ class Run:
         progress: RunProgress,
         log: RunLog,
         interruption: Interruption,
+        saver: Saver,
     ) -> RunState:
         """The iterations that are left of an epoch; the state with all of them in its part."""
-        o, epoch = self.options, state.epochs_done
+        epoch = state.epochs_done
         part = replace(state.part, length=steps.loader.batches)
         progress.begin_epoch(epoch, part.iterations)
-        before = saved = time.perf_counter()
-        for index, rate, loss in steps.of_epoch(epoch, part.iterations):
-            now = time.perf_counter()
-            part = part.extended(loss, now - before)
-            before = now
-            if loss is not None and (index + 1) % o.log_interval == 0:
-                log.add_step(epoch, index, loss, rate)
-            progress.advance(epoch, index, part.mean_loss, rate)
-            is_due = o.checkpoint_minutes and now - saved >= 60 * o.checkpoint_minutes
-            if interruption.is_agreed() or (is_due and part.iterations < part.length):
-                self._save(replace(state, part=part))
-                saved = now
-                interruption.check()
+        before = time.perf_counter()
+        with saver.keeping(lambda: replace(state, part=part)):
+            for index, rate, loss in steps.of_epoch(epoch, part.iterations):
+                now = time.perf_counter()
+                part = part.extended(loss, now - before)
+                before = now
+                if loss is not None and (index + 1) % self.options.log_interval == 0:
+                    log.add_step(epoch, index, loss, rate)
+                progress.advance(epoch, index, part.mean_loss, rate)
+                is_last = part.iterations == part.length
+                if interruption.is_agreed() or (saver.is_due() and not is_last):
+                    saver.save(replace(state, part=part))
+                    interruption.check()
         return replace(state, part=part)
-
-    def _save(self, state: RunState) -> None:
-        with self.folder.checkpoint(state) as aside:
-            self.learner.write_parameters(aside.last)
-            self.learner.write_optimizer(aside.optimizer)
 
     def _follow(self, resumed: bool) -> RunState:
         """The same steps as the first process, which alone validates, tells and writes."""
@@ -199,7 +200,7 @@ class Run:
 
     def _validate_epoch(
         self, record: EpochRecord, state: RunState, progress: RunProgress,
-        interruption: Interruption,
+        interruption: Interruption, saver: Saver,
     ) -> EpochRecord:  # fmt: skip
         def watch(done: int, images: int) -> None:
             interruption.check_here()
@@ -207,9 +208,10 @@ class Run:
 
         start = time.perf_counter()
         try:
-            scores = self.validate(watch)
+            with saver.keeping(lambda: state):
+                scores = self.validate(watch)
         except Interrupted:
-            self._save(state)
+            saver.save(state)
             interruption.is_agreed()
             raise
         # The other processes wait for the end of the validation here.

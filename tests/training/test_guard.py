@@ -203,7 +203,13 @@ def test_stopping_is_the_default_and_names_all_there_is(mxnet: Path, fit, tmp_pa
         assert "003.png" in said
         assert "--on-nan skip leaves such steps out" in said
     assert f"python -m training.guard.replay {zipped}" in str(stopped.value)
-    assert run.newest() is None
+    # What was done before it is kept, and the run goes on without it where it is told to.
+    before = int(zipped.stem.rpartition("-")[2]) - 1
+    assert run.read_state().place == (0, before)
+    assert before > 0
+    fit(PoisonedLoader, "--resume", str(run.path), "--on-nan", "skip")
+    (record,) = read_records(run.log)
+    assert record.skipped_steps == 1
 
 
 def test_a_reproduction_is_refused_again(fit, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOLD = b"\ntrain.py: ends after this step and keeps its work; once more: at once, without\n"
@@ -48,12 +48,7 @@ class Interruption:
                 self.before[number] = signal.signal(number, self._note)  # type: ignore[assignment]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def is_agreed(self) -> bool:

@@ -49,8 +49,9 @@ class GrpcTarget:
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         request = pb.SegmentRequest(model=self.model, image=image, format=self.form)
+        stub = SegmenterStub(self._channel)  # type: ignore[no-untyped-call]
         try:
-            answer = await SegmenterStub(self._channel).Segment(request, timeout=self.timeout_s)
+            answer = await stub.Segment(request, timeout=self.timeout_s)
         except grpc.aio.AioRpcError as error:
             metadata = dict(error.trailing_metadata() or ())
             code = str(metadata.get("segserve-code", error.code().name.lower()))

@@ -51,8 +51,8 @@ class HttpTarget:
             return Outcome("error", type(error).__name__)
         if answer.status == 200:
             return Outcome("ok", response_bytes=len(body))
-        status = "rejected" if answer.status in REFUSALS else "error"
-        return Outcome(status, read_code(body) or str(answer.status), len(body))
+        code = read_code(body) or str(answer.status)
+        return Outcome("rejected" if answer.status in REFUSALS else "error", code, len(body))
 
     async def close(self) -> None:
         if self._session is not None:

@@ -12,7 +12,8 @@ def read_cpu_seconds(pid: int) -> float:
     Raises:
         ProcessLookupError: there is no such process.
     """
-    times, parents = {}, {}
+    times: dict[int, int] = {}
+    parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
@@ -26,8 +27,8 @@ def read_cpu_seconds(pid: int) -> float:
         times[int(folder.name)] = sum(map(int, fields[11:15]))
     if pid not in times:
         raise ProcessLookupError(f"no process {pid}")
-    family, found = {pid}, True
+    family, found = {pid}, {pid}
     while found:
-        found = {child for child, parent in parents.items() if parent in family} - family
+        found = {child for child, parent in parents.items() if parent in found}
         family |= found
     return sum(times[member] for member in family) / os.sysconf("SC_CLK_TCK")

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(1 << 30, ge=1, description="waiting pixels a model")
     queue_timeout_ms: float = Field(30_000.0, gt=0, description="longest wait for the engine")
     shed_late_requests: bool = Field(
-        False, description="refuse at once what would be answered after its deadline"
+        True, description="refuse at once what would be answered after its deadline"
     )
     max_engine_failures: int = Field(
         3, ge=1, description="failed runs in a row after which an engine is opened anew"

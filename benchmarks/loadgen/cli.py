@@ -39,7 +39,7 @@ def load(
     percent: Annotated[
         str, typer.Option(help="Open loops at these shares of the capacity, measured first.")
     ] = "",
-    capacity_callers: Annotated[int, typer.Option(min=1, help="That measure it.")] = 16,
+    capacity_callers: Annotated[int, typer.Option(min=1, help="That measure it.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Of --percent.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 12.0,
     skip: Annotated[float, typer.Option(min=0, help="Seconds not counted at its start.")] = 2.0,
@@ -63,11 +63,13 @@ def load(
         "images": f"{len(sent)} of {images}" if images else f"{len(sent)} rendered scenes {size}",
         "image_bytes": sum(map(len, sent)) // len(sent),
     }
-    target: Target
-    if grpc:
-        target = GrpcTarget(grpc, model, form=form, deadline_s=timing.deadline_s)
-    else:
-        target = HttpTarget(server, model, form=form, deadline_s=timing.deadline_s)
+
+    def reach(deadline_s: float | None) -> Target:
+        if grpc:
+            return GrpcTarget(grpc, model, form=form, deadline_s=deadline_s)
+        return HttpTarget(server, model, form=form, deadline_s=deadline_s)
+
+    target, patient = reach(timing.deadline_s), reach(None)
     typer.echo(", ".join(f"{name} {value}" for name, value in subject.items()))
     typer.echo(f"{HEADER}\n{RULE}")
     told: list[Named] = []
@@ -88,10 +90,12 @@ def load(
                 return None
             return await sweep(
                 target, sent, parse_floats(percent), timing,
-                callers=capacity_callers, rounds=rounds, metrics_url=url, tell=tell,
+                callers=capacity_callers, patient=patient, rounds=rounds,
+                metrics_url=url, tell=tell,
             )  # fmt: skip
         finally:
             await target.close()
+            await patient.close()
 
     swept = uvloop.run(run())
     typer.echo("stages of an image, ms: mean (median, 95th percentile by the histogram's buckets)")

@@ -47,6 +47,7 @@ async def sweep(
     timing: Timing,
     *,
     callers: int,
+    patient: Target,
     rounds: int = 1,
     metrics_url: str | None = None,
     tell: Callable[[str, Measurement], None] = lambda name, measurement: None,
@@ -54,13 +55,14 @@ async def sweep(
     """Measures the capacity with ``callers`` in a closed loop, then every share of it.
 
     Args:
+        patient: the same server, asked without a deadline: so the capacity is measured.
         tell: called with a name after each load.
     """
     capacities, points = [], []
 
     async def measure_capacity() -> None:
         capacities.append(
-            await measure_load(target, images, Load(callers=callers), timing, metrics_url)
+            await measure_load(patient, images, Load(callers=callers), timing, metrics_url)
         )
         tell("capacity", capacities[-1])
 

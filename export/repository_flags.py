@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -45,3 +46,18 @@ def family_name(network: str, dataset: str | None) -> str:
 def split_head(text: str) -> tuple[str, ...]:
     """The outputs that ``--head`` names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def summary(
+    folder: Path,
+    file: str,
+    classes: int,
+    size: tuple[int, int],
+    precision: str,
+    heads: Sequence[str],
+) -> str:
+    """What was written, for the terminal: the file, the version and what is in it."""
+    return (
+        f"{folder}/{file}: {folder.parent.name} version {folder.name}, {classes} classes,"
+        f" {size[0]}x{size[1]}, {precision}, {','.join(heads)}"
+    )

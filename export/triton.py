@@ -28,13 +28,18 @@ from serving.palette import LabelSet, format_palette
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the repository tells about a model beside its tensors; None and "" are left out."""
+    """What the repository tells about a model beside its tensors; None and "" are left out.
+
+    ``resize`` and ``tile_overlap`` are the server's parameters of these names.
+    """
 
     labels: LabelSet
     family: str
     dataset: str | None
     accuracy: str | None
     provenance: str
+    resize: str = "stretch"
+    tile_overlap: str | None = None
 
     def parameters(self) -> dict[str, str]:
         """The ``parameters`` of ``config.pbtxt``."""
@@ -42,7 +47,8 @@ class ModelFacts:
             "classes": json.dumps(list(self.labels.names), ensure_ascii=False),
             "palette": format_palette(self.labels.colors),
             "ignore_label": str(self.labels.ignore_label),
-            "resize": "stretch",
+            "resize": self.resize,
+            "tile_overlap": self.tile_overlap,
             "family": self.family,
             "dataset": self.dataset,
             "accuracy": self.accuracy,
@@ -170,7 +176,11 @@ def _next_config(
         existing.max_batch_size = max_batch_size
     for key in ("accuracy", "dataset"):  # never the older version's
         existing.parameters.pop(key, None)
+    edited = {key: _parameter(existing, key) for key in ("resize", "tile_overlap")}
     _set_parameters(existing, facts)
+    for key, value in edited.items():  # how the server uses it is no fact of a version
+        if value:
+            existing.parameters[key].string_value = value
     return existing
 
 

@@ -242,7 +242,11 @@ def test_other_precisions(run, served, tmp_path, kind, precision):
     classes = (*FIVE, "--half-pixel") if kind == "transformer" else ("--classes", "a,b")
     given = (path, *classes, *IMAGENET)
     result = run(*given, "--precision", precision, "--calibration", photos)
-    found = served(result, f"net_{precision}")[1](IMAGES)["mask"]
+    folder, predict = served(result, f"net_{precision}")
+    found = predict(IMAGES)["mask"]
+    if (kind, precision) == ("transformer", "int8"):  # its one convolution loses too much
+        provenance = folder.config.parameters["provenance"].string_value
+        assert "in float: first + last" in provenance
     expected = served(run(*given))[1](IMAGES)["mask"]
     assert agreement(found, expected) > 0.97
 

@@ -8,6 +8,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from export.errors import ExportError
+from export.passes.mask_head import LOGITS, MASK
+
 PANEL = "What is written"
 
 Head: TypeAlias = Annotated[
@@ -44,8 +47,16 @@ def family_name(network: str, dataset: str | None) -> str:
 
 
 def split_head(text: str) -> tuple[str, ...]:
-    """The outputs that ``--head`` names."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The outputs that ``--head`` names.
+
+    Raises ExportError where no server could make labels of them.
+    """
+    heads = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not set(heads) & {MASK, LOGITS}:
+        raise ExportError(
+            f"--head {text!r} holds neither mask nor logits; a server needs one of them: add mask"
+        )
+    return heads
 
 
 def summary(

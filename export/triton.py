@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from google.protobuf import text_format
 from onnx import ModelProto
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
+from export.aside import folder_aside
 from export.errors import ExportError, IncompatibleModel
 from export.model_files import ModelFiles, onnx_files
 from serving.palette import LabelSet, format_palette
@@ -116,8 +115,7 @@ def write_version(
         config = model_config(name, files, facts, 4 if max_batch_size is None else max_batch_size)
     repository.mkdir(parents=True, exist_ok=True)
     version = max(_versions(folder), default=0) + 1
-    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
-    try:
+    with folder_aside(repository) as aside:
         # One level deeper than models are, so that no server takes it for one.
         part = aside / name
         (part / str(version)).mkdir(parents=True)
@@ -134,8 +132,6 @@ def write_version(
                 raise
         else:
             os.rename(part, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder / str(version)
 
 

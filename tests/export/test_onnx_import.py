@@ -274,7 +274,7 @@ def test_weights_beside_the_network(run, served, tmp_path):
 @pytest.mark.parametrize("opset", [17, 18])
 def test_confidence(run, served, tmp_path, opset):
     path = export_network(Network(Head("softmax")), tmp_path / "net.onnx", SHAPE, opset=opset)
-    assert "mask, logits or both" in error(run(path, *FIVE, *IMAGENET, "--head", "confidence"))
+    assert "neither mask nor logits" in error(run(path, *FIVE, *IMAGENET, "--head", "confidence"))
     _, predict = served(run(path, *FIVE, *IMAGENET, "--head", "mask,logits,confidence"))
     expected = run_network(Network(Head("softmax")), normalised(IMAGES)).max(1) * 255
     np.testing.assert_allclose(predict(IMAGES)["confidence"], expected, rtol=0, atol=0.51)

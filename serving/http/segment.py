@@ -52,7 +52,8 @@ def _split(entries: object) -> object:
     return [part for entry in entries for part in str(entry).split(",")]
 
 
-def read_options(
+# async: FastAPI would send it to a thread and back, for nothing.
+async def read_options(
     request: Request,
     format: Annotated[
         Annotated[list[FormatName], Field(json_schema_extra={"uniqueItems": True})] | None,

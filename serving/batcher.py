@@ -133,7 +133,8 @@ class Batcher:
         deadline_s = min((d for d in deadlines if d is not None), default=None)
         self._check_open(deadline_s)
         if place is None:
-            self._admission.check_time(level, deadline_s)
+            # The policy's timeout, as Triton's, is about the wait alone.
+            self._admission.check_time(level, timeout_s)
         else:
             # Its time was looked at before it was decoded.
             place.leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -187,6 +188,27 @@ async def test_what_would_be_late_is_refused_with_the_prediction(repository: Pat
         engine.hold.set()
         assert (await busy).status_code == 200
     assert engine.batch_sizes == [1]
+
+
+@pytest.mark.parametrize("path", [SEGMENT, "/v2/models/bands/infer"])
+async def test_the_upload_counts_for_the_deadline(repository: Path, path: str) -> None:
+    engine = FakeEngine(MODEL_SIZE)
+    item = {"name": "image", "datatype": "UINT8", "shape": [1, 32, 48, 3],
+            "data": [0] * (32 * 48 * 3)}  # fmt: skip
+    body = RED if path == SEGMENT else json.dumps({"inputs": [item]}).encode()
+    async with running(repository, serve_fake(engine)) as (server, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports.http)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Timeout-Ms: 30\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.write(body[10:])
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"deadline_exceeded" in answer
+    assert engine.batch_sizes == []
 
 
 async def test_with_shedding_off_what_would_be_late_waits_for_its_deadline(

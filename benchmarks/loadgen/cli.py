@@ -46,8 +46,9 @@ def load(
     skip: Annotated[float, typer.Option(min=0, help="Seconds not counted at its start.")] = 2.0,
     rest: Annotated[float, typer.Option(min=0, help="Seconds between loads.")] = 0.5,
     deadline_ms: Annotated[
-        float, typer.Option(min=0, help="Sent along; later answers are late. 0: none.")
+        float, typer.Option(min=0, help="Later answers are late. 0: none.")
     ] = 1000.0,
+    send_deadline: Annotated[bool, typer.Option(help="Tell the server.")] = True,
     name: Annotated[str, typer.Option(help="Of the files of results.")] = "load",
     results: Annotated[Path, typer.Option(help="Where they are written.")] = RESULTS,
     plot: Annotated[bool, typer.Option(help="Also a picture of --percent.")] = False,
@@ -61,6 +62,7 @@ def load(
         "transport": "grpc" if grpc else "http",
         "model": model,
         "form": form,
+        "deadline": "sent" if send_deadline and deadline_ms else "not sent",
         "images": f"{len(sent)} of {images}" if images else f"{len(sent)} rendered scenes {size}",
         "image_bytes": sum(map(len, sent)) // len(sent),
     }
@@ -70,7 +72,7 @@ def load(
             return GrpcTarget(grpc, model, form=form, deadline_s=deadline_s)
         return HttpTarget(server, model, form=form, deadline_s=deadline_s)
 
-    target, patient = reach(timing.deadline_s), reach(None)
+    target, patient = reach(timing.deadline_s if send_deadline else None), reach(None)
     machine = read_machine(PACKAGES)
     typer.echo(", ".join(f"{key} {value}" for key, value in subject.items()))
     typer.echo(f"{HEADER}\n{RULE}")

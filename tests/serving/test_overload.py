@@ -245,3 +245,25 @@ async def test_a_model_whose_queue_is_full_leaves_the_others_alone(tmp_path: Pat
         engines["bands"].hold.set()
         assert {(await task).status_code for task in (busy, *waiting)} == {200}
     assert len(engines["other"].batch_sizes) == 20
+
+
+async def test_a_flood_of_one_model_leaves_the_other_its_turns(tmp_path: Path) -> None:
+    """They share the threads that decode and answer; each has a queue and an engine of its own."""
+    engines = {
+        "bands": FakeEngine(MODEL_SIZE, max_batch_size=1, delay_s=0.05),
+        "other": FakeEngine(MODEL_SIZE),
+    }
+    for name in engines:
+        write_model(tmp_path, name)
+    async with running(tmp_path, lambda f, v, s: engines[f.name]) as (server, http):
+        flood = [asyncio.create_task(post(http)) for _ in range(150)]
+        await until(lambda: server.registry.get("bands").batcher.waiting > 50)
+        for _ in range(10):
+            answer = await http.post(SEGMENT.replace("bands", "other"), content=RED)
+            assert answer.status_code == 200
+        # The flood takes seven seconds; the other did not wait for its end.
+        assert len(engines["bands"].batch_sizes) < 150
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+        await until(lambda: server.registry.get("bands").batcher.waiting == 0)

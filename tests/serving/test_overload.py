@@ -267,3 +267,28 @@ async def test_a_flood_of_one_model_leaves_the_other_its_turns(tmp_path: Path) -
             task.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
         await until(lambda: server.registry.get("bands").batcher.waiting == 0)
+
+
+async def test_what_answering_takes_counts_for_the_deadline(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By form: what is slow to write makes nothing else look late."""
+    engine = FakeEngine(MODEL_SIZE, max_batch_size=1)
+    async with running(repository, serve_fake(engine)) as (server, http):
+        for form, seconds in (("raw", 0.0), ("polygons", 500.0)):
+            forms = ("bands", (form,))
+            moments = iter([0.0, seconds])
+            monkeypatch.setattr("serving.answer_costs.perf_counter", lambda m=moments: next(m))
+            with server.segmenter._costs.measure(*forms, pixels=32 * 48):
+                pass
+        monkeypatch.undo()
+        busy = await occupy(http, engine)
+        server.registry.get("bands").batcher.costs.learn(1, 0.01)
+        url = SEGMENT.replace("raw", "polygons")
+        refused = await http.post(url, content=b"not decoded", headers={"X-Timeout-Ms": "60000"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "predicted_late")
+        assert re.search(r"in 500\d\d\d ms", refused.json()["error"])
+        waiting = asyncio.create_task(post(http, **{"X-Timeout-Ms": "60000"}))
+        await until(lambda: server.registry.get("bands").batcher.waiting == 1)
+        engine.hold.set()
+        assert (await busy).status_code == (await waiting).status_code == 200

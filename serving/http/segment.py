@@ -53,7 +53,7 @@ def _split(entries: object) -> object:
     return [part for entry in entries for part in str(entry).split(",")]
 
 
-def read_options(
+async def read_options(
     request: Request,
     format: Annotated[
         Annotated[list[FormatName], Field(json_schema_extra={"uniqueItems": True})] | None,
@@ -88,7 +88,7 @@ def read_options(
         int | None, Query(ge=0, le=2**31, description="of polygons, in pixels")
     ] = None,
 ) -> SegmentOptions:
-    """The query's options.
+    """The query's options; async, or FastAPI would hand it to a thread.
 
     Raises:
         InvalidRequest: an unknown one; the message lists the known.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,13 +177,14 @@ def test_http_asks_for_a_key(guarded: Served, capfd: pytest.CaptureFixture[str])
 
 
 def test_concurrency_is_the_keys_own(guarded: Served) -> None:
+    before = len(guarded.engine.batch_sizes)
     guarded.engine.hold.clear()
     carol, alice = {"X-API-Key": CAROL}, {"X-API-Key": ALICE}
     with httpx.Client(base_url=f"http://{guarded.http}") as http:
         with ThreadPoolExecutor() as pool:
             held = pool.submit(http.post, SEGMENT, content=DATA, headers=carol)
-            while not guarded.engine.batch_sizes:
-                pass
+            while len(guarded.engine.batch_sizes) == before:
+                time.sleep(0.002)
             answer = http.post(SEGMENT, content=DATA, headers=carol)
             other = pool.submit(http.post, SEGMENT, content=DATA, headers=alice)
             guarded.engine.hold.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,10 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None, description="one key a line, NAME KEY [requests_per_second=N] [concurrent=N]"
+    )
+    allowed_origins: frozenset[str] = Field(
+        frozenset(),
+        description="of pages elsewhere that may ask from a browser, as https://host; * for all",
     )
 
     max_http_connections: int = Field(2048, ge=1, description="open at a time")
@@ -125,6 +130,14 @@ class Settings(BaseSettings):
         1.0, ge=0, description="still answering, but not ready, after SIGTERM"
     )
     stop_timeout_s: float = Field(30.0, gt=0, description="for requests in flight, after draining")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: frozenset[str]) -> frozenset[str]:
+        for origin in sorted(origins):
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin; as https://host or https://host:port")
+        return origins
 
     @field_validator("allowed_formats")
     @classmethod

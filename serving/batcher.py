@@ -119,7 +119,7 @@ class Batcher:
                 may not allow, or may answer by a delay.
             priority: 1 goes first; 0 is the model's default.
             answer_s: what the caller does afterwards takes so long, of ``timeout_s``.
-            place: what :meth:`reserve` gave for this image; left here.
+            place: what :meth:`reserve` gave; left here. Its images' time was looked at.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
@@ -138,7 +138,6 @@ class Batcher:
             # The policy's timeout, as Triton's, is about the wait alone.
             self._admission.check_time(level, timeout_s, answer_s)
         else:
-            # Its time was looked at before it was decoded.
             place.leave()
         self._admission.check_room(image.nbytes, level)
         item = self._queue.add(image, self.clock(), level)
@@ -184,6 +183,15 @@ class Batcher:
         self._check_open(timeout_s)
         level = self.limits.scheduling.level(priority)
         return self._admission.reserve(size, level, timeout_s, answer_s)
+
+    def check_time(self, images: int, timeout_s: float | None, answer_s: float) -> None:
+        """Whether ``images`` of one request would be answered in time.
+
+        Raises:
+            PredictedLate: rather none of them than some (``shed_late``).
+        """
+        level = self.limits.scheduling.level(0)
+        self._admission.check_time(level, timeout_s, answer_s, images)
 
     def _check_open(self, timeout_s: float | None) -> None:
         if self._closing:

@@ -203,29 +203,29 @@ class Segmenter:
         place: Place,
     ) -> Prediction | Blender:
         """The network's answer for the only view, or the label map blended of several."""
+        left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        target = _answer_size(prepared.plan, options)
+        answer_s = self._costs.predict(model.name, options.formats, target.pixels)
         if prepared.only is not None:
-            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            size = _answer_size(prepared.plan, options)
             inferred = await model.batcher.submit(
-                prepared.only,
-                timeout_s=left,
-                answer_s=self._costs.predict(model.name, options.formats, size.pixels),
-                place=place,
+                prepared.only, timeout_s=left, answer_s=answer_s, place=place
             )
             timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
             timings.add("infer", inferred.infer_seconds)
             return inferred.prediction
         place.leave()
+        # How many views there are is known only now; some without the others are of no use.
+        model.batcher.check_time(prepared.plan.view_count, left, answer_s)
         assert model.spec.logits_size is not None  # check_plan
         blender = Blender(
             prepared.plan,
-            _answer_size(prepared.plan, options),
+            target,
             model.spec.logits_size,
             confidence=mask.needs_confidence(options.formats, options.form),
         )
         await blend_views(
             prepared.views, blender, model.batcher, self.pool, timings,
-            in_flight=self.settings.max_views_in_flight, deadline=deadline,
+            in_flight=self.settings.max_views_in_flight, deadline=deadline, place=place,
         )  # fmt: skip
         return blender
 

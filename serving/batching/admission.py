@@ -106,8 +106,10 @@ class Admission:
             self.observer.rejected(reason)
             raise QueueFull(f"{text}; try again later", self._predict(len(self.queue) + coming))
 
-    def check_time(self, level: int, timeout_s: float | None, answer_s: float) -> None:
-        """Whether an image that comes to ``level`` now would be answered in time.
+    def check_time(
+        self, level: int, timeout_s: float | None, answer_s: float, images: int = 1
+    ) -> None:
+        """Whether ``images`` that come to ``level`` now would be answered in time.
 
         An idle engine takes every image: what was learnt in a bad moment must not last.
 
@@ -117,7 +119,7 @@ class Admission:
         ahead = self.queue.count_before(level) + self.coming
         if not self.limits.shed_late or timeout_s is None or (not ahead and self.load().is_idle):
             return
-        inferred_s = self._predict(ahead, ENTRY_SPREADS)
+        inferred_s = self._predict(ahead + images - 1, ENTRY_SPREADS)
         if inferred_s is None:
             return
         done_s = inferred_s + answer_s

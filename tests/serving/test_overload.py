@@ -292,3 +292,24 @@ async def test_what_answering_takes_counts_for_the_deadline(
         await until(lambda: server.registry.get("bands").batcher.waiting == 1)
         engine.hold.set()
         assert (await busy).status_code == (await waiting).status_code == 200
+
+
+async def test_tiles_that_would_not_all_be_done_are_not_begun(tmp_path: Path) -> None:
+    write_model(tmp_path, resize="tile")
+    engine = FakeEngine(MODEL_SIZE, max_batch_size=1)
+    large = encode(np.full((MODEL_SIZE.height * 4, MODEL_SIZE.width * 4, 3), 5, np.uint8))
+    async with running(tmp_path, serve_fake(engine)) as (server, http):
+        busy = await occupy(http, engine)
+        batcher = server.registry.get("bands").batcher
+        batcher.costs.learn(1, 10.0)
+        # One tile would be in time, behind the one at work; sixteen and more are not.
+        hurried = {"X-Timeout-Ms": "60000"}
+        refused = await post(http, large, **hurried)
+        assert (refused.status_code, refused.json()["code"]) == (429, "predicted_late")
+        assert batcher.waiting == 0
+        single = asyncio.create_task(post(http, RED, **hurried))
+        await until(lambda: batcher.waiting == 1)
+        engine.hold.set()
+        assert (await busy).status_code == (await single).status_code == 200
+        # An engine that is free begins, whatever was learnt.
+        assert (await post(http, large, **hurried)).status_code == 200

@@ -202,6 +202,7 @@ def test_an_idle_connection_is_closed(limited: Served) -> None:
 
 def test_one_connection_too_many_is_refused_by_name(limited: Served) -> None:
     wait_for(lambda: open_connections(limited) == 0)
+    count = rejected(limited, "connections")
     held = []
     try:
         for _ in range(LIMITS["max_http_connections"]):
@@ -211,6 +212,7 @@ def test_one_connection_too_many_is_refused_by_name(limited: Served) -> None:
             answer = read_all(one_more)
         assert b" 503 " in answer
         assert b"max_http_connections" in answer
+        assert rejected(limited, "connections") == count + 1
     finally:
         for connection in held:
             connection.close()

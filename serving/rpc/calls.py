@@ -49,8 +49,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler | None:
         """The handler that was found, wrapped; None where there is none."""
         handler = await continuation(details)
-        if handler is None or details.method.startswith(OPEN_METHODS):
-            return handler
+        if handler is None:
+            return None
+        if details.method.startswith(OPEN_METHODS):
+            return self._wrap_open(handler)
         if handler.unary_unary:
             return self._wrap_unary(handler, details.method)
         return self._wrap_streaming(handler, details.method)
@@ -94,6 +96,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else grpc.unary_stream_rpc_method_handler
         )
         return make(run, self._parser(handler), handler.response_serializer)
+
+    def _wrap_open(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """Without id, key, span and line, as probes come every few seconds."""
+
+        async def run(request: Message | SegserveError, context: Context) -> Message:
+            if isinstance(request, SegserveError):
+                await abort(context, request)
+            response: Message = await handler.unary_unary(request, context)
+            return response
+
+        async def watch(
+            request: Message | SegserveError, context: Context
+        ) -> AsyncIterator[Message]:
+            if isinstance(request, SegserveError):
+                await abort(context, request)
+            async for response in handler.unary_stream(request, context):
+                yield response
+
+        parse, serialize = self._parser(handler), handler.response_serializer
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(run, parse, serialize)
+        return grpc.unary_stream_rpc_method_handler(watch, parse, serialize)
 
     def _parser(self, handler: grpc.RpcMethodHandler) -> Callable[[bytes], Message | SegserveError]:
         return parse_or_refuse(handler.request_deserializer, self.settings.max_request_bytes)

@@ -237,6 +237,11 @@ def test_describe(channel: grpc.Channel, request: pb.DescribeRequest) -> None:
 def test_bytes_that_are_no_message(channel: grpc.Channel, body: bytes, method: str) -> None:
     check(lambda: channel.unary_unary(method)(body, timeout=20))
     check(lambda: list(channel.stream_stream(STREAMS[method])(iter([body]), timeout=20)))
+    for probe in ("/grpc.health.v1.Health/Check", f"{OIP}/ServerLive"):
+        check(lambda probe=probe: channel.unary_unary(probe)(body, timeout=20))
+    watched = channel.unary_stream("/grpc.health.v1.Health/Watch")(body, timeout=20)
+    check(lambda: next(watched))
+    watched.cancel()
     check_alive(channel)
 
 

@@ -108,6 +108,7 @@ class Batcher:
         timeout_s: float | None = None,
         policy_timeout_s: float | None = None,
         priority: int = 0,
+        answer_s: float = 0.0,
         place: Place | None = None,
     ) -> Inferred:
         """Infers one image, uint8 ``[H,W,3]`` of the engine's size.
@@ -117,7 +118,8 @@ class Batcher:
             policy_timeout_s: the request's parameter ``timeout``, which the level's queue policy
                 may not allow, or may answer by a delay.
             priority: 1 goes first; 0 is the model's default.
-            place: what :meth:`reserve` gave for this image; left here.
+            answer_s: what the caller does afterwards takes so long, of ``timeout_s``.
+            place: what :meth:`reserve` gave; left here. Its images' time was looked at.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
@@ -133,14 +135,14 @@ class Batcher:
         deadline_s = min((d for d in deadlines if d is not None), default=None)
         self._check_open(deadline_s)
         if place is None:
-            self._admission.check_time(level, deadline_s)
+            # The policy's timeout, as Triton's, is about the wait alone.
+            self._admission.check_time(level, timeout_s, answer_s)
         else:
-            # Its time was looked at before it was decoded.
             place.leave()
         self._admission.check_room(image.nbytes, level)
         item = self._queue.add(image, self.clock(), level)
         if timeout_s is not None:
-            item.deadline = item.arrived + timeout_s
+            item.deadline = item.arrived + timeout_s - answer_s
         self._answers.expect(item)
         self._limit_wait(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
@@ -164,15 +166,32 @@ class Batcher:
                 self._note_queue()
             self._answers.release()
 
-    def reserve(self, size: int, *, timeout_s: float | None = None, priority: int = 0) -> Place:
+    def reserve(
+        self,
+        size: int,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        answer_s: float = 0.0,
+    ) -> Place:
         """A place for an image of ``size`` bytes, asked for before it is decoded: what would be
         refused costs nothing then. Give it to :meth:`submit`, or leave it.
 
         Raises:
-            SegserveError: as ``submit``.
+            SegserveError: as ``submit``, whose arguments these are.
         """
         self._check_open(timeout_s)
-        return self._admission.reserve(size, self.limits.scheduling.level(priority), timeout_s)
+        level = self.limits.scheduling.level(priority)
+        return self._admission.reserve(size, level, timeout_s, answer_s)
+
+    def check_time(self, images: int, timeout_s: float | None, answer_s: float) -> None:
+        """Whether ``images`` of one request would be answered in time.
+
+        Raises:
+            PredictedLate: rather none of them than some (``shed_late``).
+        """
+        level = self.limits.scheduling.level(0)
+        self._admission.check_time(level, timeout_s, answer_s, images)
 
     def _check_open(self, timeout_s: float | None) -> None:
         if self._closing:

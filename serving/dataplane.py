@@ -163,10 +163,9 @@ class Dataplane:
             answers = await self._infer_all(images, model, request, observed)
             observed.timings = tuple(answer.timings for answer in answers)
             loop = asyncio.get_running_loop()
-            with model.batcher.costs.answering.measure():
-                outputs = await loop.run_in_executor(
-                    self.segmenter.pool, build_outputs, wanted, answers, model, self.memory
-                )
+            outputs = await loop.run_in_executor(
+                self.segmenter.pool, build_outputs, wanted, answers, model, self.memory
+            )
             for answer in answers:
                 self.segmenter.metrics.observe_stages(model.name, answer.timings)
             observed.response_bytes = sum(output.tensor.size for output in outputs)

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
-from serving.errors import InvalidRequest, SegserveError, TooLarge, UploadTimeout
+from serving.errors import InvalidRequest, SegserveError
 from serving.http.calls import CallMiddleware, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
 from serving.http.openapi import complete_openapi
@@ -67,9 +67,8 @@ def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> 
     @app.exception_handler(SegserveError)
     async def show_error(request: Request, error: SegserveError) -> JSONResponse:
         note_error(error.code)
-        if isinstance(error, UploadTimeout | TooLarge):
-            model = request.path_params.get("model", "")
-            metrics.reject(error.code, segmenter.registry.label(model))
+        model = request.path_params.get("model", "")
+        metrics.count_refusal(error, segmenter.registry.label(model))
         return show(error)
 
     @app.exception_handler(RequestValidationError)

@@ -13,12 +13,13 @@ from benchmarks.loadgen.grpc_target import GrpcTarget
 from benchmarks.loadgen.http_target import HttpTarget
 from benchmarks.loadgen.images import read_folder, render_images
 from benchmarks.loadgen.measurement import Load, Measurement, Timing, measure_load
-from benchmarks.loadgen.report import HEADER, RULE, Named, write_json
+from benchmarks.loadgen.report import HEADER, RULE, Named, describe
 from benchmarks.loadgen.sweep import Sweep, sweep
 from benchmarks.loadgen.target import Target
+from benchmarks.machine import RESULTS, read_machine, save_plot, write_result
 from training.flags import parse_floats, parse_size
 
-RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("onnxruntime", "numpy", "opencv-python", "grpcio", "uvicorn", "uvloop", "aiohttp")
 
 
 def load(
@@ -43,23 +44,25 @@ def load(
     rounds: Annotated[int, typer.Option(min=1, help="Of --percent.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 12.0,
     skip: Annotated[float, typer.Option(min=0, help="Seconds not counted at its start.")] = 2.0,
+    rest: Annotated[float, typer.Option(min=0, help="Seconds between loads.")] = 0.5,
     deadline_ms: Annotated[
-        float, typer.Option(min=0, help="Sent along; later answers are late. 0: none.")
+        float, typer.Option(min=0, help="Later answers are late. 0: none.")
     ] = 1000.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help=f"Where to write; unless given, in {RESULTS}.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="A picture of --percent.")] = None,
+    send_deadline: Annotated[bool, typer.Option(help="Tell the server.")] = True,
+    name: Annotated[str, typer.Option(help="Of the files of results.")] = "load",
+    results: Annotated[Path, typer.Option(help="Where they are written.")] = RESULTS,
+    plot: Annotated[bool, typer.Option(help="Also a picture of --percent.")] = False,
 ) -> None:
     """Prints a row a load, and the server's stages; writes both, with the machine, as JSON."""
     if not concurrency and not rate and not percent:
         raise typer.BadParameter("name a load: --concurrency, --rate or --percent")
-    timing = Timing(seconds, skip, deadline_ms / 1000 if deadline_ms else None)
+    timing = Timing(seconds, skip, deadline_ms / 1000 if deadline_ms else None, rest)
     sent = read_folder(images) if images else render_images(*parse_size(size))
     subject: dict[str, object] = {
         "transport": "grpc" if grpc else "http",
         "model": model,
         "form": form,
+        "deadline": "sent" if send_deadline and deadline_ms else "not sent",
         "images": f"{len(sent)} of {images}" if images else f"{len(sent)} rendered scenes {size}",
         "image_bytes": sum(map(len, sent)) // len(sent),
     }
@@ -69,13 +72,14 @@ def load(
             return GrpcTarget(grpc, model, form=form, deadline_s=deadline_s)
         return HttpTarget(server, model, form=form, deadline_s=deadline_s)
 
-    target, patient = reach(timing.deadline_s), reach(None)
-    typer.echo(", ".join(f"{name} {value}" for name, value in subject.items()))
+    target, patient = reach(timing.deadline_s if send_deadline else None), reach(None)
+    machine = read_machine(PACKAGES)
+    typer.echo(", ".join(f"{key} {value}" for key, value in subject.items()))
     typer.echo(f"{HEADER}\n{RULE}")
     told: list[Named] = []
 
-    def tell(name: str, measurement: Measurement) -> None:
-        told.append(Named(name, measurement))
+    def tell(which: str, measurement: Measurement) -> None:
+        told.append(Named(which, measurement))
         typer.echo(told[-1].line())
 
     async def run() -> Sweep | None:
@@ -101,14 +105,11 @@ def load(
     typer.echo("stages of an image, ms: mean (median, 95th percentile by the histogram's buckets)")
     for named in told:
         typer.echo(named.stage_line())
-    name = f"load_{subject['transport']}_{'sweep' if percent else 'runs'}.json"
-    path = json_file or RESULTS / name
-    write_json(path, subject, timing, told)
-    typer.echo(f"written: {path}")
-    if plot is not None and swept is not None:
+    typer.echo(write_result(name, describe(subject, timing, told), machine, results))
+    if plot and swept is not None:
         from benchmarks.loadgen.plot import plot_sweep
 
-        plot_sweep(swept, timing.deadline_s, plot)
+        typer.echo(save_plot(name, plot_sweep(swept, timing.deadline_s), machine, results))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.loadgen.measurement import Measurement
 from benchmarks.loadgen.sweep import Sweep
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_sweep(swept: Sweep, deadline_s: float | None, path: Path) -> None:
-    """Draws two panels over the offered load in percent of the capacity; needs matplotlib.
+
+def plot_sweep(swept: Sweep, deadline_s: float | None) -> Figure:
+    """Two panels over the offered load in percent of the capacity; needs matplotlib.
 
     Lines are medians over the rounds, dots the rounds.
     """
@@ -52,5 +55,4 @@ def plot_sweep(swept: Sweep, deadline_s: float | None, path: Path) -> None:
     for axes in (rates, times):
         axes.legend()
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    return figure

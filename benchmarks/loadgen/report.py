@@ -1,16 +1,13 @@
-"""Measurements as lines for people and as JSON for machines."""
+"""Measurements as lines for people, and as what a file of results holds."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from benchmarks.loadgen.measurement import Measurement, Timing
 from benchmarks.loadgen.server_metrics import Distribution, ServerMetrics
-from training.runs.environment import read_environment
 
 HEADER = (
     "| load | offered/s | answered/s | in time/s | p50 | p95 | p99 ms | refused | errors "
@@ -61,38 +58,23 @@ def counts(by_reason: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in by_reason.items()) or "0"
 
 
-def write_json(
-    path: Path,
-    subject: Mapping[str, object],
-    timing: Timing,
-    measurements: Sequence[Named],
-) -> None:
-    """Writes everything, with the machine it was measured on."""
-    here = read_environment()
-    packages = ("onnxruntime", "numpy", "opencv-python", "grpcio", "uvicorn", "uvloop")
+def describe(
+    subject: Mapping[str, object], timing: Timing, measurements: Sequence[Named]
+) -> dict[str, object]:
+    """Everything, as JSON takes it."""
     written = {
         "subject": dict(subject),
-        "machine": {
-            "cpu": here.cpu,
-            "cores": here.cores,
-            "platform": here.platform,
-            "python": here.python,
-            "packages": {name: here.packages.get(name) for name in packages},
-            "git_revision": here.git_revision,
-            "git_dirty": here.git_dirty,
-        },
         "timing": asdict(timing),
         "measurements": [
             {
-                "load": named.name,
+                "name": named.name,
                 **asdict(named.measurement.summary),
                 "server": describe_server(named.measurement),
             }
             for named in measurements
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(written), indent=1) + "\n")
+    return {name: _plain(value) for name, value in written.items()}
 
 
 def describe_server(measurement: Measurement) -> dict[str, object] | None:

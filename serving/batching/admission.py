@@ -82,7 +82,7 @@ class Admission:
         self.load = load
         self.coming = 0
 
-    def reserve(self, size: int, level: int, timeout_s: float | None) -> Place:
+    def reserve(self, size: int, level: int, timeout_s: float | None, answer_s: float) -> Place:
         """A place for an image of ``size`` bytes that is not decoded yet.
 
         Raises:
@@ -91,7 +91,7 @@ class Admission:
         """
         # What an idle instance takes at once never waits.
         self.check_room(size, level, max(0, self.coming - self.load().free))
-        self.check_time(level, timeout_s)
+        self.check_time(level, timeout_s, answer_s)
         return Place(self)
 
     def check_room(self, size: int, level: int, coming: int = 0) -> None:
@@ -106,8 +106,10 @@ class Admission:
             self.observer.rejected(reason)
             raise QueueFull(f"{text}; try again later", self._predict(len(self.queue) + coming))
 
-    def check_time(self, level: int, timeout_s: float | None) -> None:
-        """Whether an image that comes to ``level`` now would be answered in time.
+    def check_time(
+        self, level: int, timeout_s: float | None, answer_s: float, images: int = 1
+    ) -> None:
+        """Whether ``images`` that come to ``level`` now would be answered in time.
 
         An idle engine takes every image: what was learnt in a bad moment must not last.
 
@@ -117,11 +119,10 @@ class Admission:
         ahead = self.queue.count_before(level) + self.coming
         if not self.limits.shed_late or timeout_s is None or (not ahead and self.load().is_idle):
             return
-        ready_s = self.costs.preparing.predict(ENTRY_SPREADS) or 0.0
-        done_s = self._predict(ahead, ENTRY_SPREADS, ready_s)
-        if done_s is None:
+        inferred_s = self._predict(ahead + images - 1, ENTRY_SPREADS)
+        if inferred_s is None:
             return
-        done_s += self.costs.answering.predict(ENTRY_SPREADS) or 0.0
+        done_s = inferred_s + answer_s
         if done_s > timeout_s:
             self.observer.rejected("predicted_late")
             raise PredictedLate(
@@ -154,16 +155,10 @@ class Admission:
     def _is_late(self, item: Item, size: int) -> bool:
         if not self.limits.shed_late or item.deadline is None:
             return False
-        needed = (self.costs.predict(size) or 0.0) + (self.costs.answering.predict() or 0.0)
-        return self.clock() + needed > item.deadline
+        return self.clock() + (self.costs.predict(size) or 0.0) > item.deadline
 
-    def _predict(self, ahead: int, spreads: float = 0.0, ready_s: float = 0.0) -> float | None:
+    def _predict(self, ahead: int, spreads: float = 0.0) -> float | None:
         load = self.load()
         return self.costs.predict_done(
-            ahead,
-            load.running,
-            load.instances,
-            load.max_batch_size,
-            spreads=spreads,
-            ready_s=ready_s,
+            ahead, load.running, load.instances, load.max_batch_size, spreads
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Sequence
 
 # The weight of the newest observation: about the last ten count.
 WEIGHT = 0.2
@@ -29,30 +27,20 @@ class Average:
         self._spread += WEIGHT * (abs(seconds - self.mean) - self._spread)
         self.mean += WEIGHT * (seconds - self.mean)
 
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Notes how long the block takes, unless it raises."""
-        start = perf_counter()
-        yield
-        self.learn(perf_counter() - start)
-
     def predict(self, spreads: float = 0.0) -> float | None:
-        """The mean and ``spreads`` of its spreads, never above its double; None before the first.
+        """The mean and ``spreads`` of its spreads, from 0 to its double; None before the first.
 
         One hiccup may not let everything look impossible: hence the bound.
         """
         if self.mean is None:
             return None
-        return self.mean + min(spreads * self._spread, self.mean)
+        return self.mean + max(-self.mean, min(spreads * self._spread, self.mean))
 
 
 class CostModel:
-    """Seconds that an instance is taken by a batch of each size, and that the way there and back
-    takes: ``preparing`` an image until it can wait for the engine, ``answering`` it after."""
+    """Seconds that an instance is taken by a batch of each size."""
 
     def __init__(self) -> None:
-        self.preparing = Average()
-        self.answering = Average()
         self._batches: dict[int, Average] = {}
 
     def learn(self, size: int, seconds: float) -> None:
@@ -74,16 +62,13 @@ class CostModel:
         running: Sequence[tuple[int, float]],
         instances: int,
         max_batch_size: int,
-        *,
         spreads: float = 0.0,
-        ready_s: float = 0.0,
     ) -> float | None:
         """Seconds from now until an image that has ``ahead`` others before it has been inferred.
 
         Args:
             running: size, and seconds since its start, of every batch at work.
             spreads: how cautious: see :meth:`Average.predict`.
-            ready_s: it can run no sooner.
         """
         full = self.predict(max_batch_size, spreads)
         if full is None:
@@ -93,5 +78,4 @@ class CostModel:
         heapq.heapify(free)
         for _ in range(ahead // max_batch_size):
             heapq.heapreplace(free, free[0] + full)
-        own = self.predict(ahead % max_batch_size + 1, spreads) or 0.0
-        return max(free[0], ready_s) + own
+        return free[0] + (self.predict(ahead % max_batch_size + 1, spreads) or 0.0)

@@ -23,7 +23,7 @@ Image = npt.NDArray[np.uint8]
 class Item:
     """One image that waits; its place in the queue follows from ``key``.
 
-    ``deadline`` is its caller's, on the batcher's clock.
+    ``deadline`` is when it must have been inferred for its caller's, on the batcher's clock.
     """
 
     image: Image

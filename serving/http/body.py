@@ -32,7 +32,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     except asyncio.TimeoutError:
         raise UploadTimeout(
             f"the body was not complete after {settings.upload_timeout_s:g} s "
-            f"(setting upload_timeout_s)"
+            f"(setting upload_timeout_s)",
+            reason="upload_timeout",
         ) from None
     except ClientDisconnect:
         raise InvalidRequest("the client closed the connection while sending") from None
@@ -60,7 +61,8 @@ def check_length(length: int, settings: Settings) -> None:
     if length > settings.max_request_bytes:
         raise TooLarge(
             f"the body has {length} bytes or more, the limit is {settings.max_request_bytes} "
-            f"(setting max_request_bytes)"
+            f"(setting max_request_bytes)",
+            reason="request_bytes",
         )
 
 

@@ -72,7 +72,8 @@ class SharedMemory:
             if len(self._regions) >= self.settings.max_shared_memory_regions:
                 raise InvalidRequest(
                     f"{len(self._regions)} shared memory regions are registered "
-                    f"(setting max_shared_memory_regions); unregister some"
+                    f"(setting max_shared_memory_regions); unregister some",
+                    reason="shared_memory_regions",
                 )
             descriptor = _open(key, plain)
             length = os.fstat(descriptor).st_size

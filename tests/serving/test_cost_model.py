@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from serving.answer_costs import AnswerCosts
 from serving.batching.cost_model import Average, CostModel
 
 
@@ -33,9 +36,6 @@ def test_an_image_waits_for_those_before_it() -> None:
     assert predict(2, [(2, 9.0)], 1, 2) == pytest.approx(1.0)  # overdue: any moment now
     assert predict(2, [(2, 0.5)], 2, 2) == pytest.approx(0.5)  # behind the batch at work
     assert predict(4, [], 2, 2) == pytest.approx(1.0)
-    # It is not ready sooner.
-    assert predict(0, [], 1, 2, ready_s=0.3) == pytest.approx(0.7)
-    assert predict(2, [], 1, 2, ready_s=0.3) == pytest.approx(1.0)
 
 
 def test_a_margin_grows_with_the_spread_and_no_hiccup_makes_all_look_impossible() -> None:
@@ -47,15 +47,23 @@ def test_a_margin_grows_with_the_spread_and_no_hiccup_makes_all_look_impossible(
     assert steady.predict(2.0) == pytest.approx(0.1)
     assert varying.predict() == pytest.approx(0.1, rel=0.05)
     assert varying.predict(2.0) == pytest.approx(0.14, rel=0.05)
+    assert varying.predict(-1.0) == pytest.approx(0.08, rel=0.1)
+    assert varying.predict(-9.0) == 0.0
     hiccup.learn(20.0)
     assert hiccup.predict(2.0) == pytest.approx(2 * (hiccup.mean or 0.0))
 
 
-def test_measuring_learns_what_did_not_raise() -> None:
-    average = Average()
-    with pytest.raises(ValueError, match="no"), average.measure():
+def test_answers_cost_by_form_and_size() -> None:
+    costs = AnswerCosts()
+    assert costs.predict_least("a", ("png",)) == costs.predict("a", ("png",), 10**6) == 0.0
+    with pytest.raises(ValueError, match="no"), costs.measure("a", ("png",), 100):
         raise ValueError("no")
-    assert average.predict() is None
-    with average.measure():
-        pass
-    assert 0.0 <= (average.predict() or 0.0) < 60.0
+    assert costs.predict("a", ("png",), 10**6) == 0.0
+    for pixels, seconds in ((10**4, 0.002), (10**6, 0.2)):
+        for forms in (("png", "stats"), ("stats", "png")):
+            with costs.measure("a", forms, pixels):
+                time.sleep(seconds)
+    assert costs.predict("a", ("stats", "png"), 2 * 10**6) >= 0.4
+    # Sizes differ: before one is known, little is assumed.
+    assert costs.predict_least("a", ("png", "stats")) < 0.2
+    assert costs.predict("a", ("png",), 10**6) == costs.predict("b", ("png", "stats"), 10**6) == 0.0

@@ -19,7 +19,7 @@ from benchmarks.contest.plot import plot_summaries
 from benchmarks.contest.processes import Unavailable
 from benchmarks.contest.summary import HEADER, line, summarise, tables
 from benchmarks.loadgen.images import read_folder, render_images
-from benchmarks.machine import RESULTS, command_line, read_machine, save_plot, write_result
+from benchmarks.machine import RESULTS, Machine, command_line, read_machine, save_plot, write_result
 
 PACKAGES = ("onnxruntime", "mxnet", "fastapi", "uvicorn", "numpy", "pillow", "opencv-python")
 RENDERED = 3
@@ -92,6 +92,8 @@ def peers(
         "runs": kept.runs,
         "rows": kept.rows,
     }
+    if kept.runs and not wanted:
+        machine = Machine(**kept.runs[-1]["machine"])  # type: ignore[arg-type]
     write_result(file, content, machine, results)
     if summaries:
         save_plot(file, plot_summaries(case.title, summaries), machine, results)

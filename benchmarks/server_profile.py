@@ -30,7 +30,7 @@ STAGES = (
     ("serving/http/body.py", "read_image"),
     ("serving/service.py", "segment"),
 )
-# Its idle detection misses some waits; these frames wait, or (the last) are the loop in native code.
+# py-spy misses some waits: these frames wait; the last is the event loop in native code.
 WAITING = (
     "serving/batching/engine_thread.py",
     "concurrent/futures/thread.py",

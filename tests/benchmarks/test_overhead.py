@@ -21,7 +21,8 @@ _bootstrap (threading.py:1);_answer (serving/service.py:2);indexed (serving/form
 write_png (serving/forms/pictures.py:14);_write (serving/forms/png.py:71) 3
 _bootstrap (threading.py:1);OnnxEngine.run (serving/engines/onnx.py:83);\
 InferenceSession.run (onnxruntime/capi/onnxruntime_inference_collection.py:1) 4
-run (serving/cli.py:1);Runner.run (asyncio/runners.py:118) 1
+run (serving/cli.py:1);Runner.run (asyncio/runners.py:118) 70
+run (serving/cli.py:1);RequestResponseCycle.send (uvicorn/protocols/http/httptools_impl.py:9) 1
 """
 
 

@@ -129,11 +129,17 @@ def test_rounds_are_kept_summed_up_and_drawn(tmp_path: Path) -> None:
         row("segserve-int8", 1, 6.0, errors=("503",)), row("triton", 1, 2.0),
     ]  # fmt: skip
     path = tmp_path / "peers.json"
-    content = {"rows": rows, "runs": [{"command": "once"}], "left_out": {"mxnet": "no"}}
+    content = {
+        "rows": rows,
+        "runs": [{"command": "once"}],
+        "left_out": {"mxnet": "no"},
+        "subject": {"edges": 0.5},
+    }
     cli.write_result("peers", content, cli.read_machine(), tmp_path)
     kept = cli.read_results(path)
     assert kept.rows == rows
     assert (kept.runs, kept.left_out) == ([{"command": "once"}], {"mxnet": "no"})
+    assert kept.edges == 0.5
     ours, theirs = summarise(kept.rows)
     assert ours.throughput.median == 5.0
     assert ours.ratio is not None
@@ -200,6 +206,13 @@ def test_photo_and_mask_in_other_sizes() -> None:
     assert (mask.mode, mask.size) == ("P", (40, 20))
     assert np.asarray(mask)[:, 0].tolist() == [0] * 10 + [1] * 10
     assert mask.convert("RGB").getpixel((0, 19)) == (3, 4, 5)
+
+
+def test_edges_of_a_label_map(tmp_path: Path) -> None:
+    labels = np.zeros((5, 5), np.uint8)
+    labels[2:, :] = 1
+    Image.fromarray(labels).save(tmp_path / "map.png")
+    assert cli.count_edges(tmp_path / "map.png") == 0.25
 
 
 def test_halves_become_floats() -> None:

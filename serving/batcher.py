@@ -25,7 +25,7 @@ from serving.batching.batch import BatchLimits, BatchObserver, Execution, Inferr
 from serving.batching.cost_model import CostModel
 from serving.batching.engine_thread import EngineThread, EngineThreadDied
 from serving.batching.request_queue import Item, RequestQueue
-from serving.engine import Engine, Prediction
+from serving.engine import Engine, LabelEngine, Prediction
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -106,6 +106,7 @@ class Batcher:
         timeout_s: float | None = None,
         policy_timeout_s: float | None = None,
         priority: int = 0,
+        labels_suffice: bool = False,
     ) -> Inferred:
         """Infers one image, uint8 ``[H,W,3]`` of the engine's size.
 
@@ -114,6 +115,8 @@ class Batcher:
             policy_timeout_s: the request's parameter ``timeout``, which the level's queue policy
                 may not allow, or may answer by a delay.
             priority: 1 goes first; 0 is the model's default.
+            labels_suffice: the caller is content with a ``mask`` where the engine would give
+                ``logits``; it may get these all the same.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
@@ -129,6 +132,7 @@ class Batcher:
         deadline_s = min((d for d in deadlines if d is not None), default=None)
         self.check_room(image.nbytes, timeout_s=deadline_s, priority=priority)
         item = self._queue.add(image, self.clock(), level)
+        item.labels_suffice = labels_suffice
         self._answers.expect(item)
         self._limit_wait(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
@@ -292,6 +296,10 @@ class Batcher:
         if len(items) > 1:
             batch = np.stack([item.image for item in items])
         assembled = self.clock() - start
+        # One image that needs logits brings them for its batch mates too.
+        suffice = all(item.labels_suffice for item in items)
+        if suffice and isinstance(engine, LabelEngine) and engine.gives_labels:
+            return engine.run_labels(batch), assembled
         return engine.run(batch), assembled
 
     def _count_failure(self, engine: Engine, reason: str) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2
 
 from serving.calls.observation import Observation
+from serving.engines.graph import MASK
 from serving.errors import InvalidModel, InvalidRequest, SegserveError, Unsupported
 from serving.geometry import plan
 from serving.metrics import Timings
@@ -158,7 +159,8 @@ class Dataplane:
                 if output.place is not None:
                     self.memory.check(output.place)
             images = read_images(request.inputs, model)
-            answers = await self._infer_all(images, model, request, observed)
+            labels = all(output.name == MASK for output in wanted)
+            answers = await self._infer_all(images, model, request, observed, labels)
             observed.timings = tuple(answer.timings for answer in answers)
             loop = asyncio.get_running_loop()
             outputs = await loop.run_in_executor(
@@ -175,9 +177,11 @@ class Dataplane:
         model: Model,
         request: InferRequest,
         observed: Observation,
+        labels_suffice: bool,
     ) -> list[Answer]:
         tasks = [
-            asyncio.ensure_future(self._infer_one(i, model, request, observed)) for i in images
+            asyncio.ensure_future(self._infer_one(i, model, request, observed, labels_suffice))
+            for i in images
         ]
         try:
             return list(await asyncio.gather(*tasks))
@@ -192,6 +196,7 @@ class Dataplane:
         model: Model,
         request: InferRequest,
         observed: Observation,
+        labels_suffice: bool,
     ) -> Answer:
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
@@ -211,6 +216,7 @@ class Dataplane:
             timeout_s=None if deadline is None else deadline - loop.time(),
             policy_timeout_s=request.policy_timeout_s,
             priority=request.priority,
+            labels_suffice=labels_suffice,
         )
         timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
         timings.add("infer", inferred.infer_seconds)

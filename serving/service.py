@@ -23,7 +23,11 @@ from serving.registry import Registry
 from serving.requests import SegmentOptions, SegmentRequest, SegmentResult
 from serving.settings import Settings
 from serving.views.blending import Blender
-from serving.views.one_view import restore_labels, restore_labels_and_confidence
+from serving.views.one_view import (
+    labels_suffice,
+    restore_labels,
+    restore_labels_and_confidence,
+)
 from serving.views.views import Views, blend_views
 
 Pixels = npt.NDArray[np.uint8]
@@ -167,7 +171,13 @@ class Segmenter:
         """The network's answer for the only view, or the label map blended of several."""
         if prepared.only is not None:
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            inferred = await model.batcher.submit(prepared.only, timeout_s=left)
+            target = _answer_size(prepared.plan, options)
+            inferred = await model.batcher.submit(
+                prepared.only,
+                timeout_s=left,
+                labels_suffice=not mask.needs_confidence(options.formats, options.form)
+                and labels_suffice(prepared.plan.only_view, target, options.smooth),
+            )
             timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
             timings.add("infer", inferred.infer_seconds)
             return inferred.prediction

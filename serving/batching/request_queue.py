@@ -28,6 +28,7 @@ class Item:
     future: asyncio.Future[Inferred]
     level: int
     number: int
+    labels_suffice: bool = False
     delayed: bool = False
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 

@@ -29,7 +29,7 @@ import onnx
 
 from serving.engine import EngineSpec, Prediction
 from serving.engines.acceleration import Acceleration
-from serving.engines.bound_session import BoundSession, Tensor, image_tensor
+from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
 from serving.engines.cut import narrow_output
 from serving.engines.devices import Device
 from serving.engines.graph import CHANNELS, LOGITS, MASK, cut_to, outputs_of, read_graph, read_spec
@@ -176,19 +176,10 @@ class AcceleratedEngine:
             session,
             device,
             image_tensor(size.height, size.width),
-            self._result(graph),
+            result_tensor(graph, self._spec),
             self._spec.max_batch_size,
             graphs=has_cuda_graphs(providers),
         )
-
-    def _result(self, graph: onnx.ModelProto) -> Tensor:
-        output = graph.graph.output[0]
-        kind = onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
-        size, logits = self._spec.size, self._spec.logits_size
-        if output.name == LOGITS and logits is not None:
-            shape = (self._spec.num_classes, logits.height, logits.width)
-            return Tensor(LOGITS, np.dtype(kind), shape)
-        return Tensor(MASK, np.dtype(kind), (size.height, size.width))
 
 
 def _run(lane: _Lane, batch: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.generic]:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
+from serving.engine import EngineSpec
 from serving.engines.devices import Block, Bytes, Device
-from serving.engines.graph import INPUT
+from serving.engines.graph import INPUT, LOGITS, MASK
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,13 @@ class BoundSession:
 def image_tensor(height: int, width: int) -> Tensor:
     """``image`` of the contract."""
     return Tensor(INPUT, np.dtype(np.uint8), (height, width, 3))
+
+
+def result_tensor(model: onnx.ModelProto, spec: EngineSpec) -> Tensor:
+    """The one output of a graph that is cut to it."""
+    output = model.graph.output[0]
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type))
+    if output.name == LOGITS and spec.logits_size is not None:
+        size = spec.logits_size
+        return Tensor(LOGITS, dtype, (spec.num_classes, size.height, size.width))
+    return Tensor(MASK, dtype, (spec.size.height, spec.size.width))

@@ -209,13 +209,9 @@ def scoring(line: Line, weights: Path, to: str, *more: str) -> Command:
 
 
 def write_start(folder: Path, symbol: str) -> str:
-    """In place of ImageNet's weights: random ones with weak residual branches, so that activations
-    do not grow from unit to unit."""
+    """In place of ImageNet's weights: random ones whose residual sums stay bounded."""
     path = Path(symbol).with_name("start.params")
-    start = random_params(read_symbol(folder / symbol), SIZE, SIZE, 1)
-    for name in start.arguments:
-        if "branch2c" in name and name.endswith("_gamma"):
-            start.arguments[name] *= np.float32(0.1)
+    start = random_params(read_symbol(folder / symbol), SIZE, SIZE, 1, neutral=False)
     write_params(start, folder / path)
     return str(path)
 
@@ -410,6 +406,27 @@ def test_scoring_a_run_gives_its_validation_again(home: Home, in_mxnet: dict[str
     scores = home.scores_of(SCORINGS[0].text)
     assert scores["mean_iou"] == pytest.approx(record.miou, abs=1e-4)
     assert scores["pixel_accuracy"] == pytest.approx(record.pixel_accuracy, abs=1e-4)
+
+
+@pytest.mark.slow
+@needs_frameworks
+def test_a_training_runs_in_several_processes(home: Home, in_mxnet: dict[str, Done]) -> None:
+    """As ``--ngpus`` starts one a GPU: here two on the CPU, each with one of the two images."""
+    assert in_mxnet
+    line = TRAININGS[0]
+    more = f"{TINY} --trainer torch --symbol {symbol_of(told(line))} --no-cuda --save-dir together"
+    flags = [*shlex.split(line.flags), *more.split()]
+    environment = {**os.environ, "HOME": str(home.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(ROOT / "training/train.py"), *flags],
+        cwd=home.path, capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: best mIoU") == 1, "the first process tells"
+    records = read_records(RunFolder(home.path / parse_options(flags).run).log)
+    assert [record.learning_rate for record in records] == pytest.approx([0.01, 0.01 * 0.5**0.9])
+    assert all(math.isfinite(record.loss) for record in records)
 
 
 @pytest.mark.slow

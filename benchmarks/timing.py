@@ -13,6 +13,30 @@ MIN_TURNS = 5
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of ``count`` measurements, in their own unit."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Median and quartiles of one value at least."""
+    low, median, high = (float(v) for v in np.percentile(values, (25, 50, 75)))
+    return Spread(median, low, high, len(values))
+
+
+def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """Each value by the one of ``base`` of the same turn: what disturbed both cancels out."""
+    return spread_of([value / one for value, one in zip(values, base, strict=True)])
+
+
+@dataclass(frozen=True)
 class Timing:
     """Wall time of each run in seconds, and the process's CPU time of all of them."""
 

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2
 
+from serving.batching.admission import Place
+from serving.batching.batch import Inferred
 from serving.calls.observation import Observation
 from serving.errors import InvalidModel, InvalidRequest, SegserveError, Unsupported
 from serving.geometry import plan
@@ -161,9 +163,10 @@ class Dataplane:
             answers = await self._infer_all(images, model, request, observed)
             observed.timings = tuple(answer.timings for answer in answers)
             loop = asyncio.get_running_loop()
-            outputs = await loop.run_in_executor(
-                self.segmenter.pool, build_outputs, wanted, answers, model, self.memory
-            )
+            with model.batcher.costs.answering.measure():
+                outputs = await loop.run_in_executor(
+                    self.segmenter.pool, build_outputs, wanted, answers, model, self.memory
+                )
             for answer in answers:
                 self.segmenter.metrics.observe_stages(model.name, answer.timings)
             observed.response_bytes = sum(output.tensor.size for output in outputs)
@@ -196,22 +199,27 @@ class Dataplane:
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
         timings, layout = Timings(), plan(model.spec.size, model.spec.size)
+
+        async def submit(pixels: npt.NDArray[np.uint8], place: Place | None = None) -> Inferred:
+            return await model.batcher.submit(
+                pixels,
+                timeout_s=None if deadline is None else deadline - loop.time(),
+                policy_timeout_s=request.policy_timeout_s,
+                priority=request.priority,
+                place=place,
+            )
+
         if isinstance(image, bytes):
-            model.batcher.check_room(
+            with model.batcher.reserve(
                 model.input_bytes, timeout_s=request.timeout_s, priority=request.priority
-            )
-            prepared = await loop.run_in_executor(
-                self.segmenter.pool, self.segmenter.prepare, image, model, timings, observed
-            )
-            pixels, layout = prepared.pixels, prepared.plan
+            ) as place:
+                prepared = await self.segmenter.prepare(
+                    image, model, timings, observed, deadline=deadline
+                )
+                layout = prepared.plan
+                inferred = await submit(prepared.pixels, place)
         else:
-            pixels = image
-        inferred = await model.batcher.submit(
-            pixels,
-            timeout_s=None if deadline is None else deadline - loop.time(),
-            policy_timeout_s=request.policy_timeout_s,
-            priority=request.priority,
-        )
+            inferred = await submit(image)
         timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
         timings.add("infer", inferred.infer_seconds)
         return Answer(inferred, layout, timings)

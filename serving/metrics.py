@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from serving.batching.batch import Execution
 from serving.oip.statistics import InferenceStatistics
@@ -28,6 +28,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        # CPU time, memory and open files of the process: process_cpu_seconds_total and so on.
+        ProcessCollector(registry=registry)
         self.request_seconds = Histogram(
             "segserve_request_duration_seconds",
             "From the whole request read to the answer made",

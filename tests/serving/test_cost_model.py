@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.batching.cost_model import CostModel
+from serving.batching.cost_model import Average, CostModel
 
 
 def test_before_the_first_batch_nothing_is_predicted() -> None:
@@ -33,3 +33,29 @@ def test_an_image_waits_for_those_before_it() -> None:
     assert predict(2, [(2, 9.0)], 1, 2) == pytest.approx(1.0)  # overdue: any moment now
     assert predict(2, [(2, 0.5)], 2, 2) == pytest.approx(0.5)  # behind the batch at work
     assert predict(4, [], 2, 2) == pytest.approx(1.0)
+    # It is not ready sooner.
+    assert predict(0, [], 1, 2, ready_s=0.3) == pytest.approx(0.7)
+    assert predict(2, [], 1, 2, ready_s=0.3) == pytest.approx(1.0)
+
+
+def test_a_margin_grows_with_the_spread_and_no_hiccup_makes_all_look_impossible() -> None:
+    steady, varying, hiccup = Average(), Average(), Average()
+    for number in range(50):
+        steady.learn(0.1)
+        varying.learn(0.08 if number % 2 else 0.12)
+        hiccup.learn(0.1)
+    assert steady.predict(2.0) == pytest.approx(0.1)
+    assert varying.predict() == pytest.approx(0.1, rel=0.05)
+    assert varying.predict(2.0) == pytest.approx(0.14, rel=0.05)
+    hiccup.learn(20.0)
+    assert hiccup.predict(2.0) == pytest.approx(2 * (hiccup.mean or 0.0))
+
+
+def test_measuring_learns_what_did_not_raise() -> None:
+    average = Average()
+    with pytest.raises(ValueError, match="no"), average.measure():
+        raise ValueError("no")
+    assert average.predict() is None
+    with average.measure():
+        pass
+    assert 0.0 <= (average.predict() or 0.0) < 60.0

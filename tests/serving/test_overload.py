@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import grpc
@@ -172,16 +173,34 @@ async def test_a_full_queue_names_the_setting_and_when_to_come_again(repository:
 
 async def test_what_would_be_late_is_refused_with_the_prediction(repository: Path) -> None:
     engine = FakeEngine(MODEL_SIZE)
-    async with running(repository, serve_fake(engine), shed_late_requests=True) as (server, http):
-        server.registry.get("bands").batcher.costs.learn(1, 5.0)
-        refused = await post(http, **{"X-Timeout-Ms": "1000"})
+    async with running(repository, serve_fake(engine)) as (server, http):
+        busy = await occupy(http, engine)
+        server.registry.get("bands").batcher.costs.learn(1, 500.0)
+        refused = await post(http, b"not even decoded", **{"X-Timeout-Ms": "1000"})
         assert (refused.status_code, refused.json()["code"]) == (429, "predicted_late")
-        assert "5000 ms" in refused.json()["error"]
+        # Behind the one at work, which has just begun.
+        assert re.search(r"in (99\d|1000)\d\d\d ms .* in 1000 ms", refused.json()["error"])
         assert "shed_late_requests" in refused.json()["error"]
+        assert 990 <= int(refused.headers["retry-after"]) <= 999
         page = (await http.get("/metrics")).text
         assert 'segserve_rejected_total{model="bands",reason="predicted_late"} 1.0' in page
-        assert (await post(http)).status_code == 200
+        engine.hold.set()
+        assert (await busy).status_code == 200
     assert engine.batch_sizes == [1]
+
+
+async def test_with_shedding_off_what_would_be_late_waits_for_its_deadline(
+    repository: Path,
+) -> None:
+    engine = FakeEngine(MODEL_SIZE)
+    served = running(repository, serve_fake(engine), shed_late_requests=False)
+    async with served as (server, http):
+        busy = await occupy(http, engine)
+        server.registry.get("bands").batcher.costs.learn(1, 500.0)
+        late = await post(http, **{"X-Timeout-Ms": "50"})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        engine.hold.set()
+        assert (await busy).status_code == 200
 
 
 async def test_a_model_whose_queue_is_full_leaves_the_others_alone(tmp_path: Path) -> None:

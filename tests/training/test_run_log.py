@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from training.runs.checkpoint import RunFolder
+from training.runs.checkpoint import RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord, append_record, keep_records, read_records
 from training.runs.log import RunLog
@@ -78,11 +78,11 @@ def test_lines_of_epochs_that_are_trained_again_go(tmp_path: Path, epochs: int) 
 
 def test_a_run_writes_log_events_and_curves(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    log = RunLog(folder, 0, batches=10)
+    log = RunLog(folder, RunState(), batches=10)
     log.add_step(0, 4, 3.0, 0.25)
     log.add_epoch(record(1))
     log.close()
-    again = RunLog(folder, 1, batches=10)
+    again = RunLog(folder, RunState(1), batches=10)
     again.add_epoch(replace(record(2), synthetic_miou=math.nan))
     again.close()
     assert [r.epoch for r in read_records(folder.log)] == [1, 2]
@@ -111,7 +111,7 @@ def test_without_the_packages_there_are_warnings_and_a_log(
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.warns(UserWarning, match="pip install") as warned:
-        log = RunLog(RunFolder(tmp_path), 0, batches=10)
+        log = RunLog(RunFolder(tmp_path), RunState(), batches=10)
     assert len(warned) == 2
     log.add_step(0, 0, 1.0, 0.1)
     log.add_epoch(record(1))
@@ -135,7 +135,7 @@ def test_a_copy_without_git_has_no_revision(tmp_path: Path) -> None:
 
 
 def test_the_time_that_is_left_counts_steps_and_validations() -> None:
-    remaining = RemainingTime(epochs=2, batches=4, validations=2)
+    remaining = RemainingTime(steps=8, batches=4, validations=2)
     assert remaining.of_run() is None
     assert format_seconds(remaining.of_epoch()) == "-:--:--"
     remaining.add_step(2.0)

@@ -37,6 +37,8 @@ class Case:
 
 CASES = {
     "icnet": Case("icnet", "resnet18"),
+    # Its pyramid normalises a single value a channel.
+    "icnet_one_image": Case("icnet", "resnet18", batch=1),
     "icnet_50": Case("icnet", "resnet50"),
     "pspnet_50_aux": Case("pspnet", "resnet50", aux=True),
     "pspnet_101": Case("pspnet", "resnet101"),

@@ -147,7 +147,7 @@ class Loader:
         if not self.batches:
             raise ValueError(
                 f"batch size {batch_size} is larger than the training set "
-                f"({len(mixture.primary) + mixture.extra} images)"
+                f"({len(mixture.primary) + mixture.extra} images): give a smaller --batch-size"
             )
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ _USUAL = "resnet50"
 _OWN = {
     "deeplabv3plus": "xception65",
     "deeplabplus": "xception65",
+    "deeplabv2": "resnet101",
     "deeplab_msra": "resnet101",
     "deeplab_msra_dcn": "resnet101",
 }

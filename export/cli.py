@@ -149,7 +149,7 @@ def export(
         _check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
-        pixels = choose_pixels(model, mean, std, bgr)
+        pixels = choose_pixels(model, mean, std, bgr, backbone)
         heads = split_head(head)
         label_set = find_labels(dataset, labels, root)
         with show_steps(console, _STEPS) as step:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.pixels import pixels_of
 from serving.geometry import Size, plan, prepare
 from serving.restore import labels_from_logits
 from training.balance import balance_classes
@@ -38,6 +39,7 @@ class Run:
         self.learner = learner
         self.folder = RunFolder(options.run)
         self.labels = dataset_labels(options.dataset, options.root)
+        self.pixels = pixels_of(options.model, options.backbone)
 
     def fit(self) -> RunState:
         """Trains the epochs that are left; returns the state at the end.
@@ -177,7 +179,8 @@ class Run:
             image, label = dataset[index]
             check_label_range(label, confusion.num_classes, dataset.name(index))
             original = Size(*image.shape[:2])
-            logits = self.learner.logits(normalize(prepare(image, plan(original, model))))
+            data = normalize(prepare(image, plan(original, model)), self.pixels)
+            logits = self.learner.logits(data)
             confusion.update(label, labels_from_logits(logits, model, original))
         return confusion
 
@@ -200,6 +203,7 @@ class Run:
             workers=o.workers,
             seed=o.seed,
             shard=self.learner.shard,
+            pixels=self.pixels,
         )
 
     def _class_weights(self, loader: Loader) -> np.ndarray:

@@ -11,11 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.pixels import IMAGENET, Pixels
 from training.datasets.base import IGNORE_LABEL, Sample
-
-# RGB mean and deviation of ImageNet, of values in 0..1: GluonCV's, and what export folds in.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,12 @@ def jitter_color(
     return np.asarray(cv2.LUT(image, table[None]), np.uint8)
 
 
-def normalize(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """uint8 ``[H,W,3]`` RGB -> float32 ``[3,H,W]``, ImageNet mean and deviation."""
-    scaled = (image.astype(np.float32) / 255.0 - MEAN) / STD
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+def normalize(image: npt.NDArray[np.uint8], pixels: Pixels = IMAGENET) -> npt.NDArray[np.float32]:
+    """uint8 ``[H,W,3]`` RGB -> float32 ``[3,H,W]`` as the network sees it; export folds it in."""
+    mean, std = (np.array(values, np.float32) for values in (pixels.mean, pixels.std))
+    scaled = (image.astype(np.float32) / 255.0 - mean) / std
+    ordered = scaled[..., ::-1] if pixels.bgr else scaled
+    return np.ascontiguousarray(ordered.transpose(2, 0, 1), np.float32)
 
 
 def subsample_labels(

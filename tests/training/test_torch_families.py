@@ -36,8 +36,10 @@ class Family:
 
 FAMILIES = {
     "icnet": Family("--model icnet --backbone resnet18", 3, (16, 24)),
+    "icnet_two_pass": Family("--model icnet_two_pass --backbone resnet18", 3, (16, 24)),
     "pspnet": Family("--model psp --backbone resnet18 --aux", 2, (8, 12)),
     "fcn": Family("--model fcn --backbone resnet18", 1, (8, 12)),
+    "deeplabv2": Family("--model deeplabv2 --backbone resnet50", 1, (9, 13)),
     "deeplabv3": Family("--model deeplabv3 --backbone resnet18 --aux", 2, (8, 12)),
     "deeplabv3plus": Family("--model deeplabv3plus --output-stride 8", 1, (16, 24)),
     "deeplab_msra": Family("--model deeplab_msra --backbone resnet50", 1, (64, 96)),

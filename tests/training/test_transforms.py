@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.pixels import pixels_of
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.transforms import (
-    MEAN,
-    STD,
     Augmentation,
     draw_class_pixel,
     jitter_color,
@@ -167,9 +166,20 @@ def test_normalize_is_mean_and_deviation_with_channels_first() -> None:
     found = normalize(image)
     assert found.shape == (3, 5, 7)
     assert found.dtype == np.float32
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     for channel in range(3):
-        expected = (image[..., channel] / 255.0 - float(MEAN[channel])) / float(STD[channel])
+        expected = (image[..., channel] / 255.0 - mean[channel]) / std[channel]
         np.testing.assert_allclose(found[channel], expected, atol=1e-5)
+
+
+def test_each_network_sees_its_own_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    signed = normalize(image, pixels_of("deeplabv3plus", "xception65"))
+    np.testing.assert_allclose(signed.transpose(1, 2, 0), image / 127.5 - 1, atol=1e-6)
+    caffe = normalize(image, pixels_of("deeplab_msra", "resnet101"))
+    expected = image[..., ::-1].astype(float) - (104, 116, 122)
+    np.testing.assert_allclose(caffe.transpose(1, 2, 0), expected, atol=1e-3)
+    np.testing.assert_array_equal(normalize(image, pixels_of("icnet")), normalize(image))
 
 
 @pytest.mark.parametrize(

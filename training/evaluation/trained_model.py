@@ -7,6 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from export.pixels import IMAGENET, Pixels
 from serving.errors import SegserveError
 from serving.geometry import Size, plan, prepare
 from serving.image import decode
@@ -25,8 +26,11 @@ class TrainedModel:
     server does it. With ``flip`` its mirror image does too, and the softmax is averaged.
     """
 
-    def __init__(self, learner: Learner, size: Size, flip: bool = False) -> None:
+    def __init__(
+        self, learner: Learner, size: Size, flip: bool = False, pixels: Pixels = IMAGENET
+    ) -> None:
         self.learner = learner
+        self.pixels = pixels
         self.size = size
         self.flip = flip
         self.seconds: list[float] = []
@@ -40,7 +44,7 @@ class TrainedModel:
     def label(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Class ids of an image uint8 ``[H,W,3]`` RGB."""
         original = Size(*image.shape[:2])
-        data = normalize(prepare(image, plan(original, self.size)))
+        data = normalize(prepare(image, plan(original, self.size)), self.pixels)
         # The logits are NumPy's, so the device has finished when they are there.
         start = time.perf_counter()
         logits = self.learner.logits(data)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 
+from export.pixels import pixels_of
 from serving.geometry import Size
 from serving.palette import LabelSet
 from training.datasets import SegmentationDataset, dataset_labels, open_dataset
@@ -44,9 +45,9 @@ def run_evaluation(options: EvaluationOptions, console: Console) -> None:
     learner = make_learner(at_size(options, size), len(labels.names))
     learner.read_parameters(options.weights)
     try:
-        _evaluate(
-            options, samples, labels, TrainedModel(learner, Size(*size), options.flip), console
-        )
+        pixels = pixels_of(options.run.model, options.run.backbone)
+        model = TrainedModel(learner, Size(*size), options.flip, pixels)
+        _evaluate(options, samples, labels, model, console)
     finally:
         learner.close()
 

@@ -17,6 +17,7 @@ A network gives a tuple; its element 0 is the prediction, the others serve train
 
 from __future__ import annotations
 
+from training.backbones import BACKBONES
 from training.model_names import MODEL_ALIASES, NETWORKS
 from training.mxnet_import import mx
 from training.networks import deeplab_msra, deeplabv2, deeplabv3, deeplabv3plus, fcn, pspnet
@@ -29,7 +30,6 @@ from training.networks.icnet import ICNet
 from training.networks.icnet_forms import FORMS
 from training.networks.layers import Norm
 from training.networks.pspnet import PSPNet
-from training.networks.resnet import BACKBONES
 from training.networks.sizes import SizeRule
 
 __all__ = [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from training.backbones import BACKBONES
 from training.mxnet_import import mx
 from training.networks.layers import Norm, scale_channels
 
@@ -19,27 +20,6 @@ nn = mx.gluon.nn
 
 STAGE_CHANNELS = (64, 128, 256, 512)
 STEM_CHANNELS = 64
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """Blocks a stage, and whether they are bottlenecks (output four times as wide)."""
-
-    blocks: tuple[int, int, int, int]
-    bottleneck: bool
-
-    @property
-    def expansion(self) -> int:
-        return 4 if self.bottleneck else 1
-
-
-BACKBONES: dict[str, BackboneSpec] = {
-    "resnet18": BackboneSpec((2, 2, 2, 2), bottleneck=False),
-    "resnet34": BackboneSpec((3, 4, 6, 3), bottleneck=False),
-    "resnet50": BackboneSpec((3, 4, 6, 3), bottleneck=True),
-    "resnet101": BackboneSpec((3, 4, 23, 3), bottleneck=True),
-    "resnet152": BackboneSpec((3, 8, 36, 3), bottleneck=True),
-}
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--checkname", default="default")
     out.add_argument("--save-dir", type=Path, default=Path("runs"))
     out.add_argument("--resume", type=Path, help="a run folder, or a .params file to start from")
+    out.add_argument("--pretrained", metavar="NAME", help="weights of GluonCV's zoo "
+                     "(icnet_resnet50_citys) or a folder of segserve import-weights, and their "
+                     "network: to fine-tune, or with --eval to score")  # fmt: skip
     out.add_argument("--finetune", type=Path, help="a .params file; other-shaped heads start anew")
     out.add_argument("--no-val", action="store_true")
     out.add_argument("--val-interval", type=int, default=1, help="epochs")

@@ -15,6 +15,7 @@ from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_l
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
 from training.runs.saved_options import Json, check_resumable, use_as_defaults
+from training.weights.zoo import resolve
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,19 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     """
     p = parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipe = _recipe_name(arguments)
+    recipe = _first_value(arguments, "--recipe")
     if recipe is not None:
         try:
             # In front of the others: what is given explicitly comes later and wins.
             arguments = [*read_recipe(recipe).arguments(), *arguments]
+        except ValueError as error:
+            p.error(str(error))
+    pretrained = None
+    name = _first_value(arguments, "--pretrained")
+    if name is not None:
+        try:
+            pretrained = resolve(name)
+            arguments = [*pretrained.flags(), *arguments]
         except ValueError as error:
             p.error(str(error))
     named: Path | None = p.parse_args(arguments).resume
@@ -103,6 +112,13 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         if recipe is not None:
             p.error("--recipe starts a run, --resume RUN goes on with one: give one of them")
     a = p.parse_args(arguments)
+    if pretrained is not None:
+        if a.resume is not None or a.finetune is not None:
+            p.error("--pretrained names the weights: leave out --resume and --finetune")
+        if a.eval:
+            a.resume = pretrained.params
+        else:
+            a.finetune = pretrained.params
     dataset = canonical_name(a.dataset)
     model = MODEL_ALIASES.get(a.model, a.model)
     if model not in NETWORKS:
@@ -176,9 +192,9 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     return options
 
 
-def _recipe_name(arguments: list[str]) -> str | None:
-    """The value of ``--recipe``, before the other flags are read."""
+def _first_value(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that decides on others' defaults, before those are read."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    name: str | None = first.parse_known_args(arguments)[0].recipe
-    return name
+    first.add_argument(flag, dest="value")
+    value: str | None = first.parse_known_args(arguments)[0].value
+    return value

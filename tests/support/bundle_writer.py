@@ -53,11 +53,11 @@ def field(number: int, value: int | bytes) -> bytes:
     return varint(number << 3) + varint(value) if value else b""
 
 
-def make_block(entries: list[tuple[bytes, bytes]]) -> bytes:
+def make_block(entries: list[tuple[bytes, bytes]], interval: int = RESTART_INTERVAL) -> bytes:
     out, restarts, last = bytearray(), [], b""
     for index, (key, value) in enumerate(entries):
         shared = 0
-        if index % RESTART_INTERVAL == 0:
+        if index % interval == 0:
             restarts.append(len(out))
         else:
             while shared < min(len(key), len(last)) and key[shared] == last[shared]:
@@ -87,7 +87,7 @@ def make_table(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
     if group:
         index.append((group[-1][0], add(make_block(group))))
     meta = add(make_block([]))
-    footer = meta + add(make_block(index))
+    footer = meta + add(make_block(index, 1))
     out += footer.ljust(40, b"\0") + struct.pack("<Q", MAGIC)
     return bytes(out)
 

@@ -33,6 +33,7 @@ def import_weights_command(
         typer.Option(metavar="HEIGHTxWIDTH", help="Of the symbol; default: the source's own."),
     ] = None,
     output_stride: Annotated[int, typer.Option(help="8 or 16, of deeplabv3plus.")] = 16,
+    dataset: Annotated[str | None, typer.Option(help="Whose classes it knows: citys, ...")] = None,
 ) -> None:
     """Writes network-symbol.json, network.params and weights.json; pickles are not executed.
 
@@ -52,14 +53,15 @@ def import_weights_command(
         if source == "gluoncv" and not exists and path.name == weights and not path.suffix:
             imported = _obtain(weights, out, wanted, console)
         else:
-            imported = import_weights(path, source, out, wanted, output_stride)
+            imported = import_weights(path, source, out, wanted, output_stride, dataset)
     except (WeightsError, IllegalSize, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     console.print(
         f"sees {pixels_of(imported.model, imported.backbone)}; try:\n"
         f"segserve export {' '.join(imported.flags())} --params {imported.params} "
-        f"--size {imported.size[0]}x{imported.size[1]} --dataset ...",
+        f"--size {imported.size[0]}x{imported.size[1]}"
+        + ("" if imported.dataset else " --dataset ..."),
         markup=False, soft_wrap=True,
     )  # fmt: skip
     typer.echo(

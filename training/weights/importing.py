@@ -57,7 +57,8 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """What ``weights.json`` says; ``params`` is the file beside it."""
+    """What ``weights.json`` says; ``params`` is the file beside it, ``dataset`` whose classes it
+    knows, where that is known."""
 
     params: Path
     model: str
@@ -67,6 +68,7 @@ class ImportedWeights:
     aux: bool
     output_stride: int
     size: tuple[int, int]
+    dataset: str | None
     origin: str
 
     def flags(self) -> list[str]:
@@ -76,7 +78,7 @@ class ImportedWeights:
         told += ["--aux"] if self.aux else []
         if self.model == "deeplabv3plus":
             told += ["--output-stride", str(self.output_stride)]
-        return told
+        return told + (["--dataset", self.dataset] if self.dataset else [])
 
 
 def import_weights(
@@ -85,6 +87,7 @@ def import_weights(
     folder: Path,
     size: tuple[int, int] | None = None,
     output_stride: int = 16,
+    dataset: str | None = None,
 ) -> ImportedWeights:
     """Reads ``path`` as ``source`` of ``SOURCES`` has it, and writes ``folder``.
 
@@ -106,7 +109,7 @@ def import_weights(
     stored = path if path.is_file() else path.with_name(path.name + ".index")
     imported = ImportedWeights(
         folder / PARAMS_FILE, found.model, found.backbone, found.classes, found.width, found.aux,
-        output_stride, size, f"{source} {stored.name} sha256 {digest(stored)}",
+        output_stride, size, dataset, f"{source} {stored.name} sha256 {digest(stored)}",
     )  # fmt: skip
     facts = {key: value for key, value in asdict(imported).items() if key != "params"}
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")

@@ -8,8 +8,11 @@ are used too: what GluonCV has downloaded is not fetched again.
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,15 +142,36 @@ def obtain_network(
     progress: Progress = lambda done, total: None,
 ) -> ImportedWeights:
     """A network of the zoo with its symbol; converted once, in ``folder`` (default: beside the
-    downloaded file, for its usual size). Raises WeightsError."""
+    downloaded file, for its usual size). Several processes wait for each other.
+
+    Raises WeightsError.
+    """
     network = find_zoo_network(name)
     size = size or network.size
     target = folder or models_folder() / "segserve" / f"{network.stem}-{size[0]}x{size[1]}"
-    if folder is None and (target / FACTS_FILE).is_file():
-        return read_imported(target)
-    return import_weights(
-        obtain_weights(network, models_folder(), progress), "gluoncv", target, size
-    )
+    with _alone(models_folder() / f"{network.stem}.lock"):
+        if folder is None and (target / FACTS_FILE).is_file():
+            return read_imported(target)
+        weights = obtain_weights(network, models_folder(), progress)
+        return import_weights(weights, "gluoncv", target, size, dataset=network.dataset)
+
+
+def resolve(name: str) -> ImportedWeights:
+    """``--pretrained``: a name of the zoo, or a folder that ``segserve import-weights`` wrote.
+
+    Raises WeightsError.
+    """
+    if (Path(name) / FACTS_FILE).is_file():
+        return read_imported(Path(name))
+    return obtain_network(name)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _read_table() -> dict[str, str]:

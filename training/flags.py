@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--scale-range", type=parse_floats, default=(0.5, 2.0), metavar="LO,HI")
     data.add_argument("--color-jitter", type=float, default=0.0)
     data.add_argument("--rotation", type=float, default=0.0, help="largest angle, degrees")
+    data.add_argument("--aspect", type=float, default=0.0, help="how far the scales of rows and "
+                      "columns may differ; 0: one scale")  # fmt: skip
+    data.add_argument("--blur", type=float, default=0.5, help="share of blurred crops")
     data.add_argument("--class-crops", type=float, default=0.0, help="share on a drawn class")
     data.add_argument("--synthetic-share", type=float, default=0.0, help="of every epoch")
     data.add_argument("--workers", type=int, default=2, help="loader threads")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from export.pixels import IMAGENET, Pixels
+from export.pixels import Pixels
 from training.datasets.base import Sample, SegmentationDataset, check_label_range
 from training.transforms import Augmentation, normalize
 
@@ -129,9 +129,9 @@ class Loader:
         batch_size: int,
         workers: int,
         seed: int,
+        pixels: Pixels,
         shard: Shard = WHOLE,
         prefetch: int = PREFETCHED_BATCHES,
-        pixels: Pixels = IMAGENET,
     ) -> None:
         self.mixture = mixture
         self.augmentation = augmentation

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from export.pixels import Pixels, pixels_of
 from training.backbones import default_backbone
 from training.datasets import canonical_name
 from training.flags import parser
@@ -58,6 +59,8 @@ class TrainOptions:
     scale_range: tuple[float, float]
     color_jitter: float
     rotation: float
+    aspect: float
+    blur: float
     class_crops: float
     synthetic_share: float
     class_balance: float
@@ -77,6 +80,11 @@ class TrainOptions:
     compile: bool
     on_nan: str
     max_skips: int
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the network sees: ImageNet's normalisation, or its own."""
+        return pixels_of(self.model, self.backbone)
 
 
 def parse_options(arguments: list[str] | None = None) -> TrainOptions:
@@ -141,6 +149,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         p.error("--freeze-bn has no statistics that --syncbn could take over all devices")
     if a.short_size < 0:
         p.error("--short-size is a number of pixels")
+    if a.aspect < 0 or not 0 <= a.blur <= 1:
+        p.error("--aspect is 0 or more, --blur a share between 0 and 1")
     # Of a symbol that is given only the trainer knows.
     if a.symbol is None and len(weights) != losses:
         p.error(f"--loss-weights takes {losses} numbers for {model}: the prediction's first")
@@ -177,7 +187,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         workers=a.workers, seed=a.seed, resume=resume, run=run, no_val=a.no_val,
         eval_only=a.eval, val_interval=a.val_interval, log_interval=a.log_interval,
         scale_range=(a.scale_range[0], a.scale_range[1]), color_jitter=a.color_jitter,
-        rotation=a.rotation, class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
+        rotation=a.rotation, aspect=a.aspect, blur=a.blur,
+        class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
         schedule=a.schedule, lr_steps=a.lr_steps, lr_factor=a.lr_factor, short_size=a.short_size,
         freeze_bn=a.freeze_bn, loss_scale=a.loss_scale, finetune=a.finetune, dtype=a.dtype,
         accumulate=a.accumulate, ema=a.ema, compile=a.compile,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from export.pixels import pixels_of
 from serving.geometry import Size, plan, prepare
 from serving.restore import labels_from_logits
 from training.balance import balance_classes
@@ -39,7 +38,6 @@ class Run:
         self.learner = learner
         self.folder = RunFolder(options.run)
         self.labels = dataset_labels(options.dataset, options.root)
-        self.pixels = pixels_of(options.model, options.backbone)
 
     def fit(self) -> RunState:
         """Trains the epochs that are left; returns the state at the end.
@@ -179,7 +177,7 @@ class Run:
             image, label = dataset[index]
             check_label_range(label, confusion.num_classes, dataset.name(index))
             original = Size(*image.shape[:2])
-            data = normalize(prepare(image, plan(original, model)), self.pixels)
+            data = normalize(prepare(image, plan(original, model)), self.options.pixels)
             logits = self.learner.logits(data)
             confusion.update(label, labels_from_logits(logits, model, original))
         return confusion
@@ -193,7 +191,7 @@ class Run:
         augmentation = Augmentation(
             o.height, o.crop_width, o.base_size, o.scale_range,
             color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
-            short_size=o.short_size,
+            short_size=o.short_size, aspect=o.aspect, blur_probability=o.blur,
         )  # fmt: skip
         return Loader(
             Mixture(primary, scenes, o.synthetic_share),
@@ -203,7 +201,7 @@ class Run:
             workers=o.workers,
             seed=o.seed,
             shard=self.learner.shard,
-            pixels=self.pixels,
+            pixels=o.pixels,
         )
 
     def _class_weights(self, loader: Loader) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from export.pixels import IMAGENET
 from training.datasets.base import Sample, SegmentationDataset
 from training.loader import Loader, Mixture
 from training.transforms import Augmentation
@@ -38,7 +39,7 @@ def load_epoch(outputs: int) -> int:
     augmentation = Augmentation(32, 32, 40, (1.0, 1.0))
     loader = Loader(
         Mixture(dataset, None, 0.0), augmentation, num_classes=outputs, batch_size=2, workers=1,
-        seed=1,
+        seed=1, pixels=IMAGENET,
     )  # fmt: skip
     return sum(len(batch.names) for batch in loader.epoch(0))
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 
 from export.build import build_model  # noqa: E402
 from export.params import Parameters, read_params  # noqa: E402
+from export.pixels import IMAGENET  # noqa: E402
 from export.symbol import Entry, Graph, Node, read_symbol  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.loader import Batch  # noqa: E402
@@ -62,7 +63,7 @@ def torch_options(name: str, folder: Path) -> TrainOptions:
 
 def make_batch() -> Batch:
     scenes = [render_scene(seed, HEIGHT, WIDTH) for seed in (3, 4)]
-    images = np.stack([normalize(scene.image) for scene in scenes]).astype(np.float32)
+    images = np.stack([normalize(scene.image, IMAGENET) for scene in scenes]).astype(np.float32)
     return Batch(images, np.stack([scene.label for scene in scenes]), ("a", "b"))
 
 

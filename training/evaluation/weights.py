@@ -9,7 +9,6 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 
-from export.pixels import pixels_of
 from serving.geometry import Size
 from serving.palette import LabelSet
 from training.datasets import SegmentationDataset, dataset_labels, open_dataset
@@ -45,8 +44,7 @@ def run_evaluation(options: EvaluationOptions, console: Console) -> None:
     learner = make_learner(at_size(options, size), len(labels.names))
     learner.read_parameters(options.weights)
     try:
-        pixels = pixels_of(options.run.model, options.run.backbone)
-        model = TrainedModel(learner, Size(*size), options.flip, pixels)
+        model = TrainedModel(learner, Size(*size), options.run.pixels, options.flip)
         _evaluate(options, samples, labels, model, console)
     finally:
         learner.close()

@@ -28,10 +28,9 @@ from export.random_params import random_params
 from export.repository_flags import split_head
 from export.retarget import retarget, size_rule
 from export.symbol import read_symbol
-from export.symbol_lookup import FoundSymbol, NetworkName, find_symbol
+from export.symbol_lookup import FoundSymbol, find_symbol
 from export.triton import ModelFacts, variant_name, write_version
 from export.verify import mxnet_installed, verify
-from training.backbones import default_backbone
 
 _STEPS = 6
 _IMAGES = "Classes and pixels"
@@ -167,7 +166,7 @@ def export(
             if symbol is not None:
                 found = FoundSymbol(read_symbol(symbol), symbol.name)
             else:
-                found = find_symbol(_network(named), params, classes, wanted)
+                found = find_symbol(named.network, params, classes, wanted)
             height, columns = wanted or _own_size(found)
             graph = retarget(found.graph, height, columns)
             classes = number_of_classes(graph, height, columns)
@@ -226,15 +225,6 @@ def export(
     main_file = "model.onnx" if file_format == "onnx" else SYMBOL_FILE
     typer.echo(f"{folder}/{main_file}: {title} version {folder.name}, {classes} classes,"
                f" {height}x{columns}, {precision}, {','.join(heads)}")  # fmt: skip
-
-
-def _network(named: NamedNetwork) -> NetworkName:
-    if named.model is None:
-        raise ExportError("name the network with --model, or give its --symbol")
-    return NetworkName(
-        named.model, named.backbone or default_backbone(named.model), named.width,
-        named.dataset, named.aux, named.output_stride,
-    )  # fmt: skip
 
 
 def _check_format(file_format: str, precision: str, opset: int | None) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ExportError
+from export.symbol_lookup import NetworkName
+from training.backbones import default_backbone
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,16 @@ class NamedNetwork:
     output_stride: int | None
     dataset: str | None
     params: Path | None
+
+    @property
+    def network(self) -> NetworkName:
+        """To look the symbol up by. Raises ExportError where nothing was named."""
+        if self.model is None:
+            raise ExportError("name the network with --model, or give its --symbol")
+        backbone = self.backbone or default_backbone(self.model)
+        return NetworkName(
+            self.model, backbone, self.width, self.dataset, self.aux, self.output_stride
+        )
 
 
 def name_network(pretrained: str | None, told: NamedNetwork) -> NamedNetwork:

@@ -25,12 +25,20 @@ from export.build import build_model  # noqa: E402
 from export.params import read_params  # noqa: E402
 from export.pixels import IMAGENET, pixels_of  # noqa: E402
 from export.symbol import read_symbol  # noqa: E402
+from serving.cli import SUMMARIES  # noqa: E402
 from training.trained_heads import trained_heads  # noqa: E402
 from training.trainers.symbol_module import SymbolModule  # noqa: E402
 from training.weights.array_file import read_arrays  # noqa: E402
 from training.weights.cli import import_weights_command  # noqa: E402
 from training.weights.errors import WeightsError  # noqa: E402
-from training.weights.importing import ImportedWeights, import_weights, read_imported  # noqa: E402
+from training.weights.importing import (  # noqa: E402
+    SOURCES,
+    ImportedWeights,
+    build_symbol,
+    fit_parameters,
+    import_weights,
+    read_imported,
+)
 from training.weights.tf_deeplab import rename  # noqa: E402
 
 CLASSES, WIDTH = 7, 0.25
@@ -150,6 +158,23 @@ def test_what_differs_between_icnets_matters(icnets, tmp_path: Path) -> None:
         assert relative(other, expected) > 10 * MOST, change.__name__
 
 
+@pytest.mark.parametrize("name", ["fast_seg", "liminn"])
+def test_names_and_shapes_of_the_published_width(name: str) -> None:
+    """Of 19 classes and ResNet-50 as published; no array holds anything."""
+    with torch.device("meta"):
+        network = {"fast_seg": FastSegICNet, "liminn": LiminnICNet}[name](19, 1.0)
+    arrays = {
+        key: np.broadcast_to(np.float32(0), tuple(value.shape))
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    found = SOURCES[name].translate(arrays)
+    assert (found.backbone, found.classes, found.width) == ("resnet50", 19, 1.0)
+    graph, names = build_symbol(found, (64, 96), 16)
+    parameters = fit_parameters(graph, names, found.arrays, (64, 96), Path("x.pth"))
+    assert len(parameters.names()) == len(found.arrays)
+
+
 def copied(network: FastSegICNet) -> FastSegICNet:
     other = FastSegICNet(CLASSES, WIDTH)
     other.load_state_dict(network.state_dict())
@@ -241,6 +266,10 @@ def test_what_does_not_fit_is_named(icnets, tmp_path: Path) -> None:
     assert "icnet_sub1_0_conv0_weight is (32, 4, 3, 3), the network has (32, 3, 3, 3)" in told
     assert "head.conv_cls.extra is unknown" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_is_listed() -> None:
+    assert "import-weights" in SUMMARIES
 
 
 def run(*arguments: str) -> Result:

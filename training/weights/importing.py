@@ -101,7 +101,7 @@ def import_weights(
         raise WeightsError(f"unknown source {source!r}; known: {', '.join(SOURCES)}")
     found = SOURCES[source].translate(read_arrays(path))
     size = size or SOURCES[source].size
-    graph, names = _build(found, size, output_stride)
+    graph, names = build_symbol(found, size, output_stride)
     parameters = fit_parameters(graph, names, found.arrays, size, path)
     folder.mkdir(parents=True, exist_ok=True)
     write_symbol(graph, folder / SYMBOL_FILE)
@@ -157,10 +157,13 @@ def fit_parameters(
     )
 
 
-def _build(
+def build_symbol(
     found: Translated, size: tuple[int, int], output_stride: int
 ) -> tuple[Graph, dict[str, str]]:
-    """The symbol, and its names by structural ones. MXNet never runs in this process."""
+    """The symbol, and its names by structural ones. MXNet never runs in this process.
+
+    Raises WeightsError, with MXNet's reason.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-W", "ignore", "-m", "training.symbols", "--model", found.model,

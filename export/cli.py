@@ -21,16 +21,16 @@ from export.mxnet_model import SYMBOL_FILE, mxnet_files
 from export.params import read_params
 from export.pixels import IMAGENET, choose_pixels
 from export.precision import PrecisionOptions, check_options, lower_precision
+from export.pretrained import NamedNetwork, name_network
 from export.progress import show_steps
 from export.provenance import digest, tool_version
 from export.random_params import random_params
 from export.repository_flags import split_head
 from export.retarget import retarget, size_rule
 from export.symbol import read_symbol
-from export.symbol_lookup import FoundSymbol, NetworkName, find_symbol
+from export.symbol_lookup import FoundSymbol, find_symbol
 from export.triton import ModelFacts, variant_name, write_version
 from export.verify import mxnet_installed, verify
-from training.backbones import default_backbone
 
 _STEPS = 6
 _IMAGES = "Classes and pixels"
@@ -44,6 +44,7 @@ def export(
     output_stride: networks.OutputStride = None,
     symbol: networks.Symbol = None,
     params: networks.Params = None,
+    pretrained: networks.Pretrained = None,
     size: networks.Size = None,
     dataset: Annotated[
         str | None,
@@ -130,10 +131,17 @@ def export(
 
     segserve export --symbol net-symbol.json --params net-0000.params --labels classes.txt
 
+    segserve export --pretrained icnet_resnet50_citys --size 1024x2048
+
     segserve export --model pspnet ... --precision int8 --root CITYSCAPES
     """
     console = Console(stderr=True, highlight=False)
     try:
+        named = name_network(
+            pretrained,
+            NamedNetwork(model, backbone, width, aux, output_stride, dataset, params),
+        )
+        model, dataset, params = named.model, named.dataset, named.params
         options = PrecisionOptions(
             precision,
             dataset,
@@ -149,7 +157,7 @@ def export(
         _check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
-        pixels = choose_pixels(model, mean, std, bgr)
+        pixels = choose_pixels(model, mean, std, bgr, named.backbone)
         heads = split_head(head)
         label_set = find_labels(dataset, labels, root)
         with show_steps(console, _STEPS) as step:
@@ -158,8 +166,7 @@ def export(
             if symbol is not None:
                 found = FoundSymbol(read_symbol(symbol), symbol.name)
             else:
-                network = _network(model, backbone, width, dataset, aux, output_stride)
-                found = find_symbol(network, params, classes, wanted)
+                found = find_symbol(named.network, params, classes, wanted)
             height, columns = wanted or _own_size(found)
             graph = retarget(found.graph, height, columns)
             classes = number_of_classes(graph, height, columns)
@@ -218,20 +225,6 @@ def export(
     main_file = "model.onnx" if file_format == "onnx" else SYMBOL_FILE
     typer.echo(f"{folder}/{main_file}: {title} version {folder.name}, {classes} classes,"
                f" {height}x{columns}, {precision}, {','.join(heads)}")  # fmt: skip
-
-
-def _network(
-    model: str | None,
-    backbone: str | None,
-    width: float,
-    dataset: str | None,
-    aux: bool,
-    output_stride: int | None,
-) -> NetworkName:
-    if model is None:
-        raise ExportError("name the network with --model, or give its --symbol")
-    chosen = backbone or default_backbone(model)
-    return NetworkName(model, chosen, width, dataset, aux, output_stride)
 
 
 def _check_format(file_format: str, precision: str, opset: int | None) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.pixels import IMAGENET
 from serving.geometry import Size
 from serving.palette import load_labels
 from training.evaluation.trained_model import TrainedModel, softmax
@@ -125,9 +124,9 @@ class Halves:
 
 def test_flipping_averages_probabilities() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
-    plain = TrainedModel(Halves(), Size(32, 32), IMAGENET).label(image)
+    plain = TrainedModel(Halves(), Size(32, 32)).label(image)
     assert (plain[16, 0], plain[16, 31]) == (0, 1)
-    both = TrainedModel(Halves(), Size(32, 32), IMAGENET, flip=True)
+    both = TrainedModel(Halves(), Size(32, 32), flip=True)
     assert both.label(image)[16].tolist() == [0] * 32, "the mirror image is sure of class 0 there"
     assert np.isfinite(softmax(Halves().logits(image))).all()
     assert np.isnan(both.percentile_ms(50))

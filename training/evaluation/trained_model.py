@@ -7,7 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from export.pixels import Pixels
+from export.pixels import IMAGENET, Pixels
 from serving.errors import SegserveError
 from serving.geometry import Size, plan, prepare
 from serving.image import decode
@@ -26,7 +26,9 @@ class TrainedModel:
     server does it. With ``flip`` its mirror image does too, and the softmax is averaged.
     """
 
-    def __init__(self, learner: Learner, size: Size, pixels: Pixels, flip: bool = False) -> None:
+    def __init__(
+        self, learner: Learner, size: Size, flip: bool = False, pixels: Pixels = IMAGENET
+    ) -> None:
         self.learner = learner
         self.pixels = pixels
         self.size = size

@@ -44,7 +44,7 @@ def run_evaluation(options: EvaluationOptions, console: Console) -> None:
     learner = make_learner(at_size(options, size), len(labels.names))
     learner.read_parameters(options.weights)
     try:
-        model = TrainedModel(learner, Size(*size), options.run.pixels, options.flip)
+        model = TrainedModel(learner, Size(*size), options.flip, options.run.pixels)
         _evaluate(options, samples, labels, model, console)
     finally:
         learner.close()

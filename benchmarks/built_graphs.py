@@ -45,7 +45,7 @@ def built_graph(
 
     Raises ExportError where the network is unknown or the size illegal.
     """
-    graph = retarget(_symbol(network, classes, height, width), height, width)
+    graph = retarget(symbol_of(network, classes, height, width), height, width)
     key = _key(graph, height, width)
     form = "" if precision == "fp32" else f"_{precision}"
     stem = f"{network.stem}_{height}x{width}{form}_"
@@ -90,7 +90,7 @@ def _keep(model: onnx.ModelProto, path: Path, stem: str) -> None:
         raise
 
 
-def _symbol(network: NetworkName, classes: int, height: int, width: int) -> Graph:
+def symbol_of(network: NetworkName, classes: int, height: int, width: int) -> Graph:
     published = PUBLISHED / f"{network.stem}.json.gz"
     if published.is_file():
         return read_symbol(published)

@@ -30,7 +30,14 @@ STAGES = (
     ("serving/http/body.py", "read_image"),
     ("serving/service.py", "segment"),
 )
-WAITING = ("serving/batching/engine_thread.py", "concurrent/futures/thread.py", "threading.py")
+# py-spy misses some waits: these frames wait; the last is the event loop in native code.
+WAITING = (
+    "serving/batching/engine_thread.py",
+    "concurrent/futures/thread.py",
+    "threading.py",
+    "selectors.py",
+    "asyncio/runners.py",
+)
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,18 @@ class Turns:
         return float(np.percentile(self.walls, percent)) * 1000
 
 
-def time_in_turn(runs: Sequence[Callable[[], object]], seconds: float) -> tuple[Turns, ...]:
-    """Calls each of ``runs`` in turn, for about ``seconds`` in all, five times each at least.
+def pool(turns: Sequence[Turns]) -> Turns:
+    """The runs of all of them."""
+    return Turns(
+        tuple(wall for one in turns for wall in one.walls),
+        tuple(cpu for one in turns for cpu in one.cpus),
+    )
+
+
+def time_in_turn(
+    runs: Sequence[Callable[[], object]], seconds: float, turns: int = MIN_TURNS
+) -> tuple[Turns, ...]:
+    """Calls each of ``runs`` in turn, for about ``seconds`` in all, ``turns`` times each at least.
 
     In turn, so that whatever else the machine does disturbs all of them alike. Each is called once
     before, untimed.
@@ -97,7 +107,7 @@ def time_in_turn(runs: Sequence[Callable[[], object]], seconds: float) -> tuple[
     walls: list[list[float]] = [[] for _ in runs]
     cpus: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + seconds
-    while len(walls[0]) < MIN_TURNS or time.perf_counter() < end:
+    while len(walls[0]) < turns or time.perf_counter() < end:
         for number, run in enumerate(runs):
             wall, cpu = time.perf_counter(), time.process_time()
             run()

@@ -26,7 +26,7 @@ from serving.batching.batch import BatchLimits, BatchObserver, Execution, Inferr
 from serving.batching.cost_model import CostModel
 from serving.batching.engine_thread import EngineThread, EngineThreadDied
 from serving.batching.request_queue import Item, RequestQueue
-from serving.engine import Engine, Prediction
+from serving.engine import Engine, LabelEngine, Prediction
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -110,6 +110,7 @@ class Batcher:
         priority: int = 0,
         answer_s: float = 0.0,
         place: Place | None = None,
+        labels_suffice: bool = False,
     ) -> Inferred:
         """Infers one image, uint8 ``[H,W,3]`` of the engine's size.
 
@@ -120,6 +121,8 @@ class Batcher:
             priority: 1 goes first; 0 is the model's default.
             answer_s: what the caller does afterwards takes so long, of ``timeout_s``.
             place: what :meth:`reserve` gave; left here. Its images' time was looked at.
+            labels_suffice: the caller is content with a ``mask`` where the engine would give
+                ``logits``; it may get these all the same.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
@@ -143,6 +146,7 @@ class Batcher:
         item = self._queue.add(image, self.clock(), level)
         if timeout_s is not None:
             item.deadline = item.arrived + timeout_s - answer_s
+        item.labels_suffice = labels_suffice
         self._answers.expect(item)
         self._limit_wait(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
@@ -315,6 +319,10 @@ class Batcher:
         if len(items) > 1:
             batch = np.stack([item.image for item in items])
         assembled = self.clock() - start
+        # One image that needs logits brings them for its batch mates too.
+        suffice = all(item.labels_suffice for item in items)
+        if suffice and isinstance(engine, LabelEngine) and engine.gives_labels:
+            return engine.run_labels(batch), assembled
         return engine.run(batch), assembled
 
     def _count_failure(self, engine: Engine, reason: str) -> None:

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from serving.batching.admission import Place
 from serving.batching.batch import Inferred
 from serving.calls.observation import Observation
+from serving.engines.graph import MASK
 from serving.errors import InvalidModel, InvalidRequest, SegserveError, Unsupported
 from serving.geometry import plan
 from serving.metrics import Timings
@@ -160,7 +161,8 @@ class Dataplane:
                 if output.place is not None:
                     self.memory.check(output.place)
             images = read_images(request.inputs, model)
-            answers = await self._infer_all(images, model, request, observed)
+            labels = all(output.name == MASK for output in wanted)
+            answers = await self._infer_all(images, model, request, observed, labels)
             observed.timings = tuple(answer.timings for answer in answers)
             loop = asyncio.get_running_loop()
             outputs = await loop.run_in_executor(
@@ -177,9 +179,11 @@ class Dataplane:
         model: Model,
         request: InferRequest,
         observed: Observation,
+        labels_suffice: bool,
     ) -> list[Answer]:
         tasks = [
-            asyncio.ensure_future(self._infer_one(i, model, request, observed)) for i in images
+            asyncio.ensure_future(self._infer_one(i, model, request, observed, labels_suffice))
+            for i in images
         ]
         try:
             return list(await asyncio.gather(*tasks))
@@ -194,6 +198,7 @@ class Dataplane:
         model: Model,
         request: InferRequest,
         observed: Observation,
+        labels_suffice: bool,
     ) -> Answer:
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
@@ -206,6 +211,7 @@ class Dataplane:
                 policy_timeout_s=request.policy_timeout_s,
                 priority=request.priority,
                 place=place,
+                labels_suffice=labels_suffice,
             )
 
         if isinstance(image, bytes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -138,6 +139,6 @@ def keep_classes(
     table[ids] = ids
     if confidence is not None:
         kept = np.zeros(256, np.uint8)
-        kept[ids] = 1
-        confidence = kept[labels] * confidence
-    return table[labels], confidence
+        kept[ids] = 255
+        confidence = np.asarray(cv2.LUT(labels, kept) & confidence, np.uint8)
+    return np.asarray(cv2.LUT(labels, table), np.uint8), confidence

@@ -25,7 +25,11 @@ from serving.registry import Registry
 from serving.requests import SegmentOptions, SegmentRequest, SegmentResult
 from serving.settings import Settings
 from serving.views.blending import Blender
-from serving.views.one_view import restore_labels, restore_labels_and_confidence
+from serving.views.one_view import (
+    labels_suffice,
+    restore_labels,
+    restore_labels_and_confidence,
+)
 from serving.views.views import Views, blend_views
 
 Pixels = npt.NDArray[np.uint8]
@@ -208,7 +212,12 @@ class Segmenter:
         answer_s = self._costs.predict(model.name, options.formats, target.pixels)
         if prepared.only is not None:
             inferred = await model.batcher.submit(
-                prepared.only, timeout_s=left, answer_s=answer_s, place=place
+                prepared.only,
+                timeout_s=left,
+                answer_s=answer_s,
+                place=place,
+                labels_suffice=not mask.needs_confidence(options.formats, options.form)
+                and labels_suffice(prepared.plan.only_view, target, options.smooth),
             )
             timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
             timings.add("infer", inferred.infer_seconds)

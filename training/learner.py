@@ -24,6 +24,10 @@ class Learner(Protocol):
         """Until all processes that train this network are here."""
         ...
 
+    def agree(self, wish: bool) -> bool:
+        """Whether it is any process's wish; the same in all of them, and all have to ask."""
+        ...
+
     def close(self) -> None:
         """Leaves them, once all are here."""
         ...

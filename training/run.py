@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from training.balance import weigh_classes
-from training.datasets import SegmentationDataset, dataset_labels, open_dataset
+from training.datasets import dataset_labels, open_dataset
 from training.guard.guard import Guard
 from training.learner import Learner
-from training.loader import Cached, Loader, Mixture
+from training.loader import Loader
 from training.options import TrainOptions
 from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord
-from training.runs.interruption import Interruption
+from training.runs.interruption import Interrupted, Interruption
 from training.runs.lock import hold_run
 from training.runs.log import RunLog
 from training.runs.progress import RunProgress
+from training.saver import Saver
 from training.schedules import Schedule, make_schedule
 from training.steps import Steps
-from training.transforms import Augmentation
+from training.training_data import open_loader
 from training.validation import Validation, Watch, validate
 
 
@@ -42,7 +42,7 @@ class Run:
 
         Raises:
             TrainingStopped: a step's loss or gradients are not finite (see ``guard/guard.py``).
-            Interrupted: by a signal, which only a single process heeds; the place is kept.
+            Interrupted: by a signal; the place is kept.
             CheckpointNotWritten: the disk is full.
         """
         resumed = self.options.resume is not None and self.options.resume.is_dir()
@@ -58,6 +58,9 @@ class Run:
 
     def _fit(self, resumed: bool) -> RunState:
         o = self.options
+        if not o.no_val:
+            # What is missing there is told now, not after an epoch.
+            open_dataset(o.dataset, "val", o.root)
         steps, state = self._start(resumed)
         self.folder.start(asdict(o), read_environment())
         self.learner.write_symbol(self.folder.symbol)
@@ -68,11 +71,11 @@ class Run:
             o.epochs, state, batches,
             validations=sum(map(self._is_validated, left)), log_interval=o.log_interval,
         )  # fmt: skip
-        # Several processes would have to agree on the step.
-        interruption = Interruption(heeded=self.learner.shard.world == 1)
+        interruption = Interruption(self.learner.agree, tells=True)
+        saver = Saver(self.folder, self.learner, o.checkpoint_minutes)
         with closing(RunLog(self.folder, state, batches)) as log, progress, interruption:
             for epoch in left:
-                state = self._train_epoch(state, steps, progress, log, interruption)
+                state = self._train_epoch(state, steps, progress, log, interruption, saver)
                 record = EpochRecord(
                     epoch=epoch + 1,
                     learning_rate=steps.rate(epoch, 0),
@@ -81,13 +84,14 @@ class Run:
                     skipped_steps=state.part.iterations - state.part.steps,
                 )
                 if self._is_validated(epoch):
-                    record = self._validate_epoch(record, state, progress, interruption)
+                    record = self._validate_epoch(record, state, progress, interruption, saver)
                     if state.best_epoch < 0 or record.miou > state.best_miou:
                         state = replace(state, best_miou=record.miou, best_epoch=epoch)
                 state = replace(state, epochs_done=epoch + 1, part=PartOfEpoch())
                 # Before the checkpoint: resuming drops a line too many, but misses none.
                 log.add_epoch(record)
-                self._save(state)
+                saver.save(state)
+                interruption.check()
         return state
 
     def _train_epoch(
@@ -97,41 +101,43 @@ class Run:
         progress: RunProgress,
         log: RunLog,
         interruption: Interruption,
+        saver: Saver,
     ) -> RunState:
         """The iterations that are left of an epoch; the state with all of them in its part."""
-        o, epoch = self.options, state.epochs_done
+        epoch = state.epochs_done
         part = replace(state.part, length=steps.loader.batches)
         progress.begin_epoch(epoch, part.iterations)
-        before = saved = time.perf_counter()
-        for index, rate, loss in steps.of_epoch(epoch, part.iterations):
-            now = time.perf_counter()
-            part = part.extended(loss, now - before)
-            before = now
-            if loss is not None and (index + 1) % o.log_interval == 0:
-                log.add_step(epoch, index, loss, rate)
-            progress.advance(epoch, index, part.mean_loss, rate)
-            is_due = o.checkpoint_minutes and now - saved >= 60 * o.checkpoint_minutes
-            if interruption.told or (is_due and part.iterations < part.length):
-                self._save(replace(state, part=part))
-                saved = now
-                interruption.check()
+        before = time.perf_counter()
+        with saver.keeping(lambda: replace(state, part=part)):
+            for index, rate, loss in steps.of_epoch(epoch, part.iterations):
+                now = time.perf_counter()
+                part = part.extended(loss, now - before)
+                before = now
+                if loss is not None and (index + 1) % self.options.log_interval == 0:
+                    log.add_step(epoch, index, loss, rate)
+                progress.advance(epoch, index, part.mean_loss, rate)
+                is_last = part.iterations == part.length
+                if interruption.is_agreed() or (saver.is_due() and not is_last):
+                    saver.save(replace(state, part=part))
+                    interruption.check()
         return replace(state, part=part)
-
-    def _save(self, state: RunState) -> None:
-        with self.folder.checkpoint(state) as aside:
-            self.learner.write_parameters(aside.last)
-            self.learner.write_optimizer(aside.optimizer)
 
     def _follow(self, resumed: bool) -> RunState:
         """The same steps as the first process, which alone validates, tells and writes."""
         steps, state = self._start(resumed)
-        while state.epochs_done < self.options.epochs:
-            deque(steps.of_epoch(*state.place), maxlen=0)
-            state = replace(state, epochs_done=state.epochs_done + 1, part=PartOfEpoch())
+        with Interruption(self.learner.agree, tells=False) as interruption:
+            while state.epochs_done < self.options.epochs:
+                for _ in steps.of_epoch(*state.place):
+                    interruption.is_agreed()
+                    interruption.check()
+                if self._is_validated(state.epochs_done):
+                    interruption.is_agreed()
+                    interruption.check()
+                state = replace(state, epochs_done=state.epochs_done + 1, part=PartOfEpoch())
         return state
 
     def _start(self, resumed: bool) -> tuple[Steps, RunState]:
-        loader = self._loader()
+        loader = open_loader(self.options, len(self.labels.names), self.learner.shard)
         class_weights = weigh_classes(
             loader.mixture.primary, len(self.labels.names), self.options.class_balance
         )
@@ -194,16 +200,22 @@ class Run:
 
     def _validate_epoch(
         self, record: EpochRecord, state: RunState, progress: RunProgress,
-        interruption: Interruption,
+        interruption: Interruption, saver: Saver,
     ) -> EpochRecord:  # fmt: skip
         def watch(done: int, images: int) -> None:
+            interruption.check_here()
             progress.watch_validation(done, images)
-            if interruption.told:
-                self._save(state)
-                interruption.check()
 
         start = time.perf_counter()
-        scores = self.validate(watch)
+        try:
+            with saver.keeping(lambda: state):
+                scores = self.validate(watch)
+        except Interrupted:
+            saver.save(state)
+            interruption.is_agreed()
+            raise
+        # The other processes wait for the end of the validation here.
+        interruption.is_agreed()
         seconds = time.perf_counter() - start
         progress.add_validation(seconds)
         return replace(
@@ -223,24 +235,3 @@ class Run:
     def load_weights(self, path: Path) -> None:
         """Replaces the network's weights by a run folder's best, or by a ``.params`` file."""
         self.learner.read_parameters(RunFolder(path).best if path.is_dir() else path)
-
-    def _loader(self) -> Loader:
-        o = self.options
-        primary: SegmentationDataset = open_dataset(o.dataset, "train", o.root)
-        if o.dataset == "synthetic":
-            primary = Cached(primary)
-        scenes = Cached(open_dataset("synthetic", "train")) if o.synthetic_share else None
-        augmentation = Augmentation(
-            o.height, o.crop_width, o.base_size, o.scale_range,
-            color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
-            short_size=o.short_size,
-        )  # fmt: skip
-        return Loader(
-            Mixture(primary, scenes, o.synthetic_share),
-            augmentation,
-            num_classes=len(self.labels.names),
-            batch_size=o.batch_size,
-            workers=o.workers,
-            seed=o.seed,
-            shard=self.learner.shard,
-        )

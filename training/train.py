@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
@@ -56,6 +57,14 @@ def train(options: TrainOptions) -> None:
             "the runs"
         )
     classes = len(dataset_labels(options.dataset, options.root).names)
+    if os.environ.get("RANK", "0") == "0":
+        # Building a network takes seconds.
+        width = f" of width {options.width:g}" if options.width != 1 else ""
+        print(
+            f"{options.model} {options.backbone}{width}, {classes} classes, "
+            f"{options.height}x{options.crop_width}, trainer {options.trainer}",
+            flush=True,
+        )
     learner = make_learner(options, classes)
     run = Run(options, learner)
     if options.eval_only:
@@ -74,10 +83,11 @@ def train(options: TrainOptions) -> None:
         sys.exit(1)
     except Interrupted as error:
         learner.close()
-        print(
-            f"train.py: ended by {error}; --resume {options.run} goes on at that step",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        if learner.shard.leads:
+            print(
+                f"train.py: ended by {error}; --resume {options.run} goes on at that step",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         sys.exit(128 + error.signal_number)
     if learner.shard.leads:
         print(

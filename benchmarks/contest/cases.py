@@ -72,6 +72,13 @@ class Case:
     dataset: str = "citys"
     shipped: Path = SHIPPED
 
+    @property
+    def calibrated(self) -> Size:
+        """The size at which int8 takes its ranges, where the size can be chosen."""
+        if self.size == PHOTO:
+            return Size(self.size.height // 2, self.size.width // 2)
+        return self.size
+
 
 CASES = {
     case.name: case
@@ -151,11 +158,13 @@ def _build(case: Case, photos: Sequence[bytes], threads: int, folder: Path) -> N
     if case.symbol is None:
         shipped = read_model(case.shipped)
         labels = shipped.labels
-        fp32 = widen(onnx.load(str(shipped.graph(shipped.versions[-1]))))
+        whole = widen(onnx.load(str(shipped.graph(shipped.versions[-1]))))
+        small = fp32 = cut_graph(whole, "logits")
         facts = ModelFacts(labels, MODEL, None, None, f"{case.shipped.name} in float32")
-        graphs = {"mask": cut_graph(fp32, "mask")}
+        graphs = {"mask": cut_graph(whole, "mask")}
     else:
-        symbol = retarget(read_symbol(PUBLISHED / f"{case.symbol}.json.gz"), *_pair(case.size))
+        published = read_symbol(PUBLISHED / f"{case.symbol}.json.gz")
+        symbol = retarget(published, *_pair(case.size))
         weights = random_params(symbol, *_pair(case.size), neutral=False)
         labels = load_labels(case.dataset)
         facts = ModelFacts(labels, MODEL, case.dataset, None, "random weights")
@@ -164,14 +173,14 @@ def _build(case: Case, photos: Sequence[bytes], threads: int, folder: Path) -> N
             return build_model(symbol, weights, *_pair(case.size), heads, without)
 
         fp32 = build(("logits",))
+        small = build_model(published, weights, *_pair(case.calibrated), ("logits",))
         graphs = {"mask": build(("mask",), tuple(REWRITES)), "mask_rewritten": build(("mask",))}
         write_mxnet_model(
             folder / "mxnet", MODEL, symbol, weights, _pair(case.size), facts, 1, heads=("mask",)
         )
         size_file = folder / "mxnet" / MODEL / "1" / "size.json"
         size_file.write_text(json.dumps(_pair(case.size)))
-    fp32 = cut_graph(fp32, "logits")
-    graphs |= {"fp32": fp32, "int8": to_int8(fp32, [_prepare(p, case.size) for p in photos])}
+    graphs |= {"fp32": fp32, "int8": to_int8(fp32, small, photos)}
     for name, graph in graphs.items():
         write_model(folder / name, MODEL, graph, facts, 1)
         _set_threads(folder / name / MODEL / "config.pbtxt", threads)
@@ -183,13 +192,24 @@ def _build(case: Case, photos: Sequence[bytes], threads: int, folder: Path) -> N
     (folder / "reference.png").write_bytes(write_mask(mask, colors, own))
 
 
-def to_int8(model: onnx.ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> onnx.ModelProto:
-    """The recipe that ``segserve export --precision int8`` begins with, without its gate."""
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
-    name_nodes(named)
+def to_int8(
+    model: onnx.ModelProto, small: onnx.ModelProto, photos: Sequence[bytes]
+) -> onnx.ModelProto:
+    """The recipe that ``segserve export --precision int8`` begins with, without its gate.
+
+    Args:
+        small: the same network at another size, to calibrate on: at 1024x2048 ONNX Runtime's
+            calibrator needs 10 GB and more.
+    """
+    named, calibrated = onnx.ModelProto(), onnx.ModelProto()
+    for source, copy in ((model, named), (small, calibrated)):
+        copy.CopyFrom(source)
+        name_nodes(copy)
+    dims = small.graph.input[0].type.tensor_type.shape.dim
+    size = Size(dims[1].dim_value, dims[2].dim_value)
     recipe = Recipe()
-    return quantise(named, calibrate(named, images, recipe.method), recipe)
+    images = [_prepare(photo, size) for photo in photos]
+    return quantise(named, calibrate(calibrated, images, recipe.method), recipe)
 
 
 def _set_threads(path: Path, threads: int) -> None:

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from PIL import Image
 
 from benchmarks.contest.cases import CASES, Case, build_files
 from benchmarks.contest.contestants import CONTESTANTS, Contestant, Setting
@@ -19,7 +21,7 @@ from benchmarks.contest.plot import plot_summaries
 from benchmarks.contest.processes import Unavailable
 from benchmarks.contest.summary import HEADER, line, summarise, tables
 from benchmarks.loadgen.images import read_folder, render_images
-from benchmarks.machine import RESULTS, command_line, read_machine, save_plot, write_result
+from benchmarks.machine import RESULTS, Machine, command_line, read_machine, save_plot, write_result
 
 PACKAGES = ("onnxruntime", "mxnet", "fastapi", "uvicorn", "numpy", "pillow", "opencv-python")
 RENDERED = 3
@@ -32,11 +34,13 @@ class Results:
     Attributes:
         runs: the command and the machine of each call.
         left_out: why, by contestant.
+        edges: share (0-1) of the first photo's pixels that have another class beside or below.
     """
 
     runs: list[dict[str, object]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    edges: float | None = None
 
 
 def peers(
@@ -78,6 +82,7 @@ def peers(
             setting = Setting(files, cores, Path(folder))
             for number in range(first, first + rounds):
                 measure_round(case, setting, sent, chosen, wanted, number, kept)
+            kept.edges = count_edges(files.reference)
     summaries = summarise(kept.rows)
     content = {
         "subject": {
@@ -86,12 +91,15 @@ def peers(
             "photo_bytes": [len(photo) for photo in sent],
             "threads": cores,
             "open_rate": case.open_rate,
+            "edges": kept.edges,
         },
         "left_out": kept.left_out,
         "summaries": summaries,
         "runs": kept.runs,
         "rows": kept.rows,
     }
+    if kept.runs and not wanted:
+        machine = Machine(**kept.runs[-1]["machine"])  # type: ignore[arg-type]
     write_result(file, content, machine, results)
     if summaries:
         save_plot(file, plot_summaries(case.title, summaries), machine, results)
@@ -144,7 +152,15 @@ def read_results(path: Path) -> Results:
         Row(**row | {"latencies_ms": tuple(row["latencies_ms"]), "errors": tuple(row["errors"])})
         for row in read["rows"]
     ]
-    return Results(read["runs"], read["left_out"], rows)
+    return Results(read["runs"], read["left_out"], rows, read["subject"]["edges"])
+
+
+def count_edges(picture: Path) -> float:
+    """How much of a label map is at borders of classes: what restoring and PNG cost depends on."""
+    with Image.open(picture) as opened:
+        labels = np.asarray(opened)
+    corner = labels[:-1, :-1]
+    return round(float(((corner != labels[1:, :-1]) | (corner != labels[:-1, 1:])).mean()), 4)
 
 
 def _pair(case: Case) -> tuple[int, int]:

@@ -15,6 +15,7 @@ WIDTH_IN, HEIGHT_IN = 14.0, 9.0
 def plot_summaries(title: str, summaries: Sequence[Summary]) -> Figure:
     """Throughput by callers; latency, CPU time, bytes and memory under the loads that tell most."""
     figure = Figure((WIDTH_IN, HEIGHT_IN), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
     figure.suptitle(f"JPEG in, coloured mask out: {title}")
     axes = figure.subplots(2, 3, sharey=True).ravel()
     loads = list(dict.fromkeys(summary.load for summary in summaries))
@@ -76,5 +77,6 @@ def _names(summaries: Sequence[Summary]) -> list[str]:
 def _name(axes: Axes, names: Sequence[str]) -> None:
     wrapped = [name.replace(" (", "\n(").replace(", graph", ",\ngraph") for name in names]
     axes.set_yticks(range(len(names)), wrapped, fontsize=7)
-    axes.invert_yaxis()
+    if not axes.yaxis_inverted():
+        axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

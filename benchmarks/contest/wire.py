@@ -28,25 +28,32 @@ class Wire:
 @asynccontextmanager
 async def count_bytes(port: int) -> AsyncIterator[Wire]:
     """Relays to 127.0.0.1:``port``; connections that are open at the end are cut."""
-    tasks: set[asyncio.Task[None]] = set()
+    relays: set[asyncio.Task[None]] = set()
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
+        with suppress(OSError):
+            while chunk := await source.read(CHUNK):
+                setattr(wire, way, getattr(wire, way) + len(chunk))
+                sink.write(chunk)
+                await sink.drain()
+        sink.close()
 
     async def relay(down: asyncio.StreamReader, down_out: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        relays.add(task)
         up, up_out = await asyncio.open_connection("127.0.0.1", port)
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
-            with suppress(OSError):
-                while chunk := await source.read(CHUNK):
-                    setattr(wire, way, getattr(wire, way) + len(chunk))
-                    sink.write(chunk)
-                    await sink.drain()
-            sink.close()
-
-        pumps = [
+        own = {
             asyncio.create_task(pump(down, up_out, "sent")),
             asyncio.create_task(pump(up, down_out, "received")),
-        ]
-        tasks.update(pumps)
-        await asyncio.gather(*pumps, return_exceptions=True)
+        }
+        pumps.update(own)
+        await asyncio.gather(*own, return_exceptions=True)
+        for writer in (up_out, down_out):
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     server = await asyncio.start_server(relay, "127.0.0.1", 0, limit=CHUNK)
     wire = Wire(server.sockets[0].getsockname()[1])
@@ -54,6 +61,6 @@ async def count_bytes(port: int) -> AsyncIterator[Wire]:
         yield wire
     finally:
         server.close()
-        for task in tasks:
+        for task in pumps:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*relays, return_exceptions=True)

@@ -136,6 +136,9 @@ export class Client {
 
   /** Runs `work` with a `send` that is bound to the caller's signal and to a time limit. */
   async #call({ signal, timeoutMs = this.timeoutMs }, work) {
+    if (!(timeoutMs > 0 && timeoutMs < 1e9)) {
+      throw new TypeError(`timeoutMs: ${timeoutMs} is no number of milliseconds above 0 and below 1e9`);
+    }
     signal?.throwIfAborted();
     const ends = Date.now() + timeoutMs;
     const stop = new AbortController();

@@ -31,6 +31,7 @@ class Item:
     future: asyncio.Future[Inferred]
     level: int
     number: int
+    labels_suffice: bool = False
     delayed: bool = False
     deadline: float | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)

@@ -15,6 +15,7 @@ from serving.views.views import Views
 
 SIZE = Size(512, 1024)
 PIXELS = SIZE.height * SIZE.width
+NOISE = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +43,17 @@ def test_every_stage_reads_what_the_one_before_wrote(repository: Path) -> None:
     ]  # fmt: skip
     assert all(step.reads_result for step in steps.values()), table(list(steps.values()))
     assert steps["decode"].result == 3 * PIXELS
-    assert steps["decode"].beyond < 0.02 * steps["decode"].result
-    assert steps["preprocess"].written < 20_000
-    assert steps["infer"].result == steps["infer"].written == 4 * 19 * PIXELS // 16
+    # Other threads allocate, too: chunks of what is received.
+    assert steps["decode"].beyond < NOISE
+    assert steps["preprocess"].written < NOISE
+    assert steps["infer"].result == 4 * 19 * PIXELS // 16
+    assert steps["infer"].beyond < NOISE
     assert steps["restore"].result == PIXELS
     # The loop's scratch and each pixel's place in the logits.
     assert steps["restore"].beyond < 0.5 * PIXELS
-    # PNG's filter writes every row once, a byte longer; what is deflated is small.
-    assert steps["encode"].beyond < 1.5 * PIXELS
-    assert steps["send"].written < 50_000
+    # PNG's filter writes every row once, a byte longer; ISA-L's own state is 0.3 MB.
+    assert steps["encode"].beyond < PIXELS + 300_000 + NOISE
+    assert steps["send"].written < NOISE
 
 
 def test_a_photo_of_another_size_is_resized_once(repository: Path) -> None:
@@ -58,7 +61,7 @@ def test_a_photo_of_another_size_is_resized_once(repository: Path) -> None:
     steps = trace(repository, photo)
     assert steps["decode"].result == 3 * photo.height * photo.width
     assert steps["preprocess"].result == 3 * PIXELS
-    assert steps["preprocess"].beyond < 20_000
+    assert steps["preprocess"].beyond < NOISE
     assert steps["infer"].reads_result
     assert steps["restore"].result == photo.height * photo.width
 

@@ -16,9 +16,10 @@ from export.params import read_params  # noqa: E402
 from export.symbol import write_symbol  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.run import Run  # noqa: E402
-from training.runs.checkpoint import CheckpointNotWritten, RunFolder  # noqa: E402
+from training.runs.checkpoint import CheckpointNotWritten, RunFolder, RunState  # noqa: E402
 from training.runs.epoch_log import EpochRecord, read_records  # noqa: E402
 from training.runs.interruption import Interrupted  # noqa: E402
+from training.saver import Saver  # noqa: E402
 from training.trainers.network_symbol import make_symbol  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 
@@ -168,6 +169,57 @@ def test_a_signal_within_the_validation_repeats_only_that(
     act_before(resumed, (0, BATCHES - 1), kill)
     assert resumed.fit().epochs_done == 2
     check_equal(run.folder, whole["plain"])
+
+
+def test_a_damaged_file_costs_no_step(
+    make_run: MakeRun,
+    whole: dict[str, RunFolder],
+    scenes: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One of the validation's is met after an epoch; mended, that epoch is not trained again."""
+    photo = scenes / "val" / "001.png"
+    content = photo.read_bytes()
+    photo.write_bytes(content[:100])
+    try:
+        run = make_run("damaged")
+        with pytest.raises(ValueError, match=r"001\.png"):
+            run.fit()
+    finally:
+        photo.write_bytes(content)
+    assert run.folder.read_state().place == (0, BATCHES)
+    assert "kept up to epoch 1, iteration 3; --resume goes on behind it" in capsys.readouterr().err
+    check_equal(resume(run, make_run), whole["plain"])
+
+
+def test_a_missing_split_is_told_before_the_first_step(
+    make_run: MakeRun, scenes: Path, tmp_path: Path
+) -> None:
+    for name in ("train", "trainannot"):
+        (tmp_path / name).symlink_to(scenes / name)
+    run = make_run("split", "--root", str(tmp_path))
+    act_before(run, (0, 0), kill)
+    with pytest.raises(FileNotFoundError, match="no CamVid split 'val'"):
+        run.fit()
+    unscored = make_run("split", "--root", str(tmp_path), "--no-val")
+    act_before(unscored, (0, 0), kill)
+    with pytest.raises(Killed):
+        unscored.fit()
+
+
+def test_checkpoints_are_due_by_the_clock(tmp_path: Path, make_run: MakeRun) -> None:
+    now = 0.0
+    learner = make_run("clock").learner
+    learner.start(np.ones(CLASSES, np.float32))
+    saver = Saver(RunFolder(tmp_path), learner, 2.0, lambda: now)
+    now = 119.0
+    assert not saver.is_due()
+    now = 120.0
+    assert saver.is_due()
+    saver.save(RunState(1))
+    assert not saver.is_due()
+    now = 1e9
+    assert not Saver(RunFolder(tmp_path), learner, 0.0, lambda: now).is_due()
 
 
 def test_an_epoch_of_another_length_begins_again(

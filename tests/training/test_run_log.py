@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
-from training.runs.checkpoint import RunFolder, RunState
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord, append_record, keep_records, read_records
 from training.runs.log import RunLog
+from training.runs.progress import RunProgress
 from training.runs.remaining_time import RemainingTime, format_seconds
 
 RECORD = EpochRecord(1, 0.1, 2.5, 12.0, 0.8, 0.4, 0.5, 3.0, 1)
@@ -132,6 +134,26 @@ def test_a_copy_without_git_has_no_revision(tmp_path: Path) -> None:
     from training.runs.environment import _read_revision
 
     assert _read_revision(tmp_path) == (None, None)
+
+
+def test_a_terminal_shows_epoch_and_validation_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    state = RunState(1, part=PartOfEpoch(iterations=2, length=4))
+    with RunProgress(3, state, 4, validations=2, log_interval=1) as progress:
+        progress.begin_epoch(1, 2)
+        progress.advance(1, 2, 2.5, 0.1)
+        assert progress.remaining.steps_left == 5
+        progress.bars.refresh()
+        for done in range(3):
+            progress.watch_validation(done, 7)
+        progress.bars.refresh()
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    assert re.search(r"run +\S+ +7/12 +\d:\d\d:\d\d left", said)
+    assert re.search(r"epoch 2/3 +\S+ +3/4 +\d:\d\d:\d\d left +loss 2.500 lr 0.10000", said)
+    assert re.search(r"validation +\S+ +2/7 +\d:\d\d:\d\d left", said)
 
 
 def test_the_time_that_is_left_counts_steps_and_validations() -> None:

@@ -19,6 +19,8 @@ from torch_gradients import (  # noqa: E402
     run_pass,
 )
 
+from training.model_names import NETWORKS  # noqa: E402
+
 
 @dataclass(frozen=True)
 class Case:
@@ -52,6 +54,10 @@ CASES = {
     "deeplab_msra_101": Case("deeplab_msra", "resnet101"),
     "deeplab_msra_dcn_50": Case("deeplab_msra_dcn", "resnet50", rows=65, columns=97),
 }
+
+
+def test_no_network_is_left_out() -> None:
+    assert {case.model for case in CASES.values()} == set(NETWORKS)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -159,6 +159,24 @@ def test_every_precision_learns_a_batch(step: Path, dtype: str) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in learner.module.state_dict().values())
 
 
+def test_convolutions_run_with_the_channels_last(step: Path) -> None:
+    """Weights, images and every map of several channels and positions."""
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    learner.start(np.ones(CLASSES, np.float32))
+    found: dict[str, bool] = {}
+
+    def watch(name: str, value: torch.Tensor) -> None:
+        if value.dim() == 4 and value[0, 0].numel() > 1:
+            found[name] = value.is_contiguous(memory_format=torch.channels_last)
+
+    learner.module.watch = watch
+    learner.step(given_batch(step), 0.1)
+    assert len(found) > 50
+    assert all(found.values()), [name for name, last in found.items() if not last]
+    kernels = [w for w in learner.module.weights.values() if w.dim() == 4]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+
+
 def test_averaged_weights_are_what_is_scored_and_saved(step: Path, tmp_path: Path) -> None:
     learner = TorchLearner(options(step / "network-symbol.json", "--ema", "0.9"), CLASSES)
     learner.read_parameters(step / "before.params")

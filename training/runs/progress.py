@@ -58,7 +58,7 @@ class RunProgress:
         """At iteration ``first`` of ``epoch``, both from 0."""
         self.bars.reset(
             self.epoch_bar, total=self.batches, completed=first,
-            description=f"epoch {epoch + 1}/{self.epochs}",
+            description=f"epoch {epoch + 1}/{self.epochs}", left=format_seconds(None), told="",
         )  # fmt: skip
         self.clock = time.perf_counter()
 
@@ -85,7 +85,10 @@ class RunProgress:
         now = time.perf_counter()
         if not done:
             self.clock = now
-            self.bars.reset(self.epoch_bar, total=images, description="validation", told="")
+            self.bars.reset(
+                self.epoch_bar, total=images, description="validation",
+                left=format_seconds(None), told="",
+            )  # fmt: skip
         left = (now - self.clock) / done * (images - done) if done else None
         self.bars.update(self.epoch_bar, completed=done, left=format_seconds(left))
 

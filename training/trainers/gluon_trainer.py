@@ -152,6 +152,10 @@ class GluonLearner:
     def wait(self) -> None:
         """There is no other process."""
 
+    def agree(self, wish: bool) -> bool:
+        """There is no other process."""
+        return wish
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -23,7 +23,7 @@ from training.start_parameters import start_parameters
 from training.step_seed import step_seed
 from training.trained_heads import frozen_parameters
 from training.trainers import torch_states
-from training.trainers.network_symbol import make_symbol, map_size, trained_graph
+from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph
 from training.trainers.symbol_module import SymbolModule
 from training.trainers.torch_average import WeightAverage
 from training.trainers.torch_device import choose_device, tell_remedy_of_memory
@@ -53,7 +53,7 @@ class TorchLearner:
         self.symbol = make_symbol(options, num_classes)
         size = options.height, options.crop_width
         graph = trained_graph(self.symbol, options)
-        self.map_sizes = [map_size(graph, head, size) for head in graph.heads]
+        self.map_sizes = map_sizes(graph, size, num_classes)
         start = start_parameters(graph, *size, options.seed)
         together = self.replicas if options.syncbn else ALONE
         self.module = SymbolModule(graph, start, together).to(
@@ -238,6 +238,9 @@ class TorchLearner:
 
     def wait(self) -> None:
         self.replicas.wait()
+
+    def agree(self, wish: bool) -> bool:
+        return bool(self.replicas.sum(torch.tensor(float(wish), device=self.device)).item())
 
     def close(self) -> None:
         self.replicas.leave()

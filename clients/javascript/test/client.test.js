@@ -131,6 +131,9 @@ test("wrong arguments are refused here", async () => {
   await assert.rejects(client.encodeAll(photo, "png,stats"), wrong(/\['png', 'stats'\]/));
   await assert.rejects(client.encode(photo, "png,stats"), wrong(/name one format/));
   await assert.rejects(new Client(URL_PLAIN).segment(photo), wrong(/name a model/));
+  for (const timeoutMs of [0, Infinity, NaN, "soon"]) {
+    await assert.rejects(client.classes({ timeoutMs }), wrong(/timeoutMs/));
+  }
   assert.throws(() => new Client("localhost:8000"), wrong(/http:\/\/localhost:8000/));
   assert.throws(() => new Client(URL_PLAIN, { apiKey: "a\nb-secret" }), (error) => !/secret/.test(error.message));
 });

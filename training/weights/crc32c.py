@@ -23,7 +23,7 @@ def _make_table() -> npt.NDArray[np.uint32]:
 _TABLE = _make_table()
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True)
 def _update(data, table, crc):  # type: ignore[no-untyped-def]
     for index in range(data.size):
         crc = table[(crc ^ data[index]) & 0xFF] ^ (crc >> 8)

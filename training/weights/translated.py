@@ -46,7 +46,7 @@ def find_backbone(arrays: Arrays) -> str:
 
 def find_width(arrays: Arrays, stem: str, channels: int = STEM_CHANNELS) -> float:
     """The channel multiplier: output channels of the first convolution over ``channels``."""
-    return need(arrays, stem).shape[0] / channels
+    return float(need(arrays, stem).shape[0] / channels)
 
 
 def need(arrays: Arrays, name: str):  # type: ignore[no-untyped-def]

@@ -86,6 +86,14 @@ class Turns:
         return float(np.percentile(self.walls, percent)) * 1000
 
 
+def pool(turns: Sequence[Turns]) -> Turns:
+    """The runs of all of them."""
+    return Turns(
+        tuple(wall for one in turns for wall in one.walls),
+        tuple(cpu for one in turns for cpu in one.cpus),
+    )
+
+
 def time_in_turn(
     runs: Sequence[Callable[[], object]], seconds: float, turns: int = MIN_TURNS
 ) -> tuple[Turns, ...]:

@@ -16,6 +16,16 @@ Model: TypeAlias = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+From: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="A model of --repository (or its folder) in fp32 or fp16, instead of --model: the same"
+        " network once more, in another --precision.",
+        rich_help_panel=_PANEL,
+    ),
+]
 Backbone: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -118,9 +118,9 @@ def search(
 def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
     """Recipes that differ from ``best`` in one knob; ``worst`` names the layers that lose most."""
     return [
-        replace(best, first_float=False),
+        replace(best, first_float=True),
         replace(best, last_float=False),
-        replace(best, first_float=False, last_float=False),
+        replace(best, first_float=True, last_float=False),
         *(replace(best, float_layers=tuple(sorted(worst[:n]))) for n in SENSITIVE_LAYERS),
         replace(best, reduce_range=False),
         replace(best, activation="int8"),

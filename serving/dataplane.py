@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2
 
+from serving.batching.admission import Place
+from serving.batching.batch import Inferred
 from serving.calls.observation import Observation
 from serving.engines.graph import MASK
 from serving.errors import InvalidModel, InvalidRequest, SegserveError, Unsupported
@@ -201,23 +203,28 @@ class Dataplane:
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
         timings, layout = Timings(), plan(model.spec.size, model.spec.size)
+
+        async def submit(pixels: npt.NDArray[np.uint8], place: Place | None = None) -> Inferred:
+            return await model.batcher.submit(
+                pixels,
+                timeout_s=None if deadline is None else deadline - loop.time(),
+                policy_timeout_s=request.policy_timeout_s,
+                priority=request.priority,
+                place=place,
+                labels_suffice=labels_suffice,
+            )
+
         if isinstance(image, bytes):
-            model.batcher.check_room(
+            with model.batcher.reserve(
                 model.input_bytes, timeout_s=request.timeout_s, priority=request.priority
-            )
-            prepared = await loop.run_in_executor(
-                self.segmenter.pool, self.segmenter.prepare, image, model, timings, observed
-            )
-            pixels, layout = prepared.pixels, prepared.plan
+            ) as place:
+                prepared = await self.segmenter.prepare(
+                    image, model, timings, observed, deadline=deadline
+                )
+                layout = prepared.plan
+                inferred = await submit(prepared.pixels, place)
         else:
-            pixels = image
-        inferred = await model.batcher.submit(
-            pixels,
-            timeout_s=None if deadline is None else deadline - loop.time(),
-            policy_timeout_s=request.policy_timeout_s,
-            priority=request.priority,
-            labels_suffice=labels_suffice,
-        )
+            inferred = await submit(image)
         timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
         timings.add("infer", inferred.infer_seconds)
         return Answer(inferred, layout, timings)

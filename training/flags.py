@@ -50,7 +50,7 @@ def parse_loss_scale(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """The flags; names and defaults are GluonCV's where it has them."""
     p = argparse.ArgumentParser(
-        "train.py", description="Trains a segmentation network (MXNet Gluon, hybridized)."
+        "train.py", description="Trains a segmentation network, with MXNet Gluon or PyTorch."
     )
     p.add_argument("--recipe", help="a published one, as defaults: " + ", ".join(recipe_names()))
     p.add_argument("--trainer", choices=("gluon", "torch"), default="gluon", help="framework")
@@ -123,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--val-interval", type=int, default=1, help="epochs")
     out.add_argument("--eval", action="store_true", help="only validate")
     out.add_argument("--log-interval", type=int, default=20, help="iterations")
+    out.add_argument("--checkpoint-minutes", type=float, default=10.0, help="write one at the end "
+                     "of each epoch, and so often within; 0: not within")  # fmt: skip
     out.add_argument("--on-nan", choices=ON_NAN, default=ON_NAN[0], help="where a step's loss or "
                      "gradients are not finite; it is never taken")  # fmt: skip
     out.add_argument("--max-skips", type=int, default=10, help="in a row, with --on-nan skip")

@@ -147,17 +147,19 @@ class Loader:
         if not self.batches:
             raise ValueError(
                 f"batch size {batch_size} is larger than the training set "
-                f"({len(mixture.primary) + mixture.extra} images)"
+                f"({len(mixture.primary) + mixture.extra} images): give a smaller --batch-size"
             )
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Its batches from number ``first`` on; both count from 0."""
         order = self.mixture.order(np.random.default_rng((self.seed, number)))
         groups = [
-            order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches)
+            order[i * self.batch_size : (i + 1) * self.batch_size]
+            for i in range(first, self.batches)
         ]
         with ThreadPoolExecutor(self.workers, "loader") as pool:
             pending: deque[Future[Batch]] = deque()
-            for index, group in enumerate(groups):
+            for index, group in enumerate(groups, first):
                 pending.append(pool.submit(self._load, group, number, index))
                 if len(pending) > self.prefetch:
                     yield pending.popleft().result()

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from training.backbones import default_backbone
-from training.datasets import canonical_name
+from training.datasets import KNOWN, canonical_name
 from training.flags import parser
 from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_loss_weights
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
 from training.runs.saved_options import Json, check_resumable, use_as_defaults
+
+IDLE_GPU = "a GPU is here, and training is on the CPU: --ngpus 1 takes it, --no-cuda says not to"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class TrainOptions:
     compile: bool
     on_nan: str
     max_skips: int
+    checkpoint_minutes: float
 
 
 def parse_options(arguments: list[str] | None = None) -> TrainOptions:
@@ -104,6 +107,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
             p.error("--recipe starts a run, --resume RUN goes on with one: give one of them")
     a = p.parse_args(arguments)
     dataset = canonical_name(a.dataset)
+    if dataset not in KNOWN:
+        p.error(f"unknown --dataset {a.dataset}; known: {', '.join(KNOWN)}")
     model = MODEL_ALIASES.get(a.model, a.model)
     if model not in NETWORKS:
         p.error(f"unknown --model {a.model}; known: {', '.join(NETWORKS)}")
@@ -123,6 +128,10 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         p.error("--lr-factor takes one number, or one for each of --lr-steps")
     if a.freeze_bn and a.syncbn:
         p.error("--freeze-bn has no statistics that --syncbn could take over all devices")
+    if a.checkpoint_minutes < 0 or a.val_interval < 1 or a.log_interval < 1:
+        p.error(
+            "--checkpoint-minutes is 0 or more; --val-interval and --log-interval are 1 or more"
+        )
     if a.short_size < 0:
         p.error("--short-size is a number of pixels")
     # Of a symbol that is given only the trainer knows.
@@ -147,7 +156,7 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     if saved is not None and resume is not None:
         run = resume
         if RunFolder(run).newest() is None and not a.eval:
-            # Killed in its first epoch: it starts again as it started then.
+            # Killed before its first checkpoint: it starts again as it started then.
             resume = Path(str(saved["resume"])) if saved.get("resume") else None
     options = TrainOptions(
         trainer=a.trainer, symbol=a.symbol, dataset=dataset, model=model,
@@ -165,7 +174,7 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         schedule=a.schedule, lr_steps=a.lr_steps, lr_factor=a.lr_factor, short_size=a.short_size,
         freeze_bn=a.freeze_bn, loss_scale=a.loss_scale, finetune=a.finetune, dtype=a.dtype,
         accumulate=a.accumulate, ema=a.ema, compile=a.compile,
-        on_nan=a.on_nan, max_skips=a.max_skips,
+        on_nan=a.on_nan, max_skips=a.max_skips, checkpoint_minutes=a.checkpoint_minutes,
         synthetic_share=a.synthetic_share, class_balance=a.class_balance, loss_weights=weights,
     )  # fmt: skip
     if saved is not None and not a.eval:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol import Graph, read_symbol
 from export.symbol_lookup import PUBLISHED, NetworkName, find_symbol
+from serving.palette import load_labels
 
 SEED = 0
 
@@ -48,7 +50,7 @@ def built_graph(
     graph = retarget(symbol_of(network, classes, height, width), height, width)
     key = _key(graph, height, width)
     form = "" if precision == "fp32" else f"_{precision}"
-    stem = f"{network.stem}_{height}x{width}{form}_"
+    stem = f"{network.stem}_{classes}c_{height}x{width}{form}_"
     path = cache_folder() / "graphs" / f"{stem}{key}.onnx"
     if path.is_file():
         return path
@@ -91,10 +93,27 @@ def _keep(model: onnx.ModelProto, path: Path, stem: str) -> None:
 
 
 def symbol_of(network: NetworkName, classes: int, height: int, width: int) -> Graph:
+    """The symbol of a network; a published one is given another number of classes.
+
+    Raises ExportError where it is not known.
+    """
     published = PUBLISHED / f"{network.stem}.json.gz"
-    if published.is_file():
-        return read_symbol(published)
-    return find_symbol(network, None, classes, (height, width)).graph
+    if not published.is_file():
+        return find_symbol(network, None, classes, (height, width)).graph
+    symbol = read_symbol(published)
+    own = len(load_labels(network.dataset).names)
+    return symbol if own == classes else _with_classes(symbol, own, classes)
+
+
+def _with_classes(symbol: Graph, own: int, classes: int) -> Graph:
+    """No layer of these networks but the classifiers has as many filters as there are classes."""
+    nodes = tuple(
+        replace(node, attrs={**node.attrs, "num_filter": str(classes)})
+        if node.attrs.get("num_filter") == str(own)
+        else node
+        for node in symbol.nodes
+    )
+    return Graph(nodes, symbol.heads)
 
 
 def _key(graph: Graph, height: int, width: int) -> str:

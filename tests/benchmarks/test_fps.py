@@ -45,7 +45,7 @@ def test_fps_of_icnet(run_fps, tmp_path):
     assert numbers["fps"] == pytest.approx(1000 / numbers["per_image_ms"])
     assert numbers["p50_ms"] <= numbers["p95_ms"] <= numbers["p99_ms"]
     (kept,) = (tmp_path / "cache" / "graphs").iterdir()
-    assert kept.name.startswith("icnet_resnet50_citys_64x64_")
+    assert kept.name.startswith("icnet_resnet50_citys_19c_64x64_")
 
 
 def test_fps_of_a_served_model(run_fps, tmp_path):
@@ -109,7 +109,7 @@ def test_a_built_graph_is_kept_and_outdated_ones_go(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.built_graphs.build_model", build)
     network = NetworkName("icnet", "resnet50", 1.0, "citys")
     (tmp_path / "graphs").mkdir()
-    (tmp_path / "graphs" / "icnet_resnet50_citys_64x64_0123.onnx").write_bytes(b"old")
+    (tmp_path / "graphs" / "icnet_resnet50_citys_19c_64x64_0123.onnx").write_bytes(b"old")
     first = built_graph(network, 19, 64, 64)
     assert built_graph(network, 19, 64, 64) == first
     assert built == [(64, 64)]

@@ -49,6 +49,7 @@ def load(
         float, typer.Option(min=0, help="Later answers are late. 0: none.")
     ] = 1000.0,
     send_deadline: Annotated[bool, typer.Option(help="Tell the server.")] = True,
+    note: Annotated[str, typer.Option(help="Is written down: who runs on which cores.")] = "",
     name: Annotated[str, typer.Option(help="Of the files of results.")] = "load",
     results: Annotated[Path, typer.Option(help="Where they are written.")] = RESULTS,
     plot: Annotated[bool, typer.Option(help="Also a picture of --percent.")] = False,
@@ -61,6 +62,7 @@ def load(
     subject: dict[str, object] = {
         "transport": "grpc" if grpc else "http",
         "model": model,
+        "note": note or "none",
         "form": form,
         "deadline": "sent" if send_deadline and deadline_ms else "not sent",
         "images": f"{len(sent)} of {images}" if images else f"{len(sent)} rendered scenes {size}",

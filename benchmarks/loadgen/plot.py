@@ -18,8 +18,10 @@ def plot_sweep(swept: Sweep, deadline_s: float | None) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.4))
     rates, times = figure.subplots(1, 2)
+    # Below is a line on the machine.
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.97, bottom=0.17, wspace=0.18)
     capacity = swept.per_second
 
     def draw(axes, value, label, color) -> None:  # type: ignore[no-untyped-def]

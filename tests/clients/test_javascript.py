@@ -67,7 +67,7 @@ def test_its_own_tests_pass(servers: dict[str, Server], tmp_path: Path) -> None:
     photo.write_bytes(encode(bands(60, 96)))
     urls = {f"URL_{name}": f"http://127.0.0.1:{s.ports.http}" for name, s in servers.items()}
     done = subprocess.run(
-        [node, "--test", "--test-reporter=tap", "test/"],
+        [node, "--test", "--test-reporter=tap"],
         cwd=FOLDER,
         env={**os.environ, **urls, "KEY": KEY, "PHOTO": str(photo)},
         capture_output=True, text=True, check=False, timeout=120,

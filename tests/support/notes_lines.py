@@ -120,13 +120,13 @@ SCORINGS = (
 # Of others' scripts. In one order: what is trained is scored and exported after it.
 _8P = "python training/train.py --recipe icnet_resnet50_citys_mixed"
 _1P = f"{_8P} --ngpus 1 --batch-size 7 --lr 0.01"
-_TRAINED = "--resume runs/citys/icnet/icnet_resnet50_citys_mixed"
+_TRAINED = "--resume runs/citys/icnet_two_pass/icnet_resnet50_citys_mixed"
 EQUIVALENTS = (
     Line(ICNET, "python val.py --data_dir ~/.mxnet/datasets/citys/ --data_list "
          "./data/cityscapes/val.txt --arch icnet --restore_from ./models/icnet_final.pth --gpu 8 "
          "--whole True",
-         "python training/test.py --dataset citys --model icnet --backbone resnet50 --ngpus 8 "
-         "--eval --resume models/icnet_final.params"),
+         "python training/test.py --dataset citys --model icnet_fast_seg --backbone resnet50 "
+         "--ngpus 8 --eval --resume weights/fast_seg/network.params"),
     Line(DEEPLAB, "python pascal_voc.py", "segserve dataset prepare pascal_voc"),
     Line(MHP, "python mhp_v1.py", "segserve dataset prepare mhpv1"),
     Line(ASCEND, "bash ./test/train_full_1p.sh --data_path=xxx", f"{_1P} --root xxx"),
@@ -142,12 +142,15 @@ EQUIVALENTS = (
     Line(ASCEND, "bash scripts/eval.sh", f"python training/test.py --eval --ngpus 1 {_TRAINED}"),
     Line(ASCEND, "python3.7.5 demo.py", f"python training/test.py --ngpus 1 {_TRAINED}"),
     Line(ASCEND, "python3.7.5 pth2onnx.py",
-         "segserve export --symbol runs/citys/icnet/icnet_resnet50_citys_mixed/network-symbol.json "
-         "--params runs/citys/icnet/icnet_resnet50_citys_mixed/best.params --dataset citys"),
+         "segserve export --symbol "
+         "runs/citys/icnet_two_pass/icnet_resnet50_citys_mixed/network-symbol.json --params "
+         "runs/citys/icnet_two_pass/icnet_resnet50_citys_mixed/best.params --dataset citys"),
 )  # fmt: skip
 
 # Scripts that the notes name without a command line.
 SCRIPTS = (
+    Line(ICNET, "https://github.com/lxtGH/Fast_Seg",
+         "python training/train.py --recipe icnet_fast_seg_citys"),
     Line(DEEPLAB, "train_multi_gpu.py",
          "python training/train.py --recipe deeplabv3plus_xception65_voc_os16"),
     Line(DEEPLAB, "MXNet finetune TrainOS=8",
@@ -178,7 +181,7 @@ SCRIPTS = (
 )  # fmt: skip
 
 # Other software's: `make setup` and `make test` set this one up. The weights of the first line are
-# on Google Drive, behind a page that asks.
+# on Google Drive, behind a page that asks; `segserve import-weights` takes the file.
 SETUP = (
     (ICNET, "wget --load-cookies"),
     (DEEPLAB, "git clone https://github.com/dmlc/gluon-cv"),

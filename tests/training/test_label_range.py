@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import training.run
+from export.pixels import IMAGENET
 from export.symbol import Entry, Graph, Node, write_symbol
 from serving.palette import LabelSet
 from training import train
@@ -45,7 +46,7 @@ def load_epoch(root: Path, outputs: int) -> int:
     augmentation = Augmentation(32, 32, 40, (1.0, 1.0))
     loader = Loader(
         Mixture(open_dataset("mhp", "train", root), None, 0.0), augmentation, num_classes=outputs,
-        batch_size=1, workers=1, seed=1,
+        batch_size=1, workers=1, seed=1, pixels=IMAGENET,
     )  # fmt: skip
     return sum(len(batch.names) for batch in loader.epoch(0))
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from export.pixels import IMAGENET
 from serving.geometry import Size
 from training.evaluation.center_crops import CenterCrops
 from training.evaluation.sliding_windows import (
@@ -17,9 +18,10 @@ from training.evaluation.sliding_windows import (
     scaled_size,
     window_starts,
 )
-from training.transforms import MEAN, STD
 
 CLASSES = 3
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Patches:
@@ -131,7 +133,7 @@ def test_equals_plain_numpy(
 ) -> None:
     image = np.random.default_rng(2).integers(0, 256, (*shape, 3)).astype(np.uint8)
     image = cv2.GaussianBlur(image, (0, 0), 2)
-    windows = SlidingWindows(crop, 40, scales, flip)
+    windows = SlidingWindows(crop, 40, IMAGENET, scales, flip)
     network = Patches(crop)
     found = windows.probabilities(image, network)
     expected = reference(image, Patches(crop), crop, 40, scales, flip)
@@ -145,7 +147,7 @@ def test_sure_networks_overflow_nothing() -> None:
     """GluonCV's exp of summed logits is infinite from 89 on."""
     image = np.random.default_rng(3).integers(0, 256, (30, 44, 3)).astype(np.uint8)
     network = Patches(Size(24, 24), strength=500.0)
-    found = SlidingWindows(Size(24, 24), 40).probabilities(image, network)
+    found = SlidingWindows(Size(24, 24), 40, IMAGENET).probabilities(image, network)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found.sum(0), 1.0, atol=1e-5)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.pixels import IMAGENET
 from serving.geometry import Size
 from serving.palette import load_labels
 from training.evaluation import sized_networks
@@ -223,9 +224,9 @@ class Networks:
 
 def test_flipping_averages_probabilities() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
-    plain = TrainedModel(Networks(), Size(32, 32)).label(image)
+    plain = TrainedModel(Networks(), IMAGENET, Size(32, 32)).label(image)
     assert (plain[16, 0], plain[16, 31]) == (0, 1)
-    both = TrainedModel(Networks(), Size(32, 32), flip=True)
+    both = TrainedModel(Networks(), IMAGENET, Size(32, 32), flip=True)
     assert both.label(image)[16].tolist() == [0] * 32, "the mirror image is sure of class 0 there"
     assert np.isfinite(softmax(Halves().logits(image))).all()
     assert len(both.seconds) == 1
@@ -233,14 +234,13 @@ def test_flipping_averages_probabilities() -> None:
 
 def test_every_image_has_a_network_of_its_own_size() -> None:
     networks = Networks()
-    model = TrainedModel(networks)
+    model = TrainedModel(networks, IMAGENET)
     for shape in ((500, 375), (64, 96), (20, 1000)):
         assert model.label(np.zeros((*shape, 3), np.uint8)).shape == shape
     assert networks.sizes == [Size(512, 384), Size(64, 96), Size(32, 992)]
-    windows = SlidingWindows(Size(24, 24), 40, (1.0,), flip=True)
-    assert TrainedModel(networks, windows=windows).label(np.zeros((30, 44, 3), np.uint8)).shape == (
-        30, 44,
-    )  # fmt: skip
+    windows = SlidingWindows(Size(24, 24), 40, IMAGENET, (1.0,), flip=True)
+    model = TrainedModel(networks, IMAGENET, windows=windows)
+    assert model.label(np.zeros((30, 44, 3), np.uint8)).shape == (30, 44)
     assert set(networks.sizes[3:]) == {Size(24, 24)}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 
 from training.datasets.base import Sample, SegmentationDataset
+from training.datasets.pixels import resize_pair
 
 
 class CenterCrops:
@@ -33,9 +33,7 @@ class CenterCrops:
         # Rounded up where rounding down would leave a row out.
         rows = max(self.height, math.floor(label.shape[0] * ratio))
         columns = max(self.width, math.floor(label.shape[1] * ratio))
-        size = (columns, rows)
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
-        label = np.asarray(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        image, label = resize_pair(image, label, rows, columns)
         top, left = round((rows - self.height) / 2), round((columns - self.width) / 2)
         window = slice(top, top + self.height), slice(left, left + self.width)
         return np.ascontiguousarray(image[window]), np.ascontiguousarray(label[window])

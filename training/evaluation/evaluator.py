@@ -44,12 +44,12 @@ class Evaluator:
         self.labels: LabelSet = dataset_labels(options.run.dataset, options.run.root)
         self.threads = min(MAX_THREADS, max(1, options.run.workers)) if on_gpu else 1
         self.networks = SizedNetworks(options, len(self.labels.names))
-        windows = None
+        windows, pixels = None, options.run.pixels
         if options.scales:
             windows = SlidingWindows(
-                options.crop, options.run.base_size, options.scales, options.flip
+                options.crop, options.run.base_size, pixels, options.scales, options.flip
             )
-        self.model = TrainedModel(self.networks, options.size, options.flip, windows)
+        self.model = TrainedModel(self.networks, pixels, options.size, options.flip, windows)
 
     def predict(self, index: int, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The label map of an image; ``index`` is for :data:`scoring.Predict`."""

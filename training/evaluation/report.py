@@ -80,6 +80,12 @@ class Evaluation:
     protocol: str = ""
     time: NetworkTime | None = None
 
+    @property
+    def title(self) -> str:
+        """The model and its data; a file of weights has no version."""
+        version = f" v{self.version}" if self.version else ""
+        return f"{self.model}{version}, {self.dataset} {self.split}"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -158,8 +164,7 @@ def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
 
 def print_evaluation(found: Evaluation, console: Console, legacy: bool = False) -> None:
     """A table of the classes, then the totals; with ``legacy`` GluonCV's mean too."""
-    title = f"{found.model} v{found.version}, {found.dataset} {found.split}"
-    table = Table("class", title=escape(title))
+    table = Table("class", title=escape(found.title))
     columns = ["IoU", "accuracy", "share"] + (["boundary F"] if found.boundary_tolerance else [])
     for column in columns:
         table.add_column(column, justify="right")

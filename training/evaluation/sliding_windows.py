@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.pixels import Pixels
 from serving.geometry import Size, scale
 from serving.jit import read_only
 from serving.views.blending import add_view
@@ -36,10 +37,14 @@ Network: TypeAlias = Callable[[Maps], Maps]
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """How an image is shown: sizes in pixels, scales of ``base_size``, mirrored too or not."""
+    """How an image is shown: sizes in pixels, scales of ``base_size``, mirrored too or not.
+
+    ``pixels`` is what the network sees of them.
+    """
 
     crop: Size
     base_size: int
+    pixels: Pixels
     scales: tuple[float, ...] = GLUONCV_SCALES
     flip: bool = True
 
@@ -66,7 +71,7 @@ class SlidingWindows:
         # Black, as GluonCV pads; up to the end of the last window.
         bottom = tops[-1] + self.crop.height - height
         right = lefts[-1] + self.crop.width - width
-        data = normalize(np.pad(canvas, ((0, bottom), (0, right), (0, 0))))
+        data = normalize(np.pad(canvas, ((0, bottom), (0, right), (0, 0))), self.pixels)
         total: Maps | None = None
         counts = np.zeros((height, width), np.float32)
         for top in tops:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from export.pixels import Pixels
 from serving.geometry import Size, plan, prepare
 from serving.restore import labels_from_logits
 from training.evaluation.sliding_windows import SlidingWindows, softmax
@@ -43,11 +44,13 @@ class TrainedModel:
     def __init__(
         self,
         networks: NetworkOfSize,
+        pixels: Pixels,
         size: Size | None = None,
         flip: bool = False,
         windows: SlidingWindows | None = None,
     ) -> None:
         self.networks = networks
+        self.pixels = pixels
         self.size = size
         self.flip = flip
         self.windows = windows
@@ -60,7 +63,7 @@ class TrainedModel:
             return self._label_windows(image, self.windows)
         original = Size(*image.shape[:2])
         size = self.size or own_size(original)
-        data = normalize(prepare(image, plan(original, size)))
+        data = normalize(prepare(image, plan(original, size)), self.pixels)
         views = [data, np.ascontiguousarray(data[:, :, ::-1])] if self.flip else [data]
         logits = self._infer(size, views)
         if self.flip:

@@ -58,7 +58,7 @@ def score_weights(
     scores = join_scores([part.scores for part in parts])
     labels = dataset_labels(run.dataset, run.root)
     subject = Subject(
-        run.model, "-", str(options.weights), run.dataset, options.split,
+        run.model, "", str(options.weights), run.dataset, options.split,
         options.boundary_tolerance, options.protocol(),
     )  # fmt: skip
     seconds = [second for part in parts for second in part.seconds]

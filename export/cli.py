@@ -19,10 +19,11 @@ from export.image_size import parse_size
 from export.labels import check_labels, find_labels, generic_labels
 from export.model_files import ONNX_FILE, onnx_files
 from export.mxnet_model import SYMBOL_FILE, mxnet_files
-from export.network_choice import named_network, own_size
+from export.own_size import own_size
 from export.params import read_params
 from export.pixels import IMAGENET, choose_pixels
 from export.precision import PrecisionOptions, check_options, lower_precision
+from export.pretrained import NamedNetwork, name_network
 from export.progress import show_steps
 from export.provenance import digest, tool_version
 from export.random_params import random_params
@@ -46,6 +47,7 @@ def export(
     existing: networks.From = None,
     symbol: networks.Symbol = None,
     params: networks.Params = None,
+    pretrained: networks.Pretrained = None,
     size: networks.Size = None,
     dataset: Annotated[
         str | None,
@@ -132,12 +134,19 @@ def export(
 
     segserve export --symbol net-symbol.json --params net-0000.params --labels classes.txt
 
+    segserve export --pretrained icnet_resnet50_citys --size 1024x2048
+
     segserve export --model pspnet ... --precision int8 --root CITYSCAPES
 
     segserve export --from icnet --precision int8 --root CAMVID
     """
     console = Console(stderr=True, highlight=False)
     try:
+        named = name_network(
+            pretrained,
+            NamedNetwork(model, backbone, width, aux, output_stride, dataset, params),
+        )
+        model, dataset, params = named.model, named.dataset, named.params
         options = PrecisionOptions(
             precision,
             dataset,
@@ -150,7 +159,8 @@ def export(
             force,
         )
         if existing is not None:
-            check_alone(existing, (model, symbol, params, size, labels, mean, std, bgr, opset))
+            told_too = (model, symbol, params, pretrained, size, labels, mean, std, bgr, opset)
+            check_alone(existing, told_too)
             start = read_existing(existing, repository)
             check_outputs(start, file_format, split_head(head))
             told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
@@ -165,7 +175,7 @@ def export(
         _check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
-        pixels = choose_pixels(model, mean, std, bgr)
+        pixels = choose_pixels(model, mean, std, bgr, named.backbone)
         heads = split_head(head)
         label_set = find_labels(dataset, labels, root)
         with show_steps(console, _STEPS) as step:
@@ -174,8 +184,7 @@ def export(
             if symbol is not None:
                 found = FoundSymbol(read_symbol(symbol), symbol.name)
             else:
-                network = named_network(model, backbone, width, dataset, aux, output_stride)
-                found = find_symbol(network, params, classes, wanted)
+                found = find_symbol(named.network, params, classes, wanted)
             height, columns = wanted or own_size(found)
             graph = retarget(found.graph, height, columns)
             classes = number_of_classes(graph, height, columns)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from training.datasets.base import SegmentationDataset
+
 
 def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float32]:
     """Weights ``(median frequency / frequency) ** power`` of present classes, absent ones 1.
@@ -17,3 +19,14 @@ def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[
     if present.any():
         weights[present] = (np.median(frequency[present]) / frequency[present]) ** power
     return weights.astype(np.float32)
+
+
+def weigh_classes(
+    dataset: SegmentationDataset, num_classes: int, power: float
+) -> npt.NDArray[np.float32]:
+    """``balance_classes`` of a dataset's labels, all of which are read unless ``power`` is 0."""
+    pixels = np.zeros(256, np.int64)
+    if power:
+        for index in range(len(dataset)):
+            pixels += np.bincount(dataset[index][1].reshape(-1), minlength=256)
+    return balance_classes(pixels[:num_classes], power)

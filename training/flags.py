@@ -50,7 +50,7 @@ def parse_loss_scale(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """The flags; names and defaults are GluonCV's where it has them."""
     p = argparse.ArgumentParser(
-        "train.py", description="Trains a segmentation network (MXNet Gluon, hybridized)."
+        "train.py", description="Trains a segmentation network, with MXNet Gluon or PyTorch."
     )
     p.add_argument("--recipe", help="a published one, as defaults: " + ", ".join(recipe_names()))
     p.add_argument("--trainer", choices=("gluon", "torch"), default="gluon", help="framework")
@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--scale-range", type=parse_floats, default=(0.5, 2.0), metavar="LO,HI")
     data.add_argument("--color-jitter", type=float, default=0.0)
     data.add_argument("--rotation", type=float, default=0.0, help="largest angle, degrees")
+    data.add_argument("--aspect", type=float, default=0.0, help="how far the scales of rows and "
+                      "columns may differ; 0: one scale")  # fmt: skip
+    data.add_argument("--blur", type=float, default=0.5, help="share of blurred crops")
     data.add_argument("--class-crops", type=float, default=0.0, help="share on a drawn class")
     data.add_argument("--synthetic-share", type=float, default=0.0, help="of every epoch")
     data.add_argument("--workers", type=int, default=2, help="loader threads")
@@ -118,11 +121,16 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--checkname", default="default")
     out.add_argument("--save-dir", type=Path, default=Path("runs"))
     out.add_argument("--resume", type=Path, help="a run folder, or a .params file to start from")
+    out.add_argument("--pretrained", metavar="NAME", help="weights of GluonCV's zoo "
+                     "(icnet_resnet50_citys) or a folder of segserve import-weights, and their "
+                     "network: to fine-tune, or with --eval to score")  # fmt: skip
     out.add_argument("--finetune", type=Path, help="a .params file; other-shaped heads start anew")
     out.add_argument("--no-val", action="store_true")
     out.add_argument("--val-interval", type=int, default=1, help="epochs")
     out.add_argument("--eval", action="store_true", help="only validate")
     out.add_argument("--log-interval", type=int, default=20, help="iterations")
+    out.add_argument("--checkpoint-minutes", type=float, default=10.0, help="write one at the end "
+                     "of each epoch, and so often within; 0: not within")  # fmt: skip
     out.add_argument("--on-nan", choices=ON_NAN, default=ON_NAN[0], help="where a step's loss or "
                      "gradients are not finite; it is never taken")  # fmt: skip
     out.add_argument("--max-skips", type=int, default=10, help="in a row, with --on-nan skip")

@@ -24,6 +24,10 @@ class Learner(Protocol):
         """Until all processes that train this network are here."""
         ...
 
+    def agree(self, wish: bool) -> bool:
+        """Whether it is any process's wish; the same in all of them, and all have to ask."""
+        ...
+
     def close(self) -> None:
         """Leaves them, once all are here."""
         ...
@@ -32,8 +36,9 @@ class Learner(Protocol):
         """Makes loss and optimizer. ``class_weights`` float32 ``[C]``."""
         ...
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Seeds what is random in the network, so that a resumed run equals the uninterrupted."""
+    def begin_step(self, epoch: int, iteration: int) -> None:
+        """Seeds what is random in the network by the place in the run, both from 0: a resumed run
+        draws what an uninterrupted one would have drawn."""
         ...
 
     def step(self, batch: Batch, rate: float) -> float:

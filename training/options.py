@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from export.pixels import Pixels, pixels_of
 from training.backbones import default_backbone
-from training.datasets import canonical_name
+from training.datasets import KNOWN, canonical_name
 from training.flags import parser
 from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_loss_weights
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
 from training.runs.saved_options import Json, check_resumable, use_as_defaults
+from training.weights.zoo import resolve
+
+IDLE_GPU = "a GPU is here, and training is on the CPU: --ngpus 1 takes it, --no-cuda says not to"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class TrainOptions:
     scale_range: tuple[float, float]
     color_jitter: float
     rotation: float
+    aspect: float
+    blur: float
     class_crops: float
     synthetic_share: float
     class_balance: float
@@ -76,6 +82,12 @@ class TrainOptions:
     compile: bool
     on_nan: str
     max_skips: int
+    checkpoint_minutes: float
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the network sees: ImageNet's normalisation, or its own."""
+        return pixels_of(self.model, self.backbone)
 
 
 def parse_options(arguments: list[str] | None = None) -> TrainOptions:
@@ -86,11 +98,19 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     """
     p = parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipe = _recipe_name(arguments)
+    recipe = _first_value(arguments, "--recipe")
     if recipe is not None:
         try:
             # In front of the others: what is given explicitly comes later and wins.
             arguments = [*read_recipe(recipe).arguments(), *arguments]
+        except ValueError as error:
+            p.error(str(error))
+    pretrained = None
+    name = _first_value(arguments, "--pretrained")
+    if name is not None:
+        try:
+            pretrained = resolve(name)
+            arguments = [*pretrained.flags(), *arguments]
         except ValueError as error:
             p.error(str(error))
     named: Path | None = p.parse_args(arguments).resume
@@ -103,7 +123,16 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         if recipe is not None:
             p.error("--recipe starts a run, --resume RUN goes on with one: give one of them")
     a = p.parse_args(arguments)
+    if pretrained is not None:
+        if a.resume is not None or a.finetune is not None:
+            p.error("--pretrained names the weights: leave out --resume and --finetune")
+        if a.eval:
+            a.resume = pretrained.params
+        else:
+            a.finetune = pretrained.params
     dataset = canonical_name(a.dataset)
+    if dataset not in KNOWN:
+        p.error(f"unknown --dataset {a.dataset}; known: {', '.join(KNOWN)}")
     model = MODEL_ALIASES.get(a.model, a.model)
     if model not in NETWORKS:
         p.error(f"unknown --model {a.model}; known: {', '.join(NETWORKS)}")
@@ -123,8 +152,14 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         p.error("--lr-factor takes one number, or one for each of --lr-steps")
     if a.freeze_bn and a.syncbn:
         p.error("--freeze-bn has no statistics that --syncbn could take over all devices")
+    if a.checkpoint_minutes < 0 or a.val_interval < 1 or a.log_interval < 1:
+        p.error(
+            "--checkpoint-minutes is 0 or more; --val-interval and --log-interval are 1 or more"
+        )
     if a.short_size < 0:
         p.error("--short-size is a number of pixels")
+    if a.aspect < 0 or not 0 <= a.blur <= 1:
+        p.error("--aspect is 0 or more, --blur a share between 0 and 1")
     # Of a symbol that is given only the trainer knows.
     if a.symbol is None and len(weights) != losses:
         p.error(f"--loss-weights takes {losses} numbers for {model}: the prediction's first")
@@ -147,7 +182,7 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     if saved is not None and resume is not None:
         run = resume
         if RunFolder(run).newest() is None and not a.eval:
-            # Killed in its first epoch: it starts again as it started then.
+            # Killed before its first checkpoint: it starts again as it started then.
             resume = Path(str(saved["resume"])) if saved.get("resume") else None
     options = TrainOptions(
         trainer=a.trainer, symbol=a.symbol, dataset=dataset, model=model,
@@ -161,11 +196,12 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         workers=a.workers, seed=a.seed, resume=resume, run=run, no_val=a.no_val,
         eval_only=a.eval, val_interval=a.val_interval, log_interval=a.log_interval,
         scale_range=(a.scale_range[0], a.scale_range[1]), color_jitter=a.color_jitter,
-        rotation=a.rotation, class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
+        rotation=a.rotation, aspect=a.aspect, blur=a.blur,
+        class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
         schedule=a.schedule, lr_steps=a.lr_steps, lr_factor=a.lr_factor, short_size=a.short_size,
         freeze_bn=a.freeze_bn, loss_scale=a.loss_scale, finetune=a.finetune, dtype=a.dtype,
         accumulate=a.accumulate, ema=a.ema, compile=a.compile,
-        on_nan=a.on_nan, max_skips=a.max_skips,
+        on_nan=a.on_nan, max_skips=a.max_skips, checkpoint_minutes=a.checkpoint_minutes,
         synthetic_share=a.synthetic_share, class_balance=a.class_balance, loss_weights=weights,
     )  # fmt: skip
     if saved is not None and not a.eval:
@@ -176,9 +212,9 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     return options
 
 
-def _recipe_name(arguments: list[str]) -> str | None:
-    """The value of ``--recipe``, before the other flags are read."""
+def _first_value(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that decides on others' defaults, before those are read."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    name: str | None = first.parse_known_args(arguments)[0].recipe
-    return name
+    first.add_argument(flag, dest="value")
+    value: str | None = first.parse_known_args(arguments)[0].value
+    return value

@@ -8,26 +8,24 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
-from serving.geometry import Size, plan, prepare
-from serving.restore import labels_from_logits
-from training.balance import balance_classes
-from training.datasets import SegmentationDataset, dataset_labels, open_dataset
-from training.datasets.base import check_label_range
-from training.evaluation.metrics import ConfusionMatrix
+from training.balance import weigh_classes
+from training.datasets import dataset_labels, open_dataset
 from training.guard.guard import Guard
 from training.learner import Learner
-from training.loader import Cached, Loader, Mixture
+from training.loader import Loader
 from training.options import TrainOptions
-from training.runs.checkpoint import RunFolder, RunState
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord
+from training.runs.interruption import Interrupted, Interruption
 from training.runs.lock import hold_run
 from training.runs.log import RunLog
 from training.runs.progress import RunProgress
+from training.saver import Saver
 from training.schedules import Schedule, make_schedule
-from training.transforms import Augmentation, normalize
+from training.steps import Steps
+from training.training_data import open_loader
+from training.validation import Validation, Watch, validate
 
 
 class Run:
@@ -44,6 +42,8 @@ class Run:
 
         Raises:
             TrainingStopped: a step's loss or gradients are not finite (see ``guard/guard.py``).
+            Interrupted: by a signal; the place is kept.
+            CheckpointNotWritten: the disk is full.
         """
         resumed = self.options.resume is not None and self.options.resume.is_dir()
         if not self.learner.shard.leads:
@@ -57,48 +57,108 @@ class Run:
             return self._fit(resumed)
 
     def _fit(self, resumed: bool) -> RunState:
-        o, learner = self.options, self.learner
-        loader, guard, state = self._start(resumed)
+        o = self.options
+        if not o.no_val:
+            # What is missing there is told now, not after an epoch.
+            open_dataset(o.dataset, "val", o.root)
+        steps, state = self._start(resumed)
         self.folder.start(asdict(o), read_environment())
-        learner.write_symbol(self.folder.symbol)
-        schedule = self._schedule(loader)
+        self.learner.write_symbol(self.folder.symbol)
+        self._tell_start(steps.loader, state)
+        batches = steps.loader.batches
         left = range(state.epochs_done, o.epochs)
         progress = RunProgress(
-            o.epochs, state.epochs_done, loader.batches,
+            o.epochs, state, batches,
             validations=sum(map(self._is_validated, left)), log_interval=o.log_interval,
         )  # fmt: skip
-        with closing(RunLog(self.folder, state.epochs_done, loader.batches)) as log, progress:
+        interruption = Interruption(self.learner.agree, tells=True)
+        saver = Saver(self.folder, self.learner, o.checkpoint_minutes)
+        with closing(RunLog(self.folder, state, batches)) as log, progress, interruption:
             for epoch in left:
-                learner.begin_epoch(epoch)
-                record = self._train_epoch(epoch, loader, schedule, guard, progress, log)
-                state = replace(state, epochs_done=epoch + 1)
+                state = self._train_epoch(state, steps, progress, log, interruption, saver)
+                record = EpochRecord(
+                    epoch=epoch + 1,
+                    learning_rate=steps.rate(epoch, 0),
+                    loss=state.part.mean_loss,
+                    seconds=state.part.seconds,
+                    skipped_steps=state.part.iterations - state.part.steps,
+                )
                 if self._is_validated(epoch):
-                    record = self._validate_epoch(record, progress)
+                    record = self._validate_epoch(record, state, progress, interruption, saver)
                     if state.best_epoch < 0 or record.miou > state.best_miou:
                         state = replace(state, best_miou=record.miou, best_epoch=epoch)
+                state = replace(state, epochs_done=epoch + 1, part=PartOfEpoch())
                 # Before the checkpoint: resuming drops a line too many, but misses none.
                 log.add_epoch(record)
-                with self.folder.checkpoint(state) as aside:
-                    learner.write_parameters(aside.last)
-                    learner.write_optimizer(aside.optimizer)
+                saver.save(state)
+                interruption.check()
         return state
+
+    def _train_epoch(
+        self,
+        state: RunState,
+        steps: Steps,
+        progress: RunProgress,
+        log: RunLog,
+        interruption: Interruption,
+        saver: Saver,
+    ) -> RunState:
+        """The iterations that are left of an epoch; the state with all of them in its part."""
+        epoch = state.epochs_done
+        part = replace(state.part, length=steps.loader.batches)
+        progress.begin_epoch(epoch, part.iterations)
+        before = time.perf_counter()
+        with saver.keeping(lambda: replace(state, part=part)):
+            for index, rate, loss in steps.of_epoch(epoch, part.iterations):
+                now = time.perf_counter()
+                part = part.extended(loss, now - before)
+                before = now
+                if loss is not None and (index + 1) % self.options.log_interval == 0:
+                    log.add_step(epoch, index, loss, rate)
+                progress.advance(epoch, index, part.mean_loss, rate)
+                is_last = part.iterations == part.length
+                if interruption.is_agreed() or (saver.is_due() and not is_last):
+                    saver.save(replace(state, part=part))
+                    interruption.check()
+        return replace(state, part=part)
 
     def _follow(self, resumed: bool) -> RunState:
         """The same steps as the first process, which alone validates, tells and writes."""
-        loader, guard, state = self._start(resumed)
-        schedule = self._schedule(loader)
-        for epoch in range(state.epochs_done, self.options.epochs):
-            self.learner.begin_epoch(epoch)
-            for index, batch in enumerate(loader.epoch(epoch)):
-                guard.step(batch, schedule(epoch * loader.batches + index), epoch, index)
-        return replace(state, epochs_done=self.options.epochs)
+        steps, state = self._start(resumed)
+        with Interruption(self.learner.agree, tells=False) as interruption:
+            while state.epochs_done < self.options.epochs:
+                for _ in steps.of_epoch(*state.place):
+                    interruption.is_agreed()
+                    interruption.check()
+                if self._is_validated(state.epochs_done):
+                    interruption.is_agreed()
+                    interruption.check()
+                state = replace(state, epochs_done=state.epochs_done + 1, part=PartOfEpoch())
+        return state
 
-    def _start(self, resumed: bool) -> tuple[Loader, Guard, RunState]:
-        loader = self._loader()
-        class_weights = self._class_weights(loader)
+    def _start(self, resumed: bool) -> tuple[Steps, RunState]:
+        loader = open_loader(self.options, len(self.labels.names), self.learner.shard)
+        class_weights = weigh_classes(
+            loader.mixture.primary, len(self.labels.names), self.options.class_balance
+        )
         self.learner.start(class_weights)
-        state = self._read_checkpoint() if resumed else self._read_start()
-        return loader, Guard(self.options, self.learner, class_weights), state
+        state = self._read_checkpoint(loader) if resumed else self._read_start()
+        guard = Guard(self.options, self.learner, class_weights)
+        return Steps(loader, self._schedule(loader), guard), state
+
+    def _tell_start(self, loader: Loader, state: RunState) -> None:
+        o = self.options
+        epoch, iteration = state.place
+        images = len(loader.mixture.primary) + loader.mixture.extra
+        within = f", from iteration {iteration + 1} on" if iteration else ""
+        left = f"epochs {epoch + 1} to {o.epochs}{within}"
+        if epoch >= o.epochs:
+            left = f"all {epoch} epochs are done; --epochs N with a larger N goes on"
+        print(
+            f"{self.folder.path}: {images} images, {loader.batches} iterations of {o.batch_size} "
+            f"an epoch; {left}",
+            flush=True,
+        )
 
     def _schedule(self, loader: Loader) -> Schedule:
         o = self.options
@@ -106,13 +166,21 @@ class Run:
             o.schedule, o.lr, loader.batches, o.epochs, o.warmup_epochs, o.lr_steps, o.lr_factor
         )
 
-    def _read_checkpoint(self) -> RunState:
+    def _read_checkpoint(self, loader: Loader) -> RunState:
         checkpoint = self.folder.newest()
         if checkpoint is None:
             raise FileNotFoundError(f"{self.folder.path} has no checkpoint to go on from")
         self.learner.read_parameters(checkpoint.last)
         self.learner.read_optimizer(checkpoint.optimizer)
-        return checkpoint.read_state()
+        state = checkpoint.read_state()
+        if not state.part.iterations or state.part.length == loader.batches:
+            return state
+        if self.learner.shard.leads:
+            print(
+                f"epoch {state.epochs_done + 1} begins again: it has {loader.batches} iterations "
+                f"now, and had {state.part.length}"
+            )
+        return replace(state, part=PartOfEpoch())
 
     def _read_start(self) -> RunState:
         """The weights that a run starts from, where it is told any."""
@@ -130,109 +198,40 @@ class Run:
         o = self.options
         return not o.no_val and (epoch + 1 == o.epochs or (epoch + 1) % o.val_interval == 0)
 
-    def _validate_epoch(self, record: EpochRecord, progress: RunProgress) -> EpochRecord:
+    def _validate_epoch(
+        self, record: EpochRecord, state: RunState, progress: RunProgress,
+        interruption: Interruption, saver: Saver,
+    ) -> EpochRecord:  # fmt: skip
+        def watch(done: int, images: int) -> None:
+            interruption.check_here()
+            progress.watch_validation(done, images)
+
         start = time.perf_counter()
-        scores = self.validate()
+        try:
+            with saver.keeping(lambda: state):
+                scores = self.validate(watch)
+        except Interrupted:
+            saver.save(state)
+            interruption.is_agreed()
+            raise
+        # The other processes wait for the end of the validation here.
+        interruption.is_agreed()
         seconds = time.perf_counter() - start
         progress.add_validation(seconds)
         return replace(
-            record, pixel_accuracy=scores["pixel_accuracy"], miou=scores["miou"],
-            synthetic_miou=scores["synthetic_miou"], validation_seconds=seconds,
-        )  # fmt: skip
+            record,
+            pixel_accuracy=scores.main.pixel_accuracy,
+            miou=scores.main.mean_iou,
+            synthetic_miou=scores.synthetic.mean_iou if scores.synthetic else math.nan,
+            validation_seconds=seconds,
+        )
 
-    def validate(self) -> dict[str, float]:
-        """Scores the validation split; the label maps are made as the server makes them."""
-        o = self.options
-        main = self.score(open_dataset(o.dataset, "val", o.root))
-        scores = {"pixel_accuracy": main.pixel_accuracy, "miou": main.mean_iou}
-        # A second score where scenes are mixed in, so that neither is learnt at the other's cost.
-        scores["synthetic_miou"] = (
-            self.score(open_dataset("synthetic", "val")).mean_iou
-            if o.synthetic_share
-            else float("nan")
-        )
-        per_class = " ".join(
-            f"{name} {score * 100:.0f}"
-            for name, score in zip(
-                self.labels.names, main.intersection_over_union.tolist(), strict=True
-            )
-        )
-        print(
-            f"validation: pixAcc {main.pixel_accuracy:.4f} mIoU {main.mean_iou:.4f} "
-            f"(absent classes left out: {len(main.absent)}) "
-            f"synthetic mIoU {scores['synthetic_miou']:.4f}\n  {per_class}",
-            flush=True,
-        )
+    def validate(self, watch: Watch | None = None) -> Validation:
+        """Scores the validation split, and tells the scores."""
+        scores = validate(self.options, self.learner, len(self.labels.names), watch)
+        print(scores.describe(self.labels), flush=True)
         return scores
 
     def load_weights(self, path: Path) -> None:
         """Replaces the network's weights by a run folder's best, or by a ``.params`` file."""
         self.learner.read_parameters(RunFolder(path).best if path.is_dir() else path)
-
-    def score(self, dataset: SegmentationDataset) -> ConfusionMatrix:
-        """Confusion matrix over a dataset, every image at its own size."""
-        model = Size(self.options.height, self.options.crop_width)
-        confusion = ConfusionMatrix(len(self.labels.names))
-        for index in range(len(dataset)):
-            image, label = dataset[index]
-            check_label_range(label, confusion.num_classes, dataset.name(index))
-            original = Size(*image.shape[:2])
-            logits = self.learner.logits(normalize(prepare(image, plan(original, model))))
-            confusion.update(label, labels_from_logits(logits, model, original))
-        return confusion
-
-    def _loader(self) -> Loader:
-        o = self.options
-        primary: SegmentationDataset = open_dataset(o.dataset, "train", o.root)
-        if o.dataset == "synthetic":
-            primary = Cached(primary)
-        scenes = Cached(open_dataset("synthetic", "train")) if o.synthetic_share else None
-        augmentation = Augmentation(
-            o.height, o.crop_width, o.base_size, o.scale_range,
-            color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
-            short_size=o.short_size,
-        )  # fmt: skip
-        return Loader(
-            Mixture(primary, scenes, o.synthetic_share),
-            augmentation,
-            num_classes=len(self.labels.names),
-            batch_size=o.batch_size,
-            workers=o.workers,
-            seed=o.seed,
-            shard=self.learner.shard,
-        )
-
-    def _class_weights(self, loader: Loader) -> np.ndarray:
-        pixels = np.zeros(256, np.int64)
-        if self.options.class_balance:
-            dataset = loader.mixture.primary
-            for index in range(len(dataset)):
-                pixels += np.bincount(dataset[index][1].reshape(-1), minlength=256)
-        return balance_classes(pixels[: len(self.labels.names)], self.options.class_balance)
-
-    def _train_epoch(
-        self,
-        epoch: int,
-        loader: Loader,
-        schedule: Schedule,
-        guard: Guard,
-        progress: RunProgress,
-        log: RunLog,
-    ) -> EpochRecord:
-        start, total, taken = time.perf_counter(), 0.0, 0
-        progress.begin_epoch(epoch)
-        for index, batch in enumerate(loader.epoch(epoch)):
-            rate = schedule(epoch * loader.batches + index)
-            loss = guard.step(batch, rate, epoch, index)
-            if loss is not None:
-                total, taken = total + loss, taken + 1
-                if (index + 1) % self.options.log_interval == 0:
-                    log.add_step(epoch, index, loss, rate)
-            progress.advance(epoch, index, total / taken if taken else math.nan, rate)
-        return EpochRecord(
-            epoch=epoch + 1,
-            learning_rate=schedule(epoch * loader.batches),
-            loss=total / taken if taken else math.nan,
-            seconds=time.perf_counter() - start,
-            skipped_steps=loader.batches - taken,
-        )

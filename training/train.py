@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from importlib.util import find_spec
 
+from export.errors import ExportError
 from training.datasets import dataset_labels
 from training.learner import Learner
 from training.options import TrainOptions, parse_options
@@ -21,6 +24,11 @@ def make_learner(options: TrainOptions, num_classes: int) -> Learner:
         from training.trainers.torch_trainer import TorchLearner
 
         return TorchLearner(options, num_classes)
+    if find_spec("mxnet") is None:
+        raise ValueError(
+            "--trainer gluon needs MXNet: pip install 'segserve[training]' (Python 3.11 at most, "
+            "x86-64 Linux); --trainer torch --symbol FILE does without"
+        )
     from training.trainers.gluon_trainer import GluonLearner
 
     return GluonLearner(options, num_classes)
@@ -41,8 +49,22 @@ def train(options: TrainOptions) -> None:
     """Trains, or with ``--eval`` only validates."""
     from training.guard.guard import TrainingStopped
     from training.run import Run
+    from training.runs.interruption import Interrupted
 
+    if options.resume is not None and not options.resume.exists():
+        raise ValueError(
+            f"--resume {options.resume}: no such run folder or .params file; `segserve runs` lists "
+            "the runs"
+        )
     classes = len(dataset_labels(options.dataset, options.root).names)
+    if os.environ.get("RANK", "0") == "0":
+        # Building a network takes seconds.
+        width = f" of width {options.width:g}" if options.width != 1 else ""
+        print(
+            f"{options.model} {options.backbone}{width}, {classes} classes, "
+            f"{options.height}x{options.crop_width}, trainer {options.trainer}",
+            flush=True,
+        )
     learner = make_learner(options, classes)
     run = Run(options, learner)
     if options.eval_only:
@@ -59,6 +81,14 @@ def train(options: TrainOptions) -> None:
             print(f"train.py: {error}", file=sys.stderr, flush=True)
         learner.close()
         sys.exit(1)
+    except Interrupted as error:
+        learner.close()
+        if learner.shard.leads:
+            print(
+                f"train.py: ended by {error}; --resume {options.run} goes on at that step",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        sys.exit(128 + error.signal_number)
     if learner.shard.leads:
         print(
             f"done: best mIoU {state.best_miou:.4f} after epoch {state.best_epoch + 1}; "
@@ -68,14 +98,22 @@ def train(options: TrainOptions) -> None:
     learner.close()
 
 
+def tell_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In place of ``warnings.showwarning``: a line that is no line of code."""
+    print(f"train.py: warning: {message}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Reads the command line; exits with a message where something is wrong."""
-    options = parse_options()
+    warnings.showwarning = tell_warning
     try:
+        options = parse_options()
         start_replicas(options)
         train(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, ExportError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: ended at once; --resume goes on at the last checkpoint, if any")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ class PoisonedLoader(Loader):
 
     ending = "003.png"
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        for batch in super().epoch(number):
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        for batch in super().epoch(number, first):
             yield poison(batch, self.ending)
 
 

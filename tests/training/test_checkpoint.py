@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import FrameType
 import pytest
 
 import training.runs.checkpoint
-from training.runs.checkpoint import Checkpoint, RunFolder, RunState
+from training.runs.checkpoint import Checkpoint, PartOfEpoch, RunFolder, RunState
 from training.runs.environment import RunEnvironment
 from training.runs.lock import hold_run, is_held
 
@@ -78,6 +79,25 @@ def test_the_last_weights_are_the_best_where_nothing_is_scored(tmp_path: Path) -
     for epoch in (1, 2):
         finish_epoch(folder, RunState(epoch))
     assert folder.best.read_text() == "weights 2"
+
+
+def test_a_checkpoint_within_an_epoch_keeps_place_and_best(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    finish_epoch(folder, RunState(2, 0.5, 1))
+    part = PartOfEpoch(length=9).extended(2.0, 3.0).extended(None, 1.0).extended(4.0, 0.5)
+    assert part == PartOfEpoch(iterations=3, length=9, steps=2, loss=6.0, seconds=4.5)
+    assert part.mean_loss == 3.0
+    assert math.isnan(PartOfEpoch().mean_loss)
+    state = RunState(2, 0.5, 1, part)
+    with folder.checkpoint(state) as aside:
+        aside.last.write_text("weights 2 and 3 steps")
+        aside.optimizer.write_text("states")
+    # The epoch before is still the best, and its weights are not overwritten.
+    assert told_by(newest(folder)) == ("weights 2 and 3 steps", "states", "weights 2", state)
+    assert newest(folder).path.name == "checkpoint-0002-000003"
+    finish_epoch(folder, RunState(3, 0.5, 1))
+    assert told_by(newest(folder))[:3] == ("weights 3", "states 3", "weights 2")
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-0003"]
 
 
 def test_without_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from poisoned import BrokenLoader, PoisonedLoader, poison
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-import training.run  # noqa: E402
+import training.training_data  # noqa: E402
 from export.params import read_params  # noqa: E402
 from training.guard.finite import Finding, NonFiniteStep, Symptoms, choose_finding  # noqa: E402
 from training.guard.guard import MOST_REPRODUCTIONS, TrainingStopped  # noqa: E402
@@ -132,7 +132,7 @@ def test_a_skipped_step_leaves_no_trace(mxnet: Path) -> None:
         learner.step(good_batch(mxnet), 0.01)
         if bad:
             refuse(learner, BAD["nan"](good_batch(mxnet)))
-        learner.begin_epoch(1)
+        learner.begin_step(1, 0)
         learner.step(good_batch(mxnet), 0.01)
         weights.append(copy_states(learner))
     assert all(map(torch.equal, *weights))
@@ -151,7 +151,7 @@ def test_the_first_finding_in_a_steps_order_counts() -> None:
 @pytest.fixture
 def fit(mxnet: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(kind: type[Loader], *more: str) -> RunFolder:
-        monkeypatch.setattr(training.run, "Loader", kind)
+        monkeypatch.setattr(training.training_data, "Loader", kind)
         flags = ("--root", str(scenes), "--save-dir", str(tmp_path), *more)
         learner = make_learner(mxnet, *flags)
         Run(learner.options, learner).fit()
@@ -203,7 +203,13 @@ def test_stopping_is_the_default_and_names_all_there_is(mxnet: Path, fit, tmp_pa
         assert "003.png" in said
         assert "--on-nan skip leaves such steps out" in said
     assert f"python -m training.guard.replay {zipped}" in str(stopped.value)
-    assert run.newest() is None
+    # What was done before it is kept, and the run goes on without it where it is told to.
+    before = int(zipped.stem.rpartition("-")[2]) - 1
+    assert run.read_state().place == (0, before)
+    assert before > 0
+    fit(PoisonedLoader, "--resume", str(run.path), "--on-nan", "skip")
+    (record,) = read_records(run.log)
+    assert record.skipped_steps == 1
 
 
 def test_a_reproduction_is_refused_again(fit, tmp_path: Path) -> None:

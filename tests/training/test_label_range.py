@@ -2,55 +2,116 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from PIL import Image
 
-from training.datasets.base import Sample, SegmentationDataset
+import training.run
+from export.pixels import IMAGENET
+from export.symbol import Entry, Graph, Node, write_symbol
+from serving.palette import LabelSet
+from training import train
+from training.datasets import dataset_labels, open_dataset
 from training.loader import Loader, Mixture
 from training.transforms import Augmentation
 
 OUTPUTS = 18
 LAST, BEYOND = 17, 18
-Pixels = npt.NDArray[np.uint8]
+WRONG = "0002"
 
 
-class Persons:
-    """MHP v1 has 18 parts of persons and the background: labels 0 to 18 (torso skin)."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Sample:
-        label: Pixels = np.full((40, 40), index, np.uint8)
-        if index == 2:
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photos in MHP's layout, of one person each; one shows some torso, label 18."""
+    root: Path = tmp_path_factory.mktemp("mhp")
+    (root / "images").mkdir()
+    (root / "annotations").mkdir()
+    for index in range(4):
+        name = f"{index:04}"
+        label = np.full((30, 40), index, np.uint8)
+        if name == WRONG:
             label[10:20, 10:20] = BEYOND
-        return np.zeros((40, 40, 3), np.uint8), label
+        Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(root / f"images/{name}.jpg")
+        Image.fromarray(label).save(root / f"annotations/{name}_01_01.png")
+    (root / "train_list.txt").write_text("".join(f"{index:04}.jpg\n" for index in (1, 2, 3, 0)))
+    return root
 
-    def name(self, index: int) -> str:
-        return f"annotations/{index:04}_01_01.png"
 
-
-def load_epoch(outputs: int) -> int:
-    dataset: SegmentationDataset = Persons()
+def load_epoch(root: Path, outputs: int) -> int:
     augmentation = Augmentation(32, 32, 40, (1.0, 1.0))
     loader = Loader(
-        Mixture(dataset, None, 0.0), augmentation, num_classes=outputs, batch_size=2, workers=1,
-        seed=1,
+        Mixture(open_dataset("mhp", "train", root), None, 0.0), augmentation, num_classes=outputs,
+        batch_size=1, workers=1, seed=1, pixels=IMAGENET,
     )  # fmt: skip
     return sum(len(batch.names) for batch in loader.epoch(0))
 
 
-def test_the_label_is_refused_by_name_before_any_step() -> None:
+def test_the_label_is_refused_by_name_before_any_step(persons: Path) -> None:
     with pytest.raises(ValueError, match="the dataset has more classes") as refused:
-        load_epoch(OUTPUTS)
+        load_epoch(persons, OUTPUTS)
     said = str(refused.value)
-    assert "annotations/0002_01_01.png" in said
+    assert f"{WRONG}.jpg" in said
     assert "[18]" in said
     assert "0..17" in said
-    assert load_epoch(OUTPUTS + 1) == 4
+    assert load_epoch(persons, OUTPUTS + 1) == 3
+
+
+@pytest.fixture
+def end_training(
+    persons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], str]:
+    """``train.py`` on a network of 18 outputs; its last words."""
+    pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
+    score = {"kernel": "(1, 1)", "num_filter": str(OUTPUTS), "no_bias": "True"}
+    nodes = (
+        Node("null", "data"),
+        Node("null", "weight"),
+        Node("Convolution", "score", (Entry(0), Entry(1)), score),
+    )
+    write_symbol(Graph(nodes, (Entry(2),)), tmp_path / "symbol.json")
+    flags = (
+        f"train.py --trainer torch --no-cuda --dataset mhp --root {persons} --symbol "
+        f"{tmp_path / 'symbol.json'} --loss-weights 1 --crop-size 32 --base-size 40 "
+        f"--batch-size 1 --epochs 1 --save-dir {tmp_path}"
+    )
+
+    def end() -> str:
+        monkeypatch.setattr(sys, "argv", flags.split())
+        monkeypatch.setattr("warnings.showwarning", train.tell_warning)
+        with pytest.raises(SystemExit) as ended:
+            train.main()
+        return str(ended.value.code)
+
+    return end
+
+
+def test_a_network_of_18_outputs_does_not_start(end_training: Callable[[], str]) -> None:
+    assert end_training() == (
+        "train.py: the symbol has 18 outputs, the dataset 19 classes: build it for these, or name "
+        "the dataset that it was made for"
+    )
+
+
+def test_a_dataset_that_hides_its_last_class_stops_at_the_photo(
+    end_training: Callable[[], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As GluonCV's did, with NUM_CLASS = 18: there is an error where the loss became NaN."""
+
+    def hide_last(name: str, root: Path | None = None) -> LabelSet:
+        labels = dataset_labels(name, root)
+        return replace(labels, names=labels.names[:OUTPUTS], colors=labels.colors[:OUTPUTS])
+
+    monkeypatch.setattr(train, "dataset_labels", hide_last)
+    monkeypatch.setattr(training.run, "dataset_labels", hide_last)
+    said = end_training()
+    assert f"{WRONG}.jpg: labels [18] are outside 0..17" in said
+    assert "the dataset has more classes than the network" in said
+    assert training.run.RunFolder(tmp_path / "mhpv1/icnet/default").newest() is None
 
 
 @pytest.fixture(scope="module")

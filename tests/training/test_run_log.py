@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
-from training.runs.checkpoint import RunFolder
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord, append_record, keep_records, read_records
 from training.runs.log import RunLog
+from training.runs.progress import RunProgress
 from training.runs.remaining_time import RemainingTime, format_seconds
 
 RECORD = EpochRecord(1, 0.1, 2.5, 12.0, 0.8, 0.4, 0.5, 3.0, 1)
@@ -78,11 +80,11 @@ def test_lines_of_epochs_that_are_trained_again_go(tmp_path: Path, epochs: int) 
 
 def test_a_run_writes_log_events_and_curves(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    log = RunLog(folder, 0, batches=10)
+    log = RunLog(folder, RunState(), batches=10)
     log.add_step(0, 4, 3.0, 0.25)
     log.add_epoch(record(1))
     log.close()
-    again = RunLog(folder, 1, batches=10)
+    again = RunLog(folder, RunState(1), batches=10)
     again.add_epoch(replace(record(2), synthetic_miou=math.nan))
     again.close()
     assert [r.epoch for r in read_records(folder.log)] == [1, 2]
@@ -111,7 +113,7 @@ def test_without_the_packages_there_are_warnings_and_a_log(
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.warns(UserWarning, match="pip install") as warned:
-        log = RunLog(RunFolder(tmp_path), 0, batches=10)
+        log = RunLog(RunFolder(tmp_path), RunState(), batches=10)
     assert len(warned) == 2
     log.add_step(0, 0, 1.0, 0.1)
     log.add_epoch(record(1))
@@ -134,8 +136,28 @@ def test_a_copy_without_git_has_no_revision(tmp_path: Path) -> None:
     assert _read_revision(tmp_path) == (None, None)
 
 
+def test_a_terminal_shows_epoch_and_validation_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    state = RunState(1, part=PartOfEpoch(iterations=2, length=4))
+    with RunProgress(3, state, 4, validations=2, log_interval=1) as progress:
+        progress.begin_epoch(1, 2)
+        progress.advance(1, 2, 2.5, 0.1)
+        assert progress.remaining.steps_left == 5
+        progress.bars.refresh()
+        for done in range(3):
+            progress.watch_validation(done, 7)
+        progress.bars.refresh()
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    assert re.search(r"run +\S+ +7/12 +\d:\d\d:\d\d left", said)
+    assert re.search(r"epoch 2/3 +\S+ +3/4 +\d:\d\d:\d\d left +loss 2.500 lr 0.10000", said)
+    assert re.search(r"validation +\S+ +2/7 +\d:\d\d:\d\d left", said)
+
+
 def test_the_time_that_is_left_counts_steps_and_validations() -> None:
-    remaining = RemainingTime(epochs=2, batches=4, validations=2)
+    remaining = RemainingTime(steps=8, batches=4, validations=2)
     assert remaining.of_run() is None
     assert format_seconds(remaining.of_epoch()) == "-:--:--"
     remaining.add_step(2.0)

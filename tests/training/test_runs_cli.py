@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from training.runs.checkpoint import RunFolder, RunState
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
 from training.runs.epoch_log import EpochRecord, append_record
 from training.runs.lock import hold_run
@@ -65,25 +65,34 @@ def test_an_epoch_without_its_checkpoint_does_not_count(tmp_path: Path) -> None:
 
 def test_only_differing_options_are_told(tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0)
-    make_run(tmp_path / "b", 0, lr=0.02, ema=0.9)
+    make_run(tmp_path / "b", 0, lr=0.02, ema=0.9, symbol="b/network-symbol.json")
+    differing = [("ema", None, 0.9), ("lr", 0.01, 0.02)]
+    assert differing_options(tmp_path / "a", tmp_path / "b") == differing
+    RunFolder(tmp_path / "b").symbol.write_text("another network")
     assert differing_options(tmp_path / "a", tmp_path / "b") == [
-        ("ema", None, 0.9), ("lr", 0.01, 0.02),
+        *differing, ("symbol", None, "b/network-symbol.json"),
     ]  # fmt: skip
 
 
 def test_runs_are_listed_without_a_framework(tmp_path: Path) -> None:
     make_run(tmp_path / "camvid" / "icnet" / "done", 3, miou=0.5)
     make_run(tmp_path / "camvid" / "icnet" / "fresh", 0)
+    within = make_run(tmp_path / "camvid" / "icnet" / "within", 1)
+    with within.checkpoint(RunState(1, part=PartOfEpoch(40, 92, 40, 60.0, 9.0))) as aside:
+        aside.last.touch()
+        aside.optimizer.touch()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "options.json").write_text("{")
     done = segserve(tmp_path, "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
-    assert set(rows) == {"broken", "camvid/icnet/done", "camvid/icnet/fresh"}
+    assert set(rows) == {"broken", "camvid/icnet/done", "camvid/icnet/fresh",
+                         "camvid/icnet/within"}  # fmt: skip
     for text in ("finished", "3/3", "50.0 % (epoch 3)", "1.0000", "0:03:15", "0 min ago"):
         assert text in rows["camvid/icnet/done"]
     assert "stopped" in rows["camvid/icnet/fresh"]
     assert "0/3" in rows["camvid/icnet/fresh"]
+    assert "1/3 + 40/92" in rows["camvid/icnet/within"]
     assert "unreadable" in rows["broken"]
     assert f"warning: {tmp_path / 'broken'} is no run folder" in done.stderr
 

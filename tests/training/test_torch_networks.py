@@ -19,6 +19,8 @@ from torch_gradients import (  # noqa: E402
     run_pass,
 )
 
+from training.model_names import NETWORKS  # noqa: E402
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,6 +39,8 @@ class Case:
 
 CASES = {
     "icnet": Case("icnet", "resnet18"),
+    # Its pyramid normalises a single value a channel.
+    "icnet_one_image": Case("icnet", "resnet18", batch=1),
     "icnet_50": Case("icnet", "resnet50"),
     "pspnet_50_aux": Case("pspnet", "resnet50", aux=True),
     "pspnet_101": Case("pspnet", "resnet101"),
@@ -50,6 +54,10 @@ CASES = {
     "deeplab_msra_101": Case("deeplab_msra", "resnet101"),
     "deeplab_msra_dcn_50": Case("deeplab_msra_dcn", "resnet50", rows=65, columns=97),
 }
+
+
+def test_no_network_is_left_out() -> None:
+    assert {case.model for case in CASES.values()} == set(NETWORKS)
 
 
 @pytest.fixture(scope="module", autouse=True)

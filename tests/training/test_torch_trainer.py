@@ -16,7 +16,6 @@ from export.params import read_params  # noqa: E402
 from export.symbol import read_symbol  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import TrainOptions, parse_options  # noqa: E402
-from training.run import Run  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 
 CLASSES, HEIGHT, WIDTH = 11, 64, 96
@@ -160,6 +159,24 @@ def test_every_precision_learns_a_batch(step: Path, dtype: str) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in learner.module.state_dict().values())
 
 
+def test_convolutions_run_with_the_channels_last(step: Path) -> None:
+    """Weights, images and every map of several channels and positions."""
+    learner = TorchLearner(options(step / "network-symbol.json"), CLASSES)
+    learner.start(np.ones(CLASSES, np.float32))
+    found: dict[str, bool] = {}
+
+    def watch(name: str, value: torch.Tensor) -> None:
+        if value.dim() == 4 and value[0, 0].numel() > 1:
+            found[name] = value.is_contiguous(memory_format=torch.channels_last)
+
+    learner.module.watch = watch
+    learner.step(given_batch(step), 0.1)
+    assert len(found) > 50
+    assert all(found.values()), [name for name, last in found.items() if not last]
+    kernels = [w for w in learner.module.weights.values() if w.dim() == 4]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+
+
 def test_averaged_weights_are_what_is_scored_and_saved(step: Path, tmp_path: Path) -> None:
     learner = TorchLearner(options(step / "network-symbol.json", "--ema", "0.9"), CLASSES)
     learner.read_parameters(step / "before.params")
@@ -192,40 +209,3 @@ def test_fine_tuning_takes_what_fits(step: Path, tmp_path: Path) -> None:
     assert torch.equal(learner.module.weights[name], before)
     first = next(iter(learner.module.weights))
     assert torch.equal(learner.module.weights[first], other.module.weights[first])
-
-
-@pytest.mark.parametrize("more", [(), ("--ema", "0.9", "--dtype", "bfloat16")])
-def test_resumed_equals_uninterrupted(
-    step: Path, tmp_path: Path, write_scenes, more: tuple[str, ...]
-) -> None:
-    root = write_scenes(tmp_path / "scenes", {"train": 6, "val": 2})
-    flags = ("--dataset", "camvid", "--root", str(root), "--save-dir", str(tmp_path))
-
-    def run(name: str, *resume: str) -> Run:
-        given = options(step / "network-symbol.json", *flags, "--checkname", name, *more, *resume)
-        return Run(given, TorchLearner(given, CLASSES))
-
-    whole = run("whole")
-    assert whole.fit().epochs_done == 2
-    broken = run("broken")
-    broken.options = replace(broken.options, epochs=2)
-    # Stops after the first epoch, as a killed process does.
-    broken.learner.begin_epoch = _stop_at(broken.learner.begin_epoch, epoch=1)
-    with pytest.raises(KeyboardInterrupt):
-        broken.fit()
-    resumed = run("broken", "--resume", str(broken.folder.path))
-    assert resumed.fit().epochs_done == 2
-    one, other = read_params(whole.folder.last), read_params(resumed.folder.last)
-    for name in one.names():
-        np.testing.assert_array_equal(one.find(name), other.find(name), err_msg=name)
-    assert (whole.folder.log.read_text().count("\n"), resumed.folder.log.read_text().count("\n")) \
-        == (3, 3)  # fmt: skip
-
-
-def _stop_at(begin, epoch: int):
-    def stop(number: int) -> None:
-        if number == epoch:
-            raise KeyboardInterrupt
-        begin(number)
-
-    return stop

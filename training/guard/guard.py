@@ -65,6 +65,7 @@ class Guard:
         Raises:
             TrainingStopped: naming epoch, iteration, layer, images and the reproduction.
         """
+        self.learner.begin_step(epoch, index)
         try:
             loss = self.learner.step(batch, rate)
         except NonFiniteStep as error:

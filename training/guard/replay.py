@@ -1,6 +1,7 @@
 """Takes a refused step again: ``python -m training.guard.replay RUN/non-finite/FILE.zip``.
 
-The zip holds all it needs; the trainer is the one of the run. What dropout drew is not replayed.
+The zip holds all it needs; the trainer is the one of the run. Dropout draws what it drew, but for a
+step of several processes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def replay(path: Path) -> NonFiniteStep | float:
         learner.read_parameters(folder / PARAMETERS)
         learner.read_optimizer(folder / OPTIMIZER)
         incident = read_incident(folder)
+        place = (int(str(incident[key])) - 1 for key in ("epoch", "iteration"))
+        learner.begin_step(*place)
         try:
             return learner.step(batch, float(str(incident["learning_rate"])))
         except NonFiniteStep as error:

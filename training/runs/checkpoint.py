@@ -9,6 +9,7 @@ names).
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,12 +17,47 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from training.runs.environment import RunEnvironment
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+ASIDE = "checkpoint.part"
+# Epochs done; within an epoch also the iterations of it that are.
+CHECKPOINT = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class PartOfEpoch:
+    """The place in an epoch under way, and what is already there of its line in the log.
+
+    Attributes:
+        iterations: done, of ``length``.
+        steps: taken; those that were not finite are missing.
+        loss: the sum over these steps.
+        seconds: of all iterations.
+    """
+
+    iterations: int = 0
+    length: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """NaN where no step was taken."""
+        return self.loss / self.steps if self.steps else math.nan
+
+    def extended(self, loss: float | None, seconds: float) -> PartOfEpoch:
+        """By one iteration; ``loss`` None: its step was not taken."""
+        return replace(
+            self,
+            iterations=self.iterations + 1,
+            steps=self.steps + (loss is not None),
+            loss=self.loss + (loss or 0.0),
+            seconds=self.seconds + seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -31,6 +67,16 @@ class RunState:
     epochs_done: int = 0
     best_miou: float = 0.0
     best_epoch: int = -1
+    part: PartOfEpoch = PartOfEpoch()
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epochs done, and iterations of the next one."""
+        return self.epochs_done, self.part.iterations
+
+
+class CheckpointNotWritten(OSError):
+    """No room, or no permission; names the run, the reason and what to do."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +105,8 @@ class Checkpoint:
         return self.path / "state.json"
 
     def read_state(self) -> RunState:
-        return RunState(**json.loads(self.state.read_text()))
+        told = json.loads(self.state.read_text())
+        return RunState(**{**told, "part": PartOfEpoch(**told.get("part", {}))})
 
 
 @dataclass(frozen=True)
@@ -135,7 +182,7 @@ class RunFolder:
             self._publish(newest)
 
     def newest(self) -> Checkpoint | None:
-        """The checkpoint of the last finished epoch; None where no epoch was finished."""
+        """The last checkpoint; None where there is none."""
         numbered = self._checkpoints()
         if numbered:
             return Checkpoint(numbered[max(numbered)])
@@ -144,7 +191,7 @@ class RunFolder:
         return early if early.state.exists() else None
 
     def read_state(self) -> RunState:
-        """The state of the last finished epoch; a fresh one where there is none."""
+        """The state of the last checkpoint; a fresh one where there is none."""
         newest = self.newest()
         return RunState() if newest is None else newest.read_state()
 
@@ -155,18 +202,36 @@ class RunFolder:
         They are written aside and renamed as one folder: whenever the process is killed, the newest
         checkpoint is a whole one. ``best`` are the same weights where this epoch is the best (or
         none was scored), else those of the checkpoint before.
+
+        Raises:
+            CheckpointNotWritten: nothing is left of it, and the one before stays.
         """
+        try:
+            with self._checkpoint(state) as aside:
+                yield aside
+        except OSError as error:
+            shutil.rmtree(self.path / ASIDE, ignore_errors=True)
+            raise CheckpointNotWritten(
+                f"no checkpoint could be written to {self.path}: {error.strerror or error}; make "
+                f"room for it, then go on with --resume {self.path}"
+            ) from error
+
+    @contextmanager
+    def _checkpoint(self, state: RunState) -> Iterator[Checkpoint]:
         before = self.newest()
-        aside = Checkpoint(self.path / "checkpoint.part")
+        aside = Checkpoint(self.path / ASIDE)
         shutil.rmtree(aside.path, ignore_errors=True)
         aside.path.mkdir(parents=True)
         yield aside
-        kept = before is not None and 0 <= state.best_epoch < state.epochs_done - 1
+        latest = -1 if state.part.iterations else state.epochs_done - 1
+        kept = before is not None and state.best_epoch >= 0 and state.best_epoch != latest
         _link(before.best if before is not None and kept else aside.last, aside.best)
         aside.state.write_text(format_json(asdict(state)))
         for path in (*aside.path.iterdir(), aside.path):
             _flush(path)
-        done = Checkpoint(self.path / f"checkpoint-{state.epochs_done:04}")
+        epochs, iterations = state.place
+        within = f"-{iterations:06}" if iterations else ""
+        done = Checkpoint(self.path / f"checkpoint-{epochs:04}{within}")
         aside.path.rename(done.path)
         _flush(self.path)
         self._publish(done)
@@ -174,11 +239,11 @@ class RunFolder:
             if path != done.path:
                 shutil.rmtree(path)
 
-    def _checkpoints(self) -> dict[int, Path]:
+    def _checkpoints(self) -> dict[tuple[int, int], Path]:
         if not self.path.is_dir():
             return {}
         matches = ((CHECKPOINT.fullmatch(path.name), path) for path in self.path.iterdir())
-        return {int(match[1]): path for match, path in matches if match is not None}
+        return {(int(m[1]), int(m[2] or 0)): path for m, path in matches if m is not None}
 
     def _publish(self, checkpoint: Checkpoint) -> None:
         """``last.params`` and ``best.params`` under names that stay."""

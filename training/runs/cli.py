@@ -103,6 +103,7 @@ def _draw_comparison(paths: list[Path], names: list[str], output: Path) -> None:
 
 
 def _row(run: RunSummary) -> tuple[str, ...]:
+    within = f" + {run.part.iterations}/{run.part.length}" if run.part.iterations else ""
     best = "-"
     if run.best_miou is not None:
         best = f"{run.best_miou * 100:.1f} % (epoch {run.best_epoch})"
@@ -110,7 +111,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
         run.name,
         run.model,
         run.state,
-        f"{run.epochs_done}/{run.epochs_planned}",
+        f"{run.epochs_done}/{run.epochs_planned}{within}",
         best,
         "-" if run.last_loss is None else f"{run.last_loss:.4f}",
         format_seconds(run.seconds),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.runs.checkpoint import RunFolder
+from training.runs.checkpoint import RunFolder, RunState
 from training.runs.epoch_log import EpochRecord, append_record, keep_records
 
 if TYPE_CHECKING:
@@ -17,17 +17,18 @@ DrawCurves = Callable[[Mapping[str, Sequence[EpochRecord]], Path], None]
 
 
 class RunLog:
-    """The logs of a run that goes on after ``epochs_done`` epochs of ``batches`` iterations.
+    """The logs of a run that goes on at ``state``, with epochs of ``batches`` iterations.
 
     Lines of later epochs, of a process that was killed before its checkpoint, are dropped. Without
     tensorboardX or matplotlib there is a warning in place of their files.
     """
 
-    def __init__(self, folder: RunFolder, epochs_done: int, batches: int) -> None:
+    def __init__(self, folder: RunFolder, state: RunState, batches: int) -> None:
         self.folder = folder
         self.batches = batches
-        self.records = list(keep_records(folder.log, epochs_done))
-        self.tensorboard = _open_tensorboard(folder.tensorboard, epochs_done * batches)
+        self.records = list(keep_records(folder.log, state.epochs_done))
+        done = state.epochs_done * batches + state.part.iterations
+        self.tensorboard = _open_tensorboard(folder.tensorboard, done)
         self.draw = _find_curves()
 
     def add_step(self, epoch: int, index: int, loss: float, learning_rate: float) -> None:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from training.runs.checkpoint import RunState
 from training.runs.remaining_time import RemainingTime, format_seconds
 
 COLUMNS = (
@@ -19,20 +20,24 @@ COLUMNS = (
 
 
 class RunProgress:
-    """A context manager; ``advance`` once a step, ``add_validation`` once a validation."""
+    """A context manager; ``advance`` once a step, ``add_validation`` once a validation.
+
+    Goes on at ``state``.
+    """
 
     def __init__(
-        self, epochs: int, done: int, batches: int, *, validations: int, log_interval: int
+        self, epochs: int, state: RunState, batches: int, *, validations: int, log_interval: int
     ) -> None:
         self.epochs = epochs
         self.batches = batches
         self.log_interval = log_interval
-        self.remaining = RemainingTime(epochs - done, batches, validations)
+        done = state.epochs_done * batches + state.part.iterations
+        self.remaining = RemainingTime(epochs * batches - done, batches, validations)
         self.bars = Progress(*COLUMNS)
         self.bars.disable = not self.bars.console.is_terminal
         unknown = format_seconds(None)
         self.run_bar = self.bars.add_task(
-            "run", total=epochs * batches, completed=done * batches, left=unknown, told=""
+            "run", total=epochs * batches, completed=done, left=unknown, told=""
         )
         self.epoch_bar = self.bars.add_task("epoch", total=batches, left=unknown, told="")
         self.clock = time.perf_counter()
@@ -49,9 +54,12 @@ class RunProgress:
     ) -> None:
         self.bars.__exit__(kind, error, trace)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """``epoch`` counts from 0."""
-        self.bars.reset(self.epoch_bar, description=f"epoch {epoch + 1}/{self.epochs}")
+    def begin_epoch(self, epoch: int, first: int = 0) -> None:
+        """At iteration ``first`` of ``epoch``, both from 0."""
+        self.bars.reset(
+            self.epoch_bar, total=self.batches, completed=first,
+            description=f"epoch {epoch + 1}/{self.epochs}", left=format_seconds(None), told="",
+        )  # fmt: skip
         self.clock = time.perf_counter()
 
     def advance(self, epoch: int, index: int, loss: float, rate: float) -> None:
@@ -71,6 +79,18 @@ class RunProgress:
                 f"lr {rate:.5f} left {of_epoch} of {of_run}",
                 flush=True,
             )
+
+    def watch_validation(self, done: int, images: int) -> None:
+        """``done`` of so many images are scored; they take the epoch's bar."""
+        now = time.perf_counter()
+        if not done:
+            self.clock = now
+            self.bars.reset(
+                self.epoch_bar, total=images, description="validation",
+                left=format_seconds(None), told="",
+            )  # fmt: skip
+        left = (now - self.clock) / done * (images - done) if done else None
+        self.bars.update(self.epoch_bar, completed=done, left=format_seconds(left))
 
     def add_validation(self, seconds: float) -> None:
         self.remaining.add_validation(seconds)

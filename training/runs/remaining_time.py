@@ -9,9 +9,10 @@ class RemainingTime:
     A validation counts in the run's time as soon as one was measured.
     """
 
-    def __init__(self, epochs: int, batches: int, validations: int) -> None:
+    def __init__(self, steps: int, batches: int, validations: int) -> None:
+        """Args: steps that are left, ``batches`` of them an epoch; validations that are left."""
         self.batches = batches
-        self.steps_left = epochs * batches
+        self.steps_left = steps
         self.validations_left = validations
         self.steps = 0
         self.step_seconds = 0.0

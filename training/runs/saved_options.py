@@ -18,7 +18,7 @@ FIXED = (
 # These change neither what is learnt nor in which order.
 FREE = (
     "symbol", "root", "workers", "log_interval", "val_interval", "no_val", "eval_only", "resume",
-    "run", "on_nan", "max_skips",
+    "run", "on_nan", "max_skips", "checkpoint_minutes",
 )  # fmt: skip
 # Where flag and option have different names, or a flag says two options.
 RENAMED = ("height", "crop_width", "eval_only", "resume", "run")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from training.runs.checkpoint import RunFolder
+from training.runs.checkpoint import PartOfEpoch, RunFolder
 from training.runs.epoch_log import EpochRecord, read_records
 from training.runs.lock import is_held
 from training.runs.saved_options import Json, read_options
@@ -20,6 +20,7 @@ class RunSummary:
 
     Attributes:
         state: ``running``, ``finished`` or ``stopped`` (killed or ended early; can be resumed).
+        part: of the next epoch, where the run ended within it.
         best_miou: 0-1; None where nothing was scored.
         best_epoch: from 1.
         last_loss: mean of the last finished epoch; None before that.
@@ -32,6 +33,7 @@ class RunSummary:
     model: str
     state: str
     epochs_done: int
+    part: PartOfEpoch
     epochs_planned: int
     best_miou: float | None
     best_epoch: int | None
@@ -65,6 +67,7 @@ def summarise_run(path: Path, name: str) -> RunSummary:
         model=_model(options),
         state=_state(path, state.epochs_done, planned),
         epochs_done=state.epochs_done,
+        part=state.part,
         epochs_planned=planned,
         best_miou=state.best_miou if scored else None,
         best_epoch=state.best_epoch + 1 if scored else None,
@@ -80,11 +83,22 @@ def read_run_log(path: Path) -> tuple[EpochRecord, ...]:
 
 
 def differing_options(one: Path, other: Path) -> list[tuple[str, Json, Json]]:
-    """(name, one's value, other's) of each option that differs; None where a run lacks it."""
+    """(name, one's value, other's) of each option that differs; None where a run lacks it.
+
+    A symbol counts by what it says: a resumed run reads its own.
+    """
     first, second = read_options(one), read_options(other)
-    names = sorted(({*first, *second}) - {"run", "resume"})
+    left_out = {"run", "resume"}
+    if _read_symbol(one) == _read_symbol(other):
+        left_out.add("symbol")
+    names = sorted({*first, *second} - left_out)
     values = [(name, first.get(name), second.get(name)) for name in names]
     return [row for row in values if row[1] != row[2]]
+
+
+def _read_symbol(path: Path) -> bytes | None:
+    symbol = RunFolder(path).symbol
+    return symbol.read_bytes() if symbol.exists() else None
 
 
 def _model(options: Mapping[str, Json]) -> str:

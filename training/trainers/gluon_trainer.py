@@ -15,8 +15,9 @@ from training.loader import WHOLE, Batch, Shard
 from training.losses import CascadeLoss
 from training.mxnet_import import mx
 from training.networks import build
-from training.options import TrainOptions
+from training.options import IDLE_GPU, TrainOptions
 from training.parameter_groups import group_of
+from training.step_seed import step_seed
 from training.symbols import read_parameters, write_parameters, write_symbol
 from training.trainers.gluon_guard import GuardedArrays, look_forward
 from training.transforms import subsample_labels
@@ -24,9 +25,13 @@ from training.transforms import subsample_labels
 
 def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
     """The devices to train on; warns once and takes the CPU where GPUs are asked for in vain."""
-    if options.no_cuda or options.ngpus <= 0:
+    if options.no_cuda:
         return [mx.cpu()]
     present = mx.context.num_gpus()
+    if options.ngpus <= 0:
+        if present:
+            warnings.warn(IDLE_GPU, stacklevel=2)
+        return [mx.cpu()]
     if present == 0:
         warnings.warn(f"--ngpus {options.ngpus}: no GPU here, training on the CPU", stacklevel=2)
         return [mx.cpu()]
@@ -75,9 +80,9 @@ class GluonLearner:
         self.loss.hybridize()
         self.optimizer = self._optimizer()
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_step(self, epoch: int, iteration: int) -> None:
         # Dropout depends on it.
-        mx.random.seed(self.options.seed + epoch)
+        mx.random.seed(step_seed(self.options.seed, epoch, iteration))
 
     def step(self, batch: Batch, rate: float) -> float:
         self.optimizer.set_learning_rate(rate)
@@ -128,7 +133,10 @@ class GluonLearner:
         write_parameters(self.network, path)
 
     def read_parameters(self, path: Path, partial: bool = False) -> tuple[str, ...]:
-        return read_parameters(self.network, path, self.contexts, partial)
+        try:
+            return read_parameters(self.network, path, self.contexts, partial)
+        except mx.MXNetError as error:
+            raise ValueError(f"{path} is no file of parameters: {error}") from error
 
     def write_optimizer(self, path: Path) -> None:
         self.optimizer.save_states(str(path))
@@ -143,6 +151,10 @@ class GluonLearner:
 
     def wait(self) -> None:
         """There is no other process."""
+
+    def agree(self, wish: bool) -> bool:
+        """There is no other process."""
+        return wish
 
     def close(self) -> None:
         """Nothing is held."""

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from export.shapes import infer_shapes
-from export.symbol import Entry, Graph, read_symbol
+from export.symbol import Graph, read_symbol
 from training.options import TrainOptions
 from training.trained_heads import freeze_batch_norms, trained_heads
 
@@ -51,7 +51,18 @@ def trained_graph(symbol: Graph, options: TrainOptions) -> Graph:
     return freeze_batch_norms(graph) if options.freeze_bn else graph
 
 
-def map_size(graph: Graph, head: Entry, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a head's map for images of ``size``."""
-    shape = infer_shapes(graph, *size).of(head)
-    return int(shape[2]), int(shape[3])
+def map_sizes(graph: Graph, size: tuple[int, int], num_classes: int) -> tuple[tuple[int, int], ...]:
+    """Height and width of each head's map for images of ``size``.
+
+    Raises:
+        ValueError: a head has not one channel a class, as where MHP's 19 classes met 18 outputs.
+    """
+    shapes = infer_shapes(graph, *size)
+    found = [shapes.of(head) for head in graph.heads]
+    wrong = [shape[1] for shape in found if shape[1] != num_classes]
+    if wrong:
+        raise ValueError(
+            f"the symbol has {wrong[0]} outputs, the dataset {num_classes} classes: build it for "
+            "these, or name the dataset that it was made for"
+        )
+    return tuple((int(shape[2]), int(shape[3])) for shape in found)

@@ -5,6 +5,7 @@ Each is written aside and renamed.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -54,8 +55,11 @@ def write_optimizer(
         # The parameter file holds the averages: the weights themselves belong here.
         states["average_steps"] = average.steps
         states["weights"] = module.state_dict()
+    # By way of memory: PyTorch's own writer does not say that a disk is full.
+    content = io.BytesIO()
+    torch.save(states, content)
     aside = _beside(path)
-    torch.save(states, aside)
+    aside.write_bytes(content.getbuffer())
     os.replace(aside, path)
 
 

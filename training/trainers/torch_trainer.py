@@ -20,12 +20,13 @@ from training.guard.finite import NonFiniteStep, choose_finding, first_finding
 from training.loader import Batch, Shard, join_shards
 from training.options import TrainOptions
 from training.start_parameters import start_parameters
+from training.step_seed import step_seed
 from training.trained_heads import frozen_parameters
 from training.trainers import torch_states
-from training.trainers.network_symbol import make_symbol, map_size, trained_graph
+from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph
 from training.trainers.symbol_module import SymbolModule
 from training.trainers.torch_average import WeightAverage
-from training.trainers.torch_device import choose_device
+from training.trainers.torch_device import choose_device, tell_remedy_of_memory
 from training.trainers.torch_guard import (
     BeforeStep,
     StepHealth,
@@ -52,7 +53,7 @@ class TorchLearner:
         self.symbol = make_symbol(options, num_classes)
         size = options.height, options.crop_width
         graph = trained_graph(self.symbol, options)
-        self.map_sizes = [map_size(graph, head, size) for head in graph.heads]
+        self.map_sizes = map_sizes(graph, size, num_classes)
         start = start_parameters(graph, *size, options.seed)
         together = self.replicas if options.syncbn else ALONE
         self.module = SymbolModule(graph, start, together).to(
@@ -85,10 +86,9 @@ class TorchLearner:
             # Of running statistics those of the first process count; with --syncbn all are equal.
             self.forward = DistributedDataParallel(self.forward)
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_step(self, epoch: int, iteration: int) -> None:
         # Dropout depends on it; no two processes draw the same.
-        seed = self.options.seed + epoch
-        torch.manual_seed(seed * self.replicas.world + self.replicas.rank)
+        torch.manual_seed(step_seed(self.options.seed, epoch, iteration, self.replicas.rank))
 
     def step(self, batch: Batch, rate: float) -> float:
         set_rate(self.optimizer, rate)
@@ -101,7 +101,7 @@ class TorchLearner:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = self._parts(batch)
         for rows in parts:
-            with self._exchanged(rows is parts[-1]):
+            with self._exchanged(rows is parts[-1]), tell_remedy_of_memory():
                 loss = self._loss(batch.images[rows], [t[rows] for t in targets], weights)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -238,6 +238,9 @@ class TorchLearner:
 
     def wait(self) -> None:
         self.replicas.wait()
+
+    def agree(self, wish: bool) -> bool:
+        return bool(self.replicas.sum(torch.tensor(float(wish), device=self.device)).item())
 
     def close(self) -> None:
         self.replicas.leave()

@@ -17,6 +17,7 @@ sys.path.insert(0, sys.argv[3])
 from poisoned import PoisonedLoader, poison
 
 import training.run
+import training.training_data
 from training.guard.finite import NonFiniteStep
 from training.guard.guard import TrainingStopped
 from training.loader import Batch
@@ -70,7 +71,7 @@ def main(folder: Path, scenes: Path) -> None:
     findings["weight"] = refuse(learner, good, folder)
     (folder / "findings.json").write_text(json.dumps(findings))
 
-    training.run.Loader = PoisonedLoader  # type: ignore[misc]
+    training.training_data.Loader = PoisonedLoader  # type: ignore[misc]
     skipping = parse_options([*flags, "--checkname", "skipped", "--on-nan", "skip"])
     training.run.Run(skipping, GluonLearner(skipping, CLASSES)).fit()
     stopping = parse_options([*flags, "--checkname", "stopped"])

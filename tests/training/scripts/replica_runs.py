@@ -1,33 +1,65 @@
 """Runs of several processes: cut off and resumed, and with a NaN in the rows of one of them.
 
-``replica_runs.py FOLDER SUPPORT FLAG...`` makes the runs ``broken``, ``skipped`` and ``stopped``;
-writes ``FOLDER/said-RANK.json``.
+``replica_runs.py FOLDER SUPPORT FLAG...`` makes the runs ``broken``, ``told`` (resumed twice),
+``skipped`` and ``stopped``; writes ``FOLDER/said-RANK.json``.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[2])
+import numpy as np
+import numpy.typing as npt
 from poisoned import PoisonedLoader
 
 import training.run
+import training.training_data
 from training.guard.guard import TrainingStopped
 from training.options import parse_options
+from training.runs.interruption import Interrupted
 from training.trainers.torch_trainer import TorchLearner
 
 CLASSES = 11
 
 
 class BrokenLearner(TorchLearner):
-    """Ends where a killed process does: behind the first epoch."""
+    """Ends where a killed process does: within the second epoch."""
 
-    def begin_epoch(self, epoch: int) -> None:
-        if epoch == 1:
+    def begin_step(self, epoch: int, iteration: int) -> None:
+        if (epoch, iteration) == (1, 1):
             raise KeyboardInterrupt
-        super().begin_epoch(epoch)
+        super().begin_step(epoch, iteration)
+
+
+class ToldLearner(TorchLearner):
+    """Its second process is told to end within the second epoch."""
+
+    def begin_step(self, epoch: int, iteration: int) -> None:
+        if (epoch, iteration, self.shard.rank) == (1, 0, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().begin_step(epoch, iteration)
+
+
+class ToldInValidation(TorchLearner):
+    """Its first process is told while it validates and the other one waits."""
+
+    def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().logits(image)
+
+
+def end_by_signal(run: training.run.Run) -> tuple[int, int]:
+    """Where it ended."""
+    try:
+        run.fit()
+    except Interrupted:
+        run.learner.wait()
+    return run.folder.read_state().place
 
 
 def run_of(name: str, kind: type[TorchLearner], *flags: str) -> training.run.Run:
@@ -37,7 +69,7 @@ def run_of(name: str, kind: type[TorchLearner], *flags: str) -> training.run.Run
 
 def main(folder: Path, flags: list[str]) -> None:
     said: dict[str, object] = {}
-    broken = run_of("broken", BrokenLearner, *flags)
+    broken = run_of("broken", BrokenLearner, *flags, "--checkpoint-minutes", "1e-9")
     try:
         broken.fit()
     except KeyboardInterrupt:
@@ -46,7 +78,12 @@ def main(folder: Path, flags: list[str]) -> None:
     resumed = run_of("broken", TorchLearner, *flags, "--resume", str(broken.folder.path))
     said["epochs"] = resumed.fit().epochs_done
 
-    training.run.Loader = PoisonedLoader  # type: ignore[misc]
+    told = run_of("told", ToldLearner, *flags)
+    resume = [*flags, "--resume", str(told.folder.path)]
+    said["told"] = end_by_signal(told), end_by_signal(run_of("told", ToldInValidation, *resume))
+    run_of("told", TorchLearner, *resume).fit()
+
+    training.training_data.Loader = PoisonedLoader  # type: ignore[misc]
     once = [*flags, "--epochs", "1", "--no-val"]
     skipped = run_of("skipped", TorchLearner, *once, "--on-nan", "skip")
     skipped.fit()

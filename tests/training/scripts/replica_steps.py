@@ -26,7 +26,7 @@ def main(folder: Path, cases: dict[str, list[str]]) -> None:
         learner.module.double()
         learner.start(weights)
         learner.loss = replace(learner.loss, class_weights=learner.loss.class_weights.double())
-        learner.begin_epoch(0)
+        learner.begin_step(0, 0)
         rows = learner.shard.rows(len(images[0]))
         losses = []
         for image, label in zip(images, labels, strict=True):

@@ -32,10 +32,16 @@ def normalise_batch(call: Call) -> Tensor:
         scale = gamma.to(spread) * (spread + epsilon).rsqrt()
         centred = x.to(here) - here[:, None, None]
         return (centred * scale[:, None, None] + beta.to(here)[:, None, None]).to(x.dtype)
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        # A pooled map of one image. PyTorch refuses it; MXNet answers beta.
+        with torch.no_grad():
+            mean.lerp_(x.reshape(mean.shape).to(mean), 1 - momentum)
+            variance.mul_(momentum)
+        return (x - x) * gamma[:, None, None].to(x) + beta[:, None, None].to(x)
     # The backward pass keeps what it was given, so the buffers themselves are written after it.
     moved = mean.clone(), variance.clone()
     result = functional.batch_norm(x, *moved, gamma, beta, True, 1 - momentum, epsilon)
-    count = x.numel() // x.shape[1]
     with torch.no_grad():
         mean.copy_(moved[0])
         # PyTorch has added the unbiased variance; MXNet adds the biased one.

@@ -24,6 +24,9 @@ def resize(call: Call) -> Tensor:
             for before, after in zip(x.shape[2:], size, strict=True)
         )
         return rows @ x @ columns.T
+    if x.shape[2:] == (1, 1):
+        # The layout of a single position is ambiguous; what follows wants the channels last.
+        return x.expand(-1, -1, *size).contiguous(memory_format=torch.channels_last)
     return functional.interpolate(x, size, mode="bilinear", align_corners=aligned)
 
 

@@ -1,0 +1,82 @@
+"""Being told to end: SIGINT (Ctrl-C) and SIGTERM end a run behind the step, not within it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOLD = b"\ntrain.py: ends after this step and keeps its work; once more: at once, without\n"
+
+
+class Interrupted(Exception):
+    """The run was told to end, and has written where it goes on.
+
+    Attributes:
+        signal_number: which signal told it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+class Interruption:
+    """A context manager; inside, a signal is only noted, and the same one again acts as ever.
+
+    A terminal sends Ctrl-C to all of several processes, and their launcher then SIGTERM: two kinds
+    are one wish. Outside the main thread signals are left alone.
+
+    Args:
+        agree: whether it is so in any of the processes that train together; all have to ask.
+        tells: says what a signal does.
+    """
+
+    def __init__(self, agree: Callable[[bool], bool], tells: bool) -> None:
+        self.agree = agree
+        self.tells = tells
+        self.told: int | None = None
+        self.agreed = False
+        self.before: dict[int, signal.Handlers] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self.before[number] = signal.signal(number, self._note)  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def is_agreed(self) -> bool:
+        """Whether any process was told; all ask at the same places."""
+        self.agreed = self.agree(self.told is not None)
+        return self.agreed
+
+    def check(self) -> None:
+        """Raises Interrupted where the processes have agreed to end."""
+        if self.agreed:
+            raise Interrupted(self.told or signal.SIGTERM)
+
+    def check_here(self) -> None:
+        """Raises Interrupted where this process was told; the others do not know it yet."""
+        if self.told is not None:
+            raise Interrupted(self.told)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.told is None:
+            self.told = number
+            if self.tells:
+                # print() is not allowed here: it may be what was interrupted.
+                os.write(2, TOLD)
+        elif self.told == number:
+            self._restore()
+            os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}

@@ -15,8 +15,9 @@ import onnxruntime
 from onnx import ModelProto
 
 from benchmarks.parity import parse_size
+from benchmarks.plain_graph import plain_model
 from benchmarks.timing import time_in_turn
-from export.build import REWRITES, build_model
+from export.build import build_model
 from export.calibration import calibrate
 from export.cpu import has_vnni
 from export.graph_ends import name_nodes
@@ -44,7 +45,7 @@ def graphs(name: str, size: tuple[int, int], photos: Path) -> dict[tuple[str, st
     """What is compared, by its description and the output that it is cut to; the first is plain."""
     symbol = retarget(read_symbol(PUBLISHED / f"{name}.json.gz"), *size)
     weights = random_params(symbol, *size)
-    plain = build_model(symbol, weights, *size, without=tuple(REWRITES))
+    plain = plain_model(symbol, weights, *size)
     single = build_model(symbol, weights, *size)
     name_nodes(single)
     images = PreparedImages(calibration_source(photos, None, None), Size(*size))
@@ -52,7 +53,7 @@ def graphs(name: str, size: tuple[int, int], photos: Path) -> dict[tuple[str, st
     int8 = quantise(single, ranges, Recipe())
     first = quantise(single, ranges, Recipe(first_float=True))
     return {
-        ("float32 without rewrites", MASK): plain,
+        ("plain float32", MASK): plain,
         ("float32", MASK): single,
         ("float32", LOGITS): single,
         ("int8, first layers in float", MASK): first,

@@ -36,6 +36,8 @@ from serving.palette import load_labels
 
 DATASET = "citys"
 DEFAULTS = Acceleration()
+# Threads of one variant that still spin would take time from the other's turn.
+PAUSE_S = 0.1
 Options = onnxruntime.SessionOptions
 Change = Callable[[Options], None]
 
@@ -164,7 +166,8 @@ def compare(graphs: Graphs, chosen: list[Variant], threads: int, turns: int) -> 
     served = open_variant(graphs, Variant("served"), threads)
     rows = []
     for variant in chosen:
-        own, base = time_in_turn((open_variant(graphs, variant, threads), served), 0.0, turns)
+        pair = (open_variant(graphs, variant, threads), served)
+        own, base = time_in_turn(pair, 0.0, turns, PAUSE_S)
         row = Row(
             variant.name,
             ratios(own.walls, base.walls),

@@ -95,12 +95,15 @@ def pool(turns: Sequence[Turns]) -> Turns:
 
 
 def time_in_turn(
-    runs: Sequence[Callable[[], object]], seconds: float, turns: int = MIN_TURNS
+    runs: Sequence[Callable[[], object]],
+    seconds: float,
+    turns: int = MIN_TURNS,
+    pause_s: float = 0.0,
 ) -> tuple[Turns, ...]:
     """Calls each of ``runs`` in turn, for about ``seconds`` in all, ``turns`` times each at least.
 
     In turn, so that whatever else the machine does disturbs all of them alike. Each is called once
-    before, untimed.
+    before, untimed. ``pause_s`` before each lets threads that spin after their work fall asleep.
     """
     for run in runs:
         run()
@@ -109,6 +112,7 @@ def time_in_turn(
     end = time.perf_counter() + seconds
     while len(walls[0]) < turns or time.perf_counter() < end:
         for number, run in enumerate(runs):
+            time.sleep(pause_s)
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             cpus[number].append(time.process_time() - cpu)

@@ -23,6 +23,7 @@ RUN apt-get update \
 ENV PATH=/opt/segserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/segserve \
+    ORT_DISABLE_TELEMETRY=1 \
     SEGSERVE_REPOSITORY=/models
 
 WORKDIR /src

@@ -1,7 +1,8 @@
 """Graphs with random weights, built once and kept: ``~/.cache/segserve/graphs/``.
 
 The folder is ``$SEGSERVE_CACHE_DIR`` where set. A file's name holds the hash of what it is made
-from: the symbol, the size, the seed, and the exporter's own sources.
+from: the symbol, the size, the seed, and the exporter's own sources. int8 takes its ranges from
+one image of noise: good for the time that a network takes, not for what it answers.
 """
 
 from __future__ import annotations
@@ -9,14 +10,23 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import onnx
 
 import export
 from export.build import build_model
+from export.calibration import calibrate
+from export.graph_ends import name_nodes
+from export.precision_half import to_half
+from export.quantise import Recipe, quantise
 from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol import Graph, read_symbol
 from export.symbol_lookup import PUBLISHED, NetworkName, find_symbol
+from serving.palette import load_labels
 
 SEED = 0
 
@@ -27,36 +37,83 @@ def cache_folder() -> Path:
     return Path(folder) if folder else Path.home() / ".cache" / "segserve"
 
 
-def built_graph(network: NetworkName, classes: int, height: int, width: int) -> Path:
+def built_graph(
+    network: NetworkName, classes: int, height: int, width: int, precision: str = "fp32"
+) -> Path:
     """The ONNX file of a network with random weights; builds it where it is not kept yet.
+
+    Args:
+        precision: ``fp32``, ``fp16`` or ``int8``.
 
     Raises ExportError where the network is unknown or the size illegal.
     """
-    graph = retarget(_symbol(network, classes, height, width), height, width)
+    graph = retarget(symbol_of(network, classes, height, width), height, width)
     key = _key(graph, height, width)
-    path = cache_folder() / "graphs" / f"{network.stem}_{height}x{width}_{key}.onnx"
+    form = "" if precision == "fp32" else f"_{precision}"
+    stem = f"{network.stem}_{classes}c_{height}x{width}{form}_"
+    path = cache_folder() / "graphs" / f"{stem}{key}.onnx"
     if path.is_file():
         return path
-    model = build_model(graph, random_params(graph, height, width, SEED), height, width)
+    if precision == "fp32":
+        model = build_model(graph, random_params(graph, height, width, SEED), height, width)
+    else:
+        model = onnx.load(str(built_graph(network, classes, height, width)))
+        model = lower(model, precision)
+    _keep(model, path, stem)
+    return path
+
+
+def lower(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A float32 graph of the contract in ``fp16`` or ``int8``, not judged by anything."""
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    name_nodes(named)
+    if precision == "fp16":
+        return to_half(named)
+    height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:3])
+    noise = np.random.default_rng(SEED).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    recipe = Recipe()
+    return quantise(named, calibrate(named, [noise], recipe.method), recipe)
+
+
+def _keep(model: onnx.ModelProto, path: Path, stem: str) -> None:
+    """Writes a graph in one step, and removes those of other keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=".building-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(model.SerializeToString())
-        for outdated in path.parent.glob(f"{network.stem}_{height}x{width}_*.onnx"):
-            outdated.unlink(missing_ok=True)
+        for outdated in path.parent.glob(f"{stem}[0-9a-f]*.onnx"):
+            if "_" not in outdated.name.removeprefix(stem):
+                outdated.unlink(missing_ok=True)
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
-    return path
 
 
-def _symbol(network: NetworkName, classes: int, height: int, width: int) -> Graph:
+def symbol_of(network: NetworkName, classes: int, height: int, width: int) -> Graph:
+    """The symbol of a network; a published one is given another number of classes.
+
+    Raises ExportError where it is not known.
+    """
     published = PUBLISHED / f"{network.stem}.json.gz"
-    if published.is_file():
-        return read_symbol(published)
-    return find_symbol(network, None, classes, (height, width)).graph
+    if not published.is_file():
+        return find_symbol(network, None, classes, (height, width)).graph
+    symbol = read_symbol(published)
+    own = len(load_labels(network.dataset).names)
+    return symbol if own == classes else _with_classes(symbol, own, classes)
+
+
+def _with_classes(symbol: Graph, own: int, classes: int) -> Graph:
+    """No layer of these networks but the classifiers has as many filters as there are classes."""
+    nodes = tuple(
+        replace(node, attrs={**node.attrs, "num_filter": str(classes)})
+        if node.attrs.get("num_filter") == str(own)
+        else node
+        for node in symbol.nodes
+    )
+    return Graph(nodes, symbol.heads)
 
 
 def _key(graph: Graph, height: int, width: int) -> str:

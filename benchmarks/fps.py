@@ -1,6 +1,6 @@
 """Time an image and frames per second: ``python benchmarks/fps.py --model icnet``."""
 
-from benchmarks.speed import main
+from benchmarks.fps_command import main
 
 if __name__ == "__main__":
     main()

@@ -1,80 +1,95 @@
-"""``benchmarks/gpu.sh``: t_gpu of the large networks on ONNX Runtime's CUDA provider.
+"""``benchmarks/gpu.sh``: t_gpu of the large networks, every way that this project can run them.
 
 Builds ICNet-ResNet50 and PSPNet-ResNet101 (19 classes, random weights: speed does not depend on
-them) in fp16, times them with the image and the logits in the device's memory, and tells from the
-session's profile which nodes and copies fell back to the CPU.
+them), times each on ONNX Runtime's CUDA provider (NCHW and NHWC, with and without CUDA graphs, by
+cuDNN's heuristics and by its search), on TensorRT and on PyTorch, batch by batch, and tells from a
+session's profile which nodes and copies left the device. What is not installed is named and left
+out. The figures go into ``benchmarks/results``.
 
 Without a CUDA provider it says so and ends with exit code 0; 1 is an error, 2 a wrong option.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import re
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import onnx
-import onnxruntime
 import typer
 from rich.console import Console
 
 from benchmarks.built_graphs import built_graph
-from benchmarks.device_speed import (
-    CPU,
-    CUDA,
-    DeviceSpeed,
-    ProviderMissing,
-    check_provider,
-    measure_device,
-    provider_options,
-)
+from benchmarks.device_profile import profile_graph
+from benchmarks.fps_command import check_choice, open_subject
+from benchmarks.machine import RESULTS, Machine, read_machine, write_result
+from benchmarks.node_profile import NodeProfile
+from benchmarks.onnx_subject import PROVIDERS, check_provider
+from benchmarks.speed import Speed, measure_speed
+from benchmarks.subject import Case, EngineMissing
 from export.errors import ExportError
-from export.graph_ends import name_nodes
-from export.precision_half import to_half
 from export.symbol_lookup import NetworkName
-from serving.engines.cut import cut_graph
+from serving.engines.acceleration import Acceleration
+from serving.errors import SegserveError
 from serving.geometry import Size
 from serving.palette import load_labels
 
-RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("icnet_resnet50", "pspnet_resnet101")
 DATASET = "citys"
+WEIGHTS = "random weights"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a graph, by a name that the command line takes."""
+
+    engine: str
+    cuda: tuple[tuple[str, str], ...] = ()
+    graphs: bool = True
+
+    @property
+    def acceleration(self) -> Acceleration:
+        """What ``config.pbtxt`` would say for it."""
+        return Acceleration(cuda=dict(self.cuda))
+
+
+WAYS = {
+    "cuda": Way("cuda"),
+    "cuda-nhwc": Way("cuda", (("prefer_nhwc", "1"),)),
+    "cuda-search": Way("cuda", (("cudnn_conv_algo_search", "EXHAUSTIVE"),)),
+    "cuda-nhwc-search": Way(
+        "cuda", (("prefer_nhwc", "1"), ("cudnn_conv_algo_search", "EXHAUSTIVE"))
+    ),
+    "cuda-launch": Way("cuda", graphs=False),
+    "tensorrt": Way("tensorrt"),
+    "torch": Way("torch"),
+    "cpu": Way("cpu"),
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network in one form on one device."""
+    """One case one way.
 
-    network: str
-    size: str
-    precision: str
-    layout: str
-    speed: DeviceSpeed
+    Attributes:
+        profile: where the nodes ran; None for other engines than ONNX Runtime.
+    """
 
-    @property
-    def symbol(self) -> str:
-        """``t_gpu`` or ``t_cpu``."""
-        return "t_gpu" if self.speed.provider == CUDA else "t_cpu"
+    way: str
+    speed: Speed
+    profile: NodeProfile | None
 
     def lines(self) -> list[str]:
         """What the terminal shows."""
-        speed = self.speed
-        slowest = ", ".join(f"{name} {us / 1000:.2f} ms" for name, us in speed.profile.slowest(5))
-        return [
-            f"{self.network}, {self.size}, {self.precision}, {self.layout}, cut to {speed.fetched}",
-            f"{self.symbol} {speed.per_image_ms:.2f} ms   {1000 / speed.per_image_ms:.2f} fps"
-            f"   (p50 {speed.p50_ms:.2f}, p95 {speed.p95_ms:.2f}, {speed.runs} runs;"
-            f" {speed.with_copies_ms:.2f} ms with the copies in and out)",
-            *speed.profile.lines(speed.provider),
-            # On a GPU the profile holds the times of launches, which say nothing of the work.
-            *([] if speed.provider == CUDA else [f"slowest: {slowest}"]),
-        ]
+        lines = [f"== {self.way}", *self.speed.lines()]
+        if self.profile is not None:
+            provider = PROVIDERS[WAYS[self.way].engine]
+            lines += self.profile.lines(provider)
+            if not self.speed.on_gpu:  # on a GPU these are the times of launches
+                slowest = self.profile.slowest(5)
+                told = ", ".join(f"{name} {us / 1000:.2f} ms" for name, us in slowest)
+                lines.append(f"slowest: {told}")
+        return lines
 
 
 def gpu(
@@ -82,97 +97,109 @@ def gpu(
         NETWORKS
     ),
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH.")] = "1024x2048",
-    precision: Annotated[str, typer.Option(help="fp16 or fp32, comma-separated.")] = "fp16",
-    layouts: Annotated[
-        str, typer.Option(help="nchw or nhwc: what the CUDA provider prefers.")
-    ] = "nchw,nhwc",
-    output: Annotated[str, typer.Option(help="logits (what is served) or mask.")] = "logits",
-    seconds: Annotated[float, typer.Option(min=0, help="How long each is timed, twice.")] = 10.0,
-    provider: Annotated[str, typer.Option(help="cuda, or cpu to try the script.")] = "cuda",
+    precision: Annotated[str, typer.Option(help="fp16, fp32 or int8, by comma.")] = "fp16",
+    ways: Annotated[str, typer.Option(help=f"of {', '.join(WAYS)}, by comma.")] = (
+        "cuda,cuda-nhwc,cuda-search,cuda-nhwc-search,cuda-launch,tensorrt,torch"
+    ),
+    batches: Annotated[str, typer.Option(help="Images a run, by comma.")] = "1,8",
+    outputs: Annotated[str, typer.Option(help="logits and mask, by comma.")] = "logits,mask",
+    seconds: Annotated[float, typer.Option(min=0, help="How long each is timed, twice.")] = 3.0,
     results: Annotated[Path | None, typer.Option(help="Folder of the JSON file.")] = None,
 ) -> None:
-    """Prints t_gpu with ONNX Runtime's CUDA provider, and what fell back to the CPU."""
+    """Prints t_gpu way by way, and what left the device."""
     console = Console(stderr=True, highlight=False)
-    wanted = {"cuda": CUDA, "cpu": CPU}.get(provider)
     try:
-        if wanted is None:
-            raise ValueError(f"--provider {provider}: cuda or cpu")
         pixels = Size.parse(size)
         names = [_network(name) for name in networks.split(",")]
-        precisions = _choices("--precision", precision, ("fp16", "fp32"))
-        chosen = _choices("--layouts", layouts, ("nchw", "nhwc"))
+        precisions = _choices("--precision", precision, ("fp16", "fp32", "int8"))
+        chosen = _choices("--ways", ways, tuple(WAYS))
+        fetched = _choices("--outputs", outputs, ("logits", "mask"))
+        counts = [int(count) for count in _choices("--batches", batches, None)]
+        if min(counts) < 1:
+            raise ValueError(f"--batches {batches}: each is 1 at least")
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
+    machine = read_machine()
     found: list[Measurement] = []
+    missing: dict[str, str] = {}
     try:
-        if wanted == CUDA and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages
-        check_provider(wanted)
-        for network in names:
-            for form in precisions:
-                with console.status(f"building {network.stem} {size} {form}"):
-                    graph = _graph(network, pixels, form, output)
-                for layout in chosen if wanted == CUDA else chosen[:1]:
-                    options = provider_options(wanted, layout == "nhwc")
-                    with console.status(f"measuring {network.stem} {form} {layout}"):
-                        speed = measure_device(graph, wanted, options, seconds)
-                    found.append(Measurement(network.stem, size, form, layout, speed))
-                    typer.echo("\n".join(found[-1].lines()) + "\n")
-    except ProviderMissing as error:
+        if any(WAYS[way].engine == "cuda" for way in chosen):
+            check_provider(PROVIDERS["cuda"])
+        for case in _cases(names, pixels, precisions, counts, fetched):
+            for way in chosen:
+                if way in missing:
+                    continue
+                with console.status(f"{case.title} {case.precision} x{case.batch} {way}"):
+                    try:
+                        found.append(measure(case, way, seconds))
+                    except EngineMissing as error:
+                        missing[way] = str(error)
+                        typer.echo(f"== {way} left out: {error}\n")
+                        continue
+                typer.echo("\n".join(found[-1].lines()) + "\n")
+    except EngineMissing as error:
         typer.echo(f"no CUDA provider here: {error}")
         typer.echo("nothing was measured; on a machine with an NVIDIA GPU run benchmarks/gpu.sh")
         return
-    except (ExportError, OSError) as error:
+    except (ExportError, SegserveError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    folder = results or (RESULTS if wanted == CUDA else None)
-    if folder is not None:
-        typer.echo(f"written to {write_results(folder, found)}")
+    on_gpu = any(measurement.speed.on_gpu for measurement in found)
+    folder = results or (RESULTS if on_gpu else None)
+    if folder is not None and found:
+        typer.echo(f"written to {write_results(folder, found, missing, machine)}")
 
 
-def write_results(folder: Path, found: list[Measurement]) -> Path:
-    """Writes all measurements, the device and the command as one JSON file; returns its path."""
-    now = datetime.now(timezone.utc)
-    device = describe_gpu() or platform.processor() or platform.machine()
-    content = {
-        "command": "benchmarks/gpu.sh " + " ".join(sys.argv[1:]),
-        "date": now.isoformat(timespec="seconds"),
-        "device": device,
-        "versions": f"ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}",
-        "weights": "random; speed does not depend on them",
-        "measurements": [asdict(measurement) for measurement in found],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "_", device.split(",")[0].lower()).strip("_")
-    path = folder / f"gpu_{name}_{now:%Y%m%d_%H%M%S}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    return path
+def measure(case: Case, way: str, seconds: float) -> Measurement:
+    """Times a case one way, and profiles it where ONNX Runtime runs it.
 
-
-def describe_gpu() -> str:
-    """Name, driver and memory of the first GPU; empty where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    Raises EngineMissing where that engine cannot run here.
+    """
+    chosen = WAYS[way]
+    case = replace(case, graphs=chosen.graphs)
+    if chosen.engine != "torch":
+        size = (case.height, case.width)
+        assert case.network is not None
+        graph = built_graph(case.network, case.classes, *size, case.precision)
+        case = replace(case, graph=graph)
+    subject = open_subject(case, chosen.engine, chosen.acceleration)
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    lines = done.stdout.strip().splitlines()
-    return lines[0] if lines else ""
+        speed = measure_speed(subject, case, seconds, 5, WEIGHTS)
+    finally:
+        subject.close()
+    profile = None
+    if chosen.engine in PROVIDERS:
+        profile = profile_graph(case, chosen.engine, chosen.acceleration)
+    return Measurement(way, speed, profile)
 
 
-def _graph(network: NetworkName, size: Size, precision: str, output: str) -> onnx.ModelProto:
-    """What the embedded engine would run: the graph cut to one output."""
+def write_results(
+    folder: Path, found: list[Measurement], missing: dict[str, str], machine: Machine
+) -> Path:
+    """Writes all measurements and the device as one JSON file; returns its path."""
+    device = machine.gpus[0].split(",")[0] if machine.gpus else machine.cpu
+    name = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
+    stamp = re.sub(r"[^0-9T]", "", machine.date[:19])
+    content = {"weights": WEIGHTS, "left_out": missing, "measurements": found}
+    return write_result(f"gpu_{name}_{stamp}", content, machine, folder)
+
+
+def _cases(
+    networks: list[NetworkName],
+    size: Size,
+    precisions: list[str],
+    batches: list[int],
+    outputs: list[str],
+) -> list[Case]:
     classes = len(load_labels(DATASET).names)
-    model = onnx.load(str(built_graph(network, classes, size.height, size.width)))
-    try:
-        model = cut_graph(model, output)
-    except ValueError as error:
-        raise ExportError(f"--output {output}: {error}") from error
-    if precision == "fp32":
-        return model
-    name_nodes(model)
-    return to_half(model)
+    return [
+        Case(network.stem, network, classes, size.height, size.width, form, batch, output=output)
+        for network in networks
+        for form in precisions
+        for batch in batches
+        for output in outputs
+    ]
 
 
 def _network(text: str) -> NetworkName:
@@ -182,10 +209,13 @@ def _network(text: str) -> NetworkName:
     return NetworkName(name, backbone, 1.0, DATASET)
 
 
-def _choices(option: str, text: str, known: tuple[str, ...]) -> list[str]:
+def _choices(option: str, text: str, known: tuple[str, ...] | None) -> list[str]:
     chosen = [part.strip().lower() for part in text.split(",") if part.strip()]
-    if not chosen or set(chosen) - set(known):
-        raise ValueError(f"{option} {text!r}: of {', '.join(known)}, comma-separated")
+    if not chosen:
+        raise ValueError(f"{option} names nothing")
+    if known is not None:
+        for value in chosen:
+            check_choice(option, value, known)
     return chosen
 
 

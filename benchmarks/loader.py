@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from export.pixels import IMAGENET
 from training.datasets import dataset_labels, open_dataset
 from training.flags import parse_floats, parse_size
 from training.loader import Batch, Loader, Mixture
@@ -105,6 +106,7 @@ def main(
                 batch_size=batch_size,
                 workers=int(count),
                 seed=1,
+                pixels=IMAGENET,
                 prefetch=int(ahead),
             )
             typer.echo(measure(loader, batches, step_ms / 1000).line())

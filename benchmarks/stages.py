@@ -1,14 +1,15 @@
 """Each stage around the network against the obvious way to do it, one thread, in turn.
 
-``python -m benchmarks.stages [--photo STREET.jpg] [--json FILE] [--seconds N]``. The times are the
-process's CPU time a run (median, and the quartiles), which other work on the machine disturbs less
-than wall time; both are written. Without a photo a scene is rendered.
+``python -m benchmarks.stages [--photo STREET.jpg ...] [--json FILE] [--seconds N]``. The times are
+the process's CPU time a run (median over all photos' runs, and the quartiles), which other work on
+the machine disturbs less than wall time; both are written, and each photo's own ratio. Without a
+photo a scene is rendered.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ import typer
 
 from benchmarks import obvious
 from benchmarks.stage_subjects import FINE, SIZE, Logits, Subjects, make_subjects, mixed_share
-from benchmarks.timing import Turns, time_in_turn
+from benchmarks.timing import Turns, pool, time_in_turn
 from serving import image, lifecycle, restore
 from serving.class_statistics import class_statistics
 from serving.forms.mask_view import MaskOptions
@@ -56,6 +57,7 @@ class Row:
     theirs_quartiles: tuple[float, float]
     theirs_wall: float
     runs: int
+    photo_ratios: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
@@ -71,7 +73,10 @@ class Row:
                 (self.theirs, self.theirs_quartiles),
             )
         )
-        return f"| {self.stage} | {mine} | {other} | {self.other} | {self.ratio:.1f} |"
+        ratio = f"{self.ratio:.1f}"
+        if len(self.photo_ratios) > 1:
+            ratio += f" ({min(self.photo_ratios):.1f}-{max(self.photo_ratios):.1f})"
+        return f"| {self.stage} | {mine} | {other} | {self.other} | {ratio} |"
 
 
 @dataclass(frozen=True)
@@ -172,9 +177,15 @@ def shape_name(logits: Logits) -> str:
     return "x".join(map(str, logits.shape))
 
 
-def measure(comparison: Comparison, seconds: float) -> Row:
-    """Runs both in turn."""
+def measure(comparison: Comparison, seconds: float) -> tuple[Turns, Turns]:
+    """Runs both in turn: ours, theirs."""
     mine, theirs = time_in_turn((comparison.ours, comparison.theirs), seconds)
+    return mine, theirs
+
+
+def summarize(comparison: Comparison, measured: Sequence[tuple[Turns, Turns]]) -> Row:
+    """One stage over all photos, each of which was measured by itself."""
+    mine, theirs = (pool(turns) for turns in zip(*measured, strict=True))
 
     def quartiles(turns: Turns) -> tuple[float, float]:
         return turns.cpu_ms(25), turns.cpu_ms(75)
@@ -189,6 +200,7 @@ def measure(comparison: Comparison, seconds: float) -> Row:
         quartiles(theirs),
         theirs.wall_ms(),
         len(mine.walls),
+        tuple(other.cpu_ms() / own.cpu_ms() for own, other in measured),
     )
 
 
@@ -208,22 +220,32 @@ def compare_labels(name: str, logits: Logits, model: Size) -> Agreement:
 
 
 def main(
-    photo: Annotated[Path | None, typer.Option(help=f"A photo of {SIZE}.")] = None,
+    photo: Annotated[
+        list[Path] | None, typer.Option(help=f"A photo of {SIZE}; several by several options.")
+    ] = None,
     repository: Annotated[Path, typer.Option(help="Has icnet.")] = Path("model_repository"),
-    seconds: Annotated[float, typer.Option(min=0, help="For each stage.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For each stage of each photo.")] = 3.0,
     json_file: Annotated[Path, typer.Option("--json", help="Where to write.")] = RESULTS,
 ) -> None:
     """Prints a row a stage, and writes them all."""
     cv2.setNumThreads(1)
     lifecycle.warm_stages()
-    subjects = make_subjects(photo, repository)
+    kinds, stages, agreements = [], [], []
+    for path in photo or [None]:
+        subjects = make_subjects(path, repository)
+        kinds.append(subjects.kind)
+        stages.append([(stage, measure(stage, seconds)) for stage in comparisons(subjects)])
+        agreements += [compare_labels(*case) for case in logits_cases(subjects)]
+    rows = [
+        summarize(of_photos[0][0], [measured for _, measured in of_photos])
+        for of_photos in zip(*stages, strict=True)
+    ]
+    # Noise is the same for all photos.
+    agreements = list(dict.fromkeys(agreements))
     typer.echo("| stage | here, ms | obvious, ms | the obvious way | ratio |")
     typer.echo("|---|---|---|---|---|")
-    rows = []
-    for comparison in comparisons(subjects):
-        rows.append(measure(comparison, seconds))
-        typer.echo(rows[-1].line())
-    agreements = [compare_labels(*case) for case in logits_cases(subjects)]
+    for row in rows:
+        typer.echo(row.line())
     for agreement in agreements:
         typer.echo(
             f"{agreement.logits}: {100 * agreement.mixed_cells:.1f} % of the cells mixed; of "
@@ -232,7 +254,7 @@ def main(
         )
     here = read_environment()
     written = {
-        "subject": f"{subjects.kind} of {SIZE}; logits of {FINE} are of tiles put together",
+        "subjects": f"{', '.join(kinds)} of {SIZE}; logits of {FINE} are of tiles put together",
         "cpu": here.cpu,
         "cores": here.cores,
         "threads": 1,

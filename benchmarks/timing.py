@@ -13,6 +13,30 @@ MIN_TURNS = 5
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of ``count`` measurements, in their own unit."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Median and quartiles of one value at least."""
+    low, median, high = (float(v) for v in np.percentile(values, (25, 50, 75)))
+    return Spread(median, low, high, len(values))
+
+
+def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """Each value by the one of ``base`` of the same turn: what disturbed both cancels out."""
+    return spread_of([value / one for value, one in zip(values, base, strict=True)])
+
+
+@dataclass(frozen=True)
 class Timing:
     """Wall time of each run in seconds, and the process's CPU time of all of them."""
 
@@ -62,19 +86,33 @@ class Turns:
         return float(np.percentile(self.walls, percent)) * 1000
 
 
-def time_in_turn(runs: Sequence[Callable[[], object]], seconds: float) -> tuple[Turns, ...]:
-    """Calls each of ``runs`` in turn, for about ``seconds`` in all, five times each at least.
+def pool(turns: Sequence[Turns]) -> Turns:
+    """The runs of all of them."""
+    return Turns(
+        tuple(wall for one in turns for wall in one.walls),
+        tuple(cpu for one in turns for cpu in one.cpus),
+    )
+
+
+def time_in_turn(
+    runs: Sequence[Callable[[], object]],
+    seconds: float,
+    turns: int = MIN_TURNS,
+    pause_s: float = 0.0,
+) -> tuple[Turns, ...]:
+    """Calls each of ``runs`` in turn, for about ``seconds`` in all, ``turns`` times each at least.
 
     In turn, so that whatever else the machine does disturbs all of them alike. Each is called once
-    before, untimed.
+    before, untimed. ``pause_s`` before each lets threads that spin after their work fall asleep.
     """
     for run in runs:
         run()
     walls: list[list[float]] = [[] for _ in runs]
     cpus: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + seconds
-    while len(walls[0]) < MIN_TURNS or time.perf_counter() < end:
+    while len(walls[0]) < turns or time.perf_counter() < end:
         for number, run in enumerate(runs):
+            time.sleep(pause_s)
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             cpus[number].append(time.process_time() - cpu)

@@ -12,25 +12,27 @@ from export import network_flags as networks
 from export import precision_flags as precisions
 from export import repository_flags as written
 from export.build import build_model, check_opset, number_of_classes, set_metadata
-from export.errors import ExportError, IllegalSize, UnsupportedPrecision
+from export.errors import ExportError, UnsupportedPrecision
+from export.existing import CopyOptions, check_alone, check_outputs, read_existing, write_copy
 from export.gate import Limits
 from export.image_size import parse_size
 from export.labels import check_labels, find_labels, generic_labels
-from export.model_files import onnx_files
+from export.model_files import ONNX_FILE, onnx_files
 from export.mxnet_model import SYMBOL_FILE, mxnet_files
+from export.own_size import own_size
 from export.params import read_params
 from export.pixels import IMAGENET, choose_pixels
 from export.precision import PrecisionOptions, check_options, lower_precision
+from export.pretrained import NamedNetwork, name_network
 from export.progress import show_steps
 from export.provenance import digest, tool_version
 from export.random_params import random_params
 from export.repository_flags import split_head
-from export.retarget import retarget, size_rule
+from export.retarget import retarget
 from export.symbol import read_symbol
-from export.symbol_lookup import FoundSymbol, NetworkName, find_symbol
+from export.symbol_lookup import FoundSymbol, find_symbol
 from export.triton import ModelFacts, variant_name, write_version
 from export.verify import mxnet_installed, verify
-from training.backbones import default_backbone
 
 _STEPS = 6
 _IMAGES = "Classes and pixels"
@@ -42,8 +44,10 @@ def export(
     width: networks.Width = 1.0,
     aux: networks.Aux = False,
     output_stride: networks.OutputStride = None,
+    existing: networks.From = None,
     symbol: networks.Symbol = None,
     params: networks.Params = None,
+    pretrained: networks.Pretrained = None,
     size: networks.Size = None,
     dataset: Annotated[
         str | None,
@@ -130,10 +134,19 @@ def export(
 
     segserve export --symbol net-symbol.json --params net-0000.params --labels classes.txt
 
+    segserve export --pretrained icnet_resnet50_citys --size 1024x2048
+
     segserve export --model pspnet ... --precision int8 --root CITYSCAPES
+
+    segserve export --from icnet --precision int8 --root CAMVID
     """
     console = Console(stderr=True, highlight=False)
     try:
+        named = name_network(
+            pretrained,
+            NamedNetwork(model, backbone, width, aux, output_stride, dataset, params),
+        )
+        model, dataset, params = named.model, named.dataset, named.params
         options = PrecisionOptions(
             precision,
             dataset,
@@ -145,11 +158,24 @@ def export(
             search,
             force,
         )
+        if existing is not None:
+            told_too = (model, symbol, params, pretrained, size, labels, mean, std, bgr, opset)
+            check_alone(existing, told_too)
+            start = read_existing(existing, repository)
+            check_outputs(start, file_format, split_head(head))
+            told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
+            folder, outcome = write_copy(start, repository, options, told, console)
+            console.print(outcome, markup=False, soft_wrap=True)
+            known = len(start.labels.names)
+            typer.echo(
+                written.summary(folder, ONNX_FILE, known, start.size, precision, start.heads)
+            )
+            return
         check_options(options)
         _check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
-        pixels = choose_pixels(model, mean, std, bgr)
+        pixels = choose_pixels(model, mean, std, bgr, named.backbone)
         heads = split_head(head)
         label_set = find_labels(dataset, labels, root)
         with show_steps(console, _STEPS) as step:
@@ -158,9 +184,8 @@ def export(
             if symbol is not None:
                 found = FoundSymbol(read_symbol(symbol), symbol.name)
             else:
-                network = _network(model, backbone, width, dataset, aux, output_stride)
-                found = find_symbol(network, params, classes, wanted)
-            height, columns = wanted or _own_size(found)
+                found = find_symbol(named.network, params, classes, wanted)
+            height, columns = wanted or own_size(found)
             graph = retarget(found.graph, height, columns)
             classes = number_of_classes(graph, height, columns)
             label_set = label_set or generic_labels(classes)
@@ -170,8 +195,8 @@ def export(
             step("building the graph")
             origin = [provenance] if provenance else []
             origin.append(f"symbol {found.source}")
-            origin.append(f"parameters {params.name} sha256 {digest(params)}"
-                          if params else "random weights")  # fmt: skip
+            read = f"parameters {params.name} sha256 {digest(params)}" if params else ""
+            origin.append(read or "random weights")
             origin.append(
                 f"exported by segserve {tool_version()} at {height}x{columns} {precision}"
             )
@@ -215,23 +240,8 @@ def export(
         console.print("classes without names; --dataset or --labels gives them some")
     for line in filter(None, outcomes):
         console.print(line, markup=False, soft_wrap=True)
-    main_file = "model.onnx" if file_format == "onnx" else SYMBOL_FILE
-    typer.echo(f"{folder}/{main_file}: {title} version {folder.name}, {classes} classes,"
-               f" {height}x{columns}, {precision}, {','.join(heads)}")  # fmt: skip
-
-
-def _network(
-    model: str | None,
-    backbone: str | None,
-    width: float,
-    dataset: str | None,
-    aux: bool,
-    output_stride: int | None,
-) -> NetworkName:
-    if model is None:
-        raise ExportError("name the network with --model, or give its --symbol")
-    chosen = backbone or default_backbone(model)
-    return NetworkName(model, chosen, width, dataset, aux, output_stride)
+    main_file = ONNX_FILE if file_format == "onnx" else SYMBOL_FILE
+    typer.echo(written.summary(folder, main_file, classes, (height, columns), precision, heads))
 
 
 def _check_format(file_format: str, precision: str, opset: int | None) -> None:
@@ -241,10 +251,3 @@ def _check_format(file_format: str, precision: str, opset: int | None) -> None:
         raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
     if file_format == "mxnet" and opset is not None:
         raise ExportError(f"--opset {opset} is for --format onnx; leave one of the two out")
-
-
-def _own_size(found: FoundSymbol) -> tuple[int, int]:
-    rule = size_rule(found.graph)
-    if rule is None:
-        raise IllegalSize(f"{found.source} fits many sizes; choose one with --size HEIGHTxWIDTH")
-    return rule.height, rule.width

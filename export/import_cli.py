@@ -17,6 +17,7 @@ from export.errors import ExportError, InvalidLabels, InvalidNetwork
 from export.gate import Limits
 from export.image_size import parse_size
 from export.labels import find_labels, read_labels
+from export.model_files import ONNX_FILE
 from export.onnx_import import ImportOptions, InputFormat, import_network
 from export.onnx_outputs import Labels
 from export.onnx_source import opset_of, read_network
@@ -167,10 +168,10 @@ def import_onnx(
     one = [] if batches else ["one image a run"]
     for note in filter(None, (*imported.notes, *one, outcome, lowered.outcome)):
         console.print(note, markup=False, soft_wrap=True)
-    outputs = "mask" if isinstance(imported.found, Labels) else ",".join(heads)
-    typer.echo(f"{folder}/model.onnx: {title} version {folder.name}, {len(labels.names)} classes,"
-               f" {imported.height}x{imported.width}, {precision}, {outputs},"
-               f" opset {opset_of(imported.model)}")  # fmt: skip
+    outputs = ("mask",) if isinstance(imported.found, Labels) else heads
+    shape = (imported.height, imported.width)
+    line = written.summary(folder, ONNX_FILE, len(labels.names), shape, precision, outputs)
+    typer.echo(f"{line}, opset {opset_of(imported.model)}")
 
 
 def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) -> InputFormat:

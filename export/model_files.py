@@ -9,6 +9,7 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from tritonclient.grpc import model_config_pb2
 
+ONNX_FILE = "model.onnx"
 _TYPES = {
     TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
     TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
@@ -42,10 +43,10 @@ class ModelFiles:
 
 
 def onnx_files(model: ModelProto) -> ModelFiles:
-    """A version of an ONNX model: ``model.onnx``."""
+    """A version of an ONNX model: ``ONNX_FILE``."""
 
     def write(folder: Path) -> None:
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        (folder / ONNX_FILE).write_bytes(model.SerializeToString())
 
     inputs, outputs = map(_tensor, model.graph.input), map(_tensor, model.graph.output)
     return ModelFiles("onnxruntime_onnx", "", tuple(inputs), tuple(outputs), write)

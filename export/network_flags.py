@@ -7,19 +7,31 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from training.model_names import NETWORKS
+
 _PANEL = "Network"
 
 Model: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="icnet, pspnet, fcn, deeplabv3, deeplabv3plus, deeplab_msra or deeplab_msra_dcn.",
+        help=f"{', '.join(NETWORKS)}.",
+        rich_help_panel=_PANEL,
+    ),
+]
+From: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="A model of --repository (or its folder) in fp32 or fp16, instead of --model: the same"
+        " network once more, in another --precision.",
         rich_help_panel=_PANEL,
     ),
 ]
 Backbone: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Default: resnet50; xception65 of deeplabv3plus, resnet101 of deeplab_msra.",
+        help="Default: resnet50; xception65 of deeplabv3plus, resnet101 of Caffe's DeepLabs.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -37,6 +49,15 @@ Aux: TypeAlias = Annotated[
 OutputStride: TypeAlias = Annotated[
     int | None,
     typer.Option(help="8 or 16, of deeplabv3plus. Default: 16.", rich_help_panel=_PANEL),
+]
+Pretrained: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of GluonCV's zoo (icnet_resnet50_citys), or a folder of segserve import-weights: "
+        "stands for --model, --backbone, --dataset and --params.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Symbol: TypeAlias = Annotated[
     Path | None,

@@ -27,22 +27,47 @@ class Pixels:
 
 
 IMAGENET = Pixels()
-# TensorFlow's Xception sees -1 to 1; mxnetgo's DeepLab BGR bytes less (104, 116, 122).
-_DEEPLAB_MSRA = Pixels((122 / 255, 116 / 255, 104 / 255), _BYTE, bgr=True)
+_SIGNED = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _caffe(blue: float, green: float, red: float) -> Pixels:
+    """BGR bytes less their mean."""
+    return Pixels((red / 255, green / 255, blue / 255), _BYTE, bgr=True)
+
+
+# Of each network as it is published; all others see ImageNet's.
 TRAINED_ON: dict[str, Pixels] = {
-    "deeplabv3plus": Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "deeplabplus": Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "deeplab_msra": _DEEPLAB_MSRA,
-    "deeplab_msra_dcn": _DEEPLAB_MSRA,
+    "deeplab_msra": _caffe(104, 116, 122),
+    "deeplab_msra_dcn": _caffe(104, 116, 122),
+    "deeplabv2": _caffe(104.008, 116.669, 122.675),
+    "icnet_fast_seg": _caffe(104.00698793, 116.66876762, 122.67891434),
+    "icnet_paper": _caffe(103.939, 116.779, 123.68),
 }
+# TensorFlow's Xception sees -1 to 1, in DeepLabV3+ too.
+SIGNED_BACKBONE = "xception65"
+SIGNED_MODELS = ("deeplabv3plus", "deeplabplus")
 
 
-def choose_pixels(model: str | None, mean: str | None, std: str | None, bgr: bool | None) -> Pixels:
+def pixels_of(model: str | None, backbone: str | None = None) -> Pixels:
+    """What a network sees, in training and when it is served; DeepLabV3+ without a backbone has its
+    usual one."""
+    if model in SIGNED_MODELS and backbone in (None, SIGNED_BACKBONE):
+        return _SIGNED
+    return TRAINED_ON.get(model or "", IMAGENET)
+
+
+def choose_pixels(
+    model: str | None,
+    mean: str | None,
+    std: str | None,
+    bgr: bool | None,
+    backbone: str | None = None,
+) -> Pixels:
     """What was asked for; else what the named network was trained on; else ImageNet's.
 
     ``mean`` and ``std`` are three numbers by comma, RGB, of values from 0 to 1. Raises ExportError.
     """
-    known = TRAINED_ON.get(model or "", IMAGENET)
+    known = pixels_of(model, backbone)
     chosen = Pixels(
         known.mean if mean is None else _three("--mean", mean),
         known.std if std is None else _three("--std", std),

@@ -30,6 +30,8 @@ from export.timing import TimeRatio, compare_times
 from serving.geometry import Size
 
 PRECISIONS = ("fp32", "fp16", "int8")
+# Without --search: the fastest first, and the next where it loses too much.
+RECIPES = (Recipe(), Recipe(first_float=True))
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,15 @@ def _quantise(model: ModelProto, options: PrecisionOptions, gate: Gate, steps: S
         if not kept.recipe.reduce_range:
             notes.append(_saturation())
         return _Made(found.model, tuple(notes), kept.comparison, kept.time)
-    recipe = Recipe()
-    ranges = calibrate(model, images, recipe.method, steps.part("calibrating", len(images)))
-    return _Made(quantise(model, ranges, recipe), (calibrated, f"int8: {recipe}"))
+    ranges = calibrate(model, images, RECIPES[0].method, steps.part("calibrating", len(images)))
+    tried: list[tuple[Comparison, _Made]] = []
+    for recipe in RECIPES:
+        made = quantise(model, ranges, recipe)
+        comparison = gate.compare(made, steps.part(f"scoring {recipe}", len(gate)))
+        tried.append((comparison, _Made(made, (calibrated, f"int8: {recipe}"), comparison)))
+        if options.limits.excess(comparison) is None:
+            return tried[-1][1]
+    return min(tried, key=lambda one: one[0].loss)[1]
 
 
 def _saturation() -> str:

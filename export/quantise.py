@@ -6,14 +6,17 @@ Source of the format: ONNX Runtime, "Quantize ONNX models".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from onnx import ModelProto, checker
 
 from export.calibration import Method
 from export.graph_ends import graph_ends
 from export.onnx_graph import OnnxGraph
+from export.quantise_image import centre_bytes, read_bytes
 
 if TYPE_CHECKING:
     from onnxruntime.quantization.calibrate import TensorsData
@@ -33,7 +36,8 @@ class Recipe:
         method: how the range of a tensor is chosen.
         activation: the type of the tensors between layers.
         symmetric: zero points in the middle of the type's range.
-        first_float: leave the convolutions that read the image in float.
+        first_float: leave the convolutions that read the image in float; else they read its bytes
+            (``export.quantise_image``).
         last_float: leave the convolutions that make the logits in float.
         float_layers: names of further convolutions to leave in float.
         reduce_range: weights in 7 bits. CPUs without VNNI add pairs of products in 16 bits, which
@@ -44,7 +48,7 @@ class Recipe:
     method: Method = "minmax"
     activation: Activation = "uint8"
     symmetric: bool = False
-    first_float: bool = True
+    first_float: bool = False
     last_float: bool = True
     float_layers: tuple[str, ...] = ()
     reduce_range: bool = True
@@ -70,6 +74,11 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
 
     copy = ModelProto()
     copy.CopyFrom(model)
+    left = float_nodes(model, recipe)
+    bytes_fit = recipe.activation == "uint8" and left.isdisjoint(graph_ends(model).first)
+    image = centre_bytes(copy) if bytes_fit else None
+    if image is not None:
+        ranges = _with_ranges(ranges, image.ranges)
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -78,7 +87,7 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
         activation_qType=QuantType.QUInt8 if recipe.activation == "uint8" else QuantType.QInt8,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=sorted(float_nodes(model, recipe)),
+        nodes_to_exclude=sorted(left),
         op_types_to_quantize=list(recipe.operators),
         extra_options={"ActivationSymmetric": recipe.symmetric},
     )
@@ -91,9 +100,22 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
     del quantised.graph.value_info[:]
     del quantised.opset_import[:]
     quantised.opset_import.extend(model.opset_import)
+    if image is not None:
+        read_bytes(quantised, image)
     OnnxGraph(quantised).drop_dead()
     checker.check_model(quantised)
     return quantised
+
+
+def _with_ranges(ranges: TensorsData, others: Mapping[str, tuple[float, float]]) -> TensorsData:
+    """``ranges`` with some others instead, or added."""
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    values = dict(ranges.items())
+    for name, bounds in others.items():
+        low, high = (np.array(bound, np.float32) for bound in bounds)
+        values[name] = TensorData(lowest=low, highest=high)
+    return TensorsData(ranges.calibration_method, values)
 
 
 def convolutions(model: ModelProto) -> list[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+from export.errors import ExportError
+from export.passes.mask_head import LOGITS, MASK
 
 PANEL = "What is written"
 
@@ -43,5 +47,28 @@ def family_name(network: str, dataset: str | None) -> str:
 
 
 def split_head(text: str) -> tuple[str, ...]:
-    """The outputs that ``--head`` names."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The outputs that ``--head`` names.
+
+    Raises ExportError where no server could make labels of them.
+    """
+    heads = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not set(heads) & {MASK, LOGITS}:
+        raise ExportError(
+            f"--head {text!r} holds neither mask nor logits; a server needs one of them: add mask"
+        )
+    return heads
+
+
+def summary(
+    folder: Path,
+    file: str,
+    classes: int,
+    size: tuple[int, int],
+    precision: str,
+    heads: Sequence[str],
+) -> str:
+    """What was written, for the terminal: the file, the version and what is in it."""
+    return (
+        f"{folder}/{file}: {folder.parent.name} version {folder.name}, {classes} classes,"
+        f" {size[0]}x{size[1]}, {precision}, {','.join(heads)}"
+    )

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from google.protobuf import text_format
 from onnx import ModelProto
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
+from export.aside import folder_aside
 from export.errors import ExportError, IncompatibleModel
 from export.model_files import ModelFiles, onnx_files
 from serving.palette import LabelSet, format_palette
@@ -28,13 +27,18 @@ from serving.palette import LabelSet, format_palette
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the repository tells about a model beside its tensors; None and "" are left out."""
+    """What the repository tells about a model beside its tensors; None and "" are left out.
+
+    ``resize`` and ``tile_overlap`` are the server's parameters of these names.
+    """
 
     labels: LabelSet
     family: str
     dataset: str | None
     accuracy: str | None
     provenance: str
+    resize: str = "stretch"
+    tile_overlap: str | None = None
 
     def parameters(self) -> dict[str, str]:
         """The ``parameters`` of ``config.pbtxt``."""
@@ -42,7 +46,8 @@ class ModelFacts:
             "classes": json.dumps(list(self.labels.names), ensure_ascii=False),
             "palette": format_palette(self.labels.colors),
             "ignore_label": str(self.labels.ignore_label),
-            "resize": "stretch",
+            "resize": self.resize,
+            "tile_overlap": self.tile_overlap,
             "family": self.family,
             "dataset": self.dataset,
             "accuracy": self.accuracy,
@@ -110,8 +115,7 @@ def write_version(
         config = model_config(name, files, facts, 4 if max_batch_size is None else max_batch_size)
     repository.mkdir(parents=True, exist_ok=True)
     version = max(_versions(folder), default=0) + 1
-    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
-    try:
+    with folder_aside(repository) as aside:
         # One level deeper than models are, so that no server takes it for one.
         part = aside / name
         (part / str(version)).mkdir(parents=True)
@@ -128,8 +132,6 @@ def write_version(
                 raise
         else:
             os.rename(part, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder / str(version)
 
 
@@ -170,7 +172,11 @@ def _next_config(
         existing.max_batch_size = max_batch_size
     for key in ("accuracy", "dataset"):  # never the older version's
         existing.parameters.pop(key, None)
+    edited = {key: _parameter(existing, key) for key in ("resize", "tile_overlap")}
     _set_parameters(existing, facts)
+    for key, value in edited.items():  # how the server uses it is no fact of a version
+        if value:
+            existing.parameters[key].string_value = value
     return existing
 
 

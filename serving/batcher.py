@@ -20,18 +20,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serving.batching.admission import Admission, EngineLoad, Place
 from serving.batching.answers import Answers
 from serving.batching.batch import BatchLimits, BatchObserver, Execution, Inferred
 from serving.batching.cost_model import CostModel
 from serving.batching.engine_thread import EngineThread, EngineThreadDied
 from serving.batching.request_queue import Item, RequestQueue
-from serving.engine import Engine, Prediction
+from serving.engine import Engine, LabelEngine, Prediction
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,
     NotReady,
-    PredictedLate,
-    QueueFull,
     SegserveError,
 )
 
@@ -70,6 +69,9 @@ class Batcher:
         self.costs = CostModel()
         self.broken: str | None = None
         self._queue = RequestQueue(limits)
+        self._admission = Admission(
+            self._queue, limits, self.costs, observer, clock, self._read_load
+        )
         self._answers = Answers(preserve_ordering=limits.scheduling.preserve_ordering)
         self._arrival = asyncio.Event()
         self._usable = asyncio.Event()
@@ -106,6 +108,9 @@ class Batcher:
         timeout_s: float | None = None,
         policy_timeout_s: float | None = None,
         priority: int = 0,
+        answer_s: float = 0.0,
+        place: Place | None = None,
+        labels_suffice: bool = False,
     ) -> Inferred:
         """Infers one image, uint8 ``[H,W,3]`` of the engine's size.
 
@@ -114,6 +119,10 @@ class Batcher:
             policy_timeout_s: the request's parameter ``timeout``, which the level's queue policy
                 may not allow, or may answer by a delay.
             priority: 1 goes first; 0 is the model's default.
+            answer_s: what the caller does afterwards takes so long, of ``timeout_s``.
+            place: what :meth:`reserve` gave; left here. Its images' time was looked at.
+            labels_suffice: the caller is content with a ``mask`` where the engine would give
+                ``logits``; it may get these all the same.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
@@ -127,8 +136,17 @@ class Batcher:
         policy_timeout_s = policy.choose_timeout_s(policy_timeout_s)
         deadlines = [timeout_s, None if policy.delays else policy_timeout_s]
         deadline_s = min((d for d in deadlines if d is not None), default=None)
-        self.check_room(image.nbytes, timeout_s=deadline_s, priority=priority)
+        self._check_open(deadline_s)
+        if place is None:
+            # The policy's timeout, as Triton's, is about the wait alone.
+            self._admission.check_time(level, timeout_s, answer_s)
+        else:
+            place.leave()
+        self._admission.check_room(image.nbytes, level)
         item = self._queue.add(image, self.clock(), level)
+        if timeout_s is not None:
+            item.deadline = item.arrived + timeout_s - answer_s
+        item.labels_suffice = labels_suffice
         self._answers.expect(item)
         self._limit_wait(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
@@ -152,9 +170,34 @@ class Batcher:
                 self._note_queue()
             self._answers.release()
 
-    def check_room(self, size: int, *, timeout_s: float | None = None, priority: int = 0) -> None:
-        """Raises as ``submit`` would for an image of ``size`` bytes: asked before it is decoded,
-        what is refused costs nothing."""
+    def reserve(
+        self,
+        size: int,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        answer_s: float = 0.0,
+    ) -> Place:
+        """A place for an image of ``size`` bytes, asked for before it is decoded: what would be
+        refused costs nothing then. Give it to :meth:`submit`, or leave it.
+
+        Raises:
+            SegserveError: as ``submit``, whose arguments these are.
+        """
+        self._check_open(timeout_s)
+        level = self.limits.scheduling.level(priority)
+        return self._admission.reserve(size, level, timeout_s, answer_s)
+
+    def check_time(self, images: int, timeout_s: float | None, answer_s: float) -> None:
+        """Whether ``images`` of one request would be answered in time.
+
+        Raises:
+            PredictedLate: rather none of them than some (``shed_late``).
+        """
+        level = self.limits.scheduling.level(0)
+        self._admission.check_time(level, timeout_s, answer_s, images)
+
+    def _check_open(self, timeout_s: float | None) -> None:
         if self._closing:
             raise NotReady("the model is being unloaded; try again shortly")
         if self.broken is not None:
@@ -162,27 +205,11 @@ class Batcher:
         if timeout_s is not None and timeout_s <= 0.0:
             self.observer.rejected("deadline")
             raise DeadlineExceeded("the deadline had passed before the image reached the queue")
-        level = self.limits.scheduling.level(priority)
-        lack = self._queue.find_lack(size, level)
-        if lack is not None:
-            reason, text = lack
-            self.observer.rejected(reason)
-            raise QueueFull(f"{text}; try again later", self._predict_done(len(self._queue)))
-        if self.limits.shed_late and timeout_s is not None:
-            done_s = self._predict_done(self._queue.count_before(level))
-            if done_s is not None and done_s > timeout_s:
-                self.observer.rejected("predicted_late")
-                raise PredictedLate(
-                    f"the answer would come in {done_s * 1000:.0f} ms by the last batches' times, "
-                    f"the deadline is in {timeout_s * 1000:.0f} ms (setting shed_late_requests)",
-                    done_s - timeout_s,
-                )
 
-    def _predict_done(self, ahead: int) -> float | None:
-        now = self.clock()
-        running = [(len(batch.items), now - batch.start) for batch in self._at_work]
-        spec = self.engine.spec
-        return self.costs.predict_done(ahead, running, spec.instances, spec.max_batch_size)
+    def _read_load(self) -> EngineLoad:
+        now, spec = self.clock(), self.engine.spec
+        running = tuple((len(batch.items), now - batch.start) for batch in self._at_work)
+        return EngineLoad(running, spec.instances, spec.max_batch_size)
 
     def _limit_wait(self, item: Item, seconds: float, source: str) -> None:
         loop = asyncio.get_running_loop()
@@ -214,7 +241,7 @@ class Batcher:
                 size = await self._wait_for_batch()
                 if self.broken is not None:
                     continue
-                batch = _Batch(self._queue.take(size), self.clock())
+                batch = _Batch(self._admission.take(size), self.clock())
                 # At work before the queue is noted: a drain must not see neither.
                 self._at_work.append(batch)
                 self._calm.clear()
@@ -292,6 +319,10 @@ class Batcher:
         if len(items) > 1:
             batch = np.stack([item.image for item in items])
         assembled = self.clock() - start
+        # One image that needs logits brings them for its batch mates too.
+        suffice = all(item.labels_suffice for item in items)
+        if suffice and isinstance(engine, LabelEngine) and engine.gives_labels:
+            return engine.run_labels(batch), assembled
         return engine.run(batch), assembled
 
     def _count_failure(self, engine: Engine, reason: str) -> None:

@@ -20,6 +20,7 @@ SUMMARIES = {
     "models": "List the models of a repository, and why one cannot be served",
     "export": "Turn a symbol and its parameters into a model of the repository",
     "import-onnx": "Bring an ONNX network made elsewhere (PyTorch, PaddleSeg) into the repository",
+    "import-weights": "Convert weights of GluonCV, Fast_Seg, liminn or TensorFlow's DeepLab",
     "inspect": "Show a model's contract, size, operations, accuracy and where it comes from",
     "evaluate": "Score what a server or a repository serves: mIoU, boundaries, pictures",
     "dataset": "Check a dataset: pairs, sizes, label range, share of each class",

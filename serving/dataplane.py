@@ -14,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2
 
+from serving.batching.admission import Place
+from serving.batching.batch import Inferred
 from serving.calls.observation import Observation
+from serving.engines.graph import MASK
 from serving.errors import InvalidModel, InvalidRequest, SegserveError, Unsupported
 from serving.geometry import plan
 from serving.metrics import Timings
@@ -158,7 +161,8 @@ class Dataplane:
                 if output.place is not None:
                     self.memory.check(output.place)
             images = read_images(request.inputs, model)
-            answers = await self._infer_all(images, model, request, observed)
+            labels = all(output.name == MASK for output in wanted)
+            answers = await self._infer_all(images, model, request, observed, labels)
             observed.timings = tuple(answer.timings for answer in answers)
             loop = asyncio.get_running_loop()
             outputs = await loop.run_in_executor(
@@ -175,9 +179,11 @@ class Dataplane:
         model: Model,
         request: InferRequest,
         observed: Observation,
+        labels_suffice: bool,
     ) -> list[Answer]:
         tasks = [
-            asyncio.ensure_future(self._infer_one(i, model, request, observed)) for i in images
+            asyncio.ensure_future(self._infer_one(i, model, request, observed, labels_suffice))
+            for i in images
         ]
         try:
             return list(await asyncio.gather(*tasks))
@@ -192,26 +198,33 @@ class Dataplane:
         model: Model,
         request: InferRequest,
         observed: Observation,
+        labels_suffice: bool,
     ) -> Answer:
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
         timings, layout = Timings(), plan(model.spec.size, model.spec.size)
+
+        async def submit(pixels: npt.NDArray[np.uint8], place: Place | None = None) -> Inferred:
+            return await model.batcher.submit(
+                pixels,
+                timeout_s=None if deadline is None else deadline - loop.time(),
+                policy_timeout_s=request.policy_timeout_s,
+                priority=request.priority,
+                place=place,
+                labels_suffice=labels_suffice,
+            )
+
         if isinstance(image, bytes):
-            model.batcher.check_room(
+            with model.batcher.reserve(
                 model.input_bytes, timeout_s=request.timeout_s, priority=request.priority
-            )
-            prepared = await loop.run_in_executor(
-                self.segmenter.pool, self.segmenter.prepare, image, model, timings, observed
-            )
-            pixels, layout = prepared.pixels, prepared.plan
+            ) as place:
+                prepared = await self.segmenter.prepare(
+                    image, model, timings, observed, deadline=deadline
+                )
+                layout = prepared.plan
+                inferred = await submit(prepared.pixels, place)
         else:
-            pixels = image
-        inferred = await model.batcher.submit(
-            pixels,
-            timeout_s=None if deadline is None else deadline - loop.time(),
-            policy_timeout_s=request.policy_timeout_s,
-            priority=request.priority,
-        )
+            inferred = await submit(image)
         timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
         timings.add("infer", inferred.infer_seconds)
         return Answer(inferred, layout, timings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -77,4 +77,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees what the engine holds; no run may be going on."""
+        ...
+
+
+@runtime_checkable
+class LabelEngine(Protocol):
+    """An engine that can take the argmax where it infers, far from the host's memory."""
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether ``run_labels`` can be called for this model."""
+        ...
+
+    def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
+        """As ``Engine.run``, with ``mask`` in place of ``logits``: a byte a pixel to carry.
+
+        Raises:
+            EngineFailed: the run failed; the engine can still be used.
+        """
         ...

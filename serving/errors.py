@@ -12,6 +12,7 @@
     ├── RegionExists                  409  ALREADY_EXISTS     shared memory registered before
     ├── TooLarge                      413  INVALID_ARGUMENT   bytes or pixels above a limit
     ├── UnsupportedImageFormat        415  INVALID_ARGUMENT   an image, of a format not allowed
+    ├── HeaderTooLarge                431  RESOURCE_EXHAUSTED  metadata above a limit
     ├── UnsupportedOption             422  FAILED_PRECONDITION  this model cannot do it
     ├── TooManyRequests               429  RESOURCE_EXHAUSTED  right, at a bad time: Retry-After
     │   ├── QueueFull                 429  RESOURCE_EXHAUSTED
@@ -37,10 +38,19 @@ import grpc
 
 
 class SegserveError(Exception):
-    """Base of the tree: ``http_status`` and ``grpc_code`` are what a transport answers."""
+    """Base of the tree: ``http_status`` and ``grpc_code`` are what a transport answers.
+
+    Args:
+        reason: of ``segserve_rejected_total``, where a limit that is counted nowhere else is the
+            cause; empty again once it was counted.
+    """
 
     http_status: int = 500
     grpc_code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+    def __init__(self, text: str = "", *, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
 
     @property
     def is_failure(self) -> bool:
@@ -107,6 +117,13 @@ class TooLarge(SegserveError):
     grpc_code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class HeaderTooLarge(SegserveError):
+    """A gRPC call's metadata is longer than allowed; HTTP's connection refuses headers itself."""
+
+    http_status = 431
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 class UnsupportedImageFormat(SegserveError):
     """An image of a format outside the allowed list."""
 
@@ -130,8 +147,8 @@ class TooManyRequests(SegserveError):
     http_status = 429
     grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, retry_after_s: float | None = None, *, reason: str = "") -> None:
+        super().__init__(text, reason=reason)
         self.retry_after_s = retry_after_s
 
     @property

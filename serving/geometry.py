@@ -49,6 +49,10 @@ class Size:
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
 
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
     @classmethod
     def parse(cls, text: str) -> Size:
         """Reads ``"352x480"`` as height 352, width 480.

@@ -28,6 +28,9 @@ SERVICES = tuple(
 )
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 KEEPALIVE_MS = 60_000
+# Up to this many times a limit the server answers with the setting's name, and counts; beyond, gRPC
+# refuses by itself, before it takes what is too much into memory.
+OWN_LIMITS = 2
 COMPRESSION = {
     "none": grpc.Compression.NoCompression,
     "deflate": grpc.Compression.Deflate,
@@ -55,18 +58,18 @@ def build_grpc_server(
         options=(
             # A second server on the port would silently take half of the calls.
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            ("grpc.max_receive_message_length", OWN_LIMITS * settings.max_request_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", settings.max_header_bytes),
-            ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+            ("grpc.max_metadata_size", OWN_LIMITS * settings.max_header_bytes),
+            ("grpc.absolute_max_metadata_size", OWN_LIMITS * settings.max_header_bytes),
             ("grpc.max_allowed_incoming_connections", settings.max_grpc_connections),
             ("grpc.server_handshake_timeout_ms", int(settings.header_timeout_s * 1000)),
             # A client that is gone without a word is noticed.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
         ),
-        interceptors=(CallInterceptor(calls),),
-        maximum_concurrent_rpcs=settings.max_grpc_calls,
+        interceptors=(CallInterceptor(calls, settings),),
+        maximum_concurrent_rpcs=OWN_LIMITS * settings.max_grpc_calls,
         compression=COMPRESSION[settings.grpc_compression],
     )
     segserve_pb2_grpc.add_SegmenterServicer_to_server(

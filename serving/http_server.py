@@ -13,10 +13,12 @@ from starlette.exceptions import HTTPException
 from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
-from serving.errors import InvalidRequest, SegserveError, TooLarge, UploadTimeout
+from serving.errors import InvalidRequest, SegserveError
 from serving.http.calls import CallMiddleware, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
 from serving.http.openapi import complete_openapi
+from serving.http.origins import allow_origins
+from serving.http.page import add_page
 from serving.http.protocol import add_health, add_infer, add_models
 from serving.http.segment import add_segment
 from serving.metrics import Metrics
@@ -35,9 +37,10 @@ def build_app(
     calls: Calls,
     is_ready: Callable[[], bool],
 ) -> FastAPI:
-    """The application; ``/docs`` shows its OpenAPI page."""
+    """The application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
     app = FastAPI(title="segserve", version=SERVER_VERSION, redoc_url=None)
     app.add_middleware(CallMiddleware, calls=calls)
+    allow_origins(app, settings)
     add_error_handlers(app, segmenter, metrics)
     add_health(app, settings, is_ready)
     add_models(app, dataplane, is_ready)
@@ -47,6 +50,7 @@ def build_app(
     add_repository(app, dataplane, settings)
     add_shared_memory(app, dataplane, settings)
     add_refusals(app)
+    add_page(app)
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["server"])
     async def show_metrics() -> Response:
@@ -63,9 +67,8 @@ def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> 
     @app.exception_handler(SegserveError)
     async def show_error(request: Request, error: SegserveError) -> JSONResponse:
         note_error(error.code)
-        if isinstance(error, UploadTimeout | TooLarge):
-            model = request.path_params.get("model", "")
-            metrics.reject(error.code, segmenter.registry.label(model))
+        model = request.path_params.get("model", "")
+        metrics.count_refusal(error, segmenter.registry.label(model))
         return show(error)
 
     @app.exception_handler(RequestValidationError)

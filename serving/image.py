@@ -69,7 +69,8 @@ def check_size(header: ImageHeader, max_megapixels: float) -> None:
     if header.width * header.height > max_megapixels * 1e6:
         raise TooLarge(
             f"the image has {header.height}x{header.width} pixels, more than"
-            f" max_image_megapixels = {max_megapixels:g} allows; send a smaller one"
+            f" max_image_megapixels = {max_megapixels:g} allows; send a smaller one",
+            reason="image_megapixels",
         )
 
 

@@ -27,8 +27,7 @@ from serving import class_statistics, mask, restore
 from serving.calls.calls import Calls
 from serving.calls.tls import open_http_tls
 from serving.dataplane import Dataplane
-from serving.engine import Engine
-from serving.engines.onnx import OnnxEngine
+from serving.engines.embedded import open_onnx_engine
 from serving.errors import InvalidModel
 from serving.grpc_server import build_grpc_server
 from serving.http.connection import limit_connections
@@ -39,7 +38,6 @@ from serving.models.source import LocalRepository, ModelSource
 from serving.models.triton import TritonRepository
 from serving.models.watch import RepositoryWatch
 from serving.registry import Registry
-from serving.repository import ModelFolder
 from serving.service import Segmenter
 from serving.settings import Settings
 from serving.views import blending
@@ -62,16 +60,6 @@ class _HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def open_onnx_engine(folder: ModelFolder, version: int, settings: Settings) -> Engine:
-    """The embedded engine for one version of a model."""
-    return OnnxEngine(
-        folder.graph(version),
-        instances=folder.instances,
-        threads=settings.threads,
-        max_batch_size=folder.max_batch_size,
-    )
 
 
 def choose_source(settings: Settings) -> tuple[ModelSource, OpenEngine]:

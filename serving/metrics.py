@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from serving.batching.batch import Execution
+from serving.errors import SegserveError
 from serving.oip.statistics import InferenceStatistics
 
 UNKNOWN_MODEL = "_unknown"
@@ -28,6 +29,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        # CPU time, memory and open files of the process: process_cpu_seconds_total and so on.
+        ProcessCollector(registry=registry)
         self.request_seconds = Histogram(
             "segserve_request_duration_seconds",
             "From the whole request read to the answer made",
@@ -95,6 +98,12 @@ class Metrics:
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
         """Notes a request or connection that was turned away before it reached a model."""
         self.rejected.labels(model, reason).inc()
+
+    def count_refusal(self, error: SegserveError, model: str = UNKNOWN_MODEL) -> None:
+        """Notes an error that a limit caused, unless it was counted before."""
+        if error.reason:
+            self.reject(error.reason, model)
+            error.reason = ""
 
     def observe_request(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -57,14 +58,16 @@ def check_plan(plan: Plan, options: SegmentOptions, model: Model, settings: Sett
     if count > settings.max_views:
         raise TooLarge(
             f"{told}, more than max_views = {settings.max_views} allows; "
-            f"send a smaller one, or ask for less tta"
+            f"send a smaller one, or ask for less tta",
+            reason="views",
         )
     largest = max(grid.rows.canvas * grid.columns.canvas for grid in plan.grids)
     original = plan.original.height * plan.original.width
     if largest > max(original, settings.max_image_megapixels * 1e6):
         raise TooLarge(
             f"an image of {plan.original} is scaled to {largest / 1e6:.1f} megapixels by tta, more "
-            f"than max_image_megapixels = {settings.max_image_megapixels:g} allows"
+            f"than max_image_megapixels = {settings.max_image_megapixels:g} allows",
+            reason="image_megapixels",
         )
     if options.smooth is False:
         raise InvalidRequest(
@@ -136,6 +139,6 @@ def keep_classes(
     table[ids] = ids
     if confidence is not None:
         kept = np.zeros(256, np.uint8)
-        kept[ids] = 1
-        confidence = kept[labels] * confidence
-    return table[labels], confidence
+        kept[ids] = 255
+        confidence = np.asarray(cv2.LUT(labels, kept) & confidence, np.uint8)
+    return np.asarray(cv2.LUT(labels, table), np.uint8), confidence

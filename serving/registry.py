@@ -165,6 +165,8 @@ class Registry:
             except SegserveError as error:
                 if not before:
                     self.failures[name] = str(error)
+                log.error("model %s is not loaded: %s", name, error)
+                self.metrics.reload_failures.labels(self.label(name)).inc()
                 raise
             finally:
                 del self._changing[name]

@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from serving.batching.queue_policy import Scheduling, read_scheduling
+from serving.engines.acceleration import read_acceleration
 from serving.errors import InvalidModel
 from serving.models.parameters import read_labels, read_resize, read_tile_overlap
 from serving.palette import LabelSet
@@ -168,6 +169,7 @@ def _read_config(path: Path) -> ModelConfig:
         ]
         if refused:
             raise InvalidModel(f"{file}: not supported: {', '.join(refused)}")
+    read_acceleration(file, config)
     return config
 
 

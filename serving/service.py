@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import image, mask
+from serving.answer_costs import AnswerCosts
+from serving.batching.admission import Place
 from serving.calls.observation import Observation, Observer
 from serving.engine import Prediction
-from serving.errors import UnsupportedOption
+from serving.errors import DeadlineExceeded, UnsupportedOption
 from serving.geometry import Plan, Size, plan, scale
 from serving.metrics import Metrics, Timings
 from serving.models import families
@@ -23,7 +25,11 @@ from serving.registry import Registry
 from serving.requests import SegmentOptions, SegmentRequest, SegmentResult
 from serving.settings import Settings
 from serving.views.blending import Blender
-from serving.views.one_view import restore_labels, restore_labels_and_confidence
+from serving.views.one_view import (
+    labels_suffice,
+    restore_labels,
+    restore_labels_and_confidence,
+)
 from serving.views.views import Views, blend_views
 
 Pixels = npt.NDArray[np.uint8]
@@ -70,6 +76,9 @@ class Segmenter:
         self.settings = settings
         self.pool = pool
         self.observer = Observer(registry, metrics, settings)
+        self._costs = AnswerCosts()
+        # One thread is left for answers: what is inferred goes before what is to be decoded.
+        self._decoders = asyncio.Semaphore(max(1, settings.pool_threads - 1))
 
     def observe(
         self, model: str, transport: str, request_bytes: int
@@ -92,14 +101,21 @@ class Segmenter:
             observed.hold(model)
             check_options(request.options, model)
             # What would be refused anyway is not decoded first.
-            model.batcher.check_room(model.input_bytes, timeout_s=request.timeout_s)
-            prepared = await loop.run_in_executor(
-                self.pool, self.prepare, request.data, model, timings, observed, request.options
-            )
-            found = await self._infer(prepared, model, request.options, timings, deadline)
-            parts, answer_size = await loop.run_in_executor(
-                self.pool, self._answer, found, prepared, model, request.options, timings
-            )
+            least_s = self._costs.predict_least(model.name, request.options.formats)
+            with model.batcher.reserve(
+                model.input_bytes, timeout_s=request.timeout_s, answer_s=least_s
+            ) as place:
+                prepared = await self.prepare(
+                    request.data, model, timings, observed, request.options, deadline
+                )
+                found = await self._infer(
+                    prepared, model, request.options, timings, deadline, place
+                )
+            size = _answer_size(prepared.plan, request.options)
+            with self._costs.measure(model.name, request.options.formats, size.pixels):
+                parts, answer_size = await loop.run_in_executor(
+                    self.pool, self._answer, found, prepared, model, request.options, timings
+                )
             self.metrics.observe_stages(model.name, timings)
             observed.response_bytes = sum(len(part.body) for part in parts.values())
             return SegmentResult(
@@ -125,18 +141,43 @@ class Segmenter:
             image.check_size(header, self.settings.max_image_megapixels)
             return Size(header.height, header.width)
 
-    def prepare(
+    async def prepare(
         self,
         data: bytes,
         model: Model,
         timings: Timings,
         observed: Observation,
         options: SegmentOptions = SegmentOptions(),  # noqa: B008 (frozen)
+        deadline: float | None = None,
     ) -> Prepared:
-        """Decodes an image and resizes it for the model's views. Runs on a pool thread.
+        """Decodes an image and resizes it for the model's views, on a pool thread.
 
         Its pixels count against ``max_inflight_megapixels`` until ``observed`` is done.
+
+        Args:
+            deadline: by the event loop's clock.
+
+        Raises:
+            DeadlineExceeded: it passed before a thread was free.
+            SegserveError: the image, or an option, is wrong for this model.
         """
+        loop = asyncio.get_running_loop()
+        async with self._decoders:
+            if deadline is not None and loop.time() >= deadline:
+                model.batcher.observer.rejected("deadline")
+                raise DeadlineExceeded("the deadline had passed before the image was decoded")
+            return await loop.run_in_executor(
+                self.pool, self._prepare, data, model, timings, observed, options
+            )
+
+    def _prepare(
+        self,
+        data: bytes,
+        model: Model,
+        timings: Timings,
+        observed: Observation,
+        options: SegmentOptions,
+    ) -> Prepared:
         layout = plan(
             self._read_size(data, timings),
             model.spec.size,
@@ -145,7 +186,7 @@ class Segmenter:
             augmentation=read_augmentation(options.tta),
         )
         check_plan(layout, options, model, self.settings)
-        self.observer.reserve_pixels(observed, layout.original.height * layout.original.width)
+        self.observer.reserve_pixels(observed, layout.original.pixels)
         with timings.measure("decode"):
             photo = image.decode(
                 data,
@@ -163,24 +204,37 @@ class Segmenter:
         options: SegmentOptions,
         timings: Timings,
         deadline: float | None,
+        place: Place,
     ) -> Prediction | Blender:
         """The network's answer for the only view, or the label map blended of several."""
+        left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        target = _answer_size(prepared.plan, options)
+        answer_s = self._costs.predict(model.name, options.formats, target.pixels)
         if prepared.only is not None:
-            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            inferred = await model.batcher.submit(prepared.only, timeout_s=left)
+            inferred = await model.batcher.submit(
+                prepared.only,
+                timeout_s=left,
+                answer_s=answer_s,
+                place=place,
+                labels_suffice=not mask.needs_confidence(options.formats, options.form)
+                and labels_suffice(prepared.plan.only_view, target, options.smooth),
+            )
             timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
             timings.add("infer", inferred.infer_seconds)
             return inferred.prediction
+        place.leave()
+        # How many views there are is known only now; some without the others are of no use.
+        model.batcher.check_time(prepared.plan.view_count, left, answer_s)
         assert model.spec.logits_size is not None  # check_plan
         blender = Blender(
             prepared.plan,
-            _answer_size(prepared.plan, options),
+            target,
             model.spec.logits_size,
             confidence=mask.needs_confidence(options.formats, options.form),
         )
         await blend_views(
             prepared.views, blender, model.batcher, self.pool, timings,
-            in_flight=self.settings.max_views_in_flight, deadline=deadline,
+            in_flight=self.settings.max_views_in_flight, deadline=deadline, place=place,
         )  # fmt: skip
         return blender
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,10 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="one key a line, NAME KEY [requests_per_second=N] [concurrent=N]"
     )
+    allowed_origins: frozenset[str] = Field(
+        frozenset(),
+        description="of pages elsewhere that may ask from a browser, as https://host; * for all",
+    )
 
     max_http_connections: int = Field(2048, ge=1, description="open at a time")
     max_grpc_connections: int = Field(2048, ge=1, description="open at a time")
@@ -81,7 +86,7 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(1 << 30, ge=1, description="waiting pixels a model")
     queue_timeout_ms: float = Field(30_000.0, gt=0, description="longest wait for the engine")
     shed_late_requests: bool = Field(
-        False, description="refuse at once what would be answered after its deadline"
+        True, description="refuse at once what would be answered after its deadline"
     )
     max_engine_failures: int = Field(
         3, ge=1, description="failed runs in a row after which an engine is opened anew"
@@ -125,6 +130,14 @@ class Settings(BaseSettings):
         1.0, ge=0, description="still answering, but not ready, after SIGTERM"
     )
     stop_timeout_s: float = Field(30.0, gt=0, description="for requests in flight, after draining")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: frozenset[str]) -> frozenset[str]:
+        for origin in sorted(origins):
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin; as https://host or https://host:port")
+        return origins
 
     @field_validator("allowed_formats")
     @classmethod

@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--scale-range", type=parse_floats, default=(0.5, 2.0), metavar="LO,HI")
     data.add_argument("--color-jitter", type=float, default=0.0)
     data.add_argument("--rotation", type=float, default=0.0, help="largest angle, degrees")
+    data.add_argument("--aspect", type=float, default=0.0, help="how far the scales of rows and "
+                      "columns may differ; 0: one scale")  # fmt: skip
+    data.add_argument("--blur", type=float, default=0.5, help="share of blurred crops")
     data.add_argument("--class-crops", type=float, default=0.0, help="share on a drawn class")
     data.add_argument("--synthetic-share", type=float, default=0.0, help="of every epoch")
     data.add_argument("--workers", type=int, default=2, help="loader threads")
@@ -118,6 +121,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--checkname", default="default")
     out.add_argument("--save-dir", type=Path, default=Path("runs"))
     out.add_argument("--resume", type=Path, help="a run folder, or a .params file to start from")
+    out.add_argument("--pretrained", metavar="NAME", help="weights of GluonCV's zoo "
+                     "(icnet_resnet50_citys) or a folder of segserve import-weights, and their "
+                     "network: to fine-tune, or with --eval to score")  # fmt: skip
     out.add_argument("--finetune", type=Path, help="a .params file; other-shaped heads start anew")
     out.add_argument("--no-val", action="store_true")
     out.add_argument("--val-interval", type=int, default=1, help="epochs")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from export.pixels import Pixels
 from training.datasets.base import Sample, SegmentationDataset, check_label_range
 from training.transforms import Augmentation, normalize
 
@@ -22,7 +23,7 @@ PREFETCHED_BATCHES = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """images float32 ``[N,3,H,W]`` normalised RGB, labels uint8 ``[N,H,W]``, one name an image."""
+    """images float32 ``[N,3,H,W]`` as the network sees them, labels uint8 ``[N,H,W]``; names."""
 
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
@@ -128,6 +129,7 @@ class Loader:
         batch_size: int,
         workers: int,
         seed: int,
+        pixels: Pixels,
         shard: Shard = WHOLE,
         prefetch: int = PREFETCHED_BATCHES,
     ) -> None:
@@ -137,6 +139,7 @@ class Loader:
         self.batch_size = batch_size
         self.workers = max(1, workers)
         self.prefetch = prefetch
+        self.pixels = pixels
         self.seed = seed
         if batch_size % shard.world:
             raise ValueError(
@@ -176,7 +179,7 @@ class Loader:
             sample = dataset[index]
             check_label_range(sample[1], self.num_classes, dataset.name(index))
             image, label = self.augmentation(sample, random)
-            images.append(normalize(image))
+            images.append(normalize(image, self.pixels))
             labels.append(label)
             names.append(dataset.name(index))
         return Batch(np.stack(images), np.stack(labels), tuple(names))

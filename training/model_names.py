@@ -4,8 +4,12 @@ from __future__ import annotations
 
 NETWORKS = (
     "icnet",
+    "icnet_fast_seg",
+    "icnet_two_pass",
+    "icnet_paper",
     "pspnet",
     "fcn",
+    "deeplabv2",
     "deeplabv3",
     "deeplabv3plus",
     "deeplab_msra",
@@ -19,7 +23,7 @@ WITH_AUXILIARY = ("pspnet", "fcn", "deeplabv3")
 
 def count_losses(model: str, aux: bool) -> int:
     """Maps with a loss: the prediction and ICNet's two auxiliary ones, or one where ``aux``."""
-    if model == "icnet":
+    if model.startswith("icnet"):
         return 3
     return 2 if aux and model in WITH_AUXILIARY else 1
 
@@ -30,4 +34,4 @@ def legacy_loss_weights(model: str, losses: int) -> tuple[float, ...]:
     Its ``SoftmaxOutput`` ignores the gradient that comes in. ICNet's first two terms are one map
     at two sizes, so its prediction counts twice.
     """
-    return (2.0 if model == "icnet" else 1.0, *(1.0,) * (losses - 1))
+    return (2.0 if model.startswith("icnet") else 1.0, *(1.0,) * (losses - 1))

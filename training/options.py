@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from export.pixels import Pixels, pixels_of
 from training.backbones import default_backbone
 from training.datasets import KNOWN, canonical_name
 from training.flags import parser
@@ -15,6 +16,7 @@ from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_l
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
 from training.runs.saved_options import Json, check_resumable, use_as_defaults
+from training.weights.zoo import resolve
 
 IDLE_GPU = "a GPU is here, and training is on the CPU: --ngpus 1 takes it, --no-cuda says not to"
 
@@ -59,6 +61,8 @@ class TrainOptions:
     scale_range: tuple[float, float]
     color_jitter: float
     rotation: float
+    aspect: float
+    blur: float
     class_crops: float
     synthetic_share: float
     class_balance: float
@@ -80,6 +84,11 @@ class TrainOptions:
     max_skips: int
     checkpoint_minutes: float
 
+    @property
+    def pixels(self) -> Pixels:
+        """What the network sees: ImageNet's normalisation, or its own."""
+        return pixels_of(self.model, self.backbone)
+
 
 def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     """Reads the command line; exits with a message on a wrong one.
@@ -89,11 +98,19 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     """
     p = parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipe = _recipe_name(arguments)
+    recipe = _first_value(arguments, "--recipe")
     if recipe is not None:
         try:
             # In front of the others: what is given explicitly comes later and wins.
             arguments = [*read_recipe(recipe).arguments(), *arguments]
+        except ValueError as error:
+            p.error(str(error))
+    pretrained = None
+    name = _first_value(arguments, "--pretrained")
+    if name is not None:
+        try:
+            pretrained = resolve(name)
+            arguments = [*pretrained.flags(), *arguments]
         except ValueError as error:
             p.error(str(error))
     named: Path | None = p.parse_args(arguments).resume
@@ -106,6 +123,13 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         if recipe is not None:
             p.error("--recipe starts a run, --resume RUN goes on with one: give one of them")
     a = p.parse_args(arguments)
+    if pretrained is not None:
+        if a.resume is not None or a.finetune is not None:
+            p.error("--pretrained names the weights: leave out --resume and --finetune")
+        if a.eval:
+            a.resume = pretrained.params
+        else:
+            a.finetune = pretrained.params
     dataset = canonical_name(a.dataset)
     if dataset not in KNOWN:
         p.error(f"unknown --dataset {a.dataset}; known: {', '.join(KNOWN)}")
@@ -134,6 +158,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         )
     if a.short_size < 0:
         p.error("--short-size is a number of pixels")
+    if a.aspect < 0 or not 0 <= a.blur <= 1:
+        p.error("--aspect is 0 or more, --blur a share between 0 and 1")
     # Of a symbol that is given only the trainer knows.
     if a.symbol is None and len(weights) != losses:
         p.error(f"--loss-weights takes {losses} numbers for {model}: the prediction's first")
@@ -170,7 +196,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         workers=a.workers, seed=a.seed, resume=resume, run=run, no_val=a.no_val,
         eval_only=a.eval, val_interval=a.val_interval, log_interval=a.log_interval,
         scale_range=(a.scale_range[0], a.scale_range[1]), color_jitter=a.color_jitter,
-        rotation=a.rotation, class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
+        rotation=a.rotation, aspect=a.aspect, blur=a.blur,
+        class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
         schedule=a.schedule, lr_steps=a.lr_steps, lr_factor=a.lr_factor, short_size=a.short_size,
         freeze_bn=a.freeze_bn, loss_scale=a.loss_scale, finetune=a.finetune, dtype=a.dtype,
         accumulate=a.accumulate, ema=a.ema, compile=a.compile,
@@ -185,9 +212,9 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     return options
 
 
-def _recipe_name(arguments: list[str]) -> str | None:
-    """The value of ``--recipe``, before the other flags are read."""
+def _first_value(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that decides on others' defaults, before those are read."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    name: str | None = first.parse_known_args(arguments)[0].recipe
-    return name
+    first.add_argument(flag, dest="value")
+    value: str | None = first.parse_known_args(arguments)[0].value
+    return value

@@ -10,7 +10,8 @@ BACKBONE_BLOCKS = (
 )  # fmt: skip
 # Names without the network's in front: Xception's are TensorFlow's, MSRA's ResNet's are Caffe's.
 BACKBONE_NAMES = ("entry_flow_", "middle_flow_", "exit_flow_", "conv1_weight", "res", "bn")
-DOUBLED = ("fc6_bias", "score_bias", "_offset_bias")
+DOUBLED = ("fc6_bias", "score_bias", "_offset_bias",
+           *(f"fc1_c{number}_bias" for number in range(4)))  # fmt: skip
 UNDECAYED = ("gamma", "beta", "bias")
 
 
@@ -25,7 +26,7 @@ class ParameterGroup:
 def group_of(name: str, head_rate: float, no_decay: bool) -> ParameterGroup:
     """The group of parameter ``name`` (``icnet_layer1_block0_conv0_weight``).
 
-    Everything outside the backbone learns at ``head_rate``, MSRA's biases twice as fast as their
+    Everything outside the backbone learns at ``head_rate``, Caffe's biases twice as fast as their
     weights; with ``no_decay`` (``--no-wd``) biases and batch norm do not decay.
     """
     local = name.split("_", 1)[-1]

@@ -2,12 +2,14 @@
 
 ``python -m training.symbols --model icnet --backbone resnet50 --num-classes 19 --size 1024x2048
 --output DIR`` writes ``DIR/network-symbol.json`` for any legal size. With ``--params FILE``, a file
-of ``save_parameters`` (structural names, GluonCV's checkpoints), ``DIR/network.params`` too.
+of ``save_parameters`` (structural names, GluonCV's checkpoints), ``DIR/network.params`` too. With
+``--names`` ``DIR/network-names.json``: the symbol's name of every structural one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from training.mxnet_import import mx
 from training.networks import MODEL_ALIASES, NETWORKS, Network, build
 from training.parameter_fit import misfits, refuse_misfits
 
+SYMBOL_FILE = "network-symbol.json"
+NAMES_FILE = "network-names.json"
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 
 
@@ -45,6 +49,12 @@ def write_symbol(network: Network, path: Path, height: int, width: int) -> None:
         raise ValueError(f"the network does not take {height}x{width}: {reason}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(symbol.tojson())
+
+
+def write_names(network: mx.gluon.HybridBlock, path: Path) -> None:
+    """Saves the symbol's name of every parameter by its structural one (``save_parameters``)."""
+    names = {n: p.name for n, p in network._collect_params_with_prefix().items()}
+    path.write_text(json.dumps(names))
 
 
 def write_parameters(network: mx.gluon.HybridBlock, path: Path) -> None:
@@ -97,6 +107,7 @@ def main() -> None:
     p.add_argument("--aux", action="store_true", help="with the auxiliary head")
     p.add_argument("--output-stride", type=int, default=16, help="8 or 16 (deeplabv3plus)")
     p.add_argument("--params", type=Path, help="a save_parameters() file to rename")
+    p.add_argument("--names", action="store_true", help="write the structural names too")
     p.add_argument("--output", type=Path, required=True)
     a = p.parse_args()
     model = MODEL_ALIASES.get(a.model, a.model)
@@ -110,7 +121,9 @@ def main() -> None:
             aux=a.aux,
             output_stride=a.output_stride,
         )
-        write_symbol(network, a.output / "network-symbol.json", *a.size)
+        write_symbol(network, a.output / SYMBOL_FILE, *a.size)
+        if a.names:
+            write_names(network, a.output / NAMES_FILE)
         if a.params is not None:
             network.load_parameters(str(a.params))
             write_parameters(network, a.output / "network.params")

@@ -22,7 +22,7 @@ def open_loader(options: TrainOptions, num_classes: int, shard: Shard) -> Loader
     augmentation = Augmentation(
         o.height, o.crop_width, o.base_size, o.scale_range,
         color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
-        short_size=o.short_size,
+        short_size=o.short_size, aspect=o.aspect, blur_probability=o.blur,
     )  # fmt: skip
     return Loader(
         Mixture(primary, scenes, o.synthetic_share),
@@ -32,4 +32,5 @@ def open_loader(options: TrainOptions, num_classes: int, shard: Shard) -> Loader
         workers=o.workers,
         seed=o.seed,
         shard=shard,
+        pixels=o.pixels,
     )

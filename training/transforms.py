@@ -1,6 +1,7 @@
 """Augmentation and batching of (image, label) pairs, NumPy and OpenCV, shared by every trainer.
 
-Images are resized linearly, labels by nearest neighbour; what padding adds is ignored.
+Images are resized linearly, by the server's code, labels by nearest neighbour; what padding adds is
+ignored.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.pixels import Pixels
 from training.datasets.base import IGNORE_LABEL, Sample
-
-# RGB mean and deviation of ImageNet, of values in 0..1: GluonCV's, and what export folds in.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+from training.datasets.pixels import resize_pair
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Augmentation:
     """What happens to a training pair; sizes in pixels.
 
     ``base_size`` is the long edge before the random scale of ``scale_range``, unless ``short_size``
-    gives the short edge; ``rotation`` is the largest angle in degrees; ``class_crops`` the share of
+    gives the short edge; ``aspect`` is how far the scales of the two axes, drawn apart, may differ
+    (0: they are one); ``rotation`` is the largest angle in degrees; ``class_crops`` the share of
     crops that lie around a pixel of a class drawn evenly from those in the image, so that small
     classes are seen more often.
     """
@@ -37,6 +37,7 @@ class Augmentation:
     rotation: float = 0.0
     class_crops: float = 0.0
     short_size: int = 0
+    aspect: float = 0.0
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         image, label = sample
@@ -58,17 +59,25 @@ class Augmentation:
         label: npt.NDArray[np.uint8],
         random: np.random.Generator,
     ) -> Sample:
-        low, high = self.scale_range
-        # Even in the logarithm: as many halvings as doublings.
-        scale = float(np.exp(random.uniform(np.log(low), np.log(high))))
         edges = image.shape[:2]
-        ratio = scale * (
-            self.short_size / min(edges) if self.short_size else self.base_size / max(edges)
+        whole = self.short_size / min(edges) if self.short_size else self.base_size / max(edges)
+        rows, columns = self._draw_scales(random)
+        height, width = (
+            max(1, round(edge * whole * scale))
+            for edge, scale in zip(edges, (rows, columns), strict=True)
         )
-        size = max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio))
-        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_LINEAR)
-        label = cv2.resize(np.ascontiguousarray(label), size, interpolation=cv2.INTER_NEAREST)
-        return image, label
+        return resize_pair(image, label, height, width)
+
+    def _draw_scales(self, random: np.random.Generator) -> tuple[float, float]:
+        """Of rows and columns, even in the logarithm: as many halvings as doublings."""
+        low, high = np.log(self.scale_range)
+        scale = float(np.exp(random.uniform(low, high)))
+        if not self.aspect:
+            return scale, scale
+        # The other axis, of the scales that are near enough.
+        room = np.log1p(self.aspect)
+        near = max(low, np.log(scale) - room), min(high, np.log(scale) + room)
+        return scale, float(np.exp(random.uniform(*near)))
 
     def _crop(
         self,
@@ -128,10 +137,12 @@ def jitter_color(
     return np.asarray(cv2.LUT(image, table[None]), np.uint8)
 
 
-def normalize(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """uint8 ``[H,W,3]`` RGB -> float32 ``[3,H,W]``, ImageNet mean and deviation."""
-    scaled = (image.astype(np.float32) / 255.0 - MEAN) / STD
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+def normalize(image: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[np.float32]:
+    """uint8 ``[H,W,3]`` RGB -> float32 ``[3,H,W]`` as the network sees it; export folds it in."""
+    mean, std = (np.array(values, np.float32) for values in (pixels.mean, pixels.std))
+    scaled = (image.astype(np.float32) / 255.0 - mean) / std
+    ordered = scaled[..., ::-1] if pixels.bgr else scaled
+    return np.ascontiguousarray(ordered.transpose(2, 0, 1), np.float32)
 
 
 def subsample_labels(

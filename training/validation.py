@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from export.pixels import Pixels
 from serving.geometry import Size, plan, prepare
 from serving.palette import LabelSet
 from serving.restore import labels_from_logits
@@ -48,18 +49,18 @@ def validate(
     options: TrainOptions, learner: Learner, num_classes: int, watch: Watch | None = None
 ) -> Validation:
     """Every image of the split, at its own size."""
-    size = Size(options.height, options.crop_width)
+    size, pixels = Size(options.height, options.crop_width), options.pixels
     main = open_dataset(options.dataset, "val", options.root)
     scenes = open_dataset("synthetic", "val") if options.synthetic_share else None
     return Validation(
-        _score(main, learner, num_classes, size, watch),
-        None if scenes is None else _score(scenes, learner, num_classes, size, watch),
+        _score(main, learner, num_classes, size, pixels, watch),
+        None if scenes is None else _score(scenes, learner, num_classes, size, pixels, watch),
     )
 
 
 def _score(
     dataset: SegmentationDataset, learner: Learner, num_classes: int, model: Size,
-    watch: Watch | None,
+    pixels: Pixels, watch: Watch | None,
 ) -> ConfusionMatrix:  # fmt: skip
     confusion = ConfusionMatrix(num_classes)
     for index in range(len(dataset)):
@@ -68,6 +69,6 @@ def _score(
         image, label = dataset[index]
         check_label_range(label, num_classes, dataset.name(index))
         original = Size(*image.shape[:2])
-        logits = learner.logits(normalize(prepare(image, plan(original, model))))
+        logits = learner.logits(normalize(prepare(image, plan(original, model)), pixels))
         confusion.update(label, labels_from_logits(logits, model, original))
     return confusion

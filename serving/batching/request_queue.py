@@ -21,14 +21,19 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(eq=False)
 class Item:
-    """One image that waits; its place in the queue follows from ``key``."""
+    """One image that waits; its place in the queue follows from ``key``.
+
+    ``deadline`` is when it must have been inferred for its caller's, on the batcher's clock.
+    """
 
     image: Image
     arrived: float
     future: asyncio.Future[Inferred]
     level: int
     number: int
+    labels_suffice: bool = False
     delayed: bool = False
+    deadline: float | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     @property
@@ -62,12 +67,14 @@ class RequestQueue:
         """Images that run before one that comes to ``level`` now."""
         return sum(item.key < (level, True, 0) for item in self._items)
 
-    def find_lack(self, size: int, level: int) -> tuple[str, str] | None:
+    def find_lack(self, size: int, level: int, coming: int = 0) -> tuple[str, str] | None:
         """Why an image of ``size`` bytes has no room: a reason for metrics, and the error's text;
-        None where it has."""
+        None where it has. ``coming`` others will be there before it."""
         limits, policy = self.limits, self.limits.scheduling.policy(level)
-        if len(self) >= limits.max_queue_size:
-            return "queue_size", f"{len(self)} images wait already (setting max_queue_size)"
+        if len(self) + coming >= limits.max_queue_size:
+            return "queue_size", (
+                f"{len(self) + coming} images wait already (setting max_queue_size)"
+            )
         waiting = sum(item.level == level for item in self._items)
         if policy.max_size and waiting >= policy.max_size:
             return "policy_queue_size", (

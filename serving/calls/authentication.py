@@ -58,6 +58,7 @@ class KeyUse:
                 f"{self._running} requests of key {self.key.name!r} are being worked on already "
                 f"(concurrent in the setting api_keys_file)",
                 retry_after_s=1,
+                reason="key_limit",
             )
         self.count()
         self._running += 1
@@ -75,6 +76,7 @@ class KeyUse:
                 f"key {self.key.name!r} may send {rate:g} requests per second "
                 f"(requests_per_second in the setting api_keys_file)",
                 retry_after_s=(1.0 - self._tokens) / rate,
+                reason="key_limit",
             )
         self._tokens -= 1.0
 
@@ -109,7 +111,9 @@ class KeyRing:
         self._reload_if_changed()
         if not presented:
             raise Unauthenticated(
-                "no API key; send it as 'Authorization: Bearer KEY' or as 'X-API-Key: KEY'"
+                "no API key; send it as 'Authorization: Bearer KEY' or as 'X-API-Key: KEY' "
+                "(setting api_keys_file)",
+                reason="unauthenticated",
             )
         digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
         found = None
@@ -117,7 +121,9 @@ class KeyRing:
             if hmac.compare_digest(use.key.digest, digest):
                 found = use
         if found is None:
-            raise Unauthenticated("the API key is not known (setting api_keys_file)")
+            raise Unauthenticated(
+                "the API key is not known (setting api_keys_file)", reason="unauthenticated"
+            )
         return found
 
     def _reload_if_changed(self) -> None:

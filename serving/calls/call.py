@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, TypeAlias
 
 from serving.calls.authentication import KeyUse
+from serving.errors import SegserveError
 from serving.metrics import Interval, Timings
 
 Transport: TypeAlias = Literal["http", "grpc"]
@@ -35,6 +36,7 @@ class Call:
         status: the HTTP status, or the name of the gRPC code.
         request_bytes, response_bytes: of the bodies or messages.
         images: that were answered.
+        count_refusal: of the server's metrics.
         stages: seconds of each stage, over all images.
         intervals: what happened when, of the first images: a stream has no end.
         traceparent: of the span that stands for the call; empty without tracing.
@@ -54,6 +56,7 @@ class Call:
     request_bytes: int = 0
     response_bytes: int = 0
     requests: int = 0
+    count_refusal: Callable[[SegserveError], None] = lambda error: None
     images: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
@@ -92,6 +95,13 @@ def note_error(code: str) -> None:
     call = current_call.get()
     if call is not None:
         call.code = code
+
+
+def note_refusal(error: SegserveError) -> None:
+    """Counts an error that a limit caused, before the client knows of it."""
+    call = current_call.get()
+    if call is not None:
+        call.count_refusal(error)
 
 
 def choose_request_id(given: str) -> str:

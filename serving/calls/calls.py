@@ -57,6 +57,7 @@ class Calls:
             read: the value of a header or metadata of that lower-case name, or "".
         """
         call = Call(transport, method, path, client, choose_request_id(read(REQUEST_ID)))
+        call.count_refusal = self.metrics.count_refusal
         current_call.set(call)
         span = None
         if self.tracing is not None:
@@ -87,11 +88,8 @@ class Calls:
         try:
             use = self.keys.find(present(read))
             use.enter()
-        except Unauthenticated:
-            self.metrics.reject("unauthenticated")
-            raise
-        except KeyLimitExceeded:
-            self.metrics.reject("key_limit")
+        except (Unauthenticated, KeyLimitExceeded) as error:
+            self.metrics.count_refusal(error)
             raise
         # Only now: what has not entered must not leave.
         call.key = use

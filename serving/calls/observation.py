@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serving.calls.call import current_call
-from serving.errors import KeyLimitExceeded, QueueFull, SegserveError
+from serving.errors import QueueFull, SegserveError
 from serving.metrics import Metrics, Timings
 from serving.models.model import Model
 from serving.registry import Registry
@@ -74,11 +74,10 @@ class Observer:
         limit = self.max_inflight_megapixels
         with self._pixels_lock:
             if self._pixels and self._pixels + pixels > limit * 1e6:
-                name = observation.model.name if observation.model else ""
-                self.metrics.reject("inflight_megapixels", self.registry.label(name))
                 raise QueueFull(
                     f"images of {self._pixels / 1e6:.1f} megapixels are being worked on already, "
-                    f"the limit is {limit:g} (setting max_inflight_megapixels); try again later"
+                    f"the limit is {limit:g} (setting max_inflight_megapixels); try again later",
+                    reason="inflight_megapixels",
                 )
             self._pixels += pixels
             observation.pixels += pixels
@@ -101,18 +100,17 @@ class Observer:
         self.metrics.inflight.set(self.inflight)
         try:
             if self.inflight > self.max_inflight_requests:
-                self.metrics.rejected.labels(self.registry.label(name), "inflight").inc()
                 raise QueueFull(
                     f"{self.max_inflight_requests} requests are being worked on already "
-                    f"(setting max_inflight_requests); try again later"
+                    f"(setting max_inflight_requests); try again later",
+                    reason="inflight",
                 )
             if call is not None:
                 call.count_request()
             yield observation
         except SegserveError as error:
             outcome = error.code
-            if isinstance(error, KeyLimitExceeded):
-                self.metrics.reject("key_limit", self.registry.label(name))
+            self.metrics.count_refusal(error, self.registry.label(name))
             observation.is_failure = error.is_failure
             raise
         except asyncio.CancelledError:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from serving.engines.embedded import open_onnx_engine
 from serving.errors import InvalidModel, SegserveError
-from serving.lifecycle import open_onnx_engine
 from serving.repository import list_models, read_model
 from serving.settings import Settings
 

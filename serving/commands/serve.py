@@ -104,6 +104,7 @@ def greeting(server: Server) -> str:
         ),
         "try:    curl --data-binary @street.jpg "
         f"'{scheme}://{host}:{ports.http}/v2/models/{model}/segment?format=overlay' -o overlay.png",
+        f"        or {scheme}://{host}:{ports.http}/ in a browser",
     ]
     lines += [f"not served: {name}: {why}" for name, why in server.registry.failures.items()]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from serving.class_statistics import class_statistics
 from serving.errors import InvalidRequest
 from serving.forms import png
 from serving.forms.legend import draw_legend
@@ -14,6 +15,7 @@ from serving.jit import compiled, read_only
 from serving.palette import Color
 
 Pixels = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg"}
 DEFAULT_OPACITY = 0.5
@@ -33,14 +35,18 @@ def write_overlay(view: MaskView, options: MaskOptions) -> Encoded:
     if view.image is None or view.image.shape[:2] != view.labels.shape:
         raise ValueError("an overlay needs the image, in the size of the labels")
     opacity = DEFAULT_OPACITY if options.opacity is None else options.opacity
-    picture = blend(view.image, view.labels, view.colors, opacity)
+    jpeg = options.image == "jpeg"
+    height, width = view.labels.shape
+    legend = np.empty((0, width, 3), np.uint8)
     if options.legend:
-        present = np.flatnonzero(np.bincount(view.labels.reshape(-1), minlength=256))
-        shown = [k for k in present.tolist() if k < len(view.names)]
-        entries = [(view.names[k], view.colors[k]) for k in shown]
-        picture = np.vstack([picture, draw_legend(entries, picture.shape[1])])
+        shares = class_statistics(view.labels, view.names)
+        legend = draw_legend([(c.name, view.colors[c.id]) for c in shares if c.pixels], width)
+    # OpenCV writes JPEGs from BGR: made in that order, not turned into it.
+    picture = np.empty((height + len(legend), width, 3), np.uint8)
+    blend(view.image, view.labels, view.colors, opacity, picture[:height], bgr=jpeg)
+    picture[height:] = legend[..., ::-1] if jpeg else legend
     media_type = MEDIA_TYPES[options.image or "png"]
-    if options.image != "jpeg":
+    if not jpeg:
         return Encoded(png.rgb(picture), media_type)
     if max(picture.shape) > LONGEST_JPEG:
         raise InvalidRequest(
@@ -48,36 +54,51 @@ def write_overlay(view: MaskView, options: MaskOptions) -> Encoded:
             f"{picture.shape[0]}x{picture.shape[1]}; ask for image=png"
         )
     quality = DEFAULT_QUALITY if options.quality is None else options.quality
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, body = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    _, body = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, quality))
     return Encoded(body.tobytes(), media_type)
 
 
-def blend(image: Pixels, labels: Pixels, colors: tuple[Color, ...], opacity: float) -> Pixels:
-    """``image``, RGB uint8 ``[H,W,3]``, with the classes' colours over it, rounded."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(colors)] = np.array(colors, np.uint8).reshape(-1, 3)
-    # In 256ths: shares for the colour where there is one.
-    shares = np.zeros(256, np.uint16)
-    shares[: len(colors)] = round(256 * opacity)
-    return _blend(read_only(image), read_only(labels), table, shares)
+def blend(
+    image: Pixels,
+    labels: Pixels,
+    colors: tuple[Color, ...],
+    opacity: float,
+    out: Pixels,
+    *,
+    bgr: bool = False,
+) -> None:
+    """Writes ``image``, RGB uint8 ``[H,W,3]``, with the classes' colours over it, rounded.
+
+    Args:
+        labels: uint8 ``[H,W]``; ids without a colour leave the image as it is.
+        out: uint8 ``[H,W,3]``.
+        bgr: the order of the channels in ``out``; RGB unless set.
+    """
+    # In 256ths: the photo's share, and the colour's with the half that rounds.
+    rest = np.full(256, 256, np.uint32)
+    rest[: len(colors)] -= round(256 * opacity)
+    mixed = np.full((256, 3), 128, np.uint32)
+    shares = (256 - rest[: len(colors), None]).astype(np.uint32)
+    mixed[: len(colors)] += shares * np.array(colors, np.uint32).reshape(-1, 3)
+    red, blue = (2, 0) if bgr else (0, 2)
+    _blend(read_only(image), read_only(labels), rest, mixed, red, blue, out)
 
 
 def warm() -> None:
     """Compiles the loop of this form, so that no request waits for it."""
-    blend(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), ((0, 0, 0),), 0.5)
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    blend(pixel, np.zeros((1, 1), np.uint8), ((0, 0, 0),), 0.5, np.empty_like(pixel))
 
 
 @compiled
-def _blend(image: Pixels, labels: Pixels, colors: Pixels, shares: npt.NDArray[np.uint16]) -> Pixels:
+def _blend(
+    image: Pixels, labels: Pixels, rest: Words, mixed: Words, red: int, blue: int, out: Pixels
+) -> None:
     height, width = labels.shape
-    out = np.empty((height, width, 3), np.uint8)
     for y in range(height):
         for x in range(width):
             label = labels[y, x]
-            share = np.uint32(shares[label])
-            rest = np.uint32(256) - share
-            for k in range(3):
-                mixed = image[y, x, k] * rest + colors[label, k] * share + np.uint32(128)
-                out[y, x, k] = mixed >> np.uint32(8)
-    return out
+            kept = rest[label]
+            out[y, x, red] = (image[y, x, 0] * kept + mixed[label, 0]) >> np.uint32(8)
+            out[y, x, 1] = (image[y, x, 1] * kept + mixed[label, 1]) >> np.uint32(8)
+            out[y, x, blue] = (image[y, x, 2] * kept + mixed[label, 2]) >> np.uint32(8)

@@ -42,7 +42,8 @@ def write_polygons(view: MaskView, options: MaskOptions) -> Encoded:
     if count > options.max_polygons:
         raise InvalidRequest(
             f"the mask has {count} regions, at most {options.max_polygons} polygons are written "
-            f"(setting max_polygons); leave out the small ones with min_area"
+            f"(setting max_polygons); leave out the small ones with min_area",
+            reason="polygons",
         )
     tolerance = options.tolerance or 0.0
     rings = trace_rings(view.labels, regions, wanted, junctions=tolerance > 0)

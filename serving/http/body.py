@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from serving.errors import InvalidImage, InvalidRequest, TooLarge, UploadTimeout
+from serving.errors import InvalidRequest, TooLarge, UploadTimeout
+from serving.http import form
 from serving.http.compression import check_encoding, decompress
 from serving.settings import Settings
 
@@ -33,7 +32,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     except asyncio.TimeoutError:
         raise UploadTimeout(
             f"the body was not complete after {settings.upload_timeout_s:g} s "
-            f"(setting upload_timeout_s)"
+            f"(setting upload_timeout_s)",
+            reason="upload_timeout",
         ) from None
     except ClientDisconnect:
         raise InvalidRequest("the client closed the connection while sending") from None
@@ -46,12 +46,14 @@ async def read_image(request: Request, settings: Settings) -> bytes:
     """The image: the body itself, or the one file of a multipart form.
 
     Raises:
-        InvalidRequest: a form without exactly one file.
+        InvalidRequest: no form where there should be one.
+        InvalidImage: a form without exactly one file.
     """
     body = await read_body(request, settings)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    content_type = request.headers.get("content-type", "")
+    if not content_type.lower().startswith(form.MEDIA_TYPE):
         return body
-    return await _only_file(request, body)
+    return await asyncio.to_thread(form.cut_file, body, content_type)
 
 
 def check_length(length: int, settings: Settings) -> None:
@@ -59,7 +61,8 @@ def check_length(length: int, settings: Settings) -> None:
     if length > settings.max_request_bytes:
         raise TooLarge(
             f"the body has {length} bytes or more, the limit is {settings.max_request_bytes} "
-            f"(setting max_request_bytes)"
+            f"(setting max_request_bytes)",
+            reason="request_bytes",
         )
 
 
@@ -70,20 +73,3 @@ async def _collect(request: Request, settings: Settings) -> bytes:
         check_length(total, settings)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def _only_file(request: Request, body: bytes) -> bytes:
-    async def replay() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        form = await MultiPartParser(request.headers, replay(), max_part_size=len(body) + 1).parse()
-    except MultiPartException as error:
-        raise InvalidRequest(f"multipart form: {error.message}") from None
-    try:
-        files = [value for value in form.values() if not isinstance(value, str)]
-        if len(files) != 1:
-            raise InvalidImage(f"a multipart form must hold one file, this one holds {len(files)}")
-        return await files[0].read()
-    finally:
-        await form.close()

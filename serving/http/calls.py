@@ -10,8 +10,10 @@ from serving.calls.call import REQUEST_ID, TRACEPARENT
 from serving.calls.calls import Calls
 from serving.errors import SegserveError, TooManyRequests, Unauthenticated
 
-# Without a key: probes and scrapers have none.
+# Without a key, and not in the log, which probes every few seconds would drown.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
+# Without a key: a browser has none to send before the page is there to type it into.
+PAGE_PATH = "/"
 
 
 class CallMiddleware:
@@ -22,7 +24,6 @@ class CallMiddleware:
         self.calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Probes every few seconds would drown the log, too.
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
@@ -55,7 +56,8 @@ class CallMiddleware:
                 await send(message)
 
             try:
-                self.calls.admit(call, read)
+                if scope["path"] != PAGE_PATH:
+                    self.calls.admit(call, read)
             except SegserveError as error:
                 call.code = error.code
                 await show(error)(scope, receive_counted, send_marked)

@@ -35,7 +35,10 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     except isal_zlib.error as error:  # type: ignore[misc]  # its stub says it is no class
         raise InvalidRequest(f"Content-Encoding {encoding}: {error}") from None
     if len(content) > limit:
-        raise TooLarge(f"the unpacked body has more than {limit} bytes (setting max_request_bytes)")
+        raise TooLarge(
+            f"the unpacked body has more than {limit} bytes (setting max_request_bytes)",
+            reason="request_bytes",
+        )
     if not stream.eof or stream.unused_data:
         raise InvalidRequest(f"Content-Encoding {encoding}: the body is not one whole stream")
     return content

@@ -28,7 +28,7 @@ from serving.oip.parameters import (
     refuse_classification,
 )
 from serving.oip.shared_memory import SharedMemory
-from serving.oip.tensors import Tensor, read_tensor
+from serving.oip.tensors import Buffer, Tensor, read_tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # What is inside JSON lists: numbers, texts, or lists of them.
@@ -176,7 +176,7 @@ def _read_json(item: _Input, shape: tuple[int, ...]) -> Tensor:
 
 def build_infer_response(response: InferResponse) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part where binary data follows."""
-    binary: list[bytes] = []
+    binary: list[Buffer] = []
     outputs = [_show_output(output, binary) for output in response.outputs]
     head: dict[str, object] = {
         "model_name": response.model,
@@ -189,7 +189,7 @@ def build_infer_response(response: InferResponse) -> tuple[bytes, int | None]:
     return b"".join([text, *binary]), len(text) if binary else None
 
 
-def _show_output(output: OutputTensor, binary: list[bytes]) -> dict[str, object]:
+def _show_output(output: OutputTensor, binary: list[Buffer]) -> dict[str, object]:
     """The JSON of one output; what goes behind the JSON is appended to ``binary``."""
     tensor = output.tensor
     shown: dict[str, object] = {
@@ -200,7 +200,7 @@ def _show_output(output: OutputTensor, binary: list[bytes]) -> dict[str, object]
     if output.requested.place is not None:
         return shown
     if output.requested.binary:
-        binary.append(tensor.to_bytes())
+        binary.append(tensor.to_buffer())
         shown["parameters"] = {"binary_data_size": len(binary[-1])}
     elif isinstance(tensor.data, tuple):
         shown["data"] = [base64.b64encode(item).decode() for item in tensor.data]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import perf_counter
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -106,10 +107,11 @@ def add_infer(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
     @route("/v2/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str = "") -> Response:
         """Tensors in, tensors out: JSON or Triton's binary-data extension."""
-        number, timeout_s = parse_version(version), read_timeout(request)
+        number, timeout_s, began = parse_version(version), read_timeout(request), perf_counter()
         header_length = request.headers.get(HEADER_LENGTH)
         accepted = choose_encoding(request.headers.get("accept-encoding", ""))
         body = await read_body(request, settings)
+        timeout_s = seconds_left(timeout_s, began)
         pool, loop = dataplane.segmenter.pool, asyncio.get_running_loop()
 
         def parse() -> InferRequest:
@@ -155,6 +157,11 @@ def read_timeout(request: Request) -> float | None:
     if not 0.0 < milliseconds < 1e9:
         raise InvalidRequest(f"{TIMEOUT_HEADER}: {text!r} is not a positive number")
     return milliseconds / 1000.0
+
+
+def seconds_left(timeout_s: float | None, began: float) -> float | None:
+    """Of a timeout that counts from ``began``, on ``time.perf_counter``: an upload takes time."""
+    return None if timeout_s is None else timeout_s - (perf_counter() - began)
 
 
 def show_metadata(found: ModelMetadata) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from time import perf_counter
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -17,7 +18,7 @@ from serving.http import accept
 from serving.http.body import read_image
 from serving.http.disconnect import while_connected
 from serving.http.multipart import join_parts
-from serving.http.protocol import read_timeout
+from serving.http.protocol import read_timeout, seconds_left
 from serving.mask import FORMATS
 from serving.oip.protocol import parse_version
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
@@ -52,7 +53,7 @@ def _split(entries: object) -> object:
     return [part for entry in entries for part in str(entry).split(",")]
 
 
-def read_options(
+async def read_options(
     request: Request,
     format: Annotated[
         Annotated[list[FormatName], Field(json_schema_extra={"uniqueItems": True})] | None,
@@ -87,7 +88,7 @@ def read_options(
         int | None, Query(ge=0, le=2**31, description="of polygons, in pixels")
     ] = None,
 ) -> SegmentOptions:
-    """The query's options.
+    """The query's options; async, or FastAPI would hand it to a thread.
 
     Raises:
         InvalidRequest: an unknown one; the message lists the known.
@@ -136,9 +137,10 @@ def add_segment(app: FastAPI, segmenter: Segmenter, settings: Settings) -> None:
     async def answer(
         request: Request, model: str, version: int | None, options: SegmentOptions
     ) -> Response:
-        timeout_s = read_timeout(request)
+        timeout_s, began = read_timeout(request), perf_counter()
         data = await read_image(request, settings)
-        asked = SegmentRequest(model, data, options, version, timeout_s)
+        left_s = seconds_left(timeout_s, began)
+        asked = SegmentRequest(model, data, options, version, left_s)
         result = await while_connected(request, segmenter.segment(asked, "http"))
         encoded = join(result.parts)
         return Response(

@@ -7,6 +7,7 @@ asked for: each mask as an indexed PNG in its own image's size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from serving.oip.inference import InferRequest, OutputTensor, RequestedOutput
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Tensor
 from serving.views.one_view import restore_labels
+
+Item = TypeVar("Item", bound=np.generic)
 
 INPUT = "image"
 LOGITS = "logits"
@@ -110,7 +113,7 @@ def build_outputs(
     for output in wanted:
         tensor = _build_output(output.name, answers, model)
         if output.place is not None:
-            memory.write(output.place, tensor.to_bytes())
+            memory.write(output.place, tensor.to_buffer())
         built.append(OutputTensor(output, tensor))
     return tuple(built)
 
@@ -123,14 +126,19 @@ def _build_output(name: str, answers: list[Answer], model: Model) -> Tensor:
     # choose_outputs has made sure that they are there where they are asked for.
     logits = [m for a in answers if (m := a.inferred.prediction.logits) is not None]
     if name == LOGITS:
-        stacked = np.stack(logits)
+        stacked = _stack(logits)
         return Tensor(name, "FP32", stacked.shape, stacked)
     if name == CONFIDENCE:
-        certain = np.stack([restore.confidence_from_logits(m, size, size) for m in logits])
+        certain = _stack([restore.confidence_from_logits(m, size, size) for m in logits])
         return Tensor(name, "UINT8", certain.shape, certain)
     input_view = plan(size, size).only_view
-    masks = np.stack([_restore(answer, input_view, size) for answer in answers])
+    masks = _stack([_restore(answer, input_view, size) for answer in answers])
     return Tensor(name, "UINT8", masks.shape, masks)
+
+
+def _stack(arrays: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
+    """One array of several; of a single one a view."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _restore(answer: Answer, view: View, target: Size) -> npt.NDArray[np.uint8]:

@@ -72,7 +72,8 @@ class SharedMemory:
             if len(self._regions) >= self.settings.max_shared_memory_regions:
                 raise InvalidRequest(
                     f"{len(self._regions)} shared memory regions are registered "
-                    f"(setting max_shared_memory_regions); unregister some"
+                    f"(setting max_shared_memory_regions); unregister some",
+                    reason="shared_memory_regions",
                 )
             descriptor = _open(key, plain)
             length = os.fstat(descriptor).st_size
@@ -128,8 +129,8 @@ class SharedMemory:
             raise InvalidRequest(f"shared memory region {region.name!r}: the object was truncated")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def write(self, place: RegionSlice, data: bytes) -> None:
-        """Puts ``data`` at the beginning of ``place``.
+    def write(self, place: RegionSlice, data: bytes | memoryview) -> None:
+        """Puts ``data``, of bytes, at the beginning of ``place``.
 
         Raises:
             InvalidRequest: it takes more than ``place.size`` bytes; else as ``read``.

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest
+
+Buffer: TypeAlias = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,15 @@ class Tensor:
             return sum(len(item) for item in self.data)
         return self.data.nbytes
 
-    def to_bytes(self) -> bytes:
-        """The protocol's binary form."""
+    def to_buffer(self) -> Buffer:
+        """The protocol's binary form: of an array its own memory, not a copy."""
         if isinstance(self.data, tuple):
             return b"".join(struct.pack("<I", len(item)) + item for item in self.data)
-        return self.data.tobytes()
+        return np.ascontiguousarray(self.data).data.cast("B")
+
+    def to_bytes(self) -> bytes:
+        """The same as bytes."""
+        return bytes(self.to_buffer())
 
 
 def read_tensor(

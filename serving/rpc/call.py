@@ -8,7 +8,7 @@ from typing import TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from serving.calls.call import note_error
+from serving.calls.call import note_error, note_refusal
 from serving.errors import SegserveError, TooManyRequests
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -37,6 +37,7 @@ async def answer_stream(
 async def abort(context: Context, error: SegserveError) -> None:
     """Ends the call; the error's code, and when to try again, are in the trailing metadata."""
     note_error(error.code)
+    note_refusal(error)
     trailing = [("segserve-code", error.code)]
     if isinstance(error, TooManyRequests):
         trailing.append(("retry-after", error.retry_after))

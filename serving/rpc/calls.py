@@ -10,10 +10,19 @@ from google.protobuf.message import DecodeError, Message
 
 from serving.calls.call import REQUEST_ID, TRACEPARENT, Call
 from serving.calls.calls import Calls
-from serving.errors import InvalidRequest, SegserveError
+from serving.errors import (
+    HeaderTooLarge,
+    InvalidRequest,
+    SegserveError,
+    TooLarge,
+    TooManyRequests,
+)
 from serving.rpc.call import Context, abort
+from serving.settings import Settings
 
 NO_MESSAGE = "the bytes are not a message of this call; see the .proto file"
+# What an entry takes beside its letters, as HTTP/2 counts (RFC 7541, 4.1).
+ENTRY_BYTES = 32
 # Without a key, as over HTTP.
 OPEN_METHODS = (
     "/grpc.health.v1.Health/",
@@ -23,10 +32,15 @@ OPEN_METHODS = (
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Around every handler of the server."""
+    """Around every handler of the server; here its limits are, with names and counts.
 
-    def __init__(self, calls: Calls) -> None:
+    gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
+    """
+
+    def __init__(self, calls: Calls, settings: Settings) -> None:
         self.calls = calls
+        self.settings = settings
+        self._open = 0
 
     async def intercept_service(
         self,
@@ -35,18 +49,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler | None:
         """The handler that was found, wrapped; None where there is none."""
         handler = await continuation(details)
-        if handler is None or details.method.startswith(OPEN_METHODS):
-            return handler
+        if handler is None:
+            return None
+        if details.method.startswith(OPEN_METHODS):
+            return self._wrap_open(handler)
         if handler.unary_unary:
             return self._wrap_unary(handler, details.method)
         return self._wrap_streaming(handler, details.method)
 
     def _wrap_unary(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
-        async def run(request: Message | None, context: Context) -> Message:
+        async def run(request: Message | SegserveError, context: Context) -> Message:
             with self._call(method, context) as (call, read):
                 await self._admit(call, read, context)
-                if request is None:
-                    await abort(context, InvalidRequest(NO_MESSAGE))
+                if isinstance(request, SegserveError):
+                    await abort(context, request)
                     raise AssertionError("abort raises")
                 call.request_bytes = request.ByteSize()
                 response: Message = await handler.unary_unary(request, context)
@@ -54,19 +70,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return response
 
         return grpc.unary_unary_rpc_method_handler(
-            run, parse_or_none(handler.request_deserializer), handler.response_serializer
+            run, self._parser(handler), handler.response_serializer
         )
 
     def _wrap_streaming(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
         async def run(
-            request: Message | AsyncIterator[Message], context: Context
+            request: Message | SegserveError | AsyncIterator[Message | SegserveError],
+            context: Context,
         ) -> AsyncIterator[Message]:
             with self._call(method, context) as (call, read):
                 await self._admit(call, read, context)
-                if handler.request_streaming:
+                if isinstance(request, SegserveError):
+                    await abort(context, request)
+                elif handler.request_streaming:
                     answers = handler.stream_stream(counted(request, call), context)
-                elif request is None:
-                    await abort(context, InvalidRequest(NO_MESSAGE))
                 else:
                     answers = handler.unary_stream(request, context)
                 async for response in answers:
@@ -78,8 +95,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        parse = parse_or_none(handler.request_deserializer)
-        return make(run, parse, handler.response_serializer)
+        return make(run, self._parser(handler), handler.response_serializer)
+
+    def _wrap_open(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """Without id, key, span and line, as probes come every few seconds."""
+
+        async def run(request: Message | SegserveError, context: Context) -> Message:
+            if isinstance(request, SegserveError):
+                await abort(context, request)
+            response: Message = await handler.unary_unary(request, context)
+            return response
+
+        async def watch(
+            request: Message | SegserveError, context: Context
+        ) -> AsyncIterator[Message]:
+            if isinstance(request, SegserveError):
+                await abort(context, request)
+            async for response in handler.unary_stream(request, context):
+                yield response
+
+        parse, serialize = self._parser(handler), handler.response_serializer
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(run, parse, serialize)
+        return grpc.unary_stream_rpc_method_handler(watch, parse, serialize)
+
+    def _parser(self, handler: grpc.RpcMethodHandler) -> Callable[[bytes], Message | SegserveError]:
+        return parse_or_refuse(handler.request_deserializer, self.settings.max_request_bytes)
 
     @contextmanager
     def _call(self, method: str, context: Context) -> Iterator[tuple[Call, Callable[[str], str]]]:
@@ -90,9 +131,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return value if isinstance(value, str) else ""
 
         with self.calls.call("grpc", "POST", method, read_address(context.peer()), read) as call:
+            self._open += 1
             try:
                 yield call, read
             finally:
+                self._open -= 1
                 call.status = name_status(context.code())
                 if call.status != "OK" and call.code == "ok":
                     call.code = call.status.lower()
@@ -103,32 +146,58 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             marks.append((TRACEPARENT, call.traceparent))
         await context.send_initial_metadata(marks)
         try:
+            self._check_limits(context)
             self.calls.admit(call, read)
         except SegserveError as error:
             await abort(context, error)
 
+    def _check_limits(self, context: Context) -> None:
+        limit = self.settings.max_grpc_calls
+        if self._open > limit:
+            raise TooManyRequests(
+                f"{limit} calls are open already (setting max_grpc_calls); try again later",
+                reason="grpc_calls",
+            )
+        limit = self.settings.max_header_bytes
+        metadata = context.invocation_metadata() or ()
+        if sum(len(name) + len(value) + ENTRY_BYTES for name, value in metadata) > limit:
+            raise HeaderTooLarge(
+                f"the metadata is longer than {limit} bytes (setting max_header_bytes)",
+                reason="header_bytes",
+            )
 
-def parse_or_none(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
+
+def parse_or_refuse(
+    parse: Callable[[bytes], Message], max_bytes: int
+) -> Callable[[bytes], Message | SegserveError]:
     """gRPC would answer UNKNOWN to bytes that are no message, with a traceback in the log."""
 
-    def parse_quietly(data: bytes) -> Message | None:
+    def parse_quietly(data: bytes) -> Message | SegserveError:
+        if len(data) > max_bytes:
+            return TooLarge(
+                f"the message has {len(data)} bytes, the limit is {max_bytes} "
+                f"(setting max_request_bytes)",
+                reason="request_bytes",
+            )
         try:
             return parse(data)
         except DecodeError:
-            return None
+            return InvalidRequest(NO_MESSAGE)
 
     return parse_quietly
 
 
-async def counted(requests: AsyncIterator[Message | None], call: Call) -> AsyncIterator[Message]:
+async def counted(
+    requests: AsyncIterator[Message | SegserveError], call: Call
+) -> AsyncIterator[Message]:
     """The same, their bytes noted.
 
     Raises:
-        InvalidRequest: one is no message.
+        InvalidRequest, TooLarge: one is no message, or too long.
     """
     async for request in requests:
-        if request is None:
-            raise InvalidRequest(NO_MESSAGE)
+        if isinstance(request, SegserveError):
+            raise request
         call.request_bytes += request.ByteSize()
         yield request
 

@@ -12,6 +12,17 @@ from serving.geometry import Size, View
 Labels = npt.NDArray[np.uint8]
 
 
+def labels_suffice(view: View, target: Size, smooth: bool | None = None) -> bool:
+    """Whether a label map of ``target`` can be read off labels at the network's input size.
+
+    So it can where ids are asked for (``smooth`` is False), and where no pixel lies between two.
+    """
+    return smooth is False or (view.rows.length, view.columns.length) == (
+        target.height,
+        target.width,
+    )
+
+
 def restore_labels(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
 ) -> Labels:

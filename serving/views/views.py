@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.batcher import Batcher
+from serving.batching.admission import Place
 from serving.batching.batch import Inferred
 from serving.geometry import Plan, Size, cut, scale
 from serving.metrics import Timings
@@ -48,6 +49,7 @@ async def blend_views(
     *,
     in_flight: int,
     deadline: float | None = None,
+    place: Place | None = None,
 ) -> None:
     """Infers every view and gives it to ``blender``; no more than ``in_flight`` at once.
 
@@ -57,6 +59,7 @@ async def blend_views(
     Args:
         in_flight: views that wait, are inferred, or are answered and not yet blended.
         deadline: by the event loop's clock.
+        place: of the request, where it was asked whether its views will be in time.
 
     Raises:
         SegserveError: of the first view that fails; the others leave the queue.
@@ -67,7 +70,7 @@ async def blend_views(
         own = Timings()
         pixels = await loop.run_in_executor(pool, _cut, views, index, own)
         left = None if deadline is None else deadline - loop.time()
-        return index, await batcher.submit(pixels, timeout_s=left), own
+        return index, await batcher.submit(pixels, timeout_s=left, place=place), own
 
     indices = iter(range(len(views.plan.views)))
     tasks: set[asyncio.Task[tuple[int, Inferred, Timings]]] = set()

@@ -45,7 +45,7 @@ def test_fps_of_icnet(run_fps, tmp_path):
     assert numbers["fps"] == pytest.approx(1000 / numbers["per_image_ms"])
     assert numbers["p50_ms"] <= numbers["p95_ms"] <= numbers["p99_ms"]
     (kept,) = (tmp_path / "cache" / "graphs").iterdir()
-    assert kept.name.startswith("icnet_resnet50_citys_64x64_")
+    assert kept.name.startswith("icnet_resnet50_citys_19c_64x64_")
 
 
 def test_fps_of_a_served_model(run_fps, tmp_path):
@@ -62,7 +62,22 @@ def test_fps_of_a_served_model(run_fps, tmp_path):
     done = run_fps("--model", "tiny", "--served", "--repository", tmp_path / "models",
                    "--seconds", "0", "--batch", "2")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "tiny, 32x48, batch 2, version 1" in done.stdout
+    assert "tiny, 32x48, batch 2, fp32, of " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "package"), [("torch", "torch"), ("mxnet", "mxnet")], ids=["torch", "mxnet"]
+)
+def test_fps_of_other_frameworks(run_fps, engine, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (extra 'training')")
+    done = run_fps("--model", "icnet", "--size", "32x32", "--seconds", "0", "--threads", "1",
+                   "--engine", engine, "--warmup", "1", "--output", "mask")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"{engine}-" in done.stdout
+    assert "graph cut to mask" in done.stdout
+    assert "t_cpu" in done.stdout or "t_gpu" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -72,6 +87,7 @@ def test_fps_of_a_served_model(run_fps, tmp_path):
         (["--model", "icnet", "--size", "tiny"], "HEIGHTxWIDTH"),
         (["--model", "absent", "--served"], "error"),
         (["--model", "icnet", "--dataset", "nowhere"], "nowhere"),
+        (["--model", "icnet", "--engine", "tpu"], "one of auto, cpu, cuda"),
     ],
 )
 def test_errors_are_one_line(run_fps, arguments, message):
@@ -93,7 +109,7 @@ def test_a_built_graph_is_kept_and_outdated_ones_go(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.built_graphs.build_model", build)
     network = NetworkName("icnet", "resnet50", 1.0, "citys")
     (tmp_path / "graphs").mkdir()
-    (tmp_path / "graphs" / "icnet_resnet50_citys_64x64_0123.onnx").write_bytes(b"old")
+    (tmp_path / "graphs" / "icnet_resnet50_citys_19c_64x64_0123.onnx").write_bytes(b"old")
     first = built_graph(network, 19, 64, 64)
     assert built_graph(network, 19, 64, 64) == first
     assert built == [(64, 64)]

@@ -2,16 +2,22 @@ import json
 import subprocess
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 
 from benchmarks import gpu
-from benchmarks.device_speed import CPU, CUDA, ProviderMissing, check_provider, measure_device
+from benchmarks.device_profile import profile_graph
+from benchmarks.energy import EnergyMeter
 from benchmarks.node_profile import NodeProfile, NodeTime, read_profile
+from benchmarks.onnx_subject import OnnxSubject, check_provider
+from benchmarks.speed import PUBLISHED_TIMES, measure_speed
+from benchmarks.subject import Case, EngineMissing
 from export.build import build_model
 from export.random_params import random_params
 from export.symbol import Entry, Graph, Node
-from serving.engines.cut import cut_graph
+from serving.engines.acceleration import Acceleration
+from serving.engines.session import CPU, CUDA
 
 ROOT = Path(__file__).parents[2]
 needs_no_cuda = pytest.mark.skipif(
@@ -20,7 +26,7 @@ needs_no_cuda = pytest.mark.skipif(
 
 
 @pytest.fixture
-def small_graph():
+def small_case(tmp_path):
     nodes = (
         Node("null", "data"),
         Node("null", "weight"),
@@ -28,16 +34,30 @@ def small_graph():
              {"kernel": "(1, 1)", "num_filter": "4", "no_bias": "True", "stride": "(4, 4)"}),
     )  # fmt: skip
     graph = Graph(nodes, (Entry(2),))
-    return cut_graph(build_model(graph, random_params(graph, 32, 48), 32, 48), "logits")
+    path = tmp_path / "model.onnx"
+    onnx.save(build_model(graph, random_params(graph, 32, 48), 32, 48), str(path))
+    return Case("small", None, 4, 32, 48, "fp32", 2, path)
 
 
-def test_a_real_profile(small_graph):
-    speed = measure_device(small_graph, CPU, {}, 0.0)
-    assert speed.fetched == "logits"
-    assert speed.runs == 3
-    assert 0 < speed.p50_ms <= speed.p95_ms
-    assert speed.with_copies_ms > 0
-    profile = speed.profile
+@pytest.mark.parametrize(("output", "fetched"), [
+    (None, "logits at 8x12, float32"), ("mask", "mask, uint8"),
+])  # fmt: skip
+def test_a_subject_on_the_cpu(small_case, output, fetched):
+    case = Case(**{**vars(small_case), "output": output})
+    subject = OnnxSubject(case, "cpu")
+    speed = measure_speed(subject, case, 0.0, 1, "random")
+    subject.compute()
+    subject.close()
+    assert (speed.engine, speed.fetched, speed.symbol) == ("onnxruntime-cpu", fetched, "t_cpu")
+    assert (speed.runs, speed.batch, speed.size) == (3, 2, "32x48")
+    assert 0 < speed.p50_ms <= speed.p95_ms <= speed.p99_ms
+    assert speed.with_copies_ms == speed.per_image_ms
+    assert speed.joules_per_image is None
+    assert speed.machine.cores >= 1
+
+
+def test_a_real_profile_with_bound_input_and_output(small_case):
+    profile = profile_graph(small_case, "cpu", Acceleration())
     assert {node.provider for node in profile.nodes} == {CPU}
     assert "Conv" in {node.operator for node in profile.nodes}
     assert {node.runs for node in profile.nodes} == {3}
@@ -46,6 +66,37 @@ def test_a_real_profile(small_graph):
     assert len(profile.outside(CUDA)) == len(profile.nodes)
     operators = dict(profile.slowest(100))
     assert sum(operators.values()) == pytest.approx(sum(n.microseconds for n in profile.nodes))
+
+
+def test_what_gluoncv_published_stands_beside_it(small_case):
+    case = Case(**{**vars(small_case), "title": "icnet_resnet50_citys"})
+    subject = OnnxSubject(case, "cpu")
+    speed = measure_speed(subject, case, 0.0, 1, "random")
+    assert speed.published is None  # of another size
+    published = PUBLISHED_TIMES[("icnet_resnet50_citys", "1024x2048")]
+    told = "\n".join(type(speed)(**{**vars(speed), "published": published}).lines())
+    assert "published: 36.9 ms" in told
+    assert "without synchronisation" in told
+
+
+def test_energy_is_read_where_the_driver_tells():
+    class Driver:
+        def nvmlInit_v2(self):  # noqa: N802
+            return 0
+
+        def nvmlDeviceGetHandleByIndex_v2(self, number, handle):  # noqa: N802
+            return 0 if number == 1 else 2
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle, spent):  # noqa: N802
+            spent._obj.value = 12_500
+            return 0
+
+    def missing(name):
+        raise OSError(name)
+
+    assert EnergyMeter(1, lambda name: Driver()).joules() == 12.5
+    assert EnergyMeter(0, lambda name: Driver()).joules() is None
+    assert EnergyMeter(0, missing).joules() is None
 
 
 def event(name, operator, provider, duration, category="Node"):
@@ -87,7 +138,7 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 @needs_no_cuda
 def test_without_cuda_it_says_so():
-    with pytest.raises(ProviderMissing, match="has only"):
+    with pytest.raises(EngineMissing, match="has only"):
         check_provider(CUDA)
     done = subprocess.run([ROOT / "benchmarks" / "gpu.sh"], capture_output=True, text=True,
                           check=False)  # fmt: skip
@@ -97,28 +148,35 @@ def test_without_cuda_it_says_so():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--provider", "tpu"], ["--size", "big"], ["--networks", "icnet"], ["--precision", "fp8"],
-     ["--layouts", ""]],
+    [["--ways", "tpu"], ["--size", "big"], ["--networks", "icnet"], ["--precision", "fp8"],
+     ["--ways", ""], ["--batches", "0"], ["--outputs", "depth"]],
 )  # fmt: skip
 def test_wrong_options_end_with_2(arguments):
-    done = subprocess.run([ROOT / "benchmarks" / "gpu.sh", *arguments], capture_output=True,
-                          text=True, check=False)  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    app = Typer()
+    app.command()(gpu.gpu)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert "error: " in done.output
 
 
-def test_results_hold_the_command_and_every_node(tmp_path, small_graph, monkeypatch):
-    monkeypatch.setattr(gpu, "describe_gpu", lambda: "NVIDIA H200, 580.1, 143771 MiB")
-    monkeypatch.setattr("sys.argv", ["gpu", "--size", "32x48"])
-    speed = measure_device(small_graph, CPU, {}, 0.0)
-    found = gpu.Measurement("small", "32x48", "fp32", "nchw", speed)
-    path = gpu.write_results(tmp_path / "results", [found])
+def test_results_hold_the_command_and_every_node(tmp_path, small_case):
+    subject = OnnxSubject(small_case, "cpu")
+    speed = measure_speed(subject, small_case, 0.0, 1, "random")
+    profile = profile_graph(small_case, "cpu", Acceleration())
+    found = gpu.Measurement("cpu", speed, profile)
+    machine = type(speed.machine)(
+        **{**vars(speed.machine), "gpus": ("NVIDIA H200, 143771 MiB, 580.1",)}
+    )
+    path = gpu.write_results(tmp_path / "results", [found], {"torch": "not there"}, machine)
     assert path.name.startswith("gpu_nvidia_h200_")
     told = json.loads(path.read_text())
-    assert told["command"] == "benchmarks/gpu.sh --size 32x48"
-    assert told["device"].startswith("NVIDIA H200, 580.1")
+    assert told["machine"]["gpus"] == ["NVIDIA H200, 143771 MiB, 580.1"]
+    assert told["left_out"] == {"torch": "not there"}
     (measurement,) = told["measurements"]
     assert measurement["speed"]["per_image_ms"] == speed.per_image_ms
-    nodes = measurement["speed"]["profile"]["nodes"]
-    assert NodeProfile(tuple(NodeTime(**node) for node in nodes)) == speed.profile
+    nodes = measurement["profile"]["nodes"]
+    assert NodeProfile(tuple(NodeTime(**node) for node in nodes)) == profile
     assert any("t_cpu" in line for line in found.lines())

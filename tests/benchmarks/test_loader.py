@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.loader import LoaderTiming, main, measure
+from export.pixels import IMAGENET
 from training.datasets import Sample
 from training.loader import Loader, Mixture
 from training.transforms import Augmentation
@@ -31,7 +32,7 @@ class Slow:
 def timing(step_seconds: float) -> LoaderTiming:
     loader = Loader(
         Mixture(Slow(), None, 0.0), Augmentation(8, 8, 8), num_classes=1, batch_size=2,
-        workers=1, seed=1, prefetch=1,
+        workers=1, seed=1, pixels=IMAGENET, prefetch=1,
     )  # fmt: skip
     return measure(loader, 6, step_seconds)
 

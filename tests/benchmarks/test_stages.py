@@ -13,8 +13,8 @@ from pycocotools import mask as coco
 
 from benchmarks import obvious
 from benchmarks.stage_subjects import SIZE, Subjects, make_subjects, mixed_share
-from benchmarks.stages import comparisons, logits_cases, measure
-from benchmarks.timing import MIN_TURNS, time_in_turn
+from benchmarks.stages import Comparison, comparisons, logits_cases, measure, summarize
+from benchmarks.timing import MIN_TURNS, Turns, time_in_turn
 from serving import restore
 from serving.mask import encode
 
@@ -73,7 +73,19 @@ def test_the_obvious_forms_hold_the_same(subjects: Subjects) -> None:
 
 def test_a_row_tells_both_times(subjects: Subjects) -> None:
     png = next(stage for stage in comparisons(subjects) if stage.stage == "`png`")
-    row = measure(png, 0.0)
+    row = summarize(png, [measure(png, 0.0)])
     assert row.ours > 0
     assert row.theirs > 0
     assert row.line().startswith("| `png` | ")
+    assert row.photo_ratios == (row.ratio,)
+
+
+def test_photos_are_put_together_and_told_apart() -> None:
+    stage = Comparison("stage", list, "other", list)
+    fast, slow = Turns((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)), Turns((8.0,) * 3, (4.0,) * 3)
+    faster = Turns((1.0,) * 3, (0.5,) * 3)
+    row = summarize(stage, [(fast, slow), (faster, slow)])
+    assert (row.ours, row.theirs, row.runs) == (750.0, 4000.0, 6)
+    assert row.ours_wall == 1500.0
+    assert row.photo_ratios == (4.0, 8.0)
+    assert row.line().endswith("| 5.3 (4.0-8.0) |")

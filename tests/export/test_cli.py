@@ -102,6 +102,8 @@ def test_a_known_dataset_names_the_classes(run, run_folder):
         (["--symbol", "absent.json"], "absent.json"),
         (["--model", "icnet", "--dataset", "citys", "--size", "100x100"], "96x96"),
         (["--model", "icnet", "--dataset", "citys", "--params", "absent.params"], "absent.params"),
+        (["--model", "icnet", "--head", "confidence"], "neither mask nor logits"),
+        (["--model", "icnet", "--dataset", "citys", "--head", "mask,planes"], "not mask,planes"),
     ],
 )
 def test_errors_are_one_line_with_a_remedy(run, arguments, message):

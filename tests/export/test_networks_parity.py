@@ -39,6 +39,11 @@ AWKWARD = [
     (XCEPTION, (65, 97)),
     (DEFORMABLE, (45, 70)),
     (Network("pspnet", "resnet18", 0.25), (40, 56)),
+    (Network("icnet_fast_seg", "resnet18", 0.25), SIZE),
+    (Network("icnet_two_pass", "resnet18", 0.25), SIZE),
+    (Network("icnet_paper", "resnet50", 0.25), (193, 225)),
+    (Network("deeplabv2", "resnet50", 0.25), (65, 97)),
+    (Network("deeplabv3plus", "resnet18", 0.25), (65, 96)),
 ]
 MOVED = [(XCEPTION, (64, 96)), (XCEPTION, (96, 48)), (DEFORMABLE, SIZE)]
 GENERATE = """

@@ -242,7 +242,11 @@ def test_other_precisions(run, served, tmp_path, kind, precision):
     classes = (*FIVE, "--half-pixel") if kind == "transformer" else ("--classes", "a,b")
     given = (path, *classes, *IMAGENET)
     result = run(*given, "--precision", precision, "--calibration", photos)
-    found = served(result, f"net_{precision}")[1](IMAGES)["mask"]
+    folder, predict = served(result, f"net_{precision}")
+    found = predict(IMAGES)["mask"]
+    if (kind, precision) == ("transformer", "int8"):  # its one convolution loses too much
+        provenance = folder.config.parameters["provenance"].string_value
+        assert "in float: first + last" in provenance
     expected = served(run(*given))[1](IMAGES)["mask"]
     assert agreement(found, expected) > 0.97
 
@@ -270,7 +274,7 @@ def test_weights_beside_the_network(run, served, tmp_path):
 @pytest.mark.parametrize("opset", [17, 18])
 def test_confidence(run, served, tmp_path, opset):
     path = export_network(Network(Head("softmax")), tmp_path / "net.onnx", SHAPE, opset=opset)
-    assert "mask, logits or both" in error(run(path, *FIVE, *IMAGENET, "--head", "confidence"))
+    assert "neither mask nor logits" in error(run(path, *FIVE, *IMAGENET, "--head", "confidence"))
     _, predict = served(run(path, *FIVE, *IMAGENET, "--head", "mask,logits,confidence"))
     expected = run_network(Network(Head("softmax")), normalised(IMAGES)).max(1) * 255
     np.testing.assert_allclose(predict(IMAGES)["confidence"], expected, rtol=0, atol=0.51)

@@ -13,6 +13,7 @@ def test_networks_bring_their_own_pixels() -> None:
     assert choose_pixels(None, None, None, None) == IMAGENET
     xception = choose_pixels("deeplabv3plus", None, None, None)
     assert [(x / 255 - xception.mean[0]) / xception.std[0] for x in (0, 255)] == [-1.0, 1.0]
+    assert choose_pixels("deeplabv3plus", None, None, None, "resnet50") == IMAGENET
     msra = choose_pixels("deeplab_msra", None, None, None)
     assert msra.bgr
     # Blue 104 and red 122 are zero.

@@ -26,7 +26,8 @@ from serving.geometry import Size
 SIZE = (64, 96)
 RECIPES = {
     "default": Recipe(),
-    "all layers": Recipe(first_float=False, last_float=False),
+    "first layer in float": Recipe(first_float=True),
+    "all layers": Recipe(last_float=False),
     "int8 activations": Recipe(activation="int8"),
     "symmetric": Recipe(activation="int8", symmetric=True),
 }
@@ -79,7 +80,8 @@ def test_weights_have_a_scale_a_channel(model, images):
 
 def test_float_layers_keep_their_weights(model, images):
     ranges = calibrate(model, images, "minmax")
-    graph = OnnxGraph(quantise(model, ranges, Recipe(float_layers=("merge",))))
+    recipe = Recipe(first_float=True, float_layers=("merge",))
+    graph = OnnxGraph(quantise(model, ranges, recipe))
     for name in ("merge_weight", "large_conv_weight", "small_conv_weight", "score_weight"):
         assert graph.constant(name).dtype == np.float32
     assert graph.constant("pool_conv_weight_quantized") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,19 +176,28 @@ def test_http_asks_for_a_key(guarded: Served, capfd: pytest.CaptureFixture[str])
     assert not any(key in out.err + out.out for key in (ALICE, BOB))
 
 
+def limited(served: Served, model: str) -> float:
+    labels = {"model": model, "reason": "key_limit"}
+    found = served.server.metrics.registry.get_sample_value("segserve_rejected_total", labels)
+    return found or 0.0
+
+
 def test_concurrency_is_the_keys_own(guarded: Served) -> None:
+    before, counted = len(guarded.engine.batch_sizes), limited(guarded, "_unknown")
     guarded.engine.hold.clear()
     carol, alice = {"X-API-Key": CAROL}, {"X-API-Key": ALICE}
     with httpx.Client(base_url=f"http://{guarded.http}") as http:
         with ThreadPoolExecutor() as pool:
             held = pool.submit(http.post, SEGMENT, content=DATA, headers=carol)
-            while not guarded.engine.batch_sizes:
-                pass
+            while len(guarded.engine.batch_sizes) == before:
+                time.sleep(0.002)
             answer = http.post(SEGMENT, content=DATA, headers=carol)
             other = pool.submit(http.post, SEGMENT, content=DATA, headers=alice)
             guarded.engine.hold.set()
             assert (answer.status_code, answer.json()["code"]) == (429, "key_limit_exceeded")
+            assert "concurrent in the setting api_keys_file" in answer.json()["error"]
             assert answer.headers["retry-after"] == "1"
+            assert limited(guarded, "_unknown") == counted + 1
             assert [held.result().status_code, other.result().status_code] == [200, 200]
         assert http.post(SEGMENT, content=DATA, headers=carol).status_code == 200
 
@@ -213,6 +223,7 @@ def test_grpc_asks_for_a_key(guarded: Served) -> None:
         # A stream's frames count one by one.
         frames = list(segmenter.SegmentStream(iter([request] * 3), metadata=(("x-api-key", BOB),)))
         assert [frame.error.code for frame in frames] == ["", *["key_limit_exceeded"] * 2]
+        assert limited(guarded, "bands") == 2
         with pytest.raises(grpc.RpcError) as error:
             segmenter.Segment(request, metadata=(("x-api-key", BOB),))
         assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

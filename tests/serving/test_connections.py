@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
+import onnx
 import pytest
 from band_model import (
     MODEL_SIZE,
@@ -22,6 +24,7 @@ from band_model import (
     serve_fake,
     write_model,
 )
+from contract_graph import make_graph
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
@@ -199,6 +202,7 @@ def test_an_idle_connection_is_closed(limited: Served) -> None:
 
 def test_one_connection_too_many_is_refused_by_name(limited: Served) -> None:
     wait_for(lambda: open_connections(limited) == 0)
+    count = rejected(limited, "connections")
     held = []
     try:
         for _ in range(LIMITS["max_http_connections"]):
@@ -208,6 +212,7 @@ def test_one_connection_too_many_is_refused_by_name(limited: Served) -> None:
             answer = read_all(one_more)
         assert b" 503 " in answer
         assert b"max_http_connections" in answer
+        assert rejected(limited, "connections") == count + 1
     finally:
         for connection in held:
             connection.close()
@@ -247,16 +252,40 @@ def test_long_grpc_metadata_is_refused(limited: Served) -> None:
         assert stub.Describe(request, timeout=10).model == "bands"
 
 
+CONFIG = """
+platform: "onnxruntime_onnx"
+max_batch_size: 8
+input { name: "image" data_type: TYPE_UINT8 dims: [ 4, 6, 3 ] }
+output { name: "mask" data_type: TYPE_UINT8 dims: [ 4, 6 ] }
+output { name: "logits" data_type: TYPE_FP32 dims: [ 3, 4, 6 ] }
+dynamic_batching { }
+"""
+
+
+def write_small_model(folder: Path) -> None:
+    """A real graph: the class is the strongest of red, green and blue."""
+    (folder / "1").mkdir(parents=True)
+    onnx.save(make_graph(), str(folder / "1" / "model.onnx"))
+    (folder / "config.pbtxt").write_text(CONFIG)
+    (folder / "labels.txt").write_text("red\ngreen\nblue\n")
+
+
 def test_a_thousand_connections_at_once(tmp_path: Path) -> None:
-    """Each is open before the first asks; all are answered."""
+    """Each is open before the first asks; each gets the answer to its own image."""
     number = 1000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * number + 500
     if hard != resource.RLIM_INFINITY and hard < wanted:
         pytest.skip(f"a process may open {hard} files here, {wanted} are needed")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    write_model(tmp_path)
-    request = HEAD + b"Connection: close\r\n\r\n" + DATA
+    write_small_model(tmp_path / "small")
+    photos = [encode(np.full((7, 9, 3), np.eye(3)[label] * 200, np.uint8)) for label in range(3)]
+
+    def request(photo: bytes) -> bytes:
+        return (
+            f"POST /v2/models/small/segment?format=raw HTTP/1.1\r\nHost: here\r\n"
+            f"Content-Length: {len(photo)}\r\nConnection: close\r\n\r\n"
+        ).encode() + photo
 
     async def ask_all(port: int) -> list[bytes]:
         opened = []
@@ -265,22 +294,31 @@ def test_a_thousand_connections_at_once(tmp_path: Path) -> None:
                 *(asyncio.open_connection("127.0.0.1", port) for _ in range(50))
             )
 
-        async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-            writer.write(request)
+        async def ask(
+            index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> bytes:
+            writer.write(request(photos[index % 3]))
             answer = await reader.read()
             writer.close()
             await writer.wait_closed()
             return answer
 
-        return await asyncio.gather(*(ask(reader, writer) for reader, writer in opened))
+        return await asyncio.gather(*(ask(index, *pair) for index, pair in enumerate(opened)))
 
     settings = free_ports(tmp_path).model_copy(
         update={"max_inflight_requests": number, "max_queue_size": number, "header_timeout_s": 60.0}
     )
     try:
-        with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
+        with ServerThread(settings) as server:
             answers = asyncio.run(ask_all(server.ports.http))
+            batches = server.metrics.registry.get_sample_value(
+                "segserve_batch_size_count", {"model": "small"}
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    truth = band_labels(32, 48).tobytes()
-    assert sum(answer.endswith(truth) and b" 200 " in answer for answer in answers) == number
+    assert all(b" 200 " in answer for answer in answers)
+    wrong = [i for i, answer in enumerate(answers) if not answer.endswith(bytes([i % 3]) * 63)]
+    assert wrong == []
+    # They shared batches.
+    assert batches is not None
+    assert batches < number

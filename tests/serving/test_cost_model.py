@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from serving.batching.cost_model import CostModel
+from serving.answer_costs import AnswerCosts
+from serving.batching.cost_model import Average, CostModel
 
 
 def test_before_the_first_batch_nothing_is_predicted() -> None:
@@ -33,3 +36,34 @@ def test_an_image_waits_for_those_before_it() -> None:
     assert predict(2, [(2, 9.0)], 1, 2) == pytest.approx(1.0)  # overdue: any moment now
     assert predict(2, [(2, 0.5)], 2, 2) == pytest.approx(0.5)  # behind the batch at work
     assert predict(4, [], 2, 2) == pytest.approx(1.0)
+
+
+def test_a_margin_grows_with_the_spread_and_no_hiccup_makes_all_look_impossible() -> None:
+    steady, varying, hiccup = Average(), Average(), Average()
+    for number in range(50):
+        steady.learn(0.1)
+        varying.learn(0.08 if number % 2 else 0.12)
+        hiccup.learn(0.1)
+    assert steady.predict(2.0) == pytest.approx(0.1)
+    assert varying.predict() == pytest.approx(0.1, rel=0.05)
+    assert varying.predict(2.0) == pytest.approx(0.14, rel=0.05)
+    assert varying.predict(-1.0) == pytest.approx(0.08, rel=0.1)
+    assert varying.predict(-9.0) == 0.0
+    hiccup.learn(20.0)
+    assert hiccup.predict(2.0) == pytest.approx(2 * (hiccup.mean or 0.0))
+
+
+def test_answers_cost_by_form_and_size() -> None:
+    costs = AnswerCosts()
+    assert costs.predict_least("a", ("png",)) == costs.predict("a", ("png",), 10**6) == 0.0
+    with pytest.raises(ValueError, match="no"), costs.measure("a", ("png",), 100):
+        raise ValueError("no")
+    assert costs.predict("a", ("png",), 10**6) == 0.0
+    for pixels, seconds in ((10**4, 0.002), (10**6, 0.2)):
+        for forms in (("png", "stats"), ("stats", "png")):
+            with costs.measure("a", forms, pixels):
+                time.sleep(seconds)
+    assert costs.predict("a", ("stats", "png"), 2 * 10**6) >= 0.4
+    # Sizes differ: before one is known, little is assumed.
+    assert costs.predict_least("a", ("png", "stats")) < 0.2
+    assert costs.predict("a", ("png",), 10**6) == costs.predict("b", ("png", "stats"), 10**6) == 0.0

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from band_model import Served, bands, encode
+from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_model
 from prometheus_client.parser import text_string_to_metric_families
+
+from serving.testing import FakeEngine, ServerThread
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 # Prometheus and its scrape configuration bring these.
 OUTSIDE_METRICS = {"up"}
 OUTSIDE_LABELS = {"instance", "job"}
-FUNCTIONS = {"sum", "rate", "histogram_quantile", "by", "label_values"}
+FUNCTIONS = {"sum", "rate", "increase", "histogram_quantile", "by", "label_values"}
 
 TOKEN = re.compile(
     r'"(?:[^"\\]|\\.)*"|\[[^\]]*\]|\$\w+|[a-zA-Z_:][\w:]*|\d+(?:\.\d+)?|[^\s\w]', re.ASCII
@@ -59,13 +62,31 @@ def read_names(expression: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.fixture(scope="module")
-def exposed(served: Served) -> dict[str, set[str]]:
-    """The labels of every sample of a server that has answered, refused and failed."""
-    with httpx.Client(base_url=f"http://{served.http}") as http:
-        http.post("/v2/models/bands/segment", content=encode(bands(32, 48)))
-        http.post("/v2/models/bands/segment", content=b"no image")
-        http.get("/v2", headers={"X-Long": "a" * 40_000})
-    page = httpx.get(f"http://127.0.0.1:{served.server.ports.metrics}/metrics").text
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The metrics of a server that has answered, refused, failed, and could not load a change."""
+    folder = tmp_path_factory.mktemp("repository")
+    model = write_model(folder)
+    engine = FakeEngine(MODEL_SIZE, failing_runs=frozenset({1}))
+    settings = {"enable_model_control": True, "max_engine_failures": 1}
+    chosen = free_ports(folder).model_copy(update=settings)
+    with ServerThread(chosen, serve_fake(engine)) as server:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.ports.http}") as http:
+            codes = [
+                http.post("/v2/models/bands/segment", content=data).status_code
+                for data in (encode(bands(32, 48)), b"no image", encode(bands(32, 48)))
+            ]
+            assert codes == [200, 400, 500]
+            http.get("/v2", headers={"X-Long": "a" * 40_000})
+            (model / "labels.txt").write_text("other")
+            assert http.post("/v2/repository/models/bands/load").status_code == 400
+            while http.get("/v2/models/bands/ready").status_code != 200:
+                time.sleep(0.01)
+        return httpx.get(f"http://127.0.0.1:{server.ports.metrics}/metrics").text
+
+
+@pytest.fixture(scope="module")
+def exposed(page: str) -> dict[str, set[str]]:
+    """The labels of every sample."""
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -85,15 +106,17 @@ def test_what_is_named_is_exposed(exposed: dict[str, set[str]], name: str) -> No
     assert labels <= known
 
 
-def test_every_metric_of_the_server_is_on_the_dashboard(exposed: dict[str, set[str]]) -> None:
+def test_every_metric_of_the_server_is_on_the_dashboard(page: str) -> None:
     shown = set().union(*(read_names(text)[0] for text in dashboard_expressions().values()))
-    families = {re.sub("_(sum|count|bucket|created)$", "", name) for name in exposed}
-    missing = {
-        name
-        for name in families
-        if not any(metric.startswith(name.removesuffix("_total")) for metric in shown)
+    # Those without a sample too.
+    own = {
+        family.name
+        for family in text_string_to_metric_families(page)
+        if family.name.startswith("segserve_") and not family.name.endswith("_created")
     }
-    assert missing == set()
+    assert {name for name in own if not any(m.startswith(name) for m in shown)} == set()
+    empty = {f.name for f in text_string_to_metric_families(page) if not f.samples}
+    assert not empty & own
 
 
 def test_the_rules_have_the_shape_that_prometheus_reads() -> None:

@@ -20,8 +20,9 @@ from segserve_client import Client
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
+from serving.engines.embedded import open_onnx_engine
 from serving.geometry import Size
-from serving.lifecycle import Server, open_onnx_engine
+from serving.lifecycle import Server
 from serving.registry import OpenEngine
 from serving.repository import ModelFolder
 from serving.settings import Settings

@@ -87,4 +87,5 @@ def test_a_message_above_the_servers_own_limit_is_refused(served: Served) -> Non
         pytest.raises(grpc.RpcError) as caught,
     ):
         SegmenterStub(channel).Segment(request)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "max_request_bytes" in caught.value.details()

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_model
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from segserve_client.proto import segserve_pb2 as pb
+from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
 
 from serving.errors import InvalidModel
 from serving.testing import FakeEngine, ServerThread
@@ -33,7 +37,7 @@ from serving.testing import FakeEngine
 
 async def main():
     settings = Settings(repository=Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0,
-                        drain_seconds=1.0)
+                        drain_seconds=2.0)
     server = Server(settings, serve_fake(FakeEngine(MODEL_SIZE, delay_s=0.8)))
     ready = asyncio.Event()
     task = asyncio.create_task(run(server, ready))
@@ -46,8 +50,10 @@ asyncio.run(main())
 
 
 @contextmanager
-def serving_process(source: str, repository: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that runs ``source``, and its HTTP address once it is ready."""
+def serving_process(
+    source: str, repository: Path
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A process that runs ``source``, and its HTTP and gRPC addresses once it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-c", source, str(repository)],
         stdout=subprocess.PIPE,
@@ -57,9 +63,9 @@ def serving_process(source: str, repository: Path) -> Iterator[tuple[subprocess.
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        found = re.search(r"(http://127\.0\.0\.1:\d+) +gRPC (127\.0\.0\.1:\d+)", line)
         assert found, line
-        yield process, found[0]
+        yield process, found[1], found[2]
     finally:
         process.kill()
         process.wait()
@@ -69,7 +75,7 @@ def serving_process(source: str, repository: Path) -> Iterator[tuple[subprocess.
 
 def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: Path) -> None:
     write_model(tmp_path)
-    with serving_process(SLOW_SERVER, tmp_path) as (process, url):
+    with serving_process(SLOW_SERVER, tmp_path) as (process, url, _):
         answers: list[httpx.Response] = []
         with httpx.Client(base_url=url, timeout=30) as http:
             data = encode(bands(60, 80))
@@ -77,9 +83,12 @@ def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: P
                 target=lambda: answers.append(httpx.post(url + SEGMENT, content=data, timeout=30))
             )
             caller.start()
-            time.sleep(0.3)
+            while "segserve_inflight_requests 1.0" not in http.get("/metrics").text:
+                time.sleep(0.005)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
+            # It goes on answering for drain_seconds.
+            while http.get("/v2/health/ready").status_code == 200:
+                time.sleep(0.005)
             assert http.get("/v2/health/ready").status_code == 503
             assert http.get("/v2/health/live").status_code == 200
             caller.join(20)
@@ -91,26 +100,45 @@ def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: P
 def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
     write_model(tmp_path)
     source = SLOW_SERVER.replace("delay_s=0.8", "delay_s=0.005")
-    with serving_process(source, tmp_path) as (process, url):
+    with serving_process(source, tmp_path) as (process, url, grpc_address):
         data = encode(bands(60, 80))
-        codes: list[int] = []
+        http_codes: list[int] = []
+        grpc_sizes: list[int] = []
+        failures: list[Exception] = []
 
-        def ask_while_ready() -> None:
-            # What a load balancer's client does: none once readiness is off.
+        # What a load balancer's clients do: none once readiness is off.
+        def ask_over_http() -> None:
             with httpx.Client(base_url=url, timeout=30) as http:
                 while http.get("/v2/health/ready").status_code == 200:
-                    codes.append(http.post(SEGMENT, content=data).status_code)
+                    http_codes.append(http.post(SEGMENT, content=data).status_code)
 
-        callers = [threading.Thread(target=ask_while_ready) for _ in range(8)]
+        def ask_over_grpc() -> None:
+            request = pb.SegmentRequest(model="bands", image=data, format="raw")
+            with grpc.insecure_channel(grpc_address) as channel:
+                health, stub = health_pb2_grpc.HealthStub(channel), SegmenterStub(channel)
+                check = health_pb2.HealthCheckRequest()
+                while health.Check(check).status == health_pb2.HealthCheckResponse.SERVING:
+                    grpc_sizes.append(len(stub.Segment(request, timeout=30).body))
+
+        def run(ask: Callable[[], None]) -> None:
+            try:
+                ask()
+            except Exception as error:
+                failures.append(error)
+
+        asks = [ask_over_http, ask_over_grpc] * 4
+        callers = [threading.Thread(target=run, args=(ask,)) for ask in asks]
         for caller in callers:
             caller.start()
-        while len(codes) < 40:
+        while not failures and min(len(http_codes), len(grpc_sizes)) < 20:
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         for caller in callers:
             caller.join(30)
         assert process.wait(30) == 0
-        assert set(codes) == {200}
+        assert failures == []
+        assert set(http_codes) == {200}
+        assert set(grpc_sizes) == {60 * 80}
 
 
 @pytest.mark.parametrize("port", ["http", "grpc", "metrics"])

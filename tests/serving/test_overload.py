@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from pathlib import Path
 
 import grpc
@@ -172,16 +174,55 @@ async def test_a_full_queue_names_the_setting_and_when_to_come_again(repository:
 
 async def test_what_would_be_late_is_refused_with_the_prediction(repository: Path) -> None:
     engine = FakeEngine(MODEL_SIZE)
-    async with running(repository, serve_fake(engine), shed_late_requests=True) as (server, http):
-        server.registry.get("bands").batcher.costs.learn(1, 5.0)
-        refused = await post(http, **{"X-Timeout-Ms": "1000"})
+    async with running(repository, serve_fake(engine)) as (server, http):
+        busy = await occupy(http, engine)
+        server.registry.get("bands").batcher.costs.learn(1, 500.0)
+        refused = await post(http, b"not even decoded", **{"X-Timeout-Ms": "1000"})
         assert (refused.status_code, refused.json()["code"]) == (429, "predicted_late")
-        assert "5000 ms" in refused.json()["error"]
+        # Behind the one at work, which has just begun.
+        assert re.search(r"in (99\d|1000)\d\d\d ms .* in 1000 ms", refused.json()["error"])
         assert "shed_late_requests" in refused.json()["error"]
+        assert 990 <= int(refused.headers["retry-after"]) <= 999
         page = (await http.get("/metrics")).text
         assert 'segserve_rejected_total{model="bands",reason="predicted_late"} 1.0' in page
-        assert (await post(http)).status_code == 200
+        engine.hold.set()
+        assert (await busy).status_code == 200
     assert engine.batch_sizes == [1]
+
+
+@pytest.mark.parametrize("path", [SEGMENT, "/v2/models/bands/infer"])
+async def test_the_upload_counts_for_the_deadline(repository: Path, path: str) -> None:
+    engine = FakeEngine(MODEL_SIZE)
+    item = {"name": "image", "datatype": "UINT8", "shape": [1, 32, 48, 3],
+            "data": [0] * (32 * 48 * 3)}  # fmt: skip
+    body = RED if path == SEGMENT else json.dumps({"inputs": [item]}).encode()
+    async with running(repository, serve_fake(engine)) as (server, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports.http)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Timeout-Ms: 30\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.write(body[10:])
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"deadline_exceeded" in answer
+    assert engine.batch_sizes == []
+
+
+async def test_with_shedding_off_what_would_be_late_waits_for_its_deadline(
+    repository: Path,
+) -> None:
+    engine = FakeEngine(MODEL_SIZE)
+    served = running(repository, serve_fake(engine), shed_late_requests=False)
+    async with served as (server, http):
+        busy = await occupy(http, engine)
+        server.registry.get("bands").batcher.costs.learn(1, 500.0)
+        late = await post(http, **{"X-Timeout-Ms": "50"})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        engine.hold.set()
+        assert (await busy).status_code == 200
 
 
 async def test_a_model_whose_queue_is_full_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -204,3 +245,71 @@ async def test_a_model_whose_queue_is_full_leaves_the_others_alone(tmp_path: Pat
         engines["bands"].hold.set()
         assert {(await task).status_code for task in (busy, *waiting)} == {200}
     assert len(engines["other"].batch_sizes) == 20
+
+
+async def test_a_flood_of_one_model_leaves_the_other_its_turns(tmp_path: Path) -> None:
+    """They share the threads that decode and answer; each has a queue and an engine of its own."""
+    engines = {
+        "bands": FakeEngine(MODEL_SIZE, max_batch_size=1, delay_s=0.05),
+        "other": FakeEngine(MODEL_SIZE),
+    }
+    for name in engines:
+        write_model(tmp_path, name)
+    async with running(tmp_path, lambda f, v, s: engines[f.name]) as (server, http):
+        flood = [asyncio.create_task(post(http)) for _ in range(150)]
+        await until(lambda: server.registry.get("bands").batcher.waiting > 50)
+        for _ in range(10):
+            answer = await http.post(SEGMENT.replace("bands", "other"), content=RED)
+            assert answer.status_code == 200
+        # The flood takes seven seconds; the other did not wait for its end.
+        assert len(engines["bands"].batch_sizes) < 150
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+        await until(lambda: server.registry.get("bands").batcher.waiting == 0)
+
+
+async def test_what_answering_takes_counts_for_the_deadline(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By form: what is slow to write makes nothing else look late."""
+    engine = FakeEngine(MODEL_SIZE, max_batch_size=1)
+    async with running(repository, serve_fake(engine)) as (server, http):
+        for form, seconds in (("raw", 0.0), ("polygons", 500.0)):
+            forms = ("bands", (form,))
+            moments = iter([0.0, seconds])
+            monkeypatch.setattr("serving.answer_costs.perf_counter", lambda m=moments: next(m))
+            with server.segmenter._costs.measure(*forms, pixels=32 * 48):
+                pass
+        monkeypatch.undo()
+        busy = await occupy(http, engine)
+        server.registry.get("bands").batcher.costs.learn(1, 0.01)
+        url = SEGMENT.replace("raw", "polygons")
+        refused = await http.post(url, content=b"not decoded", headers={"X-Timeout-Ms": "60000"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "predicted_late")
+        assert re.search(r"in 500\d\d\d ms", refused.json()["error"])
+        waiting = asyncio.create_task(post(http, **{"X-Timeout-Ms": "60000"}))
+        await until(lambda: server.registry.get("bands").batcher.waiting == 1)
+        engine.hold.set()
+        assert (await busy).status_code == (await waiting).status_code == 200
+
+
+async def test_tiles_that_would_not_all_be_done_are_not_begun(tmp_path: Path) -> None:
+    write_model(tmp_path, resize="tile")
+    engine = FakeEngine(MODEL_SIZE, max_batch_size=1)
+    large = encode(np.full((MODEL_SIZE.height * 4, MODEL_SIZE.width * 4, 3), 5, np.uint8))
+    async with running(tmp_path, serve_fake(engine)) as (server, http):
+        busy = await occupy(http, engine)
+        batcher = server.registry.get("bands").batcher
+        batcher.costs.learn(1, 10.0)
+        # One tile would be in time, behind the one at work; sixteen and more are not.
+        hurried = {"X-Timeout-Ms": "60000"}
+        refused = await post(http, large, **hurried)
+        assert (refused.status_code, refused.json()["code"]) == (429, "predicted_late")
+        assert batcher.waiting == 0
+        single = asyncio.create_task(post(http, RED, **hurried))
+        await until(lambda: batcher.waiting == 1)
+        engine.hold.set()
+        assert (await busy).status_code == (await single).status_code == 200
+        # An engine that is free begins, whatever was learnt.
+        assert (await post(http, large, **hurried)).status_code == 200

@@ -11,12 +11,15 @@ import pytest
 from band_model import Served, bands, encode
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
+
+from serving.grpc_server import HEALTH, SERVICES
 
 DATA = encode(bands(32, 48))
 PIXELS = bands(32, 48).tobytes()
@@ -169,6 +172,8 @@ STREAMS = {
     f"{OIP}/ModelInfer": f"{OIP}/ModelStreamInfer",
 }
 CALLS = {
+    "ServerLive": oip.ServerLiveRequest,
+    "ServerReady": oip.ServerReadyRequest,
     "ServerMetadata": oip.ServerMetadataRequest,
     "ModelReady": oip.ModelReadyRequest,
     "ModelMetadata": oip.ModelMetadataRequest,
@@ -182,6 +187,7 @@ CALLS = {
     "SystemSharedMemoryUnregister": oip.SystemSharedMemoryUnregisterRequest,
     "CudaSharedMemoryStatus": oip.CudaSharedMemoryStatusRequest,
     "CudaSharedMemoryRegister": oip.CudaSharedMemoryRegisterRequest,
+    "CudaSharedMemoryUnregister": oip.CudaSharedMemoryUnregisterRequest,
     "TraceSetting": oip.TraceSettingRequest,
     "LogSettings": oip.LogSettingsRequest,
 }
@@ -196,6 +202,29 @@ def test_every_other_call(channel: grpc.Channel, name: str, data: st.DataObject)
     check(lambda: getattr(stub, name)(request, timeout=20))
 
 
+def test_no_call_is_left_out(served: Served) -> None:
+    """Whatever the server answers to has a test here."""
+    spoilt = {"inference.GRPCInferenceService": {*CALLS, "ModelInfer", "ModelStreamInfer"}}
+    spoilt["segserve.v1.Segmenter"] = {"Segment", "SegmentStream", "Describe"}
+    spoilt["grpc.health.v1.Health"] = {"Check", "Watch"}
+    for file in (oip, pb, health_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            assert {method.name for method in service.methods} == spoilt[service.full_name]
+    assert {*SERVICES, HEALTH} == set(spoilt)
+
+
+@relaxed
+@given(service=st.one_of(st.sampled_from([*SERVICES, *WORDS]), st.text(max_size=20)))
+def test_health(channel: grpc.Channel, service: str) -> None:
+    request = health_pb2.HealthCheckRequest(service=service)
+    stub = health_pb2_grpc.HealthStub(channel)
+    check(lambda: stub.Check(request, timeout=20))
+    # It goes on until the client leaves.
+    watched = stub.Watch(request, timeout=20)
+    check(lambda: next(watched))
+    watched.cancel()
+
+
 @relaxed
 @given(request=spoiled(pb.DescribeRequest))
 def test_describe(channel: grpc.Channel, request: pb.DescribeRequest) -> None:
@@ -208,6 +237,11 @@ def test_describe(channel: grpc.Channel, request: pb.DescribeRequest) -> None:
 def test_bytes_that_are_no_message(channel: grpc.Channel, body: bytes, method: str) -> None:
     check(lambda: channel.unary_unary(method)(body, timeout=20))
     check(lambda: list(channel.stream_stream(STREAMS[method])(iter([body]), timeout=20)))
+    for probe in ("/grpc.health.v1.Health/Check", f"{OIP}/ServerLive"):
+        check(lambda probe=probe: channel.unary_unary(probe)(body, timeout=20))
+    watched = channel.unary_stream("/grpc.health.v1.Health/Watch")(body, timeout=20)
+    check(lambda: next(watched))
+    watched.cancel()
     check_alive(channel)
 
 

@@ -14,7 +14,7 @@ from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits
 from serving.batching.queue_policy import QueuePolicy, Scheduling
 from serving.engine import Prediction
-from serving.errors import DeadlineExceeded, EngineFailed, NotReady, PredictedLate, QueueFull
+from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.geometry import Size
 from serving.testing import FakeEngine
 
@@ -162,27 +162,6 @@ async def test_preserve_ordering_holds_answers_back(ordered: bool, expected: lis
                 await tasks[number]
         await asyncio.gather(*tasks)
     assert done == expected
-
-
-async def test_what_would_be_late_is_refused_at_once() -> None:
-    engine, notes = FakeEngine(SIZE, max_batch_size=1), Notes()
-    async with batching(engine, limits(Scheduling(), shed_late=True), notes) as batcher:
-        await batcher.submit(IMAGE, timeout_s=1e-3 * 20_000)  # nothing is known yet
-        batcher.costs.learn(1, 0.0)
-        batcher.costs._seconds[1] = 10.0
-        with pytest.raises(PredictedLate, match=r"10000 ms.*20.. ms.*shed_late_requests") as caught:
-            await batcher.submit(IMAGE, timeout_s=2.05)
-        assert caught.value.retry_after == "8"
-        crowd = Crowd(batcher, engine)
-        await crowd.occupy()
-        crowd.submit(1)
-        await settle()
-        with pytest.raises(PredictedLate):
-            await batcher.submit(IMAGE, timeout_s=15.0)
-        crowd.submit(2)  # no deadline, no prediction
-        await settle()
-        assert await crowd.release() == [1, 2]
-    assert notes.rejections == ["predicted_late"] * 2
 
 
 async def test_a_full_queue_says_when_to_come_again() -> None:

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
 from band_model import CLASSES, MODEL_SIZE, encode, write_model
 from running import running, until
+from segserve_client.proto import segserve_pb2 as pb
+from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
 
 from serving.engine import Prediction
 from serving.errors import InvalidModel
@@ -200,23 +203,36 @@ async def test_the_setting_turns_the_watch_on(repository: Path) -> None:
 
 
 async def test_a_swap_under_load_fails_no_request(repository: Path) -> None:
-    async with watched(repository) as (_, http, watch, opener):
-        seen: set[str] = set()
+    async with watched(repository) as (server, http, watch, opener):
+        seen: dict[str, set[str]] = {"http": set(), "grpc": set()}
         stopping = asyncio.Event()
+        address = f"127.0.0.1:{server.ports.grpc}"
+        request = pb.SegmentRequest(model="bands", image=PHOTO)
 
-        async def ask() -> None:
+        async def ask_over_http() -> None:
             while not stopping.is_set():
-                seen.add(await answering_version(http))
+                seen["http"].add(await answering_version(http))
 
-        callers = [asyncio.create_task(ask()) for _ in range(8)]
-        await until(lambda: seen)
+        async def ask_over_grpc() -> None:
+            async with grpc.aio.insecure_channel(address) as channel:
+                while not stopping.is_set():
+                    answer = await SegmenterStub(channel).Segment(request)
+                    seen["grpc"].add(str(answer.version))
+
+        callers = [asyncio.create_task(ask()) for ask in [ask_over_http, ask_over_grpc] * 4]
+
+        def have_seen(version: str) -> bool:
+            # A caller ends before its time only by failing.
+            return any(c.done() for c in callers) or all(version in s for s in seen.values())
+
+        await until(lambda: have_seen("1"))
         for version in range(2, 6):
             write_version(repository / "bands", version)
             await look_twice(watch)
-            await until(lambda wanted=str(version): wanted in seen)
+            await until(lambda wanted=str(version): have_seen(wanted))
         stopping.set()
         await asyncio.gather(*callers)
-        assert seen == {"1", "2", "3", "4", "5"}
+        assert seen == {transport: {"1", "2", "3", "4", "5"} for transport in seen}
         assert [engine.closed for engine in opener.engines] == [True] * 4 + [False]
 
 

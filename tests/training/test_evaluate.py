@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from serving.forms import png
 from serving.palette import load_labels, plte
 from training.evaluation.cli import check_classes, evaluate, the_one_served
-from training.evaluation.scoring import ScoringError, score
+from training.evaluation.scoring import ScoringError, encode_sample, join_scores, score
 
 LABELS = load_labels("camvid")
 
@@ -214,6 +214,12 @@ def test_everything_is_written(server, camvid, tmp_path):
             assert min(picture.size) > 300
 
 
+def test_gluoncvs_mean_counts_absent_classes_as_zero(server, camvid):
+    assert "GluonCV's" not in call(server, camvid).stdout
+    line = "GluonCV's mIoU (absent classes as 0) 36.36 %"
+    assert line in call(server, camvid, "--legacy-miou").stdout
+
+
 def test_without_boundaries_there_is_no_column(server, camvid):
     assert "boundary" not in call(server, camvid, "--boundary-tolerance", "0").stdout
 
@@ -267,12 +273,12 @@ def read_red(image: bytes) -> np.ndarray:
 def test_arrays_are_sent_without_loss_a_few_at_a_time():
     busy, most, lock, done = 0, 0, threading.Lock(), []
 
-    def predict(image):
+    def predict(index, image):
         nonlocal busy, most
         with lock:
             busy += 1
             most = max(most, busy)
-        labels = read_red(image)
+        labels = read_red(encode_sample(Arrays(), index, image))
         with lock:
             busy -= 1
         return labels
@@ -286,8 +292,8 @@ def test_arrays_are_sent_without_loss_a_few_at_a_time():
 
 
 def test_a_failing_prediction_names_the_sample():
-    def predict(image):
-        labels = read_red(image)
+    def predict(index, image):
+        labels = image[..., 0].copy()
         if labels[0, 0] == 5:
             raise OSError("gone")
         return labels
@@ -295,4 +301,19 @@ def test_a_failing_prediction_names_the_sample():
     with pytest.raises(ScoringError, match="sample 5: gone"):
         score(Arrays(), predict, 9)
     with pytest.raises(ScoringError, match="sample 7: prediction 7 is not below 7"):
-        score(Arrays(), lambda image: np.minimum(read_red(image), 7), 7, limit=8)
+        score(Arrays(), lambda _, image: np.minimum(image[..., 0], 7), 7, range(8))
+
+
+def test_parts_that_are_scored_apart_add_up():
+    def predict(index, image):
+        labels = image[..., 0].copy()
+        labels[:, : index % 5] = 0
+        return labels
+
+    whole = score(Arrays(), predict, 9)
+    parts = [score(Arrays(), predict, 9, range(start, 9, 2)) for start in (0, 1)]
+    joined = join_scores(parts)
+    assert joined.confusion.matrix.tolist() == whole.confusion.matrix.tolist()
+    assert joined.images == whole.images
+    assert joined.boundary.images.tolist() == whole.boundary.images.tolist()
+    np.testing.assert_allclose(joined.boundary.classes, whole.boundary.classes, rtol=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.pixels import IMAGENET
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation
@@ -42,7 +43,7 @@ def make_loader(
     augmentation = Augmentation(32, 32, 48, color_jitter=0.2)
     return Loader(
         mixture, augmentation, num_classes=classes, batch_size=batch_size, workers=workers,
-        seed=seed, shard=shard,
+        seed=seed, pixels=IMAGENET, shard=shard,
     )  # fmt: skip
 
 

@@ -220,6 +220,28 @@ def test_mhp_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         open_dataset("mhp", "train", tmp_path)
 
 
+def test_the_last_quarter_is_validated_and_none_is_lost(tmp_path: Path) -> None:
+    """A tenth of the published 4000; GluonCV's slices lose the first that is validated."""
+    names = [f"{n:04}" for n in range(400)]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for name in names:
+        (tmp_path / f"images/{name}.jpg").touch()
+        (tmp_path / f"annotations/{name}_01_01.png").touch()
+    (tmp_path / "train_list.txt").write_text("\n".join(f"{n}.jpg" for n in names))
+    train, val = (stems("mhp", split, tmp_path) for split in ("train", "val"))
+    assert (len(train), len(val)) == (300, 100)
+    assert train + val == names
+
+
+def test_a_photo_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    """Some published photos end early; GluonCV reads them too."""
+    write_mhp(tmp_path, ["0001", "0002"], "\n")
+    path = tmp_path / "images/0001.jpg"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert MHPv1(tmp_path, "train", short_edge=None)[0][0].shape == (10, 14, 3)
+
+
 @pytest.mark.skipif(not MHP_SAMPLE.is_dir(), reason="the MHP sample is not on this machine")
 def test_the_published_mhp_photo_is_read() -> None:
     opened = open_dataset("mhpv1", "train", MHP_SAMPLE)

@@ -1,4 +1,4 @@
-"""PSPNet, FCN, DeepLabV3, DeepLabV3+ and MSRA's DeepLab: structure, files, refusals."""
+"""The networks: structure, files, refusals."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from export.errors import InvalidParams
 from export.params import read_params
 from export.shapes import infer_shapes
 from export.symbol import read_symbol
+from training.model_names import NETWORKS
 
 Facts = dict[str, Any]
 
@@ -45,6 +46,12 @@ def test_equals_gluoncv(facts: Facts, name: str) -> None:
         ("deeplab_msra", [1, 7, 64, 96]),
         ("deeplab_msra_dcn", [1, 7, 65, 97]),
         ("fcn_odd", [1, 7, 65, 97]),
+        ("deeplabv2", [1, 7, 65, 97]),
+        ("deeplabv3plus_resnet", [1, 7, 64, 96]),
+        ("deeplabv3plus_resnet_8", [1, 7, 64, 96]),
+        ("icnet_fast_seg", [1, 7, 64, 96]),
+        ("icnet_two_pass", [1, 7, 64, 96]),
+        ("icnet_paper", [1, 7, 193, 225]),
     ],
 )
 def test_runs_hybridized_and_through_its_files(facts: Facts, name: str, shape: list[int]) -> None:
@@ -60,6 +67,41 @@ def test_counts_of_the_published_networks(facts: Facts) -> None:
     assert facts["full"]["deeplab_msra"] == 44_637_267
     offsets = 3 * 18 * (512 * 9 + 1)
     assert facts["full"]["deeplab_msra_dcn"] == 44_637_267 + offsets
+    backbone = 44_637_267 - (2048 * 1024 + 1024) - (1024 * 19 + 19) - 19 * 32 * 32
+    assert facts["full"]["deeplabv2"] == backbone + 4 * (2048 * 9 * 21 + 21)
+
+
+def test_icnet_of_the_paper_has_half_the_width(facts: Facts) -> None:
+    """Counted from hszhao's prototxt, and the two auxiliary classifiers of training."""
+
+    def convolved(kernel: int, before: int, after: int) -> int:
+        return kernel * kernel * before * after + 2 * after
+
+    total = convolved(3, 3, 32) + convolved(3, 32, 32) + convolved(3, 32, 64)
+    before = 64
+    for units, inner in ((3, 32), (4, 64), (6, 128), (3, 256)):
+        total += convolved(1, before, 4 * inner)
+        for _ in range(units):
+            total += convolved(1, before, inner) + convolved(3, inner, inner)
+            total += convolved(1, inner, 4 * inner)
+            before = 4 * inner
+    total += convolved(1, 1024, 256) + convolved(3, 256, 128) + convolved(1, 256, 128)
+    total += convolved(3, 3, 32) + convolved(3, 32, 32) + convolved(3, 32, 64)
+    total += convolved(3, 128, 128) + convolved(1, 64, 128) + 128 * 19 + 19
+    assert facts["full"]["icnet_paper"] == total + 2 * 128 * 19
+
+
+def test_an_output_stride_can_be_chosen_at_evaluation(facts: Facts) -> None:
+    for found in facts["strides"].values():
+        assert found["same"]
+        assert found["shape"] == [1, 7, 64, 96]
+        assert found["differs"] > 1e-3
+    assert facts["networks"]["deeplabv3plus_resnet_8"]["deepest"] == 8
+    assert facts["networks"]["deeplabv3plus_resnet"]["deepest"] == 4
+
+
+def test_threads_share_the_graph_that_the_learner_built(facts: Facts) -> None:
+    assert facts["race"] == {"problems": [], "built": True, "built_again": 0}
 
 
 def test_the_epsilon_of_xception_is_tensorflows_everywhere(facts: Facts) -> None:
@@ -101,7 +143,7 @@ def test_msra_gives_probabilities(facts: Facts) -> None:
 
 
 def test_norm_arguments_reach_every_norm_layer(facts: Facts) -> None:
-    assert len(facts["norms"]) == 6
+    assert len(facts["norms"]) == len(NETWORKS) + 1
     for found in facts["norms"].values():
         assert found["operators"] == ["_contrib_SyncBatchNorm"]
         assert found["devices"] == ["3"]
@@ -115,12 +157,14 @@ def test_wrong_sizes_are_refused_with_the_nearest_legal_one(facts: Facts) -> Non
     assert "multiples of 32, not 712x1000; the nearest is 704x992" in refusals["icnet"]
     assert "at least 16 pixels, not 9x1000; the nearest is 16x1000" in refusals["fcn"]
     assert "the nearest is 705x1008" in refusals["deeplabv3plus"]
+    assert "multiples of 32 plus 1, not 1024x2048; the nearest is 1025x2049" in refusals["paper"]
+    assert "the nearest is 193x193" in refusals["paper_small"]
 
 
 def test_unknown_names_are_refused_with_the_known_ones(facts: Facts) -> None:
     refusals = facts["refusals"]
     assert "has 8 and 16" in refusals["stride"]
-    assert "known: xception65" in refusals["backbone"]
+    assert "known: xception65, resnet18" in refusals["backbone"]
     assert "known: resnet50, resnet101, resnet152" in refusals["msra"]
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 
 from export.build import build_model  # noqa: E402
 from export.params import Parameters, read_params  # noqa: E402
+from export.pixels import IMAGENET  # noqa: E402
 from export.symbol import Entry, Graph, Node, read_symbol  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.loader import Batch  # noqa: E402
@@ -36,8 +37,10 @@ class Family:
 
 FAMILIES = {
     "icnet": Family("--model icnet --backbone resnet18", 3, (16, 24)),
+    "icnet_two_pass": Family("--model icnet_two_pass --backbone resnet18", 3, (16, 24)),
     "pspnet": Family("--model psp --backbone resnet18 --aux", 2, (8, 12)),
     "fcn": Family("--model fcn --backbone resnet18", 1, (8, 12)),
+    "deeplabv2": Family("--model deeplabv2 --backbone resnet50", 1, (9, 13)),
     "deeplabv3": Family("--model deeplabv3 --backbone resnet18 --aux", 2, (8, 12)),
     "deeplabv3plus": Family("--model deeplabv3plus --output-stride 8", 1, (16, 24)),
     "deeplab_msra": Family("--model deeplab_msra --backbone resnet50", 1, (64, 96)),
@@ -60,7 +63,7 @@ def torch_options(name: str, folder: Path) -> TrainOptions:
 
 def make_batch() -> Batch:
     scenes = [render_scene(seed, HEIGHT, WIDTH) for seed in (3, 4)]
-    images = np.stack([normalize(scene.image) for scene in scenes]).astype(np.float32)
+    images = np.stack([normalize(scene.image, IMAGENET) for scene in scenes]).astype(np.float32)
     return Batch(images, np.stack([scene.label for scene in scenes]), ("a", "b"))
 
 
@@ -129,11 +132,16 @@ def test_both_trainers_take_the_same_steps(name: str, steps: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"icnet_two_pass", "deeplabv2"}))
 def test_every_network_is_traced_as_one_graph(name: str, steps: Path) -> None:
-    """What ``--compile`` needs; dropout draws the same, and statistics move the same."""
+    """What ``--compile`` needs; dropout draws the same, and statistics move the same.
+
+    Two have no operator that others have not.
+    """
     modules = [TorchLearner(torch_options(name, steps), CLASSES).module for _ in range(2)]
     images = torch.from_numpy(make_batch().images)
+    # One function traced for more networks than a process may: each starts anew.
+    torch.compiler.reset()
     traced = torch.compile(modules[1].train(), backend="eager", fullgraph=True, dynamic=False)
     torch.manual_seed(1)
     expected = modules[0].train()(images)
@@ -186,4 +194,4 @@ def test_defaults_follow_the_network(flags: str, backbone: str, weights: tuple) 
 def test_an_unknown_network_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_options(["--model", "unet"])
-    assert "unknown --model unet; known: icnet, pspnet" in capsys.readouterr().err
+    assert "unknown --model unet; known: icnet, " in capsys.readouterr().err

@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
 from export.params import read_params  # noqa: E402
+from export.pixels import IMAGENET  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.guard.finite import Finding, NonFiniteStep, first_finding  # noqa: E402
 from training.guard.replay import replay  # noqa: E402
@@ -60,7 +61,7 @@ def steps(steady_symbol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The steps of one process and of two; the halves of a batch ignore unequally much."""
     folder = tmp_path_factory.mktemp("steps")
     scenes = [render_scene(seed, HEIGHT, WIDTH) for seed in range(STEPS * ROWS)]
-    images = np.stack([normalize(scene.image) for scene in scenes]).astype(np.float64)
+    images = np.stack([normalize(scene.image, IMAGENET) for scene in scenes]).astype(np.float64)
     labels = np.stack([scene.label for scene in scenes])
     labels[0::ROWS, :50] = 255
     labels[1::ROWS, :, :40] = 255

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.pixels import IMAGENET, pixels_of
+from serving.geometry import Size, plan, prepare
 from training.datasets.base import IGNORE_LABEL, Sample
+from training.datasets.pixels import resize_pair
 from training.transforms import (
-    MEAN,
-    STD,
     Augmentation,
     draw_class_pixel,
     jitter_color,
@@ -164,12 +165,23 @@ def test_color_jitter_stays_in_its_bounds() -> None:
 
 def test_normalize_is_mean_and_deviation_with_channels_first() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    found = normalize(image)
+    found = normalize(image, IMAGENET)
     assert found.shape == (3, 5, 7)
     assert found.dtype == np.float32
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     for channel in range(3):
-        expected = (image[..., channel] / 255.0 - float(MEAN[channel])) / float(STD[channel])
+        expected = (image[..., channel] / 255.0 - mean[channel]) / std[channel]
         np.testing.assert_allclose(found[channel], expected, atol=1e-5)
+
+
+def test_each_network_sees_its_own_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    signed = normalize(image, pixels_of("deeplabv3plus", "xception65"))
+    np.testing.assert_allclose(signed.transpose(1, 2, 0), image / 127.5 - 1, atol=1e-6)
+    caffe = normalize(image, pixels_of("deeplab_msra", "resnet101"))
+    expected = image[..., ::-1].astype(float) - (104, 116, 122)
+    np.testing.assert_allclose(caffe.transpose(1, 2, 0), expected, atol=1e-3)
+    assert pixels_of("icnet") == IMAGENET
 
 
 @pytest.mark.parametrize(
@@ -203,3 +215,34 @@ def test_the_short_edge_is_scaled_where_it_is_told(height: int, width: int) -> N
     counted = cut((image, label), np.random.default_rng(0))[1] != IGNORE_LABEL
     sides = sorted((int(counted.any(0).sum()), int(counted.any(1).sum())))
     assert sides == [40, 120], "and the rest is padding"
+
+
+def test_axes_are_scaled_apart_within_the_aspect() -> None:
+    augmentation = Augmentation(8, 8, 90, (0.7, 1.5), aspect=0.15)
+    random = np.random.default_rng(2)
+    drawn = np.array([augmentation._draw_scales(random) for _ in range(400)])
+    assert drawn.min() >= 0.7 - 1e-9
+    assert drawn.max() <= 1.5 + 1e-9
+    ratio = np.maximum(drawn[:, 0] / drawn[:, 1], drawn[:, 1] / drawn[:, 0])
+    assert 1.1 < ratio.max() <= 1.15 + 1e-9
+    whole = Augmentation(8, 8, 90, (0.7, 1.5))
+    assert len(set(whole._draw_scales(random))) == 1
+    image, label = augmentation(make_sample(), np.random.default_rng(0))
+    assert image.shape[:2] == label.shape == (8, 8)
+
+
+@pytest.mark.parametrize("edges", [{"base_size": 45}, {"base_size": 0, "short_size": 30}])
+def test_a_long_or_a_short_edge_says_how_large_scale_1_is(edges: dict[str, int]) -> None:
+    augmentation = Augmentation(64, 96, scale_range=(1.0, 1.0), blur_probability=0.0, **edges)
+    _, label = augmentation(make_sample(), np.random.default_rng(0))
+    counted = label != IGNORE_LABEL
+    assert (counted.any(1).sum(), counted.any(0).sum()) == (30, 45)
+
+
+def test_images_are_resized_as_the_server_does() -> None:
+    image, label = make_sample()
+    found, small = resize_pair(image, label, 33, 51)
+    served = prepare(image, plan(Size(60, 90), Size(33, 51)))
+    np.testing.assert_array_equal(found, served)
+    assert set(np.unique(small)) <= set(np.unique(label))
+    assert small.shape == (33, 51)

@@ -17,14 +17,18 @@ from triton_server import Triton, install_triton, run_triton
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.build import build_model
+from export.calibration import calibrate
+from export.graph_ends import name_nodes
 from export.labels import find_labels
 from export.mxnet_model import write_mxnet_model
 from export.params import Array, Parameters
+from export.quantise import Recipe, quantise
 from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol import read_symbol
 from export.symbol_lookup import PUBLISHED
 from export.triton import ModelFacts, write_model
+from export.verify import example_images
 
 SIZE = (64, 96)
 SHIPPED = Path(__file__).parents[2] / "model_repository" / "icnet"
@@ -32,8 +36,8 @@ SHIPPED = Path(__file__).parents[2] / "model_repository" / "icnet"
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``icnet`` for ONNX Runtime, ``icnet_mxnet`` of the same weights, ``shipped`` where there is
-    one, and small graphs that provoke the backend."""
+    """``icnet`` for ONNX Runtime, ``icnet_mxnet`` and ``icnet_int8`` of the same weights,
+    ``shipped`` where there is one, and small graphs that provoke the backend."""
     folder = tmp_path_factory.mktemp("triton") / "repository"
     graph = retarget(read_symbol(PUBLISHED / "icnet_resnet50_citys.json.gz"), *SIZE)
     weights = _lively(random_params(graph, *SIZE))
@@ -42,6 +46,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = ModelFacts(labels, "icnet", "citys", None, "random weights")
     write_model(folder, "icnet", build_model(graph, weights, *SIZE), facts, None)
     write_mxnet_model(folder, "icnet_mxnet", graph, weights, SIZE, facts)
+    images = list(example_images(*SIZE))
+    single = build_model(graph, weights, *SIZE)
+    name_nodes(single)
+    ranges = calibrate(single, images, "minmax")
+    write_model(folder, "icnet_int8", quantise(single, ranges, Recipe()), facts, None)
     for name in ("icnet", "icnet_mxnet"):
         _gather_batches(folder / name / "config.pbtxt")
     if SHIPPED.is_dir():

@@ -72,16 +72,18 @@ def test_answers_what_the_embedded_engine_does(
     check(triton.infer(model, images[:3]), expected[:3], relative)
 
 
-def test_the_shipped_model(triton: Triton, repository: Path) -> None:
-    if not (repository / "shipped").is_dir():
+@pytest.mark.parametrize("model", ["shipped", "icnet_int8"])
+def test_other_precisions(triton: Triton, repository: Path, model: str) -> None:
+    """The shipped model is in half precision."""
+    if not (repository / model).is_dir():
         pytest.skip("no model_repository/icnet")
-    engine = open_engine(repository, "shipped")
+    engine = open_engine(repository, model)
     size = engine.spec.size
     generator = np.random.default_rng(1)
     image = generator.integers(0, 256, (2, size.height, size.width, 3), np.uint8)
     logits = engine.run(image).logits
     assert logits is not None
-    check(triton.infer("shipped", image), logits, 1e-6)
+    check(triton.infer(model, image), logits, 1e-6)
 
 
 @pytest.mark.parametrize(("model", "relative"), [("icnet", 1e-6), ("icnet_mxnet", 1e-4)])

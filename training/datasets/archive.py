@@ -60,7 +60,7 @@ def obtain(archive: Archive, folder: Path, progress: Progress = lambda done, tot
         raise ArchiveError(f"{path} is missing")
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    _download(archive.url, part, progress)
+    download(archive.url, part, progress)
     try:
         _check(part, archive)
     except ArchiveError:
@@ -140,7 +140,12 @@ def _write(path: Path, entries: list[_Entry], folder: Path, moved: tuple[str, st
             shutil.copyfileobj(opened, file, BLOCK)
 
 
-def _download(url: str, part: Path, progress: Progress) -> None:
+def download(url: str, part: Path, progress: Progress = lambda done, total: None) -> None:
+    """Fetches ``url`` into ``part``, from where an earlier attempt ended.
+
+    Raises:
+        ArchiveError: no answer, or one that broke off; the message says where the file may be put.
+    """
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -169,13 +174,19 @@ def _download(url: str, part: Path, progress: Progress) -> None:
         ) from error
 
 
-def _check(path: Path, archive: Archive) -> None:
+def sha1_of(path: Path) -> str:
+    """SHA-1 of a file, in hexadecimal."""
     digest = hashlib.sha1(usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    if digest.hexdigest() != archive.sha1:
+    return digest.hexdigest()
+
+
+def _check(path: Path, archive: Archive) -> None:
+    found = sha1_of(path)
+    if found != archive.sha1:
         raise ArchiveError(
-            f"{path} has SHA-1 {digest.hexdigest()}, the published {archive.file} {archive.sha1}; "
+            f"{path} has SHA-1 {found}, the published {archive.file} {archive.sha1}; "
             f"remove it and fetch it again"
         )

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from training.datasets.base import Sample
 from training.datasets.pascal_voc import check_present, read_names
-from training.datasets.pixels import Pixels, check_size, read_ids, read_photo
+from training.datasets.pixels import Pixels, check_size, read_ids, read_photo, resize_pair
 
 SHORT_EDGE = 768
 STEP = 8
@@ -116,8 +115,6 @@ def _resize(image: Pixels, label: Pixels, short_edge: int) -> Sample:
     height, width = label.shape
     ratio = short_edge / min(height, width)
     long_edge = max(STEP, round(max(height, width) * ratio / STEP) * STEP)
-    size = (short_edge, long_edge) if width < height else (long_edge, short_edge)
-    return (
-        np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8),
-        np.asarray(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST), np.uint8),
-    )
+    if width < height:
+        return resize_pair(image, label, long_edge, short_edge)
+    return resize_pair(image, label, short_edge, long_edge)

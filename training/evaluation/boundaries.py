@@ -44,6 +44,11 @@ class BoundaryScore:
         self.sums[present] += scores[present]
         self.images += present
 
+    def join(self, other: BoundaryScore) -> None:
+        """Adds the images of another score of the same classes."""
+        self.sums += other.sums
+        self.images += other.images
+
     @property
     def classes(self) -> npt.NDArray[np.float64]:
         """F a class, float64 ``[C]``; NaN where no image has a boundary of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from serving.commands.connection import (
     choose_tls,
     tell,
 )
-from serving.palette import LabelSet
 from training.datasets import (
     KNOWN,
     SegmentationDataset,
@@ -32,16 +30,17 @@ from training.datasets import (
     open_dataset,
 )
 from training.evaluation.boundaries import DEFAULT_TOLERANCE
-from training.evaluation.example_grid import Example, choose, draw_grid
-from training.evaluation.report import (
-    Evaluation,
-    Subject,
-    print_evaluation,
-    summarise,
-    to_json,
-    write_tables,
+from training.evaluation.example_grid import choose
+from training.evaluation.output import check_matplotlib, read_examples, write_output
+from training.evaluation.report import Subject, print_evaluation, summarise, to_json
+from training.evaluation.scoring import (
+    Predict,
+    Scores,
+    ScoringError,
+    encode_sample,
+    first_indices,
+    score,
 )
-from training.evaluation.scoring import Scores, ScoringError, encode_sample, score
 from training.evaluation.served_model import Access, ServedModel, ServerError, open_model
 
 DEFAULT_SERVER = "localhost:8000"
@@ -74,6 +73,9 @@ def evaluate(
         int, typer.Option(min=1, help="worst, median and best images of the picture, each")
     ] = 2,
     parallel: Annotated[int, typer.Option(min=1, help="images on their way at once")] = 4,
+    legacy_miou: Annotated[
+        bool, typer.Option(help="also GluonCV's mean, in which absent classes are 0")
+    ] = False,
     api_key: ApiKey = None,
     tls_ca: TlsAuthority = None,
     tls_certificate: TlsCertificate = None,
@@ -91,15 +93,17 @@ def evaluate(
         with open_served(server, repository, model, access) as served:
             for line in check_classes(labels.names, served.classes()):
                 console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+            ask = ask_served(samples, served)
             scores = score_with_progress(
-                samples, served, len(labels.names), limit, parallel, boundary_tolerance, console
+                samples, ask, len(labels.names), limit, parallel, boundary_tolerance, console
             )
-            shown = read_examples(samples, served, scores, examples) if output else ()
+            choices = choose(scores.images, examples) if output else ()
+            shown = read_examples(samples, ask, choices)
             name, version = the_one_served(served)
         where = str(repository) if repository else server or DEFAULT_SERVER
         subject = Subject(name, version, where, canonical_name(dataset), split, boundary_tolerance)
         found = summarise(scores, labels.names, subject)
-        print_evaluation(found, Console())
+        print_evaluation(found, Console(), legacy_miou)
         if json_file is not None:
             json_file.write_text(to_json(found), "utf-8")
         if output is not None:
@@ -109,15 +113,6 @@ def evaluate(
         ScoringError, ServerError, SegserveError, errors.SegserveError, ValueError, OSError,
     ) as error:  # fmt: skip
         sys.exit(f"segserve evaluate: {tell(error)}")
-
-
-def check_matplotlib() -> None:
-    """Raises ValueError, naming the extra, before minutes are spent on scores."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
-            "--output draws the confusion matrix with matplotlib, which is missing; install it "
-            "with: pip install 'segserve[training]' (or matplotlib alone), or write --json FILE"
-        )
 
 
 @contextmanager
@@ -166,9 +161,14 @@ def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[s
     )
 
 
+def ask_served(samples: SegmentationDataset, served: ServedModel) -> Predict:
+    """Sends an image as the file that it comes from, or as a PNG where it has none."""
+    return lambda index, image: served(encode_sample(samples, index, image))
+
+
 def score_with_progress(
     samples: SegmentationDataset,
-    served: ServedModel,
+    predict: Predict,
     num_classes: int,
     limit: int | None,
     in_flight: int,
@@ -178,28 +178,17 @@ def score_with_progress(
     """As :func:`training.evaluation.scoring.score`, with a progress bar."""
     columns = TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=min(limit or len(samples), len(samples)))
+        indices = first_indices(samples, limit)
+        task = progress.add_task("", total=len(indices))
         return score(
             samples,
-            served,
+            predict,
             num_classes,
-            limit,
+            indices,
             in_flight,
             tolerance,
             on_image=lambda: progress.advance(task),
         )
-
-
-def read_examples(
-    samples: SegmentationDataset, served: ServedModel, scores: Scores, each: int
-) -> tuple[Example, ...]:
-    """The chosen images, asked for again: keeping every answer could take gigabytes."""
-    found = []
-    for choice in choose(scores.images, each):
-        index = choice.score.index
-        image, truth = samples[index]
-        found.append(Example(choice, image, truth, served(encode_sample(samples, index, image))))
-    return tuple(found)
 
 
 def the_one_served(served: ServedModel) -> tuple[str, str]:
@@ -216,15 +205,3 @@ def the_one_served(served: ServedModel) -> tuple[str, str]:
             f"several versions answered ({models}); run again while none is exchanged"
         )
     return ", ".join(names), ", ".join(version for _, version in answered)
-
-
-def write_output(
-    found: Evaluation, shown: tuple[Example, ...], labels: LabelSet, folder: Path
-) -> None:
-    """The tables, ``confusion.png``, and ``examples.png`` where any image could be scored."""
-    from training.evaluation.confusion_picture import draw_confusion
-
-    write_tables(found, folder)
-    draw_confusion(found, folder / "confusion.png")
-    if shown:
-        draw_grid(shown, labels, folder / "examples.png")

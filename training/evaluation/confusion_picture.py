@@ -60,8 +60,7 @@ def draw_confusion(found: Evaluation, path: Path) -> None:
     bar = figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1))
     figure.colorbar(picture, cax=bar, format="%d %%").ax.tick_params(labelsize=7)
     axes.set_title(
-        f"{found.model} v{found.version}, {found.dataset} {found.split}: "
-        f"per cent of each true class",
+        f"{found.title}: per cent of each true class",
         fontsize=9,
         loc="left",
         pad=10,

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from serving.lifecycle import open_onnx_engine, warm_stages
+from serving.engines.embedded import open_onnx_engine
+from serving.lifecycle import warm_stages
 from serving.metrics import Metrics
 from serving.models.families import find_described
 from serving.registry import OpenEngine, Registry

@@ -85,6 +85,11 @@ class ConfusionMatrix:
         """Mean IoU over the classes that are present; NaN without any."""
         return mean_of_present(self.intersection_over_union)
 
+    @property
+    def legacy_mean_iou(self) -> float:
+        """GluonCV's ``SegmentationMetric``: over all classes, of which absent ones count as 0."""
+        return float(np.nan_to_num(self.intersection_over_union).mean())
+
 
 def mean_of_present(scores: npt.NDArray[np.float64]) -> float:
     """Mean of those that are not NaN; NaN where all are."""

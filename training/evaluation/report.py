@@ -1,4 +1,4 @@
-"""The scores of one served model, named, as JSON, tables and text."""
+"""The scores of one model, named, as JSON, tables and text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from training.evaluation.network_time import NetworkTime
 from training.evaluation.scoring import Scores
 
 
@@ -47,12 +48,14 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one served model, 0-1; None where there is nothing to count.
+    """Scores of one model, 0-1; None where there is nothing to count.
 
     Attributes:
         model: name and version of what answered; a family's members are all named.
-        server: its address, or the repository that was run in this process.
+        server: its address, the repository that was run in this process, or the file of weights.
+        protocol: how images were shown to the network, where that was this process's choice.
         mean_iou, mean_accuracy, mean_boundary_f: over the classes that have one.
+        legacy_mean_iou: over all classes, absent ones as 0: GluonCV's.
         boundary_tolerance: share of the diagonal; 0 where no boundary was scored.
         absent: classes without IoU, which the mean leaves out.
         confusion: pixels, ``confusion[truth][prediction]``.
@@ -65,6 +68,7 @@ class Evaluation:
     split: str
     images: int
     mean_iou: float | None
+    legacy_mean_iou: float | None
     pixel_accuracy: float | None
     mean_accuracy: float | None
     mean_boundary_f: float | None
@@ -73,11 +77,19 @@ class Evaluation:
     absent: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     per_image: tuple[ImageResult, ...]
+    protocol: str = ""
+    time: NetworkTime | None = None
+
+    @property
+    def title(self) -> str:
+        """The model and its data; a file of weights has no version."""
+        version = f" v{self.version}" if self.version else ""
+        return f"{self.model}{version}, {self.dataset} {self.split}"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What was scored, on what."""
+    """What was scored, on what, and how."""
 
     model: str
     version: str
@@ -85,9 +97,12 @@ class Subject:
     dataset: str
     split: str
     tolerance: float
+    protocol: str = ""
 
 
-def summarise(scores: Scores, names: tuple[str, ...], subject: Subject) -> Evaluation:
+def summarise(
+    scores: Scores, names: tuple[str, ...], subject: Subject, time: NetworkTime | None = None
+) -> Evaluation:
     """The scores, named."""
     confusion, boundary = scores.confusion, scores.boundary
     ious = confusion.intersection_over_union.tolist()
@@ -103,6 +118,7 @@ def summarise(scores: Scores, names: tuple[str, ...], subject: Subject) -> Evalu
         split=subject.split,
         images=len(scores.images),
         mean_iou=_finite(confusion.mean_iou),
+        legacy_mean_iou=_finite(confusion.legacy_mean_iou) if scores.images else None,
         pixel_accuracy=_finite(confusion.pixel_accuracy),
         mean_accuracy=_finite(confusion.mean_accuracy),
         mean_boundary_f=_finite(boundary.mean) if boundary else None,
@@ -125,6 +141,8 @@ def summarise(scores: Scores, names: tuple[str, ...], subject: Subject) -> Evalu
             ImageResult(image.name, _finite(image.mean_iou), _finite(image.pixel_accuracy))
             for image in scores.images
         ),
+        protocol=subject.protocol,
+        time=time,
     )
 
 
@@ -144,10 +162,9 @@ def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
     return files
 
 
-def print_evaluation(found: Evaluation, console: Console) -> None:
-    """A table of the classes, then the totals."""
-    title = f"{found.model} v{found.version}, {found.dataset} {found.split}"
-    table = Table("class", title=escape(title))
+def print_evaluation(found: Evaluation, console: Console, legacy: bool = False) -> None:
+    """A table of the classes, then the totals; with ``legacy`` GluonCV's mean too."""
+    table = Table("class", title=escape(found.title))
     columns = ["IoU", "accuracy", "share"] + (["boundary F"] if found.boundary_tolerance else [])
     for column in columns:
         table.add_column(column, justify="right")
@@ -159,6 +176,8 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         absent = ", ".join(found.absent)
         line = f"left out of the mean (in no label, no answer): {absent}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if found.protocol:
+        console.print(found.protocol, markup=False, highlight=False, soft_wrap=True)
     totals = (
         f"images {found.images}  mIoU {percent(found.mean_iou)}  "
         f"pixAcc {percent(found.pixel_accuracy)}  mean accuracy {percent(found.mean_accuracy)}"
@@ -169,6 +188,11 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
             f"(within {100 * found.boundary_tolerance:g} % of the diagonal)"
         )
     console.print(totals, soft_wrap=True, highlight=False)
+    if legacy:
+        line = f"GluonCV's mIoU (absent classes as 0) {percent(found.legacy_mean_iou)}"
+        console.print(line, soft_wrap=True, highlight=False)
+    if found.time is not None:
+        console.print(found.time.text(), soft_wrap=True, highlight=False)
 
 
 def percent(value: float | None) -> str:

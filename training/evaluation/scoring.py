@@ -1,10 +1,10 @@
-"""Scores whatever turns an encoded image into a label map against a dataset."""
+"""Scores whatever turns an image into a label map against a dataset."""
 
 from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,7 +19,8 @@ from training.evaluation.boundaries import DEFAULT_TOLERANCE, BoundaryScore, bou
 from training.evaluation.metrics import ConfusionMatrix
 
 Labels: TypeAlias = npt.NDArray[np.uint8]
-Predict: TypeAlias = Callable[[bytes], Labels]
+# Index and image, uint8 [H,W,3] RGB, to class ids, uint8 [H,W].
+Predict: TypeAlias = Callable[[int, npt.NDArray[np.uint8]], Labels]
 
 
 class ScoringError(Exception):
@@ -60,16 +61,15 @@ def score(
     dataset: SegmentationDataset,
     predict: Predict,
     num_classes: int,
-    limit: int | None = None,
+    indices: Sequence[int] | None = None,
     in_flight: int = 4,
     tolerance: float = DEFAULT_TOLERANCE,
     on_image: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Scores over the first ``limit`` images (None: all).
+    """Scores over the images ``indices`` (None: all).
 
     Args:
-        predict: an encoded image to class ids, uint8 ``[H,W]`` of the image's own size; called
-            from ``in_flight`` threads.
+        predict: the label map of an image, of its own size; called from ``in_flight`` threads.
         tolerance: of :func:`training.evaluation.boundaries.boundary_f`; 0 leaves that score out,
             which takes longer than a small network at a megapixel and more.
         on_image: called after each image.
@@ -80,7 +80,6 @@ def score(
     confusion = ConfusionMatrix(num_classes)
     boundary = BoundaryScore(num_classes) if tolerance else None
     images: list[ImageScore] = []
-    count = len(dataset) if limit is None else min(limit, len(dataset))
     pending: deque[tuple[int, Future[_Counted]]] = deque()
 
     def take() -> None:
@@ -99,7 +98,7 @@ def score(
 
     with ThreadPoolExecutor(in_flight) as pool:
         try:
-            for index in range(count):
+            for index in range(len(dataset)) if indices is None else indices:
                 work = pool.submit(_count, dataset, index, predict, num_classes, tolerance)
                 pending.append((index, work))
                 if len(pending) == 2 * in_flight:
@@ -109,6 +108,24 @@ def score(
         finally:
             pool.shutdown(cancel_futures=True)
     return Scores(confusion, boundary, tuple(images))
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """Of all parts of a dataset, each scored by itself; ``parts`` is not empty."""
+    num_classes = parts[0].confusion.num_classes
+    confusion = ConfusionMatrix(num_classes)
+    boundary = BoundaryScore(num_classes) if parts[0].boundary else None
+    for part in parts:
+        confusion.add(part.confusion)
+        if boundary is not None and part.boundary is not None:
+            boundary.join(part.boundary)
+    images = sorted((image for part in parts for image in part.images), key=lambda i: i.index)
+    return Scores(confusion, boundary, tuple(images))
+
+
+def first_indices(dataset: SegmentationDataset, limit: int | None) -> range:
+    """Of the first ``limit`` images; None: of all."""
+    return range(len(dataset) if limit is None else min(limit, len(dataset)))
 
 
 def encode_sample(dataset: SegmentationDataset, index: int, image: npt.NDArray[np.uint8]) -> bytes:
@@ -128,7 +145,7 @@ def _count(
     tolerance: float,
 ) -> _Counted:
     image, truth = dataset[index]
-    prediction = predict(encode_sample(dataset, index, image))
+    prediction = predict(index, image)
     confusion = ConfusionMatrix(num_classes)
     confusion.update(truth, prediction)
     boundary = boundary_f(truth, prediction, num_classes, tolerance) if tolerance else None

@@ -1,62 +1,103 @@
-"""A learner's network as ``training/evaluation/scoring.py`` asks for label maps."""
+"""Weights as ``training/evaluation/scoring.py`` asks for label maps: image in, classes out."""
 
 from __future__ import annotations
 
+import threading
 import time
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import SegserveError
+from export.pixels import Pixels
 from serving.geometry import Size, plan, prepare
-from serving.image import decode
 from serving.restore import labels_from_logits
-from training.datasets.folder import MAX_MEGAPIXELS
+from training.evaluation.sliding_windows import SlidingWindows, softmax
 from training.learner import Learner
 from training.transforms import normalize
 
-WARM_RUNS = 2
+# Every network can have a multiple of it.
+STEP = 32
+
+Logits = npt.NDArray[np.float32]
+
+
+class NetworkOfSize(Protocol):
+    """What :class:`training.evaluation.sized_networks.SizedNetworks` is."""
+
+    def at(self, size: Size) -> Learner: ...
 
 
 class TrainedModel:
-    """``model(encoded image)`` -> class ids, uint8 ``[H,W]`` of the image's own size.
+    """``model.label(image)`` -> class ids, uint8 ``[H,W]`` of the image's own size.
 
-    The whole image goes through the network at once, resized to the network's ``size`` as the
-    server does it. With ``flip`` its mirror image does too, and the softmax is averaged.
+    With ``windows`` the network sees those, of the crop's size. Else it sees the whole image at
+    once, resized as the server does it: to ``size``, or without one to the multiple of 32 next to
+    the image's own; with ``flip`` its mirror image too, and the softmax is averaged.
+
+    Threads may share it: the network answers one at a time.
+
+    Attributes:
+        seconds: of each image so far, spent in the network.
     """
 
-    def __init__(self, learner: Learner, size: Size, flip: bool = False) -> None:
-        self.learner = learner
+    def __init__(
+        self,
+        networks: NetworkOfSize,
+        pixels: Pixels,
+        size: Size | None = None,
+        flip: bool = False,
+        windows: SlidingWindows | None = None,
+    ) -> None:
+        self.networks = networks
+        self.pixels = pixels
         self.size = size
         self.flip = flip
+        self.windows = windows
         self.seconds: list[float] = []
-
-    def __call__(self, encoded: bytes) -> npt.NDArray[np.uint8]:
-        try:
-            return self.label(decode(encoded, max_megapixels=MAX_MEGAPIXELS))
-        except SegserveError as error:
-            raise ValueError(str(error)) from error
+        self._turn = threading.Lock()
 
     def label(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Class ids of an image uint8 ``[H,W,3]`` RGB."""
+        if self.windows is not None:
+            return self._label_windows(image, self.windows)
         original = Size(*image.shape[:2])
-        data = normalize(prepare(image, plan(original, self.size)))
-        # The logits are NumPy's, so the device has finished when they are there.
-        start = time.perf_counter()
-        logits = self.learner.logits(data)
+        size = self.size or own_size(original)
+        data = normalize(prepare(image, plan(original, size)), self.pixels)
+        views = [data, np.ascontiguousarray(data[:, :, ::-1])] if self.flip else [data]
+        logits = self._infer(size, views)
         if self.flip:
-            mirrored = self.learner.logits(np.ascontiguousarray(data[:, :, ::-1]))[:, :, ::-1]
-            logits = (softmax(logits) + softmax(mirrored)) / 2
-        self.seconds.append(time.perf_counter() - start)
-        return labels_from_logits(np.ascontiguousarray(logits), self.size, original)
+            logits = [(softmax(logits[0]) + softmax(logits[1])[:, :, ::-1]) / 2]
+        return labels_from_logits(np.ascontiguousarray(logits[0]), size, original)
 
-    def percentile_ms(self, percent: float) -> float:
-        """Of the network's time an image, copies included, after two warm runs; NaN before."""
-        timed = self.seconds[WARM_RUNS:]
-        return float(np.percentile(timed, percent)) * 1000 if timed else float("nan")
+    def _label_windows(
+        self, image: npt.NDArray[np.uint8], windows: SlidingWindows
+    ) -> npt.NDArray[np.uint8]:
+        spent = 0.0
+
+        def see(window: Logits) -> Logits:
+            nonlocal spent
+            with self._turn:
+                learner = self.networks.at(windows.crop)
+                start = time.perf_counter()
+                logits = learner.logits(window)
+                spent += time.perf_counter() - start
+            return logits
+
+        probabilities = windows.probabilities(image, see)
+        self.seconds.append(spent)
+        return np.asarray(probabilities.argmax(0), np.uint8)
+
+    def _infer(self, size: Size, views: list[Logits]) -> list[Logits]:
+        with self._turn:
+            learner = self.networks.at(size)
+            # The logits are NumPy's, so the device has finished when they are there.
+            start = time.perf_counter()
+            logits = [learner.logits(view) for view in views]
+            self.seconds.append(time.perf_counter() - start)
+        return logits
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Over the classes of ``[C,h,w]``; logits of any magnitude."""
-    exponents = np.exp(logits - logits.max(0, keepdims=True))
-    return np.asarray(exponents / exponents.sum(0, keepdims=True), np.float32)
+def own_size(image: Size) -> Size:
+    """The size of ``image``, each edge to the nearest multiple of 32."""
+    return Size(*(max(STEP, round(edge / STEP) * STEP) for edge in (image.height, image.width)))

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
 from rich.console import Console
 
-from serving.geometry import Size
-from serving.palette import LabelSet
-from training.datasets import SegmentationDataset, dataset_labels, open_dataset
-from training.evaluation.report import (
-    Evaluation,
-    Subject,
-    print_evaluation,
-    summarise,
-    to_json,
-    write_tables,
-)
-from training.evaluation.scoring import encode_sample, score
-from training.evaluation.trained_model import TrainedModel
-from training.evaluation.weights_options import EvaluationOptions, at_size
-from training.train import make_learner
-
-# Every network can have a multiple of it.
-STEP = 32
+from training.datasets import SegmentationDataset, dataset_labels
+from training.evaluation.evaluator import Evaluator, open_samples
+from training.evaluation.evaluators import Evaluators
+from training.evaluation.example_grid import choose
+from training.evaluation.network_time import summarise_time
+from training.evaluation.output import check_matplotlib, read_examples, write_output
+from training.evaluation.report import Evaluation, Subject, print_evaluation, summarise
+from training.evaluation.scoring import first_indices, join_scores
+from training.evaluation.weights_options import EvaluationOptions
 
 
 def run_evaluation(options: EvaluationOptions, console: Console) -> None:
@@ -37,89 +26,73 @@ def run_evaluation(options: EvaluationOptions, console: Console) -> None:
         FileNotFoundError: no dataset or no weights.
         ScoringError: an image that cannot be scored.
     """
-    samples = open_dataset(options.run.dataset, options.split, options.run.root)
-    labels = dataset_labels(options.run.dataset, options.run.root)
-    size = options.size or whole_size(samples)
-    console.print(f"{len(samples)} images; network at {size[0]}x{size[1]}", highlight=False)
-    learner = make_learner(at_size(options, size), len(labels.names))
-    learner.read_parameters(options.weights)
+    if options.output is not None:
+        if options.score:
+            check_matplotlib()
+        options.output.mkdir(parents=True, exist_ok=True)
+    if not options.weights.is_file():
+        raise FileNotFoundError(f"no weights at {options.weights}; name them with --resume")
+    samples = open_samples(options)
+    indices = first_indices(samples, options.limit)
+    evaluators = Evaluators(options)
     try:
-        _evaluate(
-            options, samples, labels, TrainedModel(learner, Size(*size), options.flip), console
-        )
+        shared = f", {evaluators.count} processes" if evaluators.count > 1 else ""
+        console.print(f"{len(indices)} images{shared}; {options.protocol()}", highlight=False)
+        if options.score:
+            found = score_weights(options, samples, evaluators)
+            print_evaluation(found, console, options.legacy_miou)
+        elif options.output is not None:
+            write_predictions(samples, indices, evaluators, options.output)
+            console.print(f"{len(indices)} predictions in {options.output}", markup=False)
     finally:
-        learner.close()
-
-
-def _evaluate(
-    options: EvaluationOptions,
-    samples: SegmentationDataset,
-    labels: LabelSet,
-    model: TrainedModel,
-    console: Console,
-) -> None:
-    if options.score:
-        found = score_weights(options, samples, labels, model)
-        print_evaluation(found, console)
-        console.print(
-            f"network an image: median {model.percentile_ms(50):.1f} ms, "
-            f"95 % below {model.percentile_ms(95):.1f} ms",
-            highlight=False,
-        )
-    elif options.output is not None:
-        count = write_predictions(samples, labels, model, options.output, options.limit)
-        console.print(f"{count} predictions in {options.output}", markup=False)
-
-
-def whole_size(samples: SegmentationDataset) -> tuple[int, int]:
-    """Height and width of the first image, each to the nearest multiple of 32."""
-    height, width = samples[0][0].shape[:2]
-    return max(STEP, round(height / STEP) * STEP), max(STEP, round(width / STEP) * STEP)
+        evaluators.close()
 
 
 def score_weights(
-    options: EvaluationOptions,
-    samples: SegmentationDataset,
-    labels: LabelSet,
-    model: TrainedModel,
+    options: EvaluationOptions, samples: SegmentationDataset, evaluators: Evaluators
 ) -> Evaluation:
-    """Scores; with ``options.output`` the tables and ``scores.json`` are written there."""
-    tolerance = options.boundary_tolerance
-    # A learner answers one at a time.
-    scores = score(samples, model, len(labels.names), options.limit, 1, tolerance)
+    """Scores; with ``options.output`` tables and pictures are written there."""
+    run = options.run
+    shares = evaluators.share(first_indices(samples, options.limit))
+    parts = evaluators.map([partial(Evaluator.score, indices=share) for share in shares])
+    scores = join_scores([part.scores for part in parts])
+    labels = dataset_labels(run.dataset, run.root)
     subject = Subject(
-        options.run.model, "-", str(options.weights), options.run.dataset, options.split, tolerance
-    )
-    found = summarise(scores, labels.names, subject)
+        run.model, "", str(options.weights), run.dataset, options.split,
+        options.boundary_tolerance, options.protocol(),
+    )  # fmt: skip
+    seconds = [second for part in parts for second in part.seconds]
+    found = summarise(scores, labels.names, subject, summarise_time(seconds, evaluators.on_gpu))
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_tables(found, options.output)
-        (options.output / "scores.json").write_text(to_json(found), "utf-8")
+        shown = read_examples(
+            samples,
+            lambda index, image: evaluators.map(
+                [partial(Evaluator.predict, index=index, image=image)]
+            )[0],
+            choose(scores.images, options.examples),
+        )
+        write_output(found, shown, labels, options.output)
     return found
 
 
 def write_predictions(
-    samples: SegmentationDataset,
-    labels: LabelSet,
-    model: TrainedModel,
-    folder: Path,
-    limit: int | None,
-) -> int:
-    """One indexed PNG an image, in the dataset's colours; returns how many."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = len(samples) if limit is None else min(limit, len(samples))
-    written: set[str] = set()
-    for index in range(count):
-        image = samples[index][0]
+    samples: SegmentationDataset, indices: range, evaluators: Evaluators, folder: Path
+) -> None:
+    """One indexed PNG an image, in the dataset's colours."""
+    files = prediction_files(samples, indices, folder)
+    evaluators.map(
+        [
+            partial(Evaluator.write, indices=share, files=[files[index] for index in share])
+            for share in evaluators.share(indices)
+        ]
+    )
+
+
+def prediction_files(samples: SegmentationDataset, indices: range, folder: Path) -> list[Path]:
+    """Named as the images; a name that came before has its number too."""
+    files, taken = [], set()
+    for index in indices:
         stem = Path(samples.name(index)).stem
-        file = f"{stem}.png" if stem not in written else f"{stem}_{index}.png"
-        written.add(stem)
-        save_indexed(model(encode_sample(samples, index, image)), labels, folder / file)
-    return count
-
-
-def save_indexed(ids: npt.NDArray[np.uint8], labels: LabelSet, path: Path) -> None:
-    """Class ids as pixel values, the colours in the palette."""
-    picture = Image.fromarray(ids)
-    picture.putpalette([part for color in labels.colors for part in color])
-    picture.save(path)
+        files.append(folder / (f"{stem}.png" if stem not in taken else f"{stem}_{index}.png"))
+        taken.add(stem)
+    return files

@@ -6,9 +6,16 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.flags import parse_size, parser
+from serving.geometry import Size
+from training.evaluation.boundaries import DEFAULT_TOLERANCE
+from training.flags import parse_floats, parse_size, parser
 from training.options import TrainOptions, parse_options
 from training.runs.checkpoint import RunFolder
+from training.runs.saved_options import read_options
+
+MODES = ("testval", "val")
+# What a symbol is made for.
+OF_SYMBOL = ("model", "backbone", "width", "aux", "output_stride", "height", "crop_width")
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,10 @@ class EvaluationOptions:
         run: the network and the data, as ``train.py`` is told them.
         weights: a ``.params`` file.
         score: with ``--eval``; predictions are written otherwise.
-        size: of the network's input (height, width); None: the first image's own.
+        mode: ``testval``: images and labels as they are; ``val``: centre crops of the crop's size.
+        size: of the network's input; None: each image's own. Not with ``scales``.
+        scales: of ``base_size``, under windows of the crop's size; none: whole images.
+        processes: that share the images; None: one for each GPU of ``--ngpus``.
         output: where tables or predictions go; None (with ``score``): nowhere.
     """
 
@@ -27,11 +37,34 @@ class EvaluationOptions:
     weights: Path
     score: bool
     split: str
-    size: tuple[int, int] | None
+    mode: str
+    size: Size | None
+    scales: tuple[float, ...]
     flip: bool
     limit: int | None
+    processes: int | None
+    legacy_miou: bool
     boundary_tolerance: float
+    examples: int
     output: Path | None
+
+    @property
+    def crop(self) -> Size:
+        """``--crop-size``."""
+        return Size(self.run.height, self.run.crop_width)
+
+    def protocol(self) -> str:
+        """How images are shown to the network, in words."""
+        shown = f"centre crops of {self.crop}" if self.mode == "val" else "images in their own size"
+        if self.scales:
+            factors = ", ".join(f"{factor:g}" for factor in self.scales)
+            seen = f"scales {factors} of {self.run.base_size}, windows of {self.crop}"
+        elif self.size is not None:
+            seen = f"network at {self.size}"
+        else:
+            seen = "network at each image's size"
+        mirrored = ", with mirror images" if self.flip else ""
+        return f"{self.mode}: {shown}; {seen}{mirrored}"
 
 
 def _own_parser() -> argparse.ArgumentParser:
@@ -39,15 +72,27 @@ def _own_parser() -> argparse.ArgumentParser:
     own = p.add_argument_group("only of test.py")
     own.add_argument("--eval", action="store_true", help="score; else predictions are written")
     own.add_argument("--split", default="val", help="train, val, with some datasets test")
+    own.add_argument("--mode", choices=MODES, default=MODES[0], help="GluonCV's: testval takes "
+                     "images as they are, val the centre of --crop-size after scaling")  # fmt: skip
     own.add_argument("--size", type=parse_size, metavar="N|HxW",
-                     help="of the network's input; default: the first image's own, to a multiple "
+                     help="of the network's input; default: each image's own, to a multiple "
                      "of 32")  # fmt: skip
+    own.add_argument("--scales", type=parse_floats, default=(), metavar="S,...",
+                     help="show --base-size times these under sliding windows of --crop-size, "
+                     "GluonCV's are 0.5,0.75,1,1.25,1.5,1.75; default: whole images, "
+                     "once")  # fmt: skip
     own.add_argument("--flip", action="store_true", help="average with the mirror image")
     own.add_argument("--limit", type=int, help="only the first images")
-    own.add_argument("--boundary-tolerance", type=float, default=0.0,
-                     help="share of the diagonal, for a boundary F-score; 0: none")  # fmt: skip
-    own.add_argument("--output", type=Path, help="folder of tables or predictions; default of "
-                     "these: outdir")  # fmt: skip
+    own.add_argument("--processes", type=int, help="that share the images; default: one for each "
+                     "GPU of --ngpus")  # fmt: skip
+    own.add_argument("--legacy-miou", action="store_true", help="also GluonCV's mean, in which "
+                     "absent classes are 0")  # fmt: skip
+    own.add_argument("--boundary-tolerance", type=float, default=DEFAULT_TOLERANCE,
+                     help="share of the diagonal, of the boundary F-score; 0: none")  # fmt: skip
+    own.add_argument("--examples", type=int, default=2, help="worst, median, best images of a "
+                     "picture, each")  # fmt: skip
+    own.add_argument("--output", type=Path, help="folder of tables and pictures, or predictions; "
+                     "default of these: outdir")  # fmt: skip
     return p
 
 
@@ -66,25 +111,37 @@ def parse_evaluation(arguments: list[str]) -> EvaluationOptions:
     weights = run.resume or run.run
     if weights.is_dir():
         weights = RunFolder(weights).best
-    if a.limit is not None and a.limit < 1:
-        own.error("--limit is a number of images")
+    for flag in ("limit", "processes", "examples"):
+        value = getattr(a, flag)
+        if value is not None and value < 1:
+            own.error(f"--{flag} is at least 1")
+    if not 0 <= a.boundary_tolerance <= 1:
+        own.error("--boundary-tolerance is a share of the diagonal, 0 to 1")
+    if any(factor <= 0 for factor in a.scales):
+        own.error("--scales are above 0")
+    if a.scales and a.size:
+        own.error("--scales shows windows of --crop-size: leave --size out")
+    size = Size(*a.size) if a.size else None
+    if a.mode == "val" and not a.scales and size is None:
+        size = Size(run.height, run.crop_width)
     return EvaluationOptions(
-        run=run, weights=weights, score=a.eval, split=a.split, size=a.size, flip=a.flip,
-        limit=a.limit, boundary_tolerance=a.boundary_tolerance,
+        run=run, weights=weights, score=a.eval, split=a.split, mode=a.mode, size=size,
+        scales=a.scales, flip=a.flip, limit=a.limit, processes=a.processes,
+        legacy_miou=a.legacy_miou, boundary_tolerance=a.boundary_tolerance, examples=a.examples,
         output=a.output if a.eval else a.output or Path("outdir"),
     )  # fmt: skip
 
 
-def at_size(options: EvaluationOptions, size: tuple[int, int]) -> TrainOptions:
+def at_size(options: EvaluationOptions, size: Size) -> TrainOptions:
     """The network's options at another input size.
 
-    A run's own symbol fits the size that it was trained at; at another the network is built again.
+    A run's own symbol is the network that was trained, at its size; where anything else is asked
+    for (another output stride), the network is built again.
     """
-    run = options.run
-    if size != (run.height, run.crop_width) and run.symbol == _symbol_beside(options.weights):
-        run = replace(run, symbol=None)
-    return replace(run, height=size[0], crop_width=size[1])
-
-
-def _symbol_beside(weights: Path) -> Path:
-    return RunFolder(weights.parent).symbol
+    run, beside = options.run, RunFolder(options.weights.parent)
+    wanted = replace(run, height=size.height, crop_width=size.width)
+    if run.symbol is not None and run.symbol == beside.symbol:
+        saved = read_options(beside.path)
+        if any(getattr(wanted, name) != saved.get(name, getattr(run, name)) for name in OF_SYMBOL):
+            return replace(wanted, symbol=None)
+    return wanted

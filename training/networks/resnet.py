@@ -2,7 +2,8 @@
 
 Deep stem (three 3x3 convolutions), stride in the 3x3 convolution of a bottleneck, stages 3 and 4
 without stride but dilated by 2 and 4 (their first blocks by 1 and 2). Parameter names are those of
-``gluoncv.model_zoo.resnetv1b``, so ``save_parameters`` files load either way.
+``gluoncv.model_zoo.resnetv1b``, so ``save_parameters`` files load either way. ``ResNetForm`` says
+where other published networks differ.
 
 Source: He et al., "Deep Residual Learning", arXiv 1512.03385; gluon-cv model_zoo/resnetv1b.py.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from training.backbones import BACKBONES
 from training.mxnet_import import mx
 from training.networks.layers import Norm, scale_channels
 
@@ -21,24 +23,33 @@ STEM_CHANNELS = 64
 
 
 @dataclass(frozen=True)
-class BackboneSpec:
-    """Blocks a stage, and whether they are bottlenecks (output four times as wide)."""
+class ResNetForm:
+    """What differs between published dilated ResNets; the defaults are GluonCV's.
 
-    blocks: tuple[int, int, int, int]
-    bottleneck: bool
+    Attributes:
+        output_stride: 8, or 16: stage 3 strided, stage 4 dilated by 2.
+        first_block_dilated: the first blocks of stages 3 and 4 have the dilation of the others.
+        ceil_pool: max pooling rounds sizes up.
+        stride_in_first: the stride of a bottleneck lies in its first 1x1 convolution (Caffe).
+    """
 
-    @property
-    def expansion(self) -> int:
-        return 4 if self.bottleneck else 1
+    output_stride: int = 8
+    first_block_dilated: bool = False
+    ceil_pool: bool = False
+    stride_in_first: bool = False
+
+    def stage_plan(self) -> tuple[tuple[int, int], ...]:
+        """(stride, dilation) of the four stages. Raises ValueError."""
+        plans = {
+            8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+            16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+        }
+        if self.output_stride not in plans:
+            raise ValueError(f"output stride {self.output_stride}; dilated ResNets have 8 and 16")
+        return plans[self.output_stride]
 
 
-BACKBONES: dict[str, BackboneSpec] = {
-    "resnet18": BackboneSpec((2, 2, 2, 2), bottleneck=False),
-    "resnet34": BackboneSpec((3, 4, 6, 3), bottleneck=False),
-    "resnet50": BackboneSpec((3, 4, 6, 3), bottleneck=True),
-    "resnet101": BackboneSpec((3, 4, 23, 3), bottleneck=True),
-    "resnet152": BackboneSpec((3, 8, 36, 3), bottleneck=True),
-}
+GLUONCV = ResNetForm()
 
 
 class Block(mx.gluon.HybridBlock):
@@ -54,17 +65,19 @@ class Block(mx.gluon.HybridBlock):
         dilation: int,
         next_dilation: int,
         norm: Norm,
+        stride_in_first: bool = False,
         **scope: str,
     ) -> None:
         super().__init__(**scope)
         self.bottleneck = bottleneck
+        first, second = (stride, 1) if stride_in_first else (1, stride)
         out_channels = channels * (4 if bottleneck else 1)
         with self.name_scope():
             if bottleneck:
-                self.conv1 = nn.Conv2D(channels, 1, in_channels=in_channels, use_bias=False)
+                self.conv1 = nn.Conv2D(channels, 1, first, in_channels=in_channels, use_bias=False)
                 self.bn1 = norm(channels)
                 self.conv2 = nn.Conv2D(
-                    channels, 3, stride, dilation, dilation, in_channels=channels, use_bias=False
+                    channels, 3, second, dilation, dilation, in_channels=channels, use_bias=False
                 )
                 self.bn2 = norm(channels)
                 self.conv3 = nn.Conv2D(out_channels, 1, in_channels=channels, use_bias=False)
@@ -105,7 +118,14 @@ class Block(mx.gluon.HybridBlock):
 class DilatedResNet(mx.gluon.HybridBlock):
     """Stem and four stages as attributes; subclasses wire them and add their heads."""
 
-    def __init__(self, backbone: str, width: float, norm: Norm, **scope: str) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        width: float,
+        norm: Norm,
+        form: ResNetForm = GLUONCV,
+        **scope: str,
+    ) -> None:
         super().__init__(**scope)
         if backbone not in BACKBONES:
             raise ValueError(f"unknown backbone {backbone!r}; known: {', '.join(BACKBONES)}")
@@ -126,11 +146,13 @@ class DilatedResNet(mx.gluon.HybridBlock):
                     nn.Conv2D(stem * 2, 3, 1, 1, in_channels=stem, use_bias=False),
                 )
             self.bn1 = norm(stem * 2)
-            self.maxpool = nn.MaxPool2D(3, 2, 1)
+            self.maxpool = nn.MaxPool2D(3, 2, 1, ceil_mode=form.ceil_pool)
             in_channels = stem * 2
-            for number, (blocks, channels, stride, dilation) in enumerate(
-                zip(spec.blocks, stages, (1, 2, 1, 1), (1, 1, 2, 4), strict=True), start=1
+            for number, (blocks, channels, (stride, dilation)) in enumerate(
+                zip(spec.blocks, stages, form.stage_plan(), strict=True), start=1
             ):
+                # A stage's first block keeps the dilation of the stage before it.
+                start = dilation if form.first_block_dilated else max(1, dilation // 2)
                 stage = nn.HybridSequential(prefix=f"layer{number}_")
                 with stage.name_scope():
                     for index in range(blocks):
@@ -141,10 +163,10 @@ class DilatedResNet(mx.gluon.HybridBlock):
                                 channels,
                                 bottleneck=spec.bottleneck,
                                 stride=stride if first else 1,
-                                # A stage's first block keeps the dilation of the stage before it.
-                                dilation=max(1, dilation // 2) if first else dilation,
+                                dilation=start if first else dilation,
                                 next_dilation=dilation,
                                 norm=norm,
+                                stride_in_first=form.stride_in_first,
                                 prefix=f"block{index}_",
                             )
                         )

@@ -22,7 +22,7 @@ class SizeRule:
         """The legal length next to ``length``."""
         smallest = max(self.smallest, self.multiple)
         candidates = [
-            max(round((length - offset) / self.multiple), -(-smallest // self.multiple))
+            max(round((length - offset) / self.multiple), -(-(smallest - offset) // self.multiple))
             * self.multiple
             + offset
             for offset in self.offsets

@@ -84,7 +84,7 @@ def _gpu_names() -> tuple[str, ...]:
 def _read_revision(folder: Path) -> tuple[str | None, bool | None]:
     """Only where git tracks this code: a package in somebody's project has not its revision."""
     git = ("git", "-C", str(folder))
-    if _output(*git, "ls-files", "--error-unmatch", "train.py") is None:
+    if _output(*git, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None, None
     changed = _output(*git, "status", "--porcelain", "--untracked-files=no")
     return _output(*git, "rev-parse", "HEAD"), None if changed is None else bool(changed)

@@ -7,9 +7,14 @@ the same ``config.pbtxt``, ``model.onnx`` and answers as with the backend of NVI
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+
+# Before the import: official builds send usage events otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.pixels import IMAGENET
 from training.mxnet_import import mx
 from training.transforms import normalize
 
@@ -20,7 +21,7 @@ def main() -> None:
     network = mx.gluon.SymbolBlock.imports(
         str(run / "network-symbol.json"), ["data"], str(run / "best.params")
     )
-    outputs = network(mx.nd.array(normalize(np.load(sys.argv[2]))[None]))
+    outputs = network(mx.nd.array(normalize(np.load(sys.argv[2]), IMAGENET)[None]))
     np.savez(sys.argv[3], **{f"output{i}": o.asnumpy()[0] for i, o in enumerate(outputs)})
 
 

@@ -1,10 +1,11 @@
-"""Facts about PSPNet, FCN, DeepLabV3, DeepLabV3+ and MSRA's DeepLab, as JSON on stdout."""
+"""Facts about the networks, as JSON on stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from network_facts import differences, refusal, shapes, vary_norms
 
 from training.gluoncv_import import import_gluoncv
 from training.mxnet_import import mx
-from training.networks import Network, build
-from training.symbols import trace, write_parameters, write_symbol
+from training.networks import NETWORKS, Network, build
+from training.options import parse_options
+from training.symbols import read_parameters, trace, write_parameters, write_symbol
+from training.trainers.gluon_trainer import GluonLearner
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 7
 GLUONCV = {"pspnet": "PSPNet", "fcn": "FCN", "deeplabv3": "DeepLabV3"}
@@ -80,7 +83,8 @@ def describe(network: Network, image: mx.nd.NDArray, folder: Path) -> dict[str, 
             for n, p in network.collect_params().items()
             if not n.endswith(("mean", "var", "label"))
         ),
-        "strides": sorted({shape[2] for shape in _maps(symbol, image.shape)}),
+        "strides": sorted({shape[2] for shape in _maps(symbol, image.shape) if shape[2] > 7}),
+        "deepest": min(shape[2] for shape in _maps(symbol, image.shape) if shape[2] > 3),
         "sum": float(plain.sum(1).mean()),
     }  # fmt: skip
 
@@ -88,14 +92,13 @@ def describe(network: Network, image: mx.nd.NDArray, folder: Path) -> dict[str, 
 def _maps(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     internals = symbol.get_internals()
     _, found, _ = internals.infer_shape(data=shape)
-    return [s for s in found if len(s) == 4 and s[2] > 7]
+    return [s for s in found if len(s) == 4]
 
 
 def norms(name: str, backbone: str) -> dict[str, object]:
     sync = mx.gluon.contrib.nn.SyncBatchNorm
-    network = build(
-        name, backbone, CLASSES, HEIGHT, WIDTH, sync, {"num_devices": 3}, 0.25, aux=True
-    )
+    size = (193, 225) if name == "icnet_paper" else (HEIGHT, WIDTH)
+    network = build(name, backbone, CLASSES, *size, sync, {"num_devices": 3}, 0.25, aux=True)
     nodes = [n for n in json.loads(trace(network).tojson())["nodes"] if "BatchNorm" in n["op"]]
     return {
         "operators": sorted({n["op"] for n in nodes}),
@@ -104,11 +107,68 @@ def norms(name: str, backbone: str) -> dict[str, object]:
     }
 
 
+def strides_share_parameters(
+    backbone: str, image: mx.nd.NDArray, folder: Path
+) -> dict[str, object]:
+    """A network of output stride 16, its file loaded at 8."""
+    coarse, fine = (
+        build("deeplabv3plus", backbone, CLASSES, HEIGHT, WIDTH, channel_multiplier=0.25,
+              output_stride=stride)
+        for stride in (16, 8)
+    )  # fmt: skip
+    coarse.initialize(mx.init.MSRAPrelu(slope=0))
+    before = coarse(image)[0]
+    vary_norms(coarse)
+    write_parameters(coarse, folder / "coarse.params")
+    fine.initialize()
+    read_parameters(fine, folder / "coarse.params", [mx.cpu()])
+    return {
+        "same": sorted(coarse.collect_params()) == sorted(fine.collect_params()),
+        "shape": fine(image)[0].shape,
+        "differs": float((fine(image)[0] - before).abs().max().asscalar()),
+    }
+
+
+def race() -> dict[str, object]:
+    """A thread a device asks a learner's network, as GluonCV's DataParallelModel does.
+
+    Building the graph in several threads at once breaks Gluon's name scopes; here the learner has
+    built it in the main thread, and no thread does so again.
+    """
+    arguments = ["--dataset", "camvid", "--model", "icnet", "--backbone", "resnet18", "--width",
+                 "0.25", "--crop-size", f"{HEIGHT}x{WIDTH}", "--batch-size", "2"]  # fmt: skip
+    network = GluonLearner(parse_options(arguments), CLASSES).network
+    devices = [mx.cpu(0), mx.cpu(1)]
+    network.collect_params().reset_ctx(devices)
+    graph, built, problems = network._cached_graph, [], []
+    build_cache = network._build_cache
+    network._build_cache = lambda *inputs: (built.append(1), build_cache(*inputs))
+    images = [mx.nd.random.normal(shape=(1, 3, HEIGHT, WIDTH), ctx=device) for device in devices]
+    expected = [network(image)[0].asnumpy() for image in images]
+    built.clear()
+
+    def ask(index: int) -> None:
+        try:
+            for _ in range(4):
+                if not np.array_equal(network(images[index])[0].asnumpy(), expected[index]):
+                    problems.append(f"another result on device {index}")
+        except Exception as error:
+            problems.append(repr(error))
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(devices))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"problems": problems, "built": bool(graph), "built_again": len(built)}
+
+
 def main() -> None:
     mx.random.seed(3)
     random = np.random.default_rng(1)
     image = mx.nd.array(random.normal(size=(1, 3, HEIGHT, WIDTH)))
     odd = mx.nd.array(random.normal(size=(1, 3, 65, 97)))
+    tall = mx.nd.array(random.normal(size=(1, 3, 193, 225)))
     small = {"channel_multiplier": 0.25}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,19 +193,50 @@ def main() -> None:
                 "fcn_odd": describe(
                     build("fcn", "resnet18", CLASSES, 65, 97, **small), odd, folder
                 ),
+                "deeplabv2": describe(
+                    build("deeplabv2", "resnet50", CLASSES, 65, 97, **small), odd, folder
+                ),
+                "deeplabv3plus_resnet": describe(
+                    build("deeplabv3plus", "resnet18", CLASSES, HEIGHT, WIDTH, **small),
+                    image, folder,
+                ),
+                "deeplabv3plus_resnet_8": describe(
+                    build("deeplabv3plus", "resnet18", CLASSES, HEIGHT, WIDTH, output_stride=8,
+                          **small),
+                    image, folder,
+                ),
+                "icnet_fast_seg": describe(
+                    build("icnet_fast_seg", "resnet18", CLASSES, HEIGHT, WIDTH, **small),
+                    image, folder,
+                ),
+                "icnet_two_pass": describe(
+                    build("icnet_two_pass", "resnet18", CLASSES, HEIGHT, WIDTH, **small),
+                    image, folder,
+                ),
+                "icnet_paper": describe(
+                    build("icnet_paper", "resnet50", CLASSES, 193, 225, **small), tall, folder
+                ),
             },
             "full": {
-                name: describe_size(build(name, backbone, classes, 64, 64))
-                for name, backbone, classes in (
-                    ("deeplabv3plus", "xception65", 21),
-                    ("deeplab_msra", "resnet101", 19),
-                    ("deeplab_msra_dcn", "resnet101", 19),
+                name: describe_size(build(name, backbone, classes, length, length), length)
+                for name, backbone, classes, length in (
+                    ("deeplabv3plus", "xception65", 21, 64),
+                    ("deeplab_msra", "resnet101", 19, 64),
+                    ("deeplab_msra_dcn", "resnet101", 19, 64),
+                    ("deeplabv2", "resnet101", 21, 64),
+                    ("icnet_paper", "resnet50", 19, 193),
                 )
             },
             "norms": {
-                n: norms(n, "xception65" if n == "deeplabv3plus" else "resnet50")
-                for n in ("icnet", *GLUONCV, "deeplabv3plus", "deeplab_msra_dcn")
+                **{n: norms(n, "xception65" if n == "deeplabv3plus" else "resnet50")
+                   for n in NETWORKS},
+                "deeplabv3plus_resnet": norms("deeplabv3plus", "resnet50"),
             },
+            "strides": {
+                backbone: strides_share_parameters(backbone, image, folder)
+                for backbone in ("xception65", "resnet18")
+            },
+            "race": race(),
             "refusals": {
                 "pspnet": refusal(lambda: build("psp", "resnet50", 7, 711, 1003)),
                 "deeplabv3": refusal(lambda: build("deeplab", "resnet50", 7, 713, 1000)),
@@ -155,17 +246,19 @@ def main() -> None:
                 "stride": refusal(
                     lambda: build("deeplabplus", "xception65", 7, 64, 64, output_stride=4)
                 ),
-                "backbone": refusal(lambda: build("deeplabplus", "resnet50", 7, 64, 64)),
+                "backbone": refusal(lambda: build("deeplabplus", "vgg16", 7, 64, 64)),
+                "paper": refusal(lambda: build("icnet_paper", "resnet50", 7, 1024, 2048)),
+                "paper_small": refusal(lambda: build("icnet_paper", "resnet50", 7, 161, 193)),
                 "msra": refusal(lambda: build("deeplab_msra", "resnet18", 7, 64, 64)),
             },
         }  # fmt: skip
     json.dump(facts, sys.stdout)
 
 
-def describe_size(network: Network) -> int:
+def describe_size(network: Network, length: int) -> int:
     """Trainable parameters, without computing anything."""
     symbol = trace(network)
-    found, _, _ = symbol.infer_shape(data=(1, 3, 64, 64))
+    found, _, _ = symbol.infer_shape(data=(1, 3, length, length))
     return sum(
         int(np.prod(shape))
         for name, shape in zip(symbol.list_arguments(), found, strict=True)

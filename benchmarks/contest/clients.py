@@ -1,0 +1,117 @@
+"""What a caller of each server runs: a photo (JPEG) goes in, a coloured mask (PNG) comes out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import aiohttp
+import numpy as np
+import tritonclient.grpc.aio as triton
+from tritonclient.grpc import InferResult
+
+from benchmarks.contest.cases import MODEL
+from benchmarks.contest.services.photo import read_photo, write_mask
+from benchmarks.loadgen.target import Outcome
+from serving.geometry import Size
+
+# Longer than any queue here.
+PATIENCE_S = 3600.0
+
+
+class Client(Protocol):
+    """Calls come concurrently, on one event loop."""
+
+    async def ask(self, photo: bytes) -> bytes:
+        """The mask as PNG, in colour and at the photo's own size.
+
+        Raises:
+            Exception: the server's, or the transport's.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends its connections."""
+        ...
+
+
+class HttpClient:
+    """The photo is the body, or the file of a form; the answer is the picture."""
+
+    def __init__(self, url: str, *, form: bool) -> None:
+        self.url = url
+        self.form = form
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, photo: bytes) -> bytes:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+                raise_for_status=True,
+            )
+        data: bytes | aiohttp.FormData = photo
+        if self.form:
+            data = aiohttp.FormData()
+            data.add_field("image", photo, filename="photo.jpg", content_type="image/jpeg")
+        async with self._session.post(self.url, data=data) as answer:
+            return await answer.read()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+class TritonClient:
+    """The server takes pixels and gives class ids: the caller decodes, colours and encodes."""
+
+    def __init__(self, address: str, size: Size, colors: bytes) -> None:
+        self.size = size
+        self.colors = colors
+        self._client = triton.InferenceServerClient(address)
+
+    async def ask(self, photo: bytes) -> bytes:
+        pixels, own = await asyncio.to_thread(read_photo, photo, self.size.height, self.size.width)
+        item = triton.InferInput("image", list(pixels.shape), "UINT8")
+        item.set_data_from_numpy(pixels)
+        wanted = [triton.InferRequestedOutput("mask")]
+        result: InferResult = await self._client.infer(MODEL, [item], outputs=wanted)
+        labels = result.as_numpy("mask")[0]
+        return await asyncio.to_thread(write_mask, labels, self.colors, own)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class BytesClient:
+    """The photo is a BYTES tensor of the Open Inference Protocol over gRPC, the picture another."""
+
+    def __init__(self, address: str) -> None:
+        self._client = triton.InferenceServerClient(address)
+
+    async def ask(self, photo: bytes) -> bytes:
+        item = triton.InferInput("photo", [1], "BYTES")
+        item.set_data_from_numpy(np.array([photo], np.object_))
+        result: InferResult = await self._client.infer(MODEL, [item])
+        return bytes(result.as_numpy("picture").item())
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class ContestTarget:
+    """A client as the load generator's target."""
+
+    def __init__(self, title: str, client: Client) -> None:
+        self.title = title
+        self.client = client
+
+    async def send(self, image: bytes) -> Outcome:
+        try:
+            mask = await self.client.ask(image)
+        except Exception as error:
+            return Outcome("error", f"{type(error).__name__}: {error}"[:200])
+        return Outcome("ok", response_bytes=len(mask))
+
+    async def close(self) -> None:
+        await self.client.close()

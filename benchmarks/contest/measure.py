@@ -1,0 +1,184 @@
+"""One turn of one server: started, warmed, checked, loaded, ended."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.contest.cases import Case
+from benchmarks.contest.clients import ContestTarget
+from benchmarks.contest.contestants import Contestant, Served, Setting
+from benchmarks.contest.processes import Unavailable, read_memory
+from benchmarks.contest.wire import count_bytes
+from benchmarks.loadgen.arrivals import draw_poisson
+from benchmarks.loadgen.driver import Run, drive_closed, drive_open
+from benchmarks.loadgen.process_time import read_cpu_seconds
+
+
+@dataclass(frozen=True)
+class Load:
+    """``callers`` in a closed loop, or with None the case's open loop."""
+
+    callers: int | None
+
+    @property
+    def name(self) -> str:
+        """As in the results."""
+        return "open" if self.callers is None else f"closed {self.callers}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One load of one turn.
+
+    Attributes:
+        contestant, load: their names.
+        round: of the whole result, from 0; rows of one round were measured in turn.
+        throughput: answers a second, while all callers were at work.
+        offered: requests a second of an open loop.
+        latencies_ms: of every answer, from when its request was due.
+        server_cpu_s, client_cpu_s: CPU time an image; the client's includes the load generator.
+        sent_bytes, received_bytes: on the wire for the first photo, as the client sees it.
+        peak_rss_mib, pss_mib: of all the server's processes, after this load.
+        agreement: share (0-1) of the first photo's pixels that have plain float32's label.
+        errors: requests without an answer, by what was said.
+    """
+
+    contestant: str
+    load: str
+    round: int
+    throughput: float
+    offered: float | None
+    latencies_ms: tuple[float, ...]
+    server_cpu_s: float
+    client_cpu_s: float
+    sent_bytes: int
+    received_bytes: int
+    peak_rss_mib: float
+    pss_mib: float
+    agreement: float
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the first answers tell."""
+
+    sent_bytes: int
+    received_bytes: int
+    agreement: float
+
+
+async def measure_turn(
+    contestant: Contestant,
+    setting: Setting,
+    case: Case,
+    photos: Sequence[bytes],
+    loads: Sequence[Load],
+    number: int,
+    tell: Callable[[Row], None],
+) -> None:
+    """Starts the server, ends it, and gives ``tell`` a row a load.
+
+    Raises:
+        Unavailable: the server cannot be had here, or does not answer what it is asked for.
+    """
+    with contestant.start(setting) as served:
+        check = await _check(served, setting, photos)
+        target = ContestTarget(contestant.title, served.connect(served.port))
+        try:
+            for load in loads:
+                before = _cpu_seconds(served)
+                run = await _drive(target, case, photos, load, number)
+                spent = _cpu_seconds(served) - before
+                tell(_sum_up(contestant, load, number, run, spent, check, served))
+        finally:
+            await target.close()
+
+
+async def _check(served: Served, setting: Setting, photos: Sequence[bytes]) -> Check:
+    """Asks twice, which warms the server; counts bytes and compares labels."""
+    try:
+        client = served.connect(served.port)
+        await client.ask(photos[-1])
+        await client.close()
+        async with count_bytes(served.port) as wire:
+            client = served.connect(wire.port)
+            answer = await client.ask(photos[0])
+            await client.close()
+    except Exception as error:
+        raise Unavailable(f"does not answer: {type(error).__name__}: {error}"[:300]) from error
+    found = np.asarray(Image.open(io.BytesIO(answer)))
+    expected = np.asarray(Image.open(setting.files.reference))
+    if found.shape != expected.shape:
+        raise Unavailable(f"answers a mask of {found.shape}, not of {expected.shape}")
+    return Check(wire.sent, wire.received, float((found == expected).mean()))
+
+
+async def _drive(
+    target: ContestTarget, case: Case, photos: Sequence[bytes], load: Load, number: int
+) -> Run:
+    if load.callers is None:
+        # The same arrivals for every server of a round.
+        offsets = draw_poisson(case.open_rate, case.open_s, number)
+        return await drive_open(target, photos, offsets, case.open_s)
+    return await drive_closed(target, photos, load.callers, case.closed_s)
+
+
+def _sum_up(
+    contestant: Contestant,
+    load: Load,
+    number: int,
+    run: Run,
+    server_cpu: float,
+    check: Check,
+    served: Served,
+) -> Row:
+    answered = [record for record in run.records if record.outcome.status == "ok"]
+    failed = {r.outcome.reason for r in run.records if r.outcome.status != "ok"}
+    count = max(1, len(answered))
+    memory = read_memory(served.pids)
+    return Row(
+        contestant=contestant.name,
+        load=load.name,
+        round=number,
+        throughput=busy_rate([record.ended for record in answered], run.seconds),
+        offered=run.offered,
+        latencies_ms=tuple(round(record.latency * 1000, 1) for record in answered),
+        server_cpu_s=server_cpu / count,
+        client_cpu_s=run.cpu_seconds / count,
+        sent_bytes=check.sent_bytes,
+        received_bytes=check.received_bytes,
+        peak_rss_mib=memory.peak_rss,
+        pss_mib=memory.pss,
+        agreement=check.agreement,
+        errors=tuple(sorted(failed)),
+    )
+
+
+def busy_rate(ends: Sequence[float], seconds: float) -> float:
+    """Answers a second between the first answer and the first one after ``seconds``.
+
+    So long all callers are at work; counting from answer to answer, a run of few slow answers is
+    not rounded to whole ones. Where fewer than two answers came in time: all answers by the whole
+    time.
+
+    Args:
+        ends: when answers came, in seconds since the start.
+    """
+    if not ends:
+        return 0.0
+    ordered = sorted(ends)
+    within = [end for end in ordered if end <= seconds]
+    counted = ordered[: len(within) + 1]
+    if len(counted) < 2 or counted[-1] == counted[0]:
+        return len(ordered) / ordered[-1]
+    return (len(counted) - 1) / (counted[-1] - counted[0])
+
+
+def _cpu_seconds(served: Served) -> float:
+    return sum(read_cpu_seconds(pid) for pid in served.pids)

@@ -1,0 +1,226 @@
+"""Guards what is fast: ratios of two ways to do the same, against those of before.
+
+``make bench`` measures about three minutes and compares with ``benchmarks/results/guard.json``;
+``--update`` stores what it finds. Ratios carry over from machine to machine far better than times,
+but not from a CPU with VNNI to one without: a file of another kind of machine is compared all the
+same, and says so. A ratio has moved where the interquartile range of its turns lies wholly outside
+the stored one, widened by a tenth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+
+from benchmarks.built_graphs import SEED, built_graph, symbol_of
+from benchmarks.machine import RESULTS, Machine, read_machine, write_result
+from benchmarks.obvious import png as obvious_png
+from benchmarks.obvious import restore_by_onnx
+from benchmarks.plain_graph import plain_model
+from benchmarks.timing import Spread, ratios, time_in_turn
+from export.random_params import random_params
+from export.retarget import retarget
+from export.symbol_lookup import NetworkName
+from serving import image, lifecycle, restore
+from serving.engines.onnx import OnnxEngine
+from serving.forms.mask_view import MaskView
+from serving.geometry import Size
+from serving.mask import encode
+from serving.palette import default_palette
+
+NETWORK = NetworkName("icnet", "resnet50", 1.0, "citys")
+CLASSES = 19
+MARGIN = 0.1
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ways; the guarded ratio is the time of the first by that of the second.
+
+    ``cpu`` compares processor time: of work on one thread it is the steadier of the two.
+    """
+
+    name: str
+    ours: Run
+    other: Run
+    cpu: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A ratio now and before; ``moved`` is ``slower``, ``faster``, or empty."""
+
+    name: str
+    now: Spread
+    before: Spread | None
+    moved: str
+
+    def line(self) -> str:
+        """For the terminal."""
+        known = "new" if self.before is None else str(self.before)
+        return f"{self.name:<52} {self.now!s:<24} before {known:<24} {self.moved.upper()}"
+
+
+def pairs(size: Size, threads: int) -> list[Pair]:
+    """What is guarded, on ICNet-ResNet50 at ``size``."""
+    served = {
+        form: _open(built_graph(NETWORK, CLASSES, size.height, size.width, form), threads)
+        for form in ("fp32", "int8")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        plain = _open(_plain(size, Path(folder)), threads)
+    pixels = np.random.default_rng(SEED).integers(0, 256, (size.height, size.width, 3), np.uint8)
+    batch = pixels[None]
+    logits = _smooth_logits(size)
+    labels = restore.labels_from_logits(logits, size, size)
+    names = tuple(f"class{k}" for k in range(CLASSES))
+    view = MaskView(labels, names, default_palette(CLASSES), 255, None, None)
+    encoded = cv2.imencode(".jpg", cv2.GaussianBlur(pixels, (9, 9), 4))[1].tobytes()
+    fp32, int8 = served["fp32"], served["int8"]
+
+    def whole(engine: OnnxEngine) -> Run:
+        """JPEG to PNG, as a request goes, without a server."""
+
+        def run() -> bytes:
+            photo = image.decode(encoded, max_megapixels=100)
+            found = engine.run(photo[None]).logits
+            assert found is not None
+            made = restore.labels_from_logits(found[0], size, size)
+            return encode(MaskView(made, names, view.colors, 255, None, None), "png").body
+
+        return run
+
+    return [
+        Pair("fp32 network / plain export", lambda: fp32.run(batch), lambda: plain.run(batch)),
+        Pair("int8 network / fp32 network", lambda: int8.run(batch), lambda: fp32.run(batch)),
+        Pair("int8 network / plain export", lambda: int8.run(batch), lambda: plain.run(batch)),
+        Pair("JPEG to PNG, int8 / the int8 network alone", whole(int8), lambda: int8.run(batch)),
+        Pair("labels of logits / ONNX Runtime's Resize, ArgMax",
+             lambda: restore.labels_from_logits(logits, size, size),
+             restore_by_onnx(logits, size, 1), cpu=True),
+        Pair("indexed PNG / Pillow's", lambda: encode(view, "png"), lambda: obvious_png(view),
+             cpu=True),
+    ]  # fmt: skip
+
+
+def measure(chosen: list[Pair], seconds: float) -> dict[str, Spread]:
+    """Every pair in turn, for ``seconds`` each."""
+    found = {}
+    for pair in chosen:
+        ours, other = time_in_turn((pair.ours, pair.other), seconds)
+        base = (ours.cpus, other.cpus) if pair.cpu else (ours.walls, other.walls)
+        found[pair.name] = ratios(*base)
+    return found
+
+
+def compare(now: dict[str, Spread], before: dict[str, Spread]) -> list[Finding]:
+    """Each ratio beside the stored one."""
+    return [
+        Finding(name, spread, before.get(name), _moved(spread, before.get(name)))
+        for name, spread in now.items()
+    ]
+
+
+def read_stored(path: Path) -> tuple[dict[str, Spread], tuple[str, ...]]:
+    """The ratios of a file of ``write_result``, and its machine's CPU features.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        stored = {name: Spread(**spread) for name, spread in told["ratios"].items()}
+        return stored, tuple(told["machine"]["features"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no ratios ({error}); make it anew with --update") from None
+
+
+def guard(
+    stored: Annotated[Path, typer.Option(help="The ratios of before.")] = RESULTS / "guard.json",
+    update: Annotated[bool, typer.Option("--update", help="Store what is found.")] = False,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH; ratios depend on it.")] = "512x1024",
+    seconds: Annotated[float, typer.Option(min=0, help="For each ratio.")] = 20.0,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 where one moved.")] = False,
+) -> None:
+    """Prints every ratio, and which moved beyond their spread."""
+    machine = read_machine()
+    cv2.setNumThreads(1)
+    lifecycle.warm_stages()
+    try:
+        before, features = ({}, ()) if update or not stored.exists() else read_stored(stored)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    threads = len(os.sched_getaffinity(0))
+    now = measure(pairs(Size.parse(size), threads), seconds)
+    findings = compare(now, before)
+    for finding in findings:
+        typer.echo(finding.line())
+    typer.echo(machine.line())
+    _tell_differences(machine, before, features)
+    if update or not stored.exists():
+        content = {"size": size, "seconds": seconds, "ratios": now}
+        typer.echo(f"stored in {write_result(stored.stem, content, machine, stored.parent)}")
+    moved = [finding for finding in findings if finding.moved]
+    if not moved:
+        typer.echo("no ratio moved beyond its spread")
+    elif strict:
+        raise typer.Exit(1)
+
+
+def _tell_differences(
+    machine: Machine, before: dict[str, Spread], features: tuple[str, ...]
+) -> None:
+    if before and tuple(features) != machine.features:
+        typer.echo(f"the stored ratios are of a CPU with {', '.join(features)}")
+    if machine.load > machine.cores / 2:
+        typer.echo(f"the machine was busy (load {machine.load}): measure again when it is quiet")
+
+
+def _moved(now: Spread, before: Spread | None) -> str:
+    if before is None:
+        return ""
+    if now.low > before.high * (1 + MARGIN):
+        return "slower"
+    if now.high < before.low * (1 - MARGIN):
+        return "faster"
+    return ""
+
+
+def _open(path: Path, threads: int) -> OnnxEngine:
+    return OnnxEngine(path, instances=1, threads=threads, max_batch_size=1)
+
+
+def _plain(size: Size, folder: Path) -> Path:
+    """The plain export, as a file in ``folder``."""
+    height, width = size.height, size.width
+    symbol = retarget(symbol_of(NETWORK, CLASSES, height, width), height, width)
+    path = folder / "plain.onnx"
+    path.write_bytes(
+        plain_model(
+            symbol, random_params(symbol, height, width, SEED), height, width
+        ).SerializeToString()
+    )
+    return path
+
+
+def _smooth_logits(size: Size) -> np.ndarray:
+    """Logits at a quarter of the size whose winners form patches, as a street's do."""
+    shape = (size.width // 32 + 1, size.height // 32 + 1)
+    noise = np.random.default_rng(SEED).random((CLASSES, *shape[::-1]), np.float32)
+    quarter = (max(1, size.width // 4), max(1, size.height // 4))
+    return np.stack([cv2.resize(plane, quarter, interpolation=cv2.INTER_CUBIC) for plane in noise])
+
+
+if __name__ == "__main__":
+    typer.run(guard)

@@ -1,0 +1,119 @@
+"""ONNX Runtime under ``fps.py``: the server's own engines, on the CPU, CUDA or TensorRT."""
+
+from __future__ import annotations
+
+import onnxruntime
+
+from benchmarks.subject import Case, EngineMissing
+from serving.engine import EngineSpec
+from serving.engines.acceleration import Acceleration
+from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
+from serving.engines.cut import narrow_output
+from serving.engines.devices import CudaDevice, Device, HostDevice, load_cuda_runtime
+from serving.engines.graph import INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
+from serving.engines.providers import gpu_providers, has_cuda_graphs, without_cuda_graphs
+from serving.engines.session import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    Provider,
+    open_session,
+    session_options,
+)
+from serving.errors import EngineFailed, InvalidModel
+
+PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+
+
+class OnnxSubject:
+    """A graph of the contract, bound to one device as the server binds it on a GPU.
+
+    Raises EngineMissing where this ONNX Runtime lacks the provider, or it does not start.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        engine: str,
+        acceleration: Acceleration = Acceleration(),  # noqa: B008 (frozen)
+    ) -> None:
+        assert case.graph is not None
+        check_provider(PROVIDERS[engine])
+        whole = read_graph(case.graph)
+        output = case.output or outputs_of(whole)[0]
+        model = cut_to(case.graph, whole, output)
+        spec = read_spec(case.graph, model, 1, case.batch)
+        if output == LOGITS and spec.precision == "fp16" and engine != "cpu":
+            model = narrow_output(model)
+        self.on_gpu = engine != "cpu"
+        self.engine = f"onnxruntime-{engine}"
+        self._device = open_device(engine)
+        self._batch = case.images()
+        options = session_options(acceleration, 1, case.threads)
+        providers = choose_providers(engine, acceleration, spec, self._device)
+        if not case.graphs:
+            providers = without_cuda_graphs(providers)
+        try:
+            session = open_session(case.graph, model.SerializeToString(), options, providers)
+        except InvalidModel as error:
+            self._device.close()
+            raise EngineMissing(str(error)) from error
+        graphs = has_cuda_graphs(providers)
+        result = result_tensor(model, spec)
+        size = f" at {result.shape[-2]}x{result.shape[-1]}" if output == LOGITS else ""
+        self.fetched = f"{output}{size}, {result.dtype.name}"
+        self.layout = "CUDA graphs" if graphs else ("kernel by kernel" if self.on_gpu else "")
+        self.versions = f"ONNX Runtime {onnxruntime.__version__}"
+        self._bound = BoundSession(
+            session, self._device, image_tensor(case.height, case.width), result, case.batch,
+            graphs=graphs,
+        )  # fmt: skip
+        self._session, self._output = session, output
+        self._bound.run(self._batch)  # the images are on the device from now on
+
+    def compute(self) -> None:
+        self._device.enter()
+        self._bound.launch(len(self._batch))
+        self._device.synchronise()
+
+    def run(self) -> None:
+        self._device.enter()
+        if self.on_gpu:
+            self._bound.run(self._batch)
+        else:  # as the server's engine does on a CPU
+            self._session.run([self._output], {INPUT: self._batch})
+
+    def close(self) -> None:
+        del self._bound, self._session
+        self._device.close()
+
+
+def check_provider(provider: str) -> None:
+    """Raises EngineMissing where this ONNX Runtime lacks the provider."""
+    present = onnxruntime.get_available_providers()
+    if provider not in present:
+        raise EngineMissing(
+            f"ONNX Runtime {onnxruntime.__version__} has only {', '.join(present)}; "
+            f"benchmarks/gpu.sh sets up one with CUDA"
+        )
+
+
+def open_device(engine: str) -> Device:
+    """The first GPU, or the host; raises EngineMissing where CUDA does not answer."""
+    if engine == "cpu":
+        return HostDevice()
+    try:
+        return CudaDevice(load_cuda_runtime(), 0)
+    except EngineFailed as error:
+        raise EngineMissing(str(error)) from error
+
+
+def choose_providers(
+    engine: str, acceleration: Acceleration, spec: EngineSpec, device: Device
+) -> list[Provider]:
+    """What the server would open the graph with."""
+    if engine == "cpu":
+        return [(CPU, {})]
+    if engine == "tensorrt" and acceleration.tensorrt is None:
+        acceleration = Acceleration(cuda=acceleration.cuda, tensorrt={})
+    return gpu_providers(acceleration, spec, device.number, device.stream)

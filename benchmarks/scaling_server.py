@@ -1,0 +1,151 @@
+"""The server's part of the scaling curves: callers at once, and a steady load of 80 %."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.contest.processes import answers, free_ports, read_memory, run_process
+from benchmarks.loadgen.arrivals import draw_poisson
+from benchmarks.loadgen.driver import drive_closed, drive_open
+from benchmarks.loadgen.http_target import HttpTarget
+from benchmarks.loadgen.images import render_images
+from benchmarks.loadgen.process_time import read_cpu_seconds
+from benchmarks.loadgen.summary import summarise
+from benchmarks.scaling_engine import Setting, graph_of
+from export.triton import ModelFacts, write_model
+from serving.palette import load_labels
+
+MODEL = "icnet"
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Callers:
+    """A closed loop; latencies in milliseconds, CPU seconds of the server an image."""
+
+    callers: int
+    images_per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_s: float
+    memory_mib: float
+
+
+@dataclass(frozen=True)
+class Steady:
+    """An open loop at ``SHARE`` of what callers got out at most.
+
+    Attributes:
+        arrivals: ``evenly``, or ``poisson``.
+        queue_p99_of_p50: the same ratio for a queue before one server that always takes the same
+            time: nothing that answers one image after the other can do better.
+    """
+
+    arrivals: str
+    offered: float
+    answered: float
+    p50_ms: float
+    p99_ms: float
+    p99_of_p50: float
+    queue_p99_of_p50: float
+
+
+@dataclass(frozen=True)
+class ServedPoint:
+    """A running server: its process, and where it listens."""
+
+    pid: int
+    url: str
+
+
+@contextmanager
+def serve(setting: Setting) -> Iterator[ServedPoint]:
+    """A server with that one model, ready, in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="segserve-scaling-") as name:
+        folder = Path(name)
+        facts = ModelFacts(load_labels("citys"), MODEL, "citys", None, "random weights")
+        model = onnx.load(str(graph_of(setting)))
+        written = write_model(folder / "models", MODEL, model, facts, setting.batch)
+        config = written.parent / "config.pbtxt"
+        group = f"\ninstance_group {{ count: {setting.instances} kind: KIND_CPU }}\n"
+        config.write_text(config.read_text("utf-8") + group, "utf-8")
+        http, grpc, metrics = free_ports(3)
+        command = [
+            sys.executable, "-c", "from serving.cli import main; main()", "serve",
+            "--repository", str(folder / "models"), "--drain-seconds", "0",
+            "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
+        ]  # fmt: skip
+        variables = {"SEGSERVE_THREADS": str(setting.threads)}
+        url = f"http://127.0.0.1:{http}"
+        ready = answers(f"{url}/v2/health/ready")
+        with run_process(command, variables, ready, folder / "server.log") as pid:
+            yield ServedPoint(pid, url)
+
+
+async def measure_callers(
+    served: ServedPoint, setting: Setting, callers: int, seconds: float
+) -> Callers:
+    """A number of callers, each with one request at a time."""
+    target = HttpTarget(served.url, MODEL)
+    before = read_cpu_seconds(served.pid)
+    run = await drive_closed(target, _photos(setting), callers, seconds)
+    spent = read_cpu_seconds(served.pid) - before
+    await target.close()
+    found = summarise(run)
+    return Callers(
+        callers,
+        round(found.throughput, 3),
+        round(found.latency.p50, 1),
+        round(found.latency.p99, 1),
+        round(spent / max(1, found.requests), 4),
+        read_memory([served.pid]).peak_rss,
+    )
+
+
+async def measure_steady(
+    served: ServedPoint, setting: Setting, capacity: float, arrivals: str, seconds: float
+) -> Steady:
+    """``SHARE`` of ``capacity`` (images a second), whatever is under way."""
+    rate = SHARE * capacity
+    offsets = arrive(arrivals, rate, seconds)
+    target = HttpTarget(served.url, MODEL)
+    run = await drive_open(target, _photos(setting), offsets, seconds)
+    await target.close()
+    found = summarise(run)
+    return Steady(
+        arrivals,
+        round(rate, 3),
+        round(found.throughput, 3),
+        round(found.latency.p50, 1),
+        round(found.latency.p99, 1),
+        round(found.latency.p99 / found.latency.p50, 2),
+        round(simulate_queue(offsets, 1 / capacity), 2),
+    )
+
+
+def arrive(arrivals: str, per_second: float, seconds: float) -> np.ndarray:
+    """When requests are due, float64 seconds, ascending."""
+    if arrivals == "evenly":
+        return np.arange(0.0, seconds, 1 / per_second)
+    return draw_poisson(per_second, seconds, seed=1)
+
+
+def simulate_queue(offsets: np.ndarray, service_s: float) -> float:
+    """p99 / p50 of the time in a queue before one server that takes ``service_s`` for each."""
+    free, times = 0.0, []
+    for due in offsets:
+        free = max(free, due) + service_s
+        times.append(free - due)
+    return float(np.percentile(times, 99) / np.percentile(times, 50))
+
+
+def _photos(setting: Setting) -> list[bytes]:
+    return render_images(setting.height, setting.width)

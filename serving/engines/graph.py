@@ -1,0 +1,93 @@
+"""Reads an ONNX graph of the contract: which outputs it has, what goes in and comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from serving.engine import EngineSpec
+from serving.engines.cut import cut_graph, find_precision
+from serving.errors import InvalidModel
+from serving.geometry import Size
+
+INPUT = "image"
+LOGITS = "logits"
+MASK = "mask"
+CHANNELS = 3
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The whole graph of a ``model.onnx``.
+
+    Raises:
+        InvalidModel: not readable, or neither ``logits`` nor ``mask`` among its outputs.
+    """
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:
+        raise InvalidModel(f"{path}: not a readable ONNX file: {error}") from None
+    if not outputs_of(model):
+        names = ", ".join(value.name for value in model.graph.output)
+        raise InvalidModel(f"{path}: its outputs are: {names}; needed: {LOGITS} or {MASK}")
+    return model
+
+
+def outputs_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Of ``logits`` and ``mask``, in this order, those that the graph has."""
+    present = {value.name for value in model.graph.output}
+    return tuple(name for name in (LOGITS, MASK) if name in present)
+
+
+def cut_to(path: Path, model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """The graph with one output, and nothing that this does not need.
+
+    Raises:
+        InvalidModel: it has no such output.
+    """
+    try:
+        return cut_graph(model, output)
+    except ValueError as error:
+        raise InvalidModel(f"{path}: {error}") from None
+
+
+def read_spec(
+    path: Path, model: onnx.ModelProto, instances: int, max_batch_size: int
+) -> EngineSpec:
+    """What an engine needs to know of a graph that is cut to ``logits``, or to ``mask``.
+
+    Raises:
+        InvalidModel: it is not of the contract; the message names what differs.
+    """
+    inputs = {value.name: value.type.tensor_type for value in model.graph.input}
+    if set(inputs) != {INPUT}:
+        raise InvalidModel(f"{path}: inputs are {sorted(inputs)}; the contract is one, {INPUT!r}")
+    image = inputs[INPUT]
+    shape = _static_shape(image)
+    if image.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4 or shape[3] != CHANNELS:
+        raise InvalidModel(
+            f"{path}: {INPUT} is {onnx.TensorProto.DataType.Name(image.elem_type)} {shape}; "
+            f"the contract is UINT8 [N,H,W,3]: networks with other inputs are not served"
+        )
+    if not shape[1] or not shape[2]:
+        raise InvalidModel(f"{path}: height and width of {INPUT} must be static, not {shape}")
+    output = model.graph.output[0]
+    result = _static_shape(output.type.tensor_type)
+    logits_size, num_classes = None, 0
+    if output.name == LOGITS:
+        if len(result) != 4 or not all(result[1:]):
+            raise InvalidModel(f"{path}: {LOGITS} must be [N,C,h,w] with static C, h, w: {result}")
+        num_classes, logits_size = result[1], Size(result[2], result[3])
+    return EngineSpec(
+        size=Size(shape[1], shape[2]),
+        num_classes=num_classes,
+        logits_size=logits_size,
+        max_batch_size=max_batch_size,
+        instances=instances,
+        precision=find_precision(model),
+    )
+
+
+def _static_shape(tensor: onnx.TypeProto.Tensor) -> list[int]:
+    """Dimensions, 0 where symbolic."""
+    return [dimension.dim_value for dimension in tensor.shape.dim]

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: read, renamed, and brought under this project's files."""

@@ -1,0 +1,81 @@
+"""``segserve import-weights``: weights from elsewhere into this project's files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from export.pixels import pixels_of
+from training.weights.errors import WeightsError
+from training.weights.importing import SOURCES, ImportedWeights, import_weights
+from training.weights.zoo import obtain_network
+
+_FROM = "; ".join(f"{name}: {source.about}" for name, source in SOURCES.items())
+
+
+def import_weights_command(
+    weights: Annotated[
+        str,
+        typer.Argument(
+            help="A file, or with --from gluoncv a name of GluonCV's zoo (icnet_resnet50_citys).",
+            show_default=False,
+        ),
+    ],
+    source: Annotated[str, typer.Option("--from", help=_FROM)],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Of the symbol; default: the source's own."),
+    ] = None,
+    output_stride: Annotated[int, typer.Option(help="8 or 16, of deeplabv3plus.")] = 16,
+    dataset: Annotated[str | None, typer.Option(help="Whose classes it knows: citys, ...")] = None,
+) -> None:
+    """Writes network-symbol.json, network.params and weights.json; pickles are not executed.
+
+    segserve import-weights icnet_final.pth --from fast_seg --out runs/fast_seg
+
+    segserve import-weights model.ckpt --from tf_deeplab --size 513x513 --out runs/deeplab
+    """
+    # Its errors name it.
+    from export.errors import IllegalSize
+    from export.image_size import parse_size
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        wanted = parse_size(size)
+        path = Path(weights)
+        exists = path.exists() or path.with_name(path.name + ".index").exists()
+        if source == "gluoncv" and not exists and path.name == weights and not path.suffix:
+            imported = _obtain(weights, out, wanted, console)
+        else:
+            imported = import_weights(path, source, out, wanted, output_stride, dataset)
+    except (WeightsError, IllegalSize, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    console.print(
+        f"sees {pixels_of(imported.model, imported.backbone)}; try:\n"
+        f"segserve export {' '.join(imported.flags())} --params {imported.params} "
+        f"--size {imported.size[0]}x{imported.size[1]}"
+        + ("" if imported.dataset else " --dataset ..."),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    typer.echo(
+        f"{imported.params}: {imported.model} {imported.backbone}, {imported.classes} classes"
+    )
+
+
+def _obtain(
+    name: str, out: Path, size: tuple[int, int] | None, console: Console
+) -> ImportedWeights:
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        return obtain_network(
+            name, out, size,
+            lambda done, total: progress.update(task, completed=done, total=total or None),
+        )  # fmt: skip

@@ -26,7 +26,7 @@ setup: $(VENV)/test.done
 
 bench: $(VENV)/serve.done
 	$(BIN)/python benchmarks/fps.py --model icnet --served
-	$(BIN)/python benchmarks/fps.py --model icnet
+	$(BIN)/python benchmarks/guard.py
 
 # Old tools on purpose: generated code demands at least the protobuf that made it.
 proto:

@@ -26,7 +26,7 @@ from benchmarks.contest.cases import CASES, MODEL, build_files
 from benchmarks.contest.clients import ContestTarget
 from benchmarks.contest.contestants import Served, Setting, serve_here
 from benchmarks.contest.measure import busy_rate
-from benchmarks.contest.processes import Unavailable
+from benchmarks.contest.processes import Unavailable, end_on_sigterm
 from benchmarks.loadgen.driver import drive_closed
 from benchmarks.loadgen.images import read_folder, render_images
 from benchmarks.loadgen.process_time import read_cpu_seconds
@@ -238,6 +238,7 @@ def _network_input(engine: OnnxEngine, photo: bytes) -> Pixels:
 
 def main() -> None:
     """Runs the command line."""
+    end_on_sigterm()
     typer.run(overhead)
 
 

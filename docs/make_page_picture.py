@@ -39,7 +39,8 @@ def main() -> None:
         page.locator("#labels").hover(position={"x": 320, "y": 300})
         shown = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
-    shown.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    # Not of 256 colours: some of the legend would become alike.
+    shown.convert("RGB").save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

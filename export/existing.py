@@ -109,7 +109,8 @@ def check_alone(existing: str, others: Sequence[object]) -> None:
     if any(other is not None for other in others):
         raise ExportError(
             f"--from {existing} brings its network, size, classes and pixels; leave --model,"
-            " --symbol, --params, --pretrained, --size, --labels, --mean, --std, --bgr and --opset out"
+            " --symbol, --params, --pretrained, --size, --labels, --mean, --std, --bgr and"
+            " --opset out"
         )
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BACKBONE_BLOCKS = ("conv1_", "layer1_", "layer2_", "layer3_", "layer4_", "batchnorm")
+# GluonCV's own networks have theirs behind the ResNet's name.
+BACKBONE_BLOCKS = (
+    "conv1_", "layer1_", "layer2_", "layer3_", "layer4_", "batchnorm", "resnetv1",
+)  # fmt: skip
 # Names without the network's in front: Xception's are TensorFlow's, MSRA's ResNet's are Caffe's.
 BACKBONE_NAMES = ("entry_flow_", "middle_flow_", "exit_flow_", "conv1_weight", "res", "bn")
 DOUBLED = ("fc6_bias", "score_bias", "_offset_bias",

@@ -58,10 +58,10 @@ class Run:
 
     def _fit(self, resumed: bool) -> RunState:
         o = self.options
+        steps, state = self._start(resumed)
         if not o.no_val:
             # What is missing there is told now, not after an epoch.
             open_dataset(o.dataset, "val", o.root)
-        steps, state = self._start(resumed)
         self.folder.start(asdict(o), read_environment())
         self.learner.write_symbol(self.folder.symbol)
         self._tell_start(steps.loader, state)

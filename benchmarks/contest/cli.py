@@ -18,7 +18,7 @@ from benchmarks.contest.cases import CASES, Case, build_files
 from benchmarks.contest.contestants import CONTESTANTS, Contestant, Setting
 from benchmarks.contest.measure import Load, Row, measure_turn
 from benchmarks.contest.plot import plot_summaries
-from benchmarks.contest.processes import Unavailable
+from benchmarks.contest.processes import Unavailable, end_on_sigterm
 from benchmarks.contest.summary import HEADER, line, summarise, tables
 from benchmarks.loadgen.images import read_folder, render_images
 from benchmarks.machine import RESULTS, Machine, command_line, read_machine, save_plot, write_result
@@ -169,4 +169,5 @@ def _pair(case: Case) -> tuple[int, int]:
 
 def main() -> None:
     """Runs the command line."""
+    end_on_sigterm()
     typer.run(peers)

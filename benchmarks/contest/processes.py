@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,6 +65,11 @@ def run_process(
         yield process.pid
     finally:
         _stop(process)
+
+
+def end_on_sigterm() -> None:
+    """Makes SIGTERM an exception, so that servers end with the benchmark that started them."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

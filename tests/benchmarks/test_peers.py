@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +32,8 @@ from benchmarks.contest.wire import count_bytes
 from benchmarks.copies import write_small_model
 from serving.geometry import Size
 
-SHIPPED = Path(__file__).parents[2] / "model_repository" / "icnet"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "model_repository" / "icnet"
 SIZE = Size(64, 96)
 
 
@@ -193,6 +196,28 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     ):
         pass
     assert len(set(free_ports(3))) == 3
+
+
+def test_servers_end_with_a_benchmark_that_is_terminated(tmp_path: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+from benchmarks.contest.processes import end_on_sigterm, run_process
+end_on_sigterm()
+with run_process(["/bin/sleep", "300"], {{}}, lambda: True, Path({str(tmp_path / "log")!r})) as pid:
+    print(pid, flush=True)
+    time.sleep(300)
+"""
+    benchmark = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    with benchmark:
+        assert benchmark.stdout is not None
+        server = int(benchmark.stdout.readline())
+        assert Path(f"/proc/{server}").exists()
+        benchmark.terminate()
+        assert benchmark.wait(30) == 143
+    assert not Path(f"/proc/{server}").exists()
 
 
 def test_photo_and_mask_in_other_sizes() -> None:

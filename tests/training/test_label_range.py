@@ -111,7 +111,9 @@ def test_a_dataset_that_hides_its_last_class_stops_at_the_photo(
     said = end_training()
     assert f"{WRONG}.jpg: labels [18] are outside 0..17" in said
     assert "the dataset has more classes than the network" in said
-    assert training.run.RunFolder(tmp_path / "mhpv1/icnet/default").newest() is None
+    kept = training.run.RunFolder(tmp_path / "mhpv1/icnet/default").newest()
+    assert kept is not None, "the photo before it was trained on"
+    assert kept.read_state().place == (0, 1)
 
 
 @pytest.fixture(scope="module")

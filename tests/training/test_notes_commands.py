@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,12 @@ from training.schedules import make_schedule
 ROOT = Path(__file__).resolve().parents[2]
 NOTES = ROOT.parent / "shared/notes"
 SCRIPT = Path(__file__).parent / "scripts/command_lines.py"
-SIZE = 64
+# Of the crop: at 64 the quarter image that one network sees too has maps of 2x2, and the gradients
+# of their batch norms overflow in float16 with the published scale.
+SIZE, OF_TWO_PASSES = 64, 128
 # Behind the flags of the notes: an iteration an epoch, so that each has its rate in the log.
-TINY = (
-    f"--width 0.125 --crop-size {SIZE} --base-size 96 --batch-size 2 --epochs 2 --val-interval 2 "
-    "--workers 1"
-)
-SMALL = f"--width 0.125 --crop-size {SIZE} --base-size 96"
+SMALL = "--width 0.125 --base-size 96"
+TINY = f"{SMALL} --batch-size 2 --epochs 2 --val-interval 2 --workers 1"
 # What TINY and the trainer change of the options; all others are the command's.
 CHANGED = {
     "width", "height", "crop_width", "base_size", "short_size", "batch_size", "epochs",
@@ -183,6 +182,17 @@ def scoring_options(flags: list[str]) -> list[str]:
     return kept
 
 
+def side_of(options: TrainOptions) -> int:
+    """Of the crop that its network is built for."""
+    return OF_TWO_PASSES if options.model == "icnet_two_pass" else SIZE
+
+
+def training(line: Line, *more: str) -> Command:
+    """A command of ``train.py``, small."""
+    size = f"--crop-size {side_of(told(line))}"
+    return Command("train.py", [*shlex.split(f"{line.flags} {TINY} {size}"), *more])
+
+
 def symbol_of(options: TrainOptions) -> str:
     """The file of the network at the tests' size."""
     parts = options.model, options.backbone, options.aux, options.output_stride
@@ -191,17 +201,24 @@ def symbol_of(options: TrainOptions) -> str:
 
 def building(options: TrainOptions) -> Command:
     """How MXNet writes it."""
+    side = side_of(options)
     flags = (
         f"--model {options.model} --backbone {options.backbone} --width 0.125 --num-classes "
-        f"{CLASSES[options.dataset]} --size {SIZE}x{SIZE} --output-stride {options.output_stride} "
+        f"{CLASSES[options.dataset]} --size {side}x{side} --output-stride {options.output_stride} "
         f"--output {Path(symbol_of(options)).parent}"
     )
     return Command("symbols", [*flags.split(), *(["--aux"] if options.aux else [])])
 
 
+def source_of(line: Line) -> TrainOptions:
+    """Where a command of ``test.py`` has its network and data from: its flags, or the run."""
+    return told(line if "--dataset" in line.flags else FULL_8P)
+
+
 def scoring(line: Line, weights: Path, to: str, *more: str) -> Command:
     """A command of ``test.py``, small, that finds copied weights where it looks for them."""
-    size = [] if "--scales" in line.flags else ["--size", str(SIZE)]
+    side = str(side_of(source_of(line)))
+    size = ["--crop-size", side, *([] if "--scales" in line.flags else ["--size", side])]
     output = ["--output", f"scores/{TEST_LINES.index(line)}"]
     flags = [*shlex.split(line.flags), *SMALL.split(), *size, *more, *output]
     return Command("test.py", flags, ((str(weights), to),) if to else ())
@@ -235,8 +252,7 @@ def in_mxnet(home: Home) -> dict[str, Done]:
     """The first of each kind as published; and the symbols of all networks, for the others."""
     commands: dict[str, Command] = {}
     for line in IN_MXNET:
-        flags = [*shlex.split(line.flags), *TINY.split()]
-        commands[f"mxnet {line.text}"] = Command("train.py", flags)
+        commands[f"mxnet {line.text}"] = training(line)
     for trained, line in IN_MXNET.items():
         best = best_of(commands[f"mxnet {trained.text}"])
         to = resumed_from(line)
@@ -260,16 +276,15 @@ def in_torch(home: Home, in_mxnet: dict[str, Done]) -> dict[str, Done]:
     assert in_mxnet
     commands: dict[str, Command] = {}
     for number, line in enumerate(TRAIN_LINES):
-        torch = f"--trainer torch --symbol {symbol_of(told(line))} --save-dir torch-{number}"
-        flags = [*shlex.split(line.flags), *TINY.split(), *torch.split()]
+        more = f"--trainer torch --symbol {symbol_of(told(line))} --save-dir torch-{number}".split()
         if told(line).short_size:
-            flags += ["--short-size", str(SIZE)]
+            more += ["--short-size", str(side_of(told(line)))]
         if told(line).model.startswith("deeplab_msra"):
             # Its batch norms keep their statistics: it cannot start from nothing.
-            flags += ["--finetune", write_start(home.path, symbol_of(told(line)))]
+            more += ["--finetune", write_start(home.path, symbol_of(told(line)))]
         start = told(line).finetune
         copies = ((str(best_of(commands[TRAIN_XCEPTION.text])), str(start)),) if start else ()
-        commands[line.text] = Command("train.py", flags, copies)
+        commands[line.text] = replace(training(line, *more), copies=copies)
     for line, trained in IN_TORCH.items():
         best, to = best_of(commands[trained.text]), resumed_from(line)
         if to.endswith(".params"):
@@ -386,9 +401,8 @@ def test_a_scoring_does_what_its_command_says(
 ) -> None:
     done = (in_mxnet | in_torch)[line.text]
     assert done.code == 0, done.stderr + done.stdout
-    wanted, scores = told(line), home.scores_of(line.text)
-    # A command that names a run has its network and data from there.
-    source = wanted if "--dataset" in line.flags else told(FULL_8P)
+    scores = home.scores_of(line.text)
+    source = source_of(line)
     dataset_name = source.dataset
     assert (scores["dataset"], scores["split"]) == (dataset_name, "val")
     assert scores["model"] == source.model
@@ -420,8 +434,8 @@ def test_a_training_runs_in_several_processes(home: Home, in_mxnet: dict[str, Do
     """As ``--ngpus`` starts one a GPU: here two on the CPU, each with one of the two images."""
     assert in_mxnet
     line = TRAININGS[0]
-    more = f"{TINY} --trainer torch --symbol {symbol_of(told(line))} --no-cuda --save-dir together"
-    flags = [*shlex.split(line.flags), *more.split()]
+    more = f"--trainer torch --symbol {symbol_of(told(line))} --no-cuda --save-dir together"
+    flags = training(line, *more.split()).flags
     environment = {**os.environ, "HOME": str(home.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
@@ -452,7 +466,7 @@ def test_the_demo_writes_coloured_predictions(home: Home, in_torch: dict[str, Do
 def test_the_trained_network_becomes_onnx(home: Home, in_torch: dict[str, Done]) -> None:
     assert in_torch
     run = home.run_of(FULL_8P.text).path
-    flags = EXPORT.flags.replace("runs/citys/icnet/icnet_resnet50_citys_mixed", str(run))
+    flags = EXPORT.flags.replace("runs/citys/icnet_two_pass/icnet_resnet50_citys_mixed", str(run))
     done = subprocess.run(
         [sys.executable, "-c", "from serving.cli import main; main()",
          *shlex.split(flags), "--no-verify", "--repository", "models"],

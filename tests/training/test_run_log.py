@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rich
 
 from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
@@ -139,6 +140,8 @@ def test_a_copy_without_git_has_no_revision(tmp_path: Path) -> None:
 def test_a_terminal_shows_epoch_and_validation_with_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # The common console keeps the width that it found when it was first used.
+    monkeypatch.setattr(rich, "_console", None)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
     state = RunState(1, part=PartOfEpoch(iterations=2, length=4))

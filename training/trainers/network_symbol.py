@@ -1,26 +1,35 @@
-"""The symbol of the network that a run trains: a file's, or MXNet's from another process."""
+"""The symbol of the network that a run trains: a file's, MXNet's from another process, or a
+published one."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
+from export.errors import ExportError, IllegalSize
+from export.retarget import retarget
 from export.shapes import infer_shapes
 from export.symbol import Graph, read_symbol
 from training.options import TrainOptions
 from training.trained_heads import freeze_batch_norms, trained_heads
+from training.trainers.template_symbol import fill_template
 
 
 def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
-    """The file named by ``--symbol``, else built by MXNet elsewhere.
+    """The file named by ``--symbol``, moved to the run's size; else built by MXNet elsewhere, or
+    without MXNet a published one.
 
     Raises:
+        IllegalSize, InvalidSymbol: the file's network has no such size, or it is no symbol.
         ValueError: MXNet cannot build it; its own message.
     """
     if options.symbol is not None:
-        return read_symbol(options.symbol)
+        return _move(read_symbol(options.symbol), options.height, options.crop_width)
+    if find_spec("mxnet") is None:
+        return fill_template(options, num_classes)
     with tempfile.TemporaryDirectory() as folder:
         size = f"{options.height}x{options.crop_width}"
         command = [
@@ -34,6 +43,20 @@ def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ValueError(f"MXNet could not build the network: {reason}; or give --symbol FILE")
         return read_symbol(Path(folder) / "network-symbol.json")
+
+
+def _move(graph: Graph, height: int, width: int) -> Graph:
+    try:
+        return retarget(graph, height, width)
+    except IllegalSize:
+        # Of a symbol without its full-size output nobody knows what it was made for: it may fit.
+        try:
+            infer_shapes(graph, height, width)
+        except ExportError:
+            pass
+        else:
+            return graph
+        raise
 
 
 def trained_graph(symbol: Graph, options: TrainOptions) -> Graph:

@@ -78,7 +78,7 @@ def settings_table(results: Path) -> str:
                 else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
             )  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_sources(list(found.values()))]) if found else ""
+    return "\n".join([*lines, *_sources(list(found.values()), "settings")]) if found else ""
 
 
 def peak_table(results: Path) -> str:
@@ -115,7 +115,7 @@ def engine_table(results: Path) -> str:
     ]
     for curve, points in told["curves"].items():
         lines += [_point(curve, read_point(json.dumps(point))) for point in points]
-    return "\n".join([*lines, "", *_sources([told])])
+    return "\n".join([*lines, *_sources([told], "scaling_engine")])
 
 
 def server_table(results: Path) -> str:
@@ -143,7 +143,7 @@ def server_table(results: Path) -> str:
             f"| {one['queue_p99_of_p50']:.2f} |"
             for one in ones
         ]
-    return "\n".join([*lines, "", *_sources([told])])
+    return "\n".join([*lines, *_sources([told], "scaling_server")])
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -219,12 +219,13 @@ def _ms(spread: Spread) -> str:
     return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f})"
 
 
-def _sources(files: list[_Settings]) -> list[str]:
-    """The commands and the machines behind a table, each once."""
+def _sources(files: list[_Settings], picture: str) -> list[str]:
+    """The picture of a table, then the commands and the machines behind it, each once."""
+    head = ["", f"![{picture}](../benchmarks/results/{picture}.png)", ""]
     lines = []
     for told in files:
         lines.append(f"`{told['command']}`, {Machine(**told['machine']).line()}.")  # type: ignore[arg-type]
-    return [line + "  " for line in dict.fromkeys(lines)]
+    return [*head, *(f"{line}  " for line in dict.fromkeys(lines))]
 
 
 if __name__ == "__main__":

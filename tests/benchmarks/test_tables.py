@@ -1,0 +1,54 @@
+"""Pages are filled from files alone, and what has no file stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.machine import read_machine, write_result
+from benchmarks.scaling import curves
+from benchmarks.scaling_engine import Point, Setting
+from benchmarks.settings import Row
+from benchmarks.tables import fill, plot_settings
+from benchmarks.timing import Spread
+
+PAGE = "a\n<!-- settings -->\nold\n<!-- end -->\nb\n<!-- scaling_server -->\nkept\n<!-- end -->\n"
+
+
+def write_settings(folder: Path, precision: str, ratio: float) -> None:
+    spread = Spread(ratio, ratio, ratio, 3)
+    content = {
+        "network": "icnet_resnet50", "precision": precision, "served_ms": spread,
+        "served_cpu_ms": spread, "peak": {"ways": {"product": 100.0, "convolution": 200.0}},
+        "share": {"gmacs": 10.0, "gmacs_per_second": 50.0, "share": 0.25},
+        "rows": [Row("no memory arena", spread, spread, spread, spread)],
+    }  # fmt: skip
+    write_result(f"settings_icnet_resnet50_{precision}", content, read_machine(), folder)
+
+
+def test_a_page_holds_what_was_measured(tmp_path: Path) -> None:
+    assert fill(PAGE, tmp_path) == PAGE
+    write_settings(tmp_path, "fp32", 1.5)
+    write_settings(tmp_path, "int8", 0.5)
+    page = fill(PAGE, tmp_path)
+    assert "| other than what is served | ICNet-ResNet50 fp32 | ICNet-ResNet50 int8 |" in page
+    assert "| no memory arena | 1.50 (1.50-1.50) | 0.50 (0.50-0.50) |" in page
+    assert "old" not in page
+    assert page.startswith("a\n<!-- settings -->\n")
+    assert "\nb\n<!-- scaling_server -->\nkept\n" in page
+    assert fill(page, tmp_path) == page
+    peak = fill("<!-- peak -->\n<!-- end -->", tmp_path)
+    assert "| 200 (convolution) | 25 % |" in peak
+    assert plot_settings(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_become_rows(tmp_path: Path) -> None:
+    spread = Spread(10.0, 9.0, 11.0, 5)
+    made = {
+        curve.name: [Point(s, spread, spread, 12.5, 20.0, 300.0, 45.0) for s in curve.settings]
+        for curve in curves(Setting(), ["64x64"])
+    }
+    write_result("scaling_engine", {"curves": made}, read_machine(), tmp_path)
+    page = fill("<!-- scaling_engine -->\n<!-- end -->", tmp_path)
+    row = "| pixels, int8 | 64x64 | int8 | 19 | 1 | 1 x 2 | 10.0 (9.0-11.0) | 10.0 (9.0-11.0) |"
+    assert row in page
+    assert "scaling_engine.png" in page

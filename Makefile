@@ -24,7 +24,7 @@ lint: $(VENV)/test.done
 
 setup: $(VENV)/test.done
 
-bench: $(VENV)/serve.done
+bench: $(VENV)/test.done
 	$(BIN)/python benchmarks/fps.py --model icnet --served
 	$(BIN)/python benchmarks/guard.py
 

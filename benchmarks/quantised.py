@@ -25,7 +25,7 @@ from export.precision_images import PreparedImages, calibration_source
 from export.quantise import Recipe, quantise
 from export.random_params import random_params
 from export.retarget import retarget
-from export.symbol import read_symbol
+from export.symbol import Graph, read_symbol
 from export.symbol_lookup import PUBLISHED
 from serving.engines.cut import cut_graph
 from serving.geometry import Size
@@ -41,9 +41,11 @@ def session(model: ModelProto, output: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def graphs(name: str, size: tuple[int, int], photos: Path) -> dict[tuple[str, str], ModelProto]:
+def graphs(
+    network: Graph, size: tuple[int, int], photos: Path
+) -> dict[tuple[str, str], ModelProto]:
     """What is compared, by its description and the output that it is cut to; the first is plain."""
-    symbol = retarget(read_symbol(PUBLISHED / f"{name}.json.gz"), *size)
+    symbol = retarget(network, *size)
     weights = random_params(symbol, *size)
     plain = plain_model(symbol, weights, *size)
     single = build_model(symbol, weights, *size)
@@ -71,7 +73,8 @@ def main() -> None:
     parser.add_argument("--size", type=parse_size, default=(1024, 2048), metavar="HEIGHTxWIDTH")
     parser.add_argument("--seconds", type=float, default=30.0, help="all runs together, at least")
     options = parser.parse_args()
-    compared = graphs(options.network, options.size, options.photos)
+    symbol = read_symbol(PUBLISHED / f"{options.network}.json.gz")
+    compared = graphs(symbol, options.size, options.photos)
     image = np.random.default_rng(0).integers(0, 256, (1, *options.size, 3), dtype=np.uint8)
     runs = []
     for (_, output), model in compared.items():

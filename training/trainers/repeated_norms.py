@@ -51,8 +51,8 @@ class Move:
         momentum = node.number("momentum", 0.9)
         return Move(momentum, states, copies, tuple(state.clone() for state in states))
 
-    @torch.no_grad()
     def finish(self) -> None:
         """Moves the network's own."""
-        for state, moved, start in zip(self.states, self.moved, self.start, strict=True):
-            state.copy_(self.momentum * state + (moved - self.momentum * start))
+        with torch.no_grad():
+            for state, moved, start in zip(self.states, self.moved, self.start, strict=True):
+                state.copy_(self.momentum * state + (moved - self.momentum * start))

@@ -17,6 +17,7 @@ from export.params import Parameters
 from export.shape_rules import LABELLED
 from export.symbol import BATCH_NORMS, Graph
 from training.trainers.parsed_node import parse_nodes
+from training.trainers.repeated_norms import Move, repeated_norms
 from training.trainers.torch_operators import (
     Call,
     UnsupportedOperators,
@@ -53,6 +54,7 @@ class SymbolModule(nn.Module):
         self.data_index = graph.data_input()
         self.label_indices = _labels(graph)
         self.last_uses = _last_uses(graph)
+        self.repeated = repeated_norms(graph)
         # Is told every layer's name and output, where somebody wants to look.
         self.watch: Callable[[str, Tensor], None] | None = None
         self.weights = nn.ParameterDict()
@@ -76,6 +78,7 @@ class SymbolModule(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         values: dict[int, Tensor] = {self.data_index: images}
+        moves: list[Move] = []
         for index, node in enumerate(self.graph.nodes):
             if index in self.label_indices:
                 if labels is not None:
@@ -85,11 +88,17 @@ class SymbolModule(nn.Module):
                     values[index] = self.variable(node.name)
             else:
                 inputs = tuple(values[e.node] for e in node.inputs if e.node in values)
+                if self.training and index in self.repeated:
+                    moves.append(Move.begin(node, inputs))
+                    inputs = (*inputs[:3], *moves[-1].moved)
                 values[index] = execute(Call(node, inputs, self.training, self.replicas))
                 if self.watch is not None:
                     self.watch(node.name, values[index])
             for used in self.last_uses.get(index, ()):
                 values.pop(used, None)
+        # MXNet moves them in the backward pass, the last layer's first.
+        for move in reversed(moves):
+            move.finish()
         return tuple(values[head.node] for head in self.graph.heads)
 
     def variable(self, name: str) -> Tensor:

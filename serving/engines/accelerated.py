@@ -39,6 +39,8 @@ from serving.errors import EngineFailed, InvalidModel
 
 log = logging.getLogger("segserve")
 
+# Of a prediction, whatever crosses the bus.
+DTYPES: dict[str, np.dtype[np.generic]] = {LOGITS: np.dtype(np.float32), MASK: np.dtype(np.uint8)}
 INSTANCES = 2
 # A run that captures must have run plainly before, and is replayed once to see that it works.
 _WARM_RUNS = 3
@@ -185,7 +187,7 @@ class AcceleratedEngine:
 def _run(lane: _Lane, batch: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.generic]:
     try:
         lane.device.enter()
-        return lane.sessions[output].run(batch)
+        return lane.sessions[output].run(batch, DTYPES[output])
     except EngineFailed:
         raise
     except Exception as error:

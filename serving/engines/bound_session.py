@@ -70,8 +70,11 @@ class BoundSession:
         self._results_there: Block = device.allocate(max_batch_size * result.nbytes)
         self._runs = {n: self._bind(n) for n in range(1, max_batch_size + 1)}
 
-    def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
-        """The output for uint8 ``[n,H,W,3]``, a new array ``[n,...]``."""
+    def run(
+        self, batch: npt.NDArray[np.uint8], dtype: np.dtype[np.generic] | None = None
+    ) -> npt.NDArray[np.generic]:
+        """The output for uint8 ``[n,H,W,3]``, a new array ``[n,...]`` of the output's own type, or
+        of ``dtype``."""
         n = len(batch)
         sent = self._images_here[: n * self._image.nbytes]
         received = self._results_here[: n * self._result.nbytes]
@@ -80,7 +83,9 @@ class BoundSession:
         self.launch(n)
         self._device.download(self._results_there, received)
         self._device.synchronise()
-        return received.view(self._result.dtype).reshape(n, *self._result.shape).copy()
+        result = received.view(self._result.dtype).reshape(n, *self._result.shape)
+        # The one copy out of the memory that the next run writes to.
+        return result.astype(dtype or self._result.dtype)
 
     def launch(self, n: int) -> None:
         """Begins a run of what lies on the device; ``Device.synchronise`` waits for its end."""

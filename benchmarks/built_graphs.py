@@ -26,15 +26,10 @@ from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol import Graph, read_symbol
 from export.symbol_lookup import PUBLISHED, NetworkName, find_symbol
+from serving.cache import cache_folder
 from serving.palette import load_labels
 
 SEED = 0
-
-
-def cache_folder() -> Path:
-    """Where built graphs are kept."""
-    folder = os.environ.get("SEGSERVE_CACHE_DIR")
-    return Path(folder) if folder else Path.home() / ".cache" / "segserve"
 
 
 def built_graph(

@@ -23,9 +23,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 import export
-from benchmarks.built_graphs import cache_folder
 from benchmarks.contest.services.photo import read_photo, write_mask
-from benchmarks.contest.widen import widen
 from export.build import REWRITES, build_model
 from export.calibration import calibrate
 from export.graph_ends import name_nodes
@@ -36,6 +34,8 @@ from export.retarget import retarget
 from export.symbol import read_symbol
 from export.symbol_lookup import PUBLISHED
 from export.triton import ModelFacts, write_model
+from export.widen import widen
+from serving.cache import cache_folder
 from serving.engines.cut import cut_graph
 from serving.geometry import Size
 from serving.image import decode

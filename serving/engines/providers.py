@@ -9,11 +9,11 @@ Source: ONNX Runtime, "CUDA Execution Provider" and "TensorRT Execution Provider
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnxruntime
 
+from serving.cache import cache_folder
 from serving.engine import EngineSpec
 from serving.engines.acceleration import CPU as ON_CPU
 from serving.engines.acceleration import GPU, Acceleration
@@ -111,10 +111,8 @@ def has_cuda_graphs(providers: list[Provider]) -> bool:
 
 
 def tensorrt_cache() -> Path:
-    """Where built engines are kept: ``tensorrt`` in ``$SEGSERVE_CACHE_DIR``, else in
-    ``~/.cache/segserve``."""
-    folder = os.environ.get("SEGSERVE_CACHE_DIR")
-    return (Path(folder) if folder else Path.home() / ".cache" / "segserve") / "tensorrt"
+    """Where built engines are kept."""
+    return cache_folder() / "tensorrt"
 
 
 def _profile_shapes(spec: EngineSpec) -> dict[str, str]:

@@ -27,9 +27,9 @@ from benchmarks.contest.plot import plot_summaries
 from benchmarks.contest.processes import Unavailable, free_ports, run_process
 from benchmarks.contest.services.photo import read_photo, write_mask
 from benchmarks.contest.summary import summarise, tables
-from benchmarks.contest.widen import widen
 from benchmarks.contest.wire import count_bytes
 from benchmarks.copies import write_small_model
+from export.widen import widen
 from serving.geometry import Size
 
 ROOT = Path(__file__).parents[2]

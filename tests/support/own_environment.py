@@ -14,11 +14,7 @@ from pathlib import Path
 
 import pytest
 
-
-def cache_folder() -> Path:
-    """``$SEGSERVE_CACHE_DIR``, else ``~/.cache/segserve``."""
-    folder = os.environ.get("SEGSERVE_CACHE_DIR")
-    return Path(folder) if folder else Path.home() / ".cache" / "segserve"
+from serving.cache import cache_folder
 
 
 def unavailable(reason: str) -> None:

@@ -7,7 +7,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from own_environment import cache_folder, make_environment, unavailable
+from own_environment import make_environment, unavailable
+
+from serving.cache import cache_folder
 
 # The last wheel whose binary runs on glibc 2.36.
 WHEEL = "tritonclient==2.51.0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from own_environment import cache_folder, unavailable
+from own_environment import unavailable
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+
+from benchmarks.contest.processes import free_ports
+from serving.cache import cache_folder
 
 START = Path(__file__).parents[2] / "deploy" / "triton" / "start.py"
 READY_SECONDS = 120.0
@@ -69,7 +71,7 @@ def run_triton(
 
     At the end SIGTERM must stop it with status 0, and no shared memory may be left.
     """
-    http, free, metrics = _free_ports(3)
+    http, free, metrics = free_ports(3)
     grpc = grpc_port or free
     command = [sys.executable, START, "--mxnet", "--cache", _cache(), "--repository", repository,
                "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
@@ -110,14 +112,3 @@ def _regions(pid: int) -> Iterator[Path]:
 
 def _cache() -> Path:
     return cache_folder() / "triton"
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()

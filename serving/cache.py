@@ -1,0 +1,12 @@
+"""Where files are kept that can be made again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``$SEGSERVE_CACHE_DIR``, else ``~/.cache/segserve``; need not be there yet."""
+    folder = os.environ.get("SEGSERVE_CACHE_DIR")
+    return Path(folder) if folder else Path.home() / ".cache" / "segserve"

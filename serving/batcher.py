@@ -4,8 +4,7 @@ An image waits in one queue until an instance is free; the instance takes as man
 ``dynamic_batching`` says. The future lives in the queue item and is asked whether it is done before
 it is set, so a caller who leaves, or whose deadline passes, never disturbs its batch mates.
 
-An engine that fails ``max_failures`` times in a row, hangs, or ends its thread is broken: nothing
-more is given to it, what waits goes on waiting, and ``replace`` puts another one in its place.
+Where the engine breaks (``batching/engine_slot.py``), what waits goes on waiting for the next one.
 
 Everything here runs on one event loop; only ``engine.run`` is on threads of its own.
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,20 +21,17 @@ import numpy.typing as npt
 
 from serving.batching.admission import Admission, EngineLoad, Place
 from serving.batching.answers import Answers
+from serving.batching.assembly import Run, infer
 from serving.batching.batch import BatchLimits, BatchObserver, Execution, Inferred
 from serving.batching.cost_model import CostModel
+from serving.batching.engine_slot import EngineSlot
 from serving.batching.engine_thread import EngineThread, EngineThreadDied
 from serving.batching.request_queue import Item, RequestQueue
-from serving.engine import Engine, LabelEngine, Prediction
-from serving.errors import (
-    DeadlineExceeded,
-    EngineFailed,
-    NotReady,
-    SegserveError,
-)
+from serving.batching.wait_limits import WaitLimits
+from serving.engine import Engine
+from serving.errors import DeadlineExceeded, EngineFailed, NotReady, SegserveError
 
 Image = npt.NDArray[np.uint8]
-Run = tuple[Prediction, float]
 
 log = logging.getLogger("segserve")
 
@@ -61,30 +57,34 @@ class Batcher:
         clock: Callable[[], float],
         on_broken: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self.engine = engine
         self.limits = limits
         self.observer = observer
         self.clock = clock
         self.on_broken = on_broken
         self.costs = CostModel()
-        self.broken: str | None = None
+        self._slot = EngineSlot(engine, limits.max_failures, lambda why: self.on_broken(why))
         self._queue = RequestQueue(limits)
+        self._waits = WaitLimits(self._queue, limits, observer, self._note_queue)
         self._admission = Admission(
             self._queue, limits, self.costs, observer, clock, self._read_load
         )
         self._answers = Answers(preserve_ordering=limits.scheduling.preserve_ordering)
         self._arrival = asyncio.Event()
-        self._usable = asyncio.Event()
-        self._usable.set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._calm = asyncio.Event()
-        self._calm.set()
         self._at_work: list[_Batch] = []
-        self._hanging: set[asyncio.Future[Run]] = set()
-        self._failures = 0
         self._closing = False
         self._workers: list[asyncio.Task[None]] = []
+
+    @property
+    def engine(self) -> Engine:
+        """The one that images go to now."""
+        return self._slot.engine
+
+    @property
+    def broken(self) -> str | None:
+        """Why the engine is to be replaced; None while it works."""
+        return self._slot.broken
 
     @property
     def waiting(self) -> int:
@@ -148,17 +148,7 @@ class Batcher:
             item.deadline = item.arrived + timeout_s - answer_s
         item.labels_suffice = labels_suffice
         self._answers.expect(item)
-        self._limit_wait(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
-        if timeout_s is not None:
-            self._limit_wait(item, timeout_s, "the request's own deadline")
-        if policy_timeout_s is not None and policy.delays:
-            loop = asyncio.get_running_loop()
-            item.timers.append(loop.call_later(policy_timeout_s, self._delay, item))
-        elif policy_timeout_s is not None:
-            source = "the request's own deadline"
-            if policy_timeout_s == policy.timeout_s:
-                source = f"dynamic_batching.{policy.field}.default_timeout_microseconds"
-            self._limit_wait(item, policy_timeout_s, source)
+        self._waits.start(item, policy, timeout_s, policy_timeout_s)
         self._idle.clear()
         self.observer.queue_changed(len(self._queue))
         self._arrival.set()
@@ -211,23 +201,6 @@ class Batcher:
         running = tuple((len(batch.items), now - batch.start) for batch in self._at_work)
         return EngineLoad(running, spec.instances, spec.max_batch_size)
 
-    def _limit_wait(self, item: Item, seconds: float, source: str) -> None:
-        loop = asyncio.get_running_loop()
-        item.timers.append(loop.call_later(seconds, self._expire, item, seconds, source))
-
-    def _expire(self, item: Item, seconds: float, source: str) -> None:
-        if not self._queue.remove(item):
-            return
-        self._note_queue()
-        if not item.future.done():
-            self.observer.rejected("deadline")
-            text = f"no engine was free within {seconds * 1000:.0f} ms ({source})"
-            item.future.set_exception(DeadlineExceeded(text))
-
-    def _delay(self, item: Item) -> None:
-        if not item.future.done():
-            self._queue.delay(item)
-
     def _note_queue(self) -> None:
         self.observer.queue_changed(len(self._queue))
         if not self._queue and not self._at_work:
@@ -237,14 +210,14 @@ class Batcher:
         thread: EngineThread[Run] = EngineThread("engine")
         try:
             while True:
-                await self._usable.wait()
+                await self._slot.usable.wait()
                 size = await self._wait_for_batch()
                 if self.broken is not None:
                     continue
                 batch = _Batch(self._admission.take(size), self.clock())
                 # At work before the queue is noted: a drain must not see neither.
                 self._at_work.append(batch)
-                self._calm.clear()
+                self._slot.calm.clear()
                 try:
                     if batch.items and not await self._run(batch, thread):
                         thread.stop()
@@ -252,7 +225,7 @@ class Batcher:
                 finally:
                     self._at_work.remove(batch)
                     if not self._at_work:
-                        self._calm.set()
+                        self._slot.calm.set()
                     self._note_queue()
         finally:
             thread.stop()
@@ -279,30 +252,29 @@ class Batcher:
         """Runs a batch and answers it; False where ``thread`` is of no more use."""
         engine, items = self.engine, batch.items
         self.observer.queue_changed(len(self._queue))
-        call = thread.call(lambda: self._infer(engine, items))
+        call = thread.call(lambda: infer(engine, items, self.clock))
         try:
             prediction, assembled = await asyncio.wait_for(
                 asyncio.shield(call), self.limits.run_timeout_s
             )
         except asyncio.TimeoutError:
-            self._leave_behind(call, engine)
+            self._slot.leave_behind(call, engine)
             why = f"a run did not end within {self.limits.run_timeout_s:g} s"
             self._answers.fail(items, EngineFailed(f"{why} (setting engine_timeout_s)"))
-            self._break(engine, why)
+            self._slot.give_up(engine, why)
             return False
         except EngineThreadDied as error:
             self._answers.fail(items, EngineFailed(f"the engine's thread ended: {error}"))
-            self._break(engine, f"its thread ended: {error}")
+            self._slot.give_up(engine, f"its thread ended: {error}")
             return False
         except Exception as error:
             if not isinstance(error, SegserveError):
                 error = EngineFailed(f"inference failed: {type(error).__name__}: {error}")
             self._answers.fail(items, error)
             if isinstance(error, EngineFailed):
-                self._count_failure(engine, str(error))
+                self._slot.count_failure(engine, str(error))
             return True
-        if engine is self.engine:
-            self._failures = 0
+        self._slot.count_success(engine)
         spent = self.clock() - batch.start
         self.costs.learn(len(items), spent)
         for index, item in enumerate(items):
@@ -312,56 +284,9 @@ class Batcher:
         self.observer.batch_done(Execution(len(items), assembled, spent - assembled, handed_out))
         return True
 
-    def _infer(self, engine: Engine, items: Sequence[Item]) -> Run:
-        """The batch's prediction, and the seconds that its assembly took."""
-        start = self.clock()
-        batch = items[0].image[None]
-        if len(items) > 1:
-            batch = np.stack([item.image for item in items])
-        assembled = self.clock() - start
-        # One image that needs logits brings them for its batch mates too.
-        suffice = all(item.labels_suffice for item in items)
-        if suffice and isinstance(engine, LabelEngine) and engine.gives_labels:
-            return engine.run_labels(batch), assembled
-        return engine.run(batch), assembled
-
-    def _count_failure(self, engine: Engine, reason: str) -> None:
-        if engine is not self.engine:
-            return
-        self._failures += 1
-        if self._failures >= self.limits.max_failures:
-            self._break(engine, f"{self._failures} runs in a row failed, the last with: {reason}")
-
-    def _break(self, engine: Engine, reason: str) -> None:
-        if engine is self.engine and self.broken is None:
-            self.broken = reason
-            self._usable.clear()
-            self.on_broken(reason)
-
-    def _leave_behind(self, call: asyncio.Future[Run], engine: Engine) -> None:
-        """Forgets a run that hangs; should it ever end, its engine is closed then."""
-        self._hanging.add(call)
-
-        def finish(ended: asyncio.Future[Run]) -> None:
-            self._hanging.discard(ended)
-            # Asked for, or asyncio logs an exception that nobody saw.
-            if not ended.cancelled():
-                ended.exception()
-            if engine is not self.engine and not self._hanging:
-                engine.close()
-
-        call.add_done_callback(finish)
-
     async def replace(self, engine: Engine) -> None:
         """Puts an engine of the same ``spec`` in the broken one's place; what waits runs on it."""
-        broken, self.engine = self.engine, engine
-        # Instances that still work finish before their engine is closed.
-        await self._calm.wait()
-        if not self._hanging:
-            broken.close()
-        self._failures = 0
-        self.broken = None
-        self._usable.set()
+        await self._slot.replace(engine)
 
     async def drain(self, timeout_s: float | None = None) -> None:
         """Takes no more images, answers those it has, frees the engine.
@@ -377,7 +302,7 @@ class Batcher:
         left = [*self._queue.take(len(self._queue))]
         left += [item for batch in self._at_work for item in batch.items]
         self._answers.fail(left, NotReady("the model is being unloaded; try again shortly"))
-        busy = bool(self._at_work or self._hanging)
+        busy = bool(self._at_work) or self._slot.hangs
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)

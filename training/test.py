@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from export.errors import ExportError
 from training.evaluation.weights_options import parse_evaluation
 
 
 def main() -> None:
     """Scores with ``--eval``; writes coloured predictions without it."""
-    options = parse_evaluation(sys.argv[1:])
+    try:
+        options = parse_evaluation(sys.argv[1:])
+    except (ValueError, OSError, ExportError) as error:
+        sys.exit(f"test.py: {error}")
+    # What only scoring needs.
     from rich.console import Console
 
     from training.evaluation.scoring import ScoringError
@@ -17,7 +22,7 @@ def main() -> None:
 
     try:
         run_evaluation(options, Console())
-    except (ValueError, FileNotFoundError, ScoringError) as error:
+    except (ValueError, OSError, ScoringError, ExportError) as error:
         sys.exit(f"test.py: {error}")
 
 

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from export.errors import ExportError
 from training.guard.finite import NonFiniteStep
 from training.guard.reproduction import OPTIMIZER, PARAMETERS, read_batch, read_incident
 from training.options import parse_options
@@ -53,7 +54,7 @@ def main() -> None:
     a = p.parse_args()
     try:
         outcome = replay(a.reproduction)
-    except ValueError as error:
+    except (ValueError, ExportError) as error:
         sys.exit(f"replay: {error}")
     if isinstance(outcome, NonFiniteStep):
         print(f"not finite here either: {outcome}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,11 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 TORCH_ENDINGS = (".pth", ".pt", ".tar")
 # A checkpoint's momenta take as much space as its weights.
 OPTIMIZER_SLOTS = ("/Momentum", "/Adam", "/Adam_1", "/ExponentialMovingAverage")
+
+
+def stored_file(path: Path) -> Path:
+    """The file itself; of a TensorFlow checkpoint's prefix, its index. Need not be there."""
+    return path if path.is_file() else path.with_name(path.name + INDEX_ENDING)
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -49,5 +55,5 @@ def _read_npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{path}: {error}") from error

@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from export.errors import ExportError
+from export.image_size import parse_size
 from export.pixels import pixels_of
+from training.weights.array_file import stored_file
 from training.weights.errors import WeightsError
 from training.weights.importing import SOURCES, ImportedWeights, import_weights
 from training.weights.zoo import obtain_network
@@ -41,20 +44,16 @@ def import_weights_command(
 
     segserve import-weights model.ckpt --from tf_deeplab --size 513x513 --out runs/deeplab
     """
-    # Its errors name it.
-    from export.errors import IllegalSize
-    from export.image_size import parse_size
-
     console = Console(stderr=True, highlight=False)
     try:
         wanted = parse_size(size)
         path = Path(weights)
-        exists = path.exists() or path.with_name(path.name + ".index").exists()
+        exists = path.exists() or stored_file(path).exists()
         if source == "gluoncv" and not exists and path.name == weights and not path.suffix:
             imported = _obtain(weights, out, wanted, console)
         else:
             imported = import_weights(path, source, out, wanted, output_stride, dataset)
-    except (WeightsError, IllegalSize, OSError) as error:
+    except (WeightsError, ExportError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     console.print(

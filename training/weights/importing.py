@@ -20,8 +20,9 @@ from export.params import Parameters, write_params
 from export.provenance import digest
 from export.shapes import infer_shapes
 from export.symbol import BATCH_NORMS, Graph, read_symbol, write_symbol
+from export.symbol_lookup import SYMBOL_FILE
 from training.parameter_fit import misfits
-from training.weights.array_file import Arrays, read_arrays
+from training.weights.array_file import Arrays, read_arrays, stored_file
 from training.weights.errors import WeightsError
 from training.weights.fast_seg import translate_fast_seg
 from training.weights.gluoncv import translate_gluoncv
@@ -29,7 +30,6 @@ from training.weights.liminn import translate_liminn
 from training.weights.tf_deeplab import translate_tf_deeplab
 from training.weights.translated import Translate, Translated
 
-SYMBOL_FILE = "network-symbol.json"
 NAMES_FILE = "network-names.json"
 PARAMS_FILE = "network.params"
 FACTS_FILE = "weights.json"
@@ -106,7 +106,7 @@ def import_weights(
     folder.mkdir(parents=True, exist_ok=True)
     write_symbol(graph, folder / SYMBOL_FILE)
     write_params(parameters, folder / PARAMS_FILE)
-    stored = path if path.is_file() else path.with_name(path.name + ".index")
+    stored = stored_file(path)
     imported = ImportedWeights(
         folder / PARAMS_FILE, found.model, found.backbone, found.classes, found.width, found.aux,
         output_stride, size, dataset, f"{source} {stored.name} sha256 {digest(stored)}",

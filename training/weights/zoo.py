@@ -10,14 +10,16 @@ from __future__ import annotations
 import ast
 import fcntl
 import os
+import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from training.datasets.archive import ArchiveError, Progress, download, sha1_of
+from training.datasets.archive import BLOCK, ArchiveError, Progress, download, sha1_of
 from training.model_names import MODEL_ALIASES
 from training.weights.errors import WeightsError
 from training.weights.importing import (
@@ -202,9 +204,9 @@ def _unpack(packed: Path, name: str, target: Path) -> None:
             if info.file_size > MAX_BYTES:
                 raise WeightsError(f"{packed}: {name} would take {info.file_size} bytes")
             with archive.open(info) as source, target.open("wb") as file:
-                while block := source.read(1 << 20):
-                    file.write(block)
-    except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
+                shutil.copyfileobj(source, file, BLOCK)
+    # RuntimeError: an encrypted entry, or a compression that is unknown here.
+    except (OSError, KeyError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         raise WeightsError(f"{packed} does not hold {name}: {error}") from error
 
 

@@ -16,7 +16,6 @@ from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_l
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
 from training.runs.saved_options import Json, check_resumable, use_as_defaults
-from training.weights.zoo import resolve
 
 IDLE_GPU = "a GPU is here, and training is on the CPU: --ngpus 1 takes it, --no-cuda says not to"
 
@@ -109,6 +108,9 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     name = _first_value(arguments, "--pretrained")
     if name is not None:
         try:
+            # Reading weights takes packages that most trainings do not need.
+            from training.weights.zoo import resolve
+
             pretrained = resolve(name)
             arguments = [*pretrained.flags(), *arguments]
         except ValueError as error:

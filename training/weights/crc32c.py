@@ -5,9 +5,10 @@ Source: RFC 3720, appendix B.4; LevelDB util/crc32c.h for the mask.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from serving.jit import compiled
 
 POLYNOMIAL = 0x82F63B78
 MASK_DELTA = 0xA282EAD8
@@ -23,8 +24,10 @@ def _make_table() -> npt.NDArray[np.uint32]:
 _TABLE = _make_table()
 
 
-@numba.njit(nogil=True)
-def _update(data, table, crc):  # type: ignore[no-untyped-def]
+@compiled
+def _update(
+    data: npt.NDArray[np.uint8], table: npt.NDArray[np.uint32], crc: np.uint32
+) -> np.uint32:
     for index in range(data.size):
         crc = table[(crc ^ data[index]) & 0xFF] ^ (crc >> 8)
     return crc

@@ -51,7 +51,7 @@ class Learner(Protocol):
         ...
 
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Inference: ``[3,H,W]`` normalised RGB -> ``[C,h,w]`` at the head's resolution."""
+        """Inference: ``[3,H,W]`` as the network sees it -> ``[C,h,w]`` at the head's resolution."""
         ...
 
     def write_symbol(self, path: Path) -> None:

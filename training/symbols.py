@@ -100,7 +100,9 @@ def main() -> None:
     """Writes the symbol of a network; with ``--params`` its parameters under the symbol's names."""
     p = argparse.ArgumentParser("python -m training.symbols")
     p.add_argument("--model", default="icnet", help=f"of {', '.join(NETWORKS)}")
-    p.add_argument("--backbone", help="default resnet50, resnet101 (deeplab_msra) or xception65")
+    p.add_argument(
+        "--backbone", help="default resnet50, resnet101 (Caffe's DeepLabs) or xception65"
+    )
     p.add_argument("--width", type=float, default=1.0, help="channel multiplier")
     p.add_argument("--num-classes", type=int, required=True)
     p.add_argument("--size", type=parse_size, required=True, metavar="HEIGHTxWIDTH")

@@ -1,4 +1,4 @@
-"""Where models come from: a folder here, or (``triton_repository.py``) a Triton server."""
+"""Where models come from: a folder here, or (``triton.py``) a Triton server."""
 
 from __future__ import annotations
 

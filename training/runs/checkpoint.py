@@ -1,9 +1,9 @@
 """The folder of a run: what it was started with, how far it came, its weights.
 
 ``command.txt`` and ``environment.json`` (one entry a start), ``options.json``,
-``network-symbol.json``, ``log.csv``, ``curves.png``, ``tensorboard/``, ``checkpoint-NNNN/``, and
-links to its ``last.params`` and ``best.params`` (MXNet's format, ``arg:``/``aux:`` and symbol
-names).
+``network-symbol.json``, ``log.csv``, ``curves.png``, ``tensorboard/``, ``checkpoint-NNNN/`` (within
+an epoch ``checkpoint-NNNN-IIIIII/``), and links to its ``last.params`` and ``best.params`` (MXNet's
+format, ``arg:``/``aux:`` and symbol names).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CheckpointNotWritten(OSError):
 class Checkpoint:
     """``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and ``state.json``.
 
-    They were written together and belong to the end of one epoch.
+    They were written together and belong to one place in the run.
     """
 
     path: Path

@@ -14,7 +14,7 @@ from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
 from export.model_files import onnx_files
 from export.onnx_source import read_network
 from export.passes.mask_head import HEADS
-from export.precision import PrecisionOptions, check_options, lower_precision
+from export.precision import PrecisionOptions, lower_precision
 from export.progress import show_steps
 from export.provenance import tool_version
 from export.triton import ModelFacts, variant_name, write_version
@@ -136,7 +136,6 @@ def write_copy(
     Raises ExportError: as ``lower_precision`` and ``write_version`` do.
     """
     options = replace(precision, dataset=precision.dataset or existing.dataset)
-    check_options(options)
     with show_steps(console, 2) as step:
         lowered = lower_precision(existing.model, options, len(existing.labels.names), step)
         step("writing the repository")

@@ -75,7 +75,9 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
     copy = ModelProto()
     copy.CopyFrom(model)
     left = float_nodes(model, recipe)
-    bytes_fit = recipe.activation == "uint8" and left.isdisjoint(graph_ends(model).first)
+    # Symmetric ranges would move the zero point, which is the image's mean.
+    takes_bytes = recipe.activation == "uint8" and not recipe.symmetric
+    bytes_fit = takes_bytes and left.isdisjoint(graph_ends(model).first)
     image = centre_bytes(copy) if bytes_fit else None
     if image is not None:
         ranges = _with_ranges(ranges, image.ranges)

@@ -140,7 +140,7 @@ def _write(path: Path, entries: list[_Entry], folder: Path, moved: tuple[str, st
             shutil.copyfileobj(opened, file, BLOCK)
 
 
-def download(url: str, part: Path, progress: Progress = lambda done, total: None) -> None:
+def download(url: str, part: Path, progress: Progress) -> None:
     """Fetches ``url`` into ``part``, from where an earlier attempt ended.
 
     Raises:

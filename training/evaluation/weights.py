@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def run_evaluation(options: EvaluationOptions, console: Console) -> None:
         shared = f", {evaluators.count} processes" if evaluators.count > 1 else ""
         console.print(f"{len(indices)} images{shared}; {options.protocol()}", highlight=False)
         if options.score:
-            found = score_weights(options, samples, evaluators)
+            found = score_weights(options, samples, indices, evaluators)
             print_evaluation(found, console, options.legacy_miou)
         elif options.output is not None:
             write_predictions(samples, indices, evaluators, options.output)
@@ -49,11 +50,15 @@ def run_evaluation(options: EvaluationOptions, console: Console) -> None:
 
 
 def score_weights(
-    options: EvaluationOptions, samples: SegmentationDataset, evaluators: Evaluators
+    options: EvaluationOptions,
+    samples: SegmentationDataset,
+    indices: Sequence[int],
+    evaluators: Evaluators,
 ) -> Evaluation:
-    """Scores; with ``options.output`` tables and pictures are written there."""
+    """Scores the images of ``indices``; with ``options.output`` tables and pictures are written
+    there."""
     run = options.run
-    shares = evaluators.share(first_indices(samples, options.limit))
+    shares = evaluators.share(indices)
     parts = evaluators.map([partial(Evaluator.score, indices=share) for share in shares])
     scores = join_scores([part.scores for part in parts])
     labels = dataset_labels(run.dataset, run.root)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from training.backbones import BACKBONES
 from training.mxnet_import import mx
 from training.networks.layers import Norm, scale_channels
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 EPSILON = 1e-5
 OFFSET_CHANNELS = 18  # y and x of nine taps
-UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+UNITS = {name: spec.blocks for name, spec in BACKBONES.items() if spec.bottleneck}
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,8 @@ class TorchLearner:
         self.replicas.wait()
 
     def agree(self, wish: bool) -> bool:
+        if self.replicas.alone:
+            return wish
         return bool(self.replicas.sum(torch.tensor(float(wish), device=self.device)).item())
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.contest.processes import answers, free_ports, read_memory, run_process
+from benchmarks.contest.processes import read_memory, run_segserve
 from benchmarks.loadgen.arrivals import draw_poisson
 from benchmarks.loadgen.driver import drive_closed, drive_open
 from benchmarks.loadgen.http_target import HttpTarget
@@ -77,17 +76,10 @@ def serve(setting: Setting) -> Iterator[ServedPoint]:
         config = written.parent / "config.pbtxt"
         group = f"\ninstance_group {{ count: {setting.instances} kind: KIND_CPU }}\n"
         config.write_text(config.read_text("utf-8") + group, "utf-8")
-        http, grpc, metrics = free_ports(3)
-        command = [
-            sys.executable, "-c", "from serving.cli import main; main()", "serve",
-            "--repository", str(folder / "models"), "--drain-seconds", "0",
-            "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
-        ]  # fmt: skip
+        arguments = ["--repository", str(folder / "models")]
         variables = {"SEGSERVE_THREADS": str(setting.threads)}
-        url = f"http://127.0.0.1:{http}"
-        ready = answers(f"{url}/v2/health/ready")
-        with run_process(command, variables, ready, folder / "server.log") as pid:
-            yield ServedPoint(pid, url)
+        with run_segserve(arguments, variables, folder / "server.log") as (pid, http):
+            yield ServedPoint(pid, f"http://127.0.0.1:{http}")
 
 
 async def measure_callers(

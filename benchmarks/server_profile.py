@@ -22,7 +22,7 @@ RATE = 200
 # Of a stack the innermost of these tells what was being done.
 STAGES = (
     ("serving/image.py", "decode"),
-    ("serving/image.py", "probe"),
+    ("serving/image_header.py", "probe"),
     ("serving/geometry.py", "scale"),
     ("serving/restore.py", "labels_at"),
     ("serving/forms/pictures.py", "write_png"),

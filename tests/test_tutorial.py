@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pytest
 from own_environment import unavailable
 from PIL import Image
 
+from benchmarks.contest.processes import free_ports
 from serving.palette import load_labels
 from training.datasets.synthetic import render_scene
 
@@ -73,12 +73,6 @@ def write_photos(root: Path) -> None:
             Image.fromarray(scene.image).save(root / f"images/{split}/{name}.jpg", quality=95)
             mask = scene.label if split == "train" else table[scene.label]
             Image.fromarray(mask).save(root / f"masks/{split}/{name}.png")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def shell(commands: str, cwd: Path) -> subprocess.Popen[str]:
@@ -135,7 +129,7 @@ def test_the_commands_lead_to_a_served_model(tmp_path: Path) -> None:
     variables = replace_variables(
         variables,
         {"DATA": "photos", "NAME": "mine", "SIZE": "64x96", "EPOCHS": "1",
-         "PORT": str(free_port())},
+         "PORT": str(free_ports(1)[0])},
     )  # fmt: skip
     check, train, export, serve = (variables + block for block in four)
     assert "13 pairs, no problems" in run(check, tmp_path)

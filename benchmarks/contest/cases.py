@@ -1,7 +1,8 @@
 """The networks that the servers are compared on, and the files that each server gets of them.
 
 All files of a case hold the same weights. They are built once and kept, in ``~/.cache/segserve``
-(or ``$SEGSERVE_CACHE_DIR``), under a hash of the exporter's sources and of the photos.
+(or ``$SEGSERVE_CACHE_DIR``), under a hash of what they are made of: the network, the exporter's
+sources, the photos.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -37,7 +37,7 @@ from export.triton import ModelFacts, write_model
 from export.widen import widen
 from serving.cache import cache_folder
 from serving.engines.cut import cut_graph
-from serving.geometry import Size
+from serving.geometry import Size, scale
 from serving.image import decode
 from serving.palette import LabelSet, load_labels, plte
 from serving.repository import read_model
@@ -221,9 +221,7 @@ def _set_threads(path: Path, threads: int) -> None:
 
 
 def _prepare(photo: bytes, size: Size) -> npt.NDArray[np.uint8]:
-    pixels = decode(photo, max_megapixels=MAX_MEGAPIXELS)
-    resized = cv2.resize(pixels, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8)
+    return scale(decode(photo, max_megapixels=MAX_MEGAPIXELS), size)
 
 
 def _colors(labels: LabelSet) -> bytes:
@@ -237,7 +235,12 @@ def _pair(size: Size) -> tuple[int, int]:
 def _key(case: Case, photos: Sequence[bytes], threads: int) -> str:
     made_of = (case.symbol, case.size, case.dataset, case.shipped, threads)
     digest = hashlib.sha256(repr(made_of).encode())
-    sources = [*Path(export.__path__[0]).rglob("*.py"), Path(__file__)]
+    here = Path(__file__)
+    sources = [*Path(export.__path__[0]).rglob("*.py"), here, here.parent / "services/photo.py"]
+    if case.symbol is None:
+        sources += [path for path in case.shipped.rglob("*") if path.is_file()]
+    else:
+        sources.append(PUBLISHED / f"{case.symbol}.json.gz")
     for content in (*photos, *(path.read_bytes() for path in sorted(sources))):
         digest.update(content)
     return digest.hexdigest()[:12]

@@ -16,7 +16,7 @@ from tritonclient.grpc import InferenceServerClient, InferenceServerException
 from benchmarks.contest.cases import MODEL, Files
 from benchmarks.contest.clients import BytesClient, Client, HttpClient, TritonClient
 from benchmarks.contest.environments import find_environment
-from benchmarks.contest.processes import Unavailable, answers, free_ports, run_process
+from benchmarks.contest.processes import Unavailable, answers, free_ports, run_process, run_segserve
 
 SERVICES = Path(__file__).parent / "services"
 TRITON = Path(__file__).parents[2] / "deploy" / "triton" / "start.py"
@@ -185,19 +185,13 @@ BASELINE = "triton"
 def _run_segserve(
     setting: Setting, arguments: list[str], variables: dict[str, str]
 ) -> Iterator[tuple[int, int]]:
-    http, grpc, metrics = free_ports(3)
-    # What is installed beside this Python; -m, as a checkout may not have installed the command.
-    command = [sys.executable, "-c", "from serving.cli import main; main()", "serve"]
-    command += [*arguments, "--http-port", str(http), "--grpc-port", str(grpc)]
-    command += ["--metrics-port", str(metrics), "--drain-seconds", "0"]
     variables = {
         "SEGSERVE_THREADS": str(setting.threads),
         "SEGSERVE_QUEUE_TIMEOUT_MS": PATIENCE_MS,
         **variables,
     }
-    ready = answers(f"http://127.0.0.1:{http}/v2/health/ready")
-    with run_process(command, variables, ready, setting.folder / "segserve.log") as pid:
-        yield pid, http
+    with run_segserve(arguments, variables, setting.folder / "segserve.log") as running:
+        yield running
 
 
 def _segment(port: int) -> Client:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.contest.cases import Case
-from benchmarks.contest.clients import ContestTarget
+from benchmarks.contest.clients import Client, ContestTarget
 from benchmarks.contest.contestants import Contestant, Served, Setting
 from benchmarks.contest.processes import Unavailable, read_memory
 from benchmarks.contest.wire import count_bytes
@@ -100,16 +100,19 @@ async def measure_turn(
             await target.close()
 
 
+async def _ask_once(client: Client, photo: bytes) -> bytes:
+    try:
+        return await client.ask(photo)
+    finally:
+        await client.close()
+
+
 async def _check(served: Served, setting: Setting, photos: Sequence[bytes]) -> Check:
     """Asks twice, which warms the server; counts bytes and compares labels."""
     try:
-        client = served.connect(served.port)
-        await client.ask(photos[-1])
-        await client.close()
+        await _ask_once(served.connect(served.port), photos[-1])
         async with count_bytes(served.port) as wire:
-            client = served.connect(wire.port)
-            answer = await client.ask(photos[0])
-            await client.close()
+            answer = await _ask_once(served.connect(wire.port), photos[0])
     except Exception as error:
         raise Unavailable(f"does not answer: {type(error).__name__}: {error}"[:300]) from error
     found = np.asarray(Image.open(io.BytesIO(answer)))

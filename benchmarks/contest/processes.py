@@ -67,6 +67,24 @@ def run_process(
         _stop(process)
 
 
+@contextmanager
+def run_segserve(
+    arguments: Sequence[str], variables: Mapping[str, str], log: Path
+) -> Iterator[tuple[int, int]]:
+    """``segserve serve`` on free ports, ready; its process's id and its HTTP port.
+
+    Raises Unavailable as ``run_process`` does.
+    """
+    http, grpc, metrics = free_ports(3)
+    # Not the command: a checkout may not have installed it beside this Python.
+    command = [sys.executable, "-c", "from serving.cli import main; main()", "serve", *arguments]
+    command += ["--http-port", str(http), "--grpc-port", str(grpc)]
+    command += ["--metrics-port", str(metrics), "--drain-seconds", "0"]
+    ready = answers(f"http://127.0.0.1:{http}/v2/health/ready")
+    with run_process(command, variables, ready, log) as pid:
+        yield pid, http
+
+
 def end_on_sigterm() -> None:
     """Makes SIGTERM an exception, so that servers end with the benchmark that started them."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

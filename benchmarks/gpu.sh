@@ -7,8 +7,8 @@
 #   benchmarks/gpu.sh --precision fp16,fp32 --ways cuda-nhwc,torch --batches 1,4,16
 #
 # Where nvidia-smi finds a GPU, an environment of its own is made once, in .cache/gpu, with
-# onnxruntime-gpu, and with what EXTRA names: EXTRA='torch' for --ways torch, EXTRA='tensorrt-cu12'
-# for --ways tensorrt. ORT_GPU names another ONNX Runtime, for example
+# onnxruntime-gpu, and with what EXTRA names: 'torch' unless set, for --ways torch;
+# EXTRA='torch tensorrt-cu12' for --ways tensorrt too. ORT_GPU names another ONNX Runtime, for example
 # ORT_GPU='onnxruntime-gpu[cuda,cudnn]==1.22.*' for a driver of CUDA 12. Elsewhere it says that there
 # is no CUDA provider and exits with 0.
 set -euo pipefail

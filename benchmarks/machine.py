@@ -118,8 +118,10 @@ def command_line() -> str:
     """How this process was started, as one would type it again."""
     script, *arguments = sys.argv
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    started = f"-m {module.name}" if module is not None else Path(script).name
-    return shlex.join(["python", *started.split(), *arguments])
+    path, root = Path(script).resolve(), RESULTS.parents[1]
+    inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    started = ["-m", module.name] if module is not None else [str(inside)]
+    return shlex.join(["python", *started, *arguments])
 
 
 def _features() -> tuple[str, ...]:

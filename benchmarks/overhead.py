@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from benchmarks.contest.cases import CASES, MODEL, build_files
+from benchmarks.contest.cases import CASES, MAX_MEGAPIXELS, MODEL, build_files
 from benchmarks.contest.clients import ContestTarget
 from benchmarks.contest.contestants import Served, Setting, serve_here
 from benchmarks.contest.measure import busy_rate
@@ -38,9 +38,8 @@ from serving import image, lifecycle, restore
 from serving.engines.onnx import OnnxEngine
 from serving.geometry import Size, scale
 
+PRECISIONS = ("fp32", "int8")
 Pixels = npt.NDArray[np.uint8]
-
-MAX_MEGAPIXELS = 200.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,10 @@ def overhead(
     results: Annotated[Path, typer.Option(help="Folder.")] = RESULTS,
 ) -> None:
     """Prints and writes both, and where the server's CPU time goes."""
+    if network not in CASES:
+        raise typer.BadParameter(f"{network}: known are {', '.join(CASES)}")
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"--precision {precision}: {' or '.join(PRECISIONS)}")
     case = CASES[network]
     sent = read_folder(photos) if photos else render_images(case.photo.height, case.photo.width)
     threads = len(os.sched_getaffinity(0))

@@ -35,6 +35,7 @@ from serving.geometry import Size
 from serving.palette import load_labels
 
 DATASET = "citys"
+PRECISIONS = ("fp32", "int8")
 DEFAULTS = Acceleration()
 # Threads of one variant that still spin would take time from the other's turn.
 PAUSE_S = 0.1
@@ -190,6 +191,8 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Prints a row a variant, then the share of the machine's peak."""
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"--precision {precision}: {' or '.join(PRECISIONS)}")
     machine = read_machine()
     cores = threads or len(os.sched_getaffinity(0))
     name, _, backbone = network.partition("_")

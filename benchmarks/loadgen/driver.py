@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from benchmarks.loadgen.arrivals import Offsets
 from benchmarks.loadgen.target import Outcome, Target
 
-# What a target may raise is a fault of the target's code; it is noted as an error all the same,
-# so that one request of a long run does not end it.
 Clock = Callable[[], float]
 
 
@@ -83,6 +81,8 @@ class _Log:
         sent = self.now()
         try:
             outcome = await self.target.send(image)
+        # What a target raises is a fault of its code; noted as an error all the same, so that one
+        # request does not end a long run.
         except Exception as error:
             outcome = Outcome("error", type(error).__name__)
         finally:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BLOCKS = (3, 4, 6, 3)
-
 
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=True)

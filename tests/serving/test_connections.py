@@ -247,7 +247,8 @@ def test_long_grpc_metadata_is_refused(limited: Served) -> None:
         stub = segserve_pb2_grpc.SegmenterStub(channel)
         request = pb.DescribeRequest(model="bands")
         with pytest.raises(grpc.RpcError) as error:
-            stub.Describe(request, metadata=(("x-a", "a" * 5000),), timeout=10)
+            # Waits for its connection: those of the test before may still count.
+            stub.Describe(request, metadata=(("x-a", "a" * 5000),), timeout=10, wait_for_ready=True)
         assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert stub.Describe(request, timeout=10).model == "bands"
 

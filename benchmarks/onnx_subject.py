@@ -20,6 +20,7 @@ from serving.engines.session import (
     open_session,
     session_options,
 )
+from serving.engines.winograd import apply_winograd
 from serving.errors import EngineFailed, InvalidModel
 
 PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
@@ -45,6 +46,8 @@ class OnnxSubject:
         spec = read_spec(case.graph, model, 1, case.batch)
         if engine != "cpu":
             model = narrow_half_logits(model)
+        elif acceleration.winograd:
+            model = apply_winograd(model)
         self.on_gpu = engine != "cpu"
         self.engine = f"onnxruntime-{engine}"
         self._device = open_device(engine)

@@ -130,7 +130,7 @@ def test_pieces_put_the_map_together(name: str) -> None:
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_a_layer_of_many_channels_is_replaced_and_stays_near_float64(dilation: int) -> None:
-    layer = Layer(320, 256, 16, 24, dilation)
+    layer = Layer(320, 256, 24, 32, dilation)
     assert choose_plan(layer) is not None
     model = make_layer(layer, bias=False)
     rewritten = apply_winograd(model)

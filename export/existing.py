@@ -104,16 +104,6 @@ class CopyOptions:
     provenance: str | None = None
 
 
-def check_alone(existing: str, others: Sequence[object]) -> None:
-    """Raises ExportError where the network was named in another way too."""
-    if any(other is not None for other in others):
-        raise ExportError(
-            f"--from {existing} brings its network, size, classes and pixels; leave --model,"
-            " --symbol, --params, --pretrained, --size, --labels, --mean, --std, --bgr and"
-            " --opset out"
-        )
-
-
 def check_outputs(existing: ExistingModel, file_format: str, heads: Sequence[str]) -> None:
     """Raises ExportError where another file or other outputs are asked for."""
     if file_format != "onnx":

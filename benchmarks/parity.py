@@ -70,7 +70,8 @@ def row(name: str, height: int, width: int) -> str:
         return f"{start} refused: {str(refused).rpartition('; ')[2]} | | |"
     except ExportError as error:
         return f"{start} failed: {str(error).splitlines()[0]} | | |"
-    return f"{start} {found.relative:.1e} | {found.agreement:.4%} | {found.classes_seen} |"
+    beyond = "" if found.within_bounds else " (beyond the bounds)"
+    return f"{start} {found.relative:.1e} | {found.agreement:.4%}{beyond} | {found.classes_seen} |"
 
 
 def read_rows(page: Path) -> dict[tuple[str, str], str]:

@@ -12,7 +12,7 @@ from export import network_flags as networks
 from export import precision_flags as precisions
 from export import repository_flags as written
 from export.build import build_model, check_opset, number_of_classes, set_metadata
-from export.errors import ExportError, UnsupportedPrecision
+from export.errors import ExportError
 from export.existing import CopyOptions, check_outputs, read_existing, write_copy
 from export.gate import Limits
 from export.given_options import refuse_given
@@ -157,6 +157,7 @@ def export(
             pretrained,
             symbol,
             NamedNetwork(model, backbone, width, aux, output_stride, dataset, params),
+            console,
         )
         model, dataset, params = named.model, named.dataset, named.params
         options = PrecisionOptions(
@@ -171,18 +172,15 @@ def export(
             force,
         )
         if existing is not None:
+            told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
             start = read_existing(existing, repository)
             check_outputs(start, file_format, split_head(head))
-            told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
             folder, outcome = write_copy(start, repository, options, told, console)
             console.print(outcome, markup=False, soft_wrap=True)
-            known = len(start.labels.names)
-            typer.echo(
-                written.summary(folder, ONNX_FILE, known, start.size, precision, start.heads)
-            )
+            typer.echo(start.summary(folder, precision))
             return
         check_options(options)
-        _check_format(file_format, precision, opset)
+        written.check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
         pixels = choose_pixels(model, mean, std, bgr, named.backbone)
@@ -252,12 +250,3 @@ def export(
         console.print(line, markup=False, soft_wrap=True)
     main_file = ONNX_FILE if file_format == "onnx" else SYMBOL_FILE
     typer.echo(written.summary(folder, main_file, classes, (height, columns), precision, heads))
-
-
-def _check_format(file_format: str, precision: str, opset: int | None) -> None:
-    if file_format not in ("onnx", "mxnet"):
-        raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
-    if file_format == "mxnet" and precision != "fp32":
-        raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
-    if file_format == "mxnet" and opset is not None:
-        raise ExportError(f"--opset {opset} is for --format onnx; leave one of the two out")

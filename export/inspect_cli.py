@@ -167,7 +167,7 @@ def _counts(found: Inspection) -> str:
 
 def _macs(count: int | None) -> str:
     if count is None:
-        return "unknown MAC (sizes are not static)"
+        return "unknown MAC (not all shapes are known)"
     return f"{count / 1e9:.2f} GMAC" if count >= 1e8 else f"{count / 1e6:.3f} MMAC"
 
 

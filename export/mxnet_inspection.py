@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
 from export.convert import BATCH, convert
-from export.errors import InvalidNetwork
+from export.errors import InvalidNetwork, UnsupportedOperator
 from export.inspection import Inspection, TensorFacts, count_macs
 from export.mxnet_model import PARAMS_FILE, network_alone
 from export.params import read_params
@@ -32,9 +32,12 @@ def inspect_mxnet(folder: Path, config: ModelConfig) -> Inspection:
             " `segserve export --format mxnet` alone can be inspected"
         )
     graph, parameters = read_symbol(symbol_file), read_params(params_file)
-    height, width = tuple(config.input[0].dims)[-3:-1]
+    height, width = _image_size(config)
     network = network_alone(graph)
-    lowered = convert(network, parameters, height, width)
+    try:
+        macs = count_macs(convert(network, parameters, height, width))
+    except UnsupportedOperator:  # MXNet runs some that have no ONNX form
+        macs = None
     own = set(network.variables())
     arrays = {**parameters.arguments, **parameters.auxiliary}
     return Inspection(
@@ -49,13 +52,22 @@ def inspect_mxnet(folder: Path, config: ModelConfig) -> Inspection:
         parameters=sum(array.size for name, array in arrays.items() if name in own),
         nodes=sum(1 for _ in graph.operators()),
         operators=dict(Counter(node.op for _, node in graph.operators()).most_common()),
-        macs=count_macs(lowered),
+        macs=macs,
         served_output=None,
         served_nodes=0,
         served_macs=None,
         passes=("prune_heads", "cut_at_logits"),
         metadata={},
     )
+
+
+def _image_size(config: ModelConfig) -> tuple[int, int]:
+    dims = tuple(config.input[0].dims)[-3:]
+    if len(dims) != 3 or min(dims) < 1:
+        raise InvalidNetwork(
+            f"{config.name}: the image is {list(dims)} in config.pbtxt, not [H, W, 3]"
+        )
+    return dims[0], dims[1]
 
 
 def _facts(tensor: ModelInput | ModelOutput, config: ModelConfig) -> TensorFacts:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from export.errors import ExportError
 from export.given_options import refuse_given
+from export.progress import show_bytes
 from export.symbol_lookup import NetworkName
 from training.backbones import default_backbone
 from training.model_names import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY
@@ -41,7 +44,9 @@ class NamedNetwork:
         )
 
 
-def name_network(pretrained: str | None, symbol: Path | None, told: NamedNetwork) -> NamedNetwork:
+def name_network(
+    pretrained: str | None, symbol: Path | None, told: NamedNetwork, console: Console
+) -> NamedNetwork:
     """``told``, or what ``pretrained`` brings; of that only the dataset may be told otherwise.
 
     Raises ExportError, also for options that the network leaves no room for.
@@ -63,7 +68,8 @@ def name_network(pretrained: str | None, symbol: Path | None, told: NamedNetwork
     from training.weights.zoo import resolve
 
     try:
-        found = resolve(pretrained)
+        with show_bytes(console, f"weights {pretrained}") as on_bytes:
+            found = resolve(pretrained, on_bytes)
     except ValueError as error:
         raise ExportError(str(error)) from error
     return NamedNetwork(

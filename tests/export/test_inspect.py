@@ -195,11 +195,14 @@ def test_an_mxnet_model(run, mxnet_model):
 
 
 def test_damaged_mxnet_models_are_one_line(run, mxnet_model):
-    params = mxnet_model / "network.params"
-    whole = params.read_bytes()
+    config, params = mxnet_model.parent / "config.pbtxt", mxnet_model / "network.params"
+    told, whole = config.read_text(), params.read_bytes()
     params.write_bytes(whole[:-40])
     assert "net/1/network.params: " in run("net").stderr
     params.write_bytes(whole)
+    config.write_text(told.replace("dims: 64", "dims: -1", 1))
+    assert "the image is [32, -1, 3] in config.pbtxt" in run("net").stderr
+    config.write_text(told)
     symbol = mxnet_model / "network-symbol.json"
     symbol.write_text(symbol.read_text().replace("image_", "other_"))
     assert "none of the nodes image_normalised" in run("net").stderr
@@ -207,5 +210,5 @@ def test_damaged_mxnet_models_are_one_line(run, mxnet_model):
     result = run("net")
     assert result.exit_code == 1
     assert "`segserve export --format mxnet` alone" in result.stderr
-    (mxnet_model.parent / "config.pbtxt").write_text("backend {")
+    config.write_text("backend {")
     assert "config.pbtxt: " in run("net").stderr

@@ -17,6 +17,7 @@ from export.random_params import random_params
 from export.retarget import retarget, size_rule
 from export.symbol import Graph, read_symbol, write_symbol
 from export.traced_symbol import NetworkSpec, trace_symbol
+from export.verify import Verification
 
 SIZE = (64, 96)
 CLASSES = 7
@@ -61,8 +62,7 @@ def symbols(tmp_path_factory, run_mxnet) -> dict[Wanted, Graph]:
 @pytest.mark.parametrize("name", SMALL)
 def test_equals_mxnet(name, symbols):
     found = compare(symbols[SMALL[name], SIZE], *SIZE)
-    assert found.relative <= 1e-4
-    assert found.agreement >= 0.9999
+    assert found.within_bounds, str(found)
     assert found.classes_seen > 1
 
 
@@ -72,8 +72,7 @@ def test_equals_mxnet(name, symbols):
 )
 def test_equals_mxnet_at_awkward_sizes(network, size, symbols):
     found = compare(symbols[network, size], *size)
-    assert found.relative <= 1e-4
-    assert found.agreement >= 0.9999
+    assert found.within_bounds, str(found)
 
 
 def test_symbols_move_to_other_sizes(symbols):
@@ -138,3 +137,12 @@ def test_the_table_keeps_what_was_measured_before(tmp_path):
     lines = page.read_text().splitlines()
     assert lines.index(second["icnet_resnet50", "712x1000"]) < lines.index(*first.values())
     assert (lines[0], lines[-1]) == ("# Parity", "More.")
+
+
+def test_what_is_beyond_the_stated_bounds_says_so():
+    inside = Verification(3, 1.0, 1e-4, 0.9999, "1.9.1", 5)
+    assert inside.within_bounds
+    assert "bounds" not in str(inside)
+    for outside in (replace(inside, relative=1.1e-4), replace(inside, agreement=0.99989)):
+        assert not outside.within_bounds
+        assert str(outside).endswith("3 images (bounds: 0.0001, 99.99%)")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.pass_variants import ADAPTIVE, Subject, average_by_bins, make_pair
+from benchmarks.pass_variants import ADAPTIVE, Subject, make_pair
 from benchmarks.passes import COMPARISONS, put_row
+from benchmarks.undone_passes import average_by_bins
 
 SIZE = (64, 96)
 EXACT = sorted({comparison.rewrite for comparison in COMPARISONS})

@@ -90,6 +90,9 @@ IN_TORCH = {
        and line.script == "test.py"},
 }  # fmt: skip
 
+# The set-up trains and scores all of it: 84 s alone, more beside others.
+pytestmark = pytest.mark.timeout(900)
+
 needs_frameworks = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mxnet", "torch")),
     reason="mxnet or torch is not installed (extras 'training' and 'torch')",

@@ -185,6 +185,7 @@ def test_parts_of_all_processes_are_the_parts_of_one(parts: int) -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     options = parse_options(["--trainer", "torch", "--batch-size", "12", "--accumulate", "3"])
     check_replicas(options, 2)
+    check_replicas(replace(options, eval_only=True), 8)
     with pytest.raises(ValueError, match=r"8 processes x 3 accumulated parts: .* multiple of 24"):
         check_replicas(options, 8)
     check_replicas(replace(options, syncbn=True, compile=True), 1)
@@ -197,7 +198,7 @@ def test_as_many_processes_as_gpus_that_are_asked_for(monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="--ngpus 8: only 4 here"):
         assert count_replicas(parse_options(["--trainer", "torch", "--ngpus", "8"])) == 4
     asked = {"--ngpus 4": 4, "--ngpus 2": 2, "--ngpus 1": 1, "--ngpus 8 --no-cuda": 1,
-             "--ngpus 8 --eval": 1, "": 1}  # fmt: skip
+             "--ngpus 8 --eval": 4, "": 1}  # fmt: skip
     for flags, count in asked.items():
         assert count_replicas(parse_options(["--trainer", "torch", *flags.split()])) == count
     monkeypatch.setenv("WORLD_SIZE", "2")

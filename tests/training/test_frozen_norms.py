@@ -20,6 +20,7 @@ from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 
 NORMS = ("gamma", "beta", "running_mean", "running_var", "moving_mean", "moving_var")
 SMALL = "--crop-size 64x64 --no-cuda --batch-size 2 --width 0.25 --weight-decay 0.1"
+RATE = 0.0005
 CLASS_WEIGHTS = "0.26,0.18,4.56,0.14,0.91,0.38,9.64,1.84,0.68,6.25,7.36"
 
 
@@ -102,7 +103,7 @@ def learner(symbol: Path, *flags: str) -> TorchLearner:
 def step_twice(made: TorchLearner, batch: Batch) -> tuple[float, set[str]]:
     """The first loss, and the names of what moved."""
     before = {name: value.clone() for name, value in made.module.state_dict().items()}
-    losses = [made.step(batch, 0.01) for _ in range(2)]
+    losses = [made.step(batch, RATE) for _ in range(2)]
     after = made.module.state_dict()
     return losses[0], {
         name.removeprefix("weights.") for name in before
@@ -118,7 +119,7 @@ def test_both_trainers_hold_the_same(name: str, told: dict[str, Told], batch: Ba
     made = learner(by_mxnet.symbol, *case.flags.split())
     made.read_parameters(by_mxnet.before)
     loss, moved = step_twice(made, batch)
-    assert loss == pytest.approx(by_mxnet.loss, rel=1e-4)
+    assert loss == pytest.approx(by_mxnet.loss, rel=1e-3)
     assert moved == by_mxnet.moved
     assert len(moved) > 20
     weights = made.module.weights
@@ -148,7 +149,7 @@ def test_class_weights_count_in_both_trainers(told: dict[str, Told], batch: Batc
     """The case's loss equals MXNet's above; here that it is not the unweighted one."""
     made = learner(told["depth"].symbol, *CASES["depth"].flags.split()[:4])
     made.read_parameters(told["depth"].before)
-    assert abs(made.step(batch, 0.01) - told["depth"].loss) > 0.01
+    assert abs(made.step(batch, RATE) - told["depth"].loss) > 0.01
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_two_processes_equal_one(steps: Path, case: str) -> None:
 @pytest.fixture(scope="module")
 def runs(steady_symbol: Path, tmp_path_factory: pytest.TempPathFactory, write_scenes) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    root = write_scenes(folder / "scenes", {"train": 2 * ROWS, "val": 2})
+    root = write_scenes(folder / "scenes", {"train": 2 * ROWS, "val": 3})
     more = f"--dataset camvid --root {root} --save-dir {folder} --log-interval 1"
     flags = flags_of(steady_symbol, *more.split())
     said = launch(2, TRAIN, *flags, "--checkname", "whole")
@@ -122,7 +122,7 @@ def test_one_process_writes_the_run(runs: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_resumed_equal_two_uninterrupted(runs: Path) -> None:
     """Without --syncbn: the first process's statistics are kept and passed on. Killed once; told
-    to end by a signal to the second process, then by one to the first while it validated."""
+    to end by a signal to the second process, then by one to the first within the validation."""
     said = [json.loads((runs / f"said-{rank}.json").read_text()) for rank in range(2)]
     assert [(one["broken"], one["epochs"]) for one in said] == [(True, 2)] * 2
     assert [one["told"] for one in said] == [[[1, 1], [1, 2]]] * 2

@@ -8,6 +8,7 @@ both together and of one that reads the weights from their file, and the images 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 from collections import Counter
@@ -81,6 +82,8 @@ def make_batch(height: int, width: int) -> Batch:
 
 
 def main(folder: Path, flags: list[str]) -> None:
+    # Synchronised batch norms that wait for a device that does not come.
+    faulthandler.dump_traceback_later(90, exit=True)
     told: dict[str, object] = {}
     options = parse_options(flags)
     batch = make_batch(options.height, options.crop_width)

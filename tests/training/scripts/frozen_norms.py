@@ -20,6 +20,9 @@ from training.loader import Batch
 from training.options import parse_options
 from training.trainers.gluon_trainer import GluonLearner
 
+# Batch norms without statistics of the data hold nothing back: larger steps diverge.
+RATE = 0.0005
+
 
 def main(folder: Path, cases: str) -> None:
     with np.load(folder / "batch.npz") as given:
@@ -36,7 +39,7 @@ def main(folder: Path, cases: str) -> None:
         learner.start(weigh_classes([], 11, 0.0, options.class_weights))
         parameters = learner.network.collect_params()
         before = {name: parameter.data().asnumpy() for name, parameter in parameters.items()}
-        losses = [learner.step(batch, 0.01) for _ in range(2)]
+        losses = [learner.step(batch, RATE) for _ in range(2)]
         learner.write_optimizer(out / "optimizer")
         states, _ = pickle.loads((out / "optimizer").read_bytes())
         told = {

@@ -198,7 +198,7 @@ def test_as_many_processes_as_gpus_that_are_asked_for(monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="--ngpus 8: only 4 here"):
         assert count_replicas(parse_options(["--trainer", "torch", "--ngpus", "8"])) == 4
     asked = {"--ngpus 4": 4, "--ngpus 2": 2, "--ngpus 1": 1, "--ngpus 8 --no-cuda": 1,
-             "--ngpus 8 --eval": 4, "": 1}  # fmt: skip
+             "--ngpus 4 --eval": 4, "": 1}  # fmt: skip
     for flags, count in asked.items():
         assert count_replicas(parse_options(["--trainer", "torch", *flags.split()])) == count
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -17,6 +17,7 @@ from training.loader import WHOLE, Batch, Shard
 from training.losses import CascadeLoss
 from training.mxnet_import import mx
 from training.networks import build
+from training.networks.layers import SyncBatchNorm
 from training.options import IDLE_GPU, TrainOptions
 from training.parameter_groups import group_of
 from training.step_seed import step_seed
@@ -216,8 +217,7 @@ class GluonLearner:
 
     def _norm(self) -> tuple[type, dict[str, int]]:
         if self._synchronised:
-            sync = mx.gluon.contrib.nn.SyncBatchNorm
-            return sync, {"num_devices": len(self.contexts)}
+            return SyncBatchNorm, {"num_devices": len(self.contexts)}
         batch_norm = mx.gluon.nn.BatchNorm
         if self.options.freeze_bn:
             batch_norm = partial(batch_norm, use_global_stats=True)

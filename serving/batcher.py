@@ -137,12 +137,12 @@ class Batcher:
         deadlines = [timeout_s, None if policy.delays else policy_timeout_s]
         deadline_s = min((d for d in deadlines if d is not None), default=None)
         self._check_open(deadline_s)
+        # The policy's timeout, as Triton's, is about the wait alone: nothing is predicted for it.
         if place is None:
-            # The policy's timeout, as Triton's, is about the wait alone.
-            self._admission.check_time(level, timeout_s, answer_s)
+            self._admission.check(image.nbytes, level, timeout_s, answer_s)
         else:
             place.leave()
-        self._admission.check_room(image.nbytes, level)
+            self._admission.check_room(image.nbytes, level)
         item = self._queue.add(image, self.clock(), level)
         if timeout_s is not None:
             item.deadline = item.arrived + timeout_s - answer_s
@@ -177,6 +177,24 @@ class Batcher:
         self._check_open(timeout_s)
         level = self.limits.scheduling.level(priority)
         return self._admission.reserve(size, level, timeout_s, answer_s)
+
+    def check(
+        self, size: int, *, timeout_s: float | None, priority: int | None, answer_s: float
+    ) -> None:
+        """Whether :meth:`reserve` would refuse now.
+
+        Args:
+            priority: None where it is not known yet: then only what holds for each counts.
+
+        Raises:
+            SegserveError: as ``reserve``, whose other arguments these are.
+        """
+        self._check_open(timeout_s)
+        scheduling = self.limits.scheduling
+        if priority is None and scheduling.priority_levels <= 1:
+            priority = 0
+        level = None if priority is None else scheduling.level(priority)
+        self._admission.check(size, level, timeout_s, answer_s)
 
     def check_time(self, images: int, timeout_s: float | None, answer_s: float) -> None:
         """Whether ``images`` of one request would be answered in time.

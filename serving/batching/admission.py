@@ -1,6 +1,7 @@
 """Who enters a queue, and who is still worth running when a batch is taken from it.
 
-An image is asked for before it is decoded: what would be refused anyway costs next to nothing then.
+An image is asked for before it is decoded, and where its request's head tells enough before its
+bytes are there (``serving/door.py``): what would be refused anyway costs next to nothing then.
 One that may come has a place until it enters the queue, so that the images being decoded count too.
 
 First come, first served, with deadlines, serves nobody under overload: whoever reaches the head has
@@ -86,15 +87,26 @@ class Admission:
         """A place for an image of ``size`` bytes that is not decoded yet.
 
         Raises:
+            QueueFull, PredictedLate: as :meth:`check`.
+        """
+        self.check(size, level, timeout_s, answer_s)
+        return Place(self)
+
+    def check(self, size: int, level: int | None, timeout_s: float | None, answer_s: float) -> None:
+        """The verdict on an image of ``size`` bytes that comes now.
+
+        Args:
+            level: None where it is not known yet: then only what holds at every level counts.
+
+        Raises:
             QueueFull: the images that wait or have a place fill the queue.
             PredictedLate: it would be answered after its deadline.
         """
         # What an idle instance takes at once never waits.
         self.check_room(size, level, max(0, self.coming - self.load().free))
         self.check_time(level, timeout_s, answer_s)
-        return Place(self)
 
-    def check_room(self, size: int, level: int, coming: int = 0) -> None:
+    def check_room(self, size: int, level: int | None, coming: int = 0) -> None:
         """Whether one more may wait.
 
         Raises:
@@ -107,7 +119,7 @@ class Admission:
             raise QueueFull(f"{text}; try again later", self._predict(len(self.queue) + coming))
 
     def check_time(
-        self, level: int, timeout_s: float | None, answer_s: float, images: int = 1
+        self, level: int | None, timeout_s: float | None, answer_s: float, images: int = 1
     ) -> None:
         """Whether ``images`` that come to ``level`` now would be answered in time.
 
@@ -116,8 +128,10 @@ class Admission:
         Raises:
             PredictedLate: the message has the prediction (``shed_late``).
         """
+        if not self.limits.shed_late or timeout_s is None:
+            return
         ahead = self.queue.count_before(level) + self.coming
-        if not self.limits.shed_late or timeout_s is None or (not ahead and self.load().is_idle):
+        if not ahead and self.load().is_idle:
             return
         inferred_s = self._predict(ahead + images - 1, ENTRY_SPREADS)
         if inferred_s is None:

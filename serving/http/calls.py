@@ -8,7 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.calls.call import REQUEST_ID, TRACEPARENT
 from serving.calls.calls import Calls
+from serving.door import Door
 from serving.errors import SegserveError, TooManyRequests, Unauthenticated
+from serving.http.door import read_announced
 
 # Without a key, and not in the log, which probes every few seconds would drown.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
@@ -17,11 +19,15 @@ PAGE_PATH = "/"
 
 
 class CallMiddleware:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp, calls: Calls) -> None:
+    What is refused here leaves its body unread: the connection drops it (``http/connection.py``).
+    """
+
+    def __init__(self, app: ASGIApp, calls: Calls, door: Door) -> None:
         self.app = app
         self.calls = calls
+        self.door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -36,8 +42,13 @@ class CallMiddleware:
 
         client = scope["client"][0] if scope["client"] else ""
         with self.calls.call("http", scope["method"], scope["path"], client, read) as call:
+            # A client that waits for 100 (Continue) may send its body or not: nobody knows what
+            # comes next on its connection (RFC 9110, 10.1.1).
+            may_wait = bool(read("expect"))
 
             async def receive_counted() -> Message:
+                nonlocal may_wait
+                may_wait = False
                 message = await receive()
                 call.request_bytes += len(message.get("body", b""))
                 return message
@@ -49,6 +60,8 @@ class CallMiddleware:
                         call.code = "internal" if message["status"] >= 500 else "invalid_request"
                     marked = MutableHeaders(raw=message["headers"])
                     marked[REQUEST_ID] = call.request_id
+                    if may_wait:
+                        marked["Connection"] = "close"
                     if call.traceparent:
                         marked[TRACEPARENT] = call.traceparent
                 elif message["type"] == "http.response.body":
@@ -58,6 +71,9 @@ class CallMiddleware:
             try:
                 if scope["path"] != PAGE_PATH:
                     self.calls.admit(call, read)
+                announced = read_announced(scope, headers)
+                if announced is not None:
+                    self.door.check(announced, "http")
             except SegserveError as error:
                 call.code = error.code
                 await show(error)(scope, receive_counted, send_marked)

@@ -15,37 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.http.answer_writer import AnswerWriter
 from serving.metrics import Metrics
 from serving.settings import Settings
 
 
-class _Answered:
-    """What an answer is written to; closing it waits for what is left of the request's body."""
-
-    def __init__(self, connection: HttpConnection) -> None:
-        self._connection = connection
-        self._number = connection.messages
-
-    def write(self, data: bytes) -> None:
-        self._connection.transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._connection.transport.is_closing()
-
-    def close(self) -> None:
-        self._connection.close_after(self._number)
-
-
 class HttpConnection(HttpToolsProtocol):
-    """One connection; :func:`limit_connections` binds it to a server.
-
-    Attributes:
-        messages: requests whose header was complete.
-    """
+    """One connection; :func:`limit_connections` binds it to a server."""
 
     settings: Settings
     metrics: Metrics
@@ -55,8 +36,8 @@ class HttpConnection(HttpToolsProtocol):
     _header_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _refused: tuple[HTTPStatus, str, str] | None = None
-    messages = 0
-    # Of the last of them.
+    # Requests whose header was complete, and of the last of them:
+    _messages = 0
     _has_body_left = False
     # While what is left of a body is dropped.
     _drop_timer: asyncio.TimerHandle | None = None
@@ -119,10 +100,12 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError
         self._header_bytes = None
         self._stop_header_timer()
-        self.messages += 1
+        self._messages += 1
         self._has_body_left = True
         super().on_headers_complete()
-        self.cycle.transport = _Answered(self)  # type: ignore[assignment]
+        self.cycle.transport = AnswerWriter(  # type: ignore[assignment]
+            self.transport, self.loop, partial(self._close_after, self._messages)
+        )
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -146,10 +129,10 @@ class HttpConnection(HttpToolsProtocol):
                 self.settings.upload_timeout_s, self._give_up_body, "upload_timeout"
             )
 
-    def close_after(self, message: int) -> None:
+    def _close_after(self, message: int) -> None:
         """Closes once the body of that message, from 1, has come."""
         # An answer that broke off is not to be waited with.
-        if message == self.messages and self._has_body_left and self.cycle.response_complete:
+        if message == self._messages and self._has_body_left and self.cycle.response_complete:
             self._closes_after_body = True
         else:
             self.transport.close()

@@ -61,17 +61,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return self._wrap_streaming(handler, details.method)
 
     def _wrap_unary(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
-        async def run(data: bytes, context: Context) -> bytes:
+        # As a stream of one message: gRPC would receive it before anybody is asked.
+        async def run(messages: AsyncIterator[bytes], context: Context) -> bytes:
             with self._call(method, context) as (call, read):
                 await self._admit(call, read, context)
                 try:
+                    data = await receive_one(messages)
                     request = self._receive(handler, data, call, context)
                 except SegserveError as error:
                     await abort(context, error)
                     raise
                 return serialize(handler, await handler.unary_unary(request, context), call)
 
-        return grpc.unary_unary_rpc_method_handler(run)
+        return grpc.stream_unary_rpc_method_handler(run)
 
     def _wrap_streaming(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
         async def run(
@@ -213,6 +215,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 f"the metadata is longer than {limit} bytes (setting max_header_bytes)",
                 reason="header_bytes",
             )
+
+
+async def receive_one(messages: AsyncIterator[bytes]) -> bytes:
+    """The first message.
+
+    Raises:
+        InvalidRequest: the client ended its side without one.
+    """
+    async for data in messages:
+        return data
+    raise InvalidRequest(NO_MESSAGE)
 
 
 def serialize(handler: grpc.RpcMethodHandler, response: Message, call: Call) -> bytes:

@@ -94,8 +94,10 @@ async def full(
         engine.hold.clear()
         batcher = server.registry.get("bands").batcher
         pixels = np.full((32, 48, 3), 5, np.uint8)
-        tasks = [asyncio.create_task(batcher.submit(pixels)) for _ in range(2)]
-        await until(lambda: engine.batch_sizes and batcher.waiting == 1)
+        tasks = [asyncio.create_task(batcher.submit(pixels))]
+        await until(lambda: engine.batch_sizes)
+        tasks.append(asyncio.create_task(batcher.submit(pixels)))
+        await until(lambda: batcher.waiting == 1)
         try:
             yield server, http, engine
         finally:
@@ -389,6 +391,26 @@ async def test_a_grpc_message_is_refused_before_it_is_parsed(
         with pytest.raises(grpc.aio.AioRpcError) as broken:
             await call(message)
         assert broken.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_over_grpc_too_the_key_comes_before_the_message(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"alice {KEY}")
+    async with (
+        full(repository, api_keys_file=keys) as (server, _, _),
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel,
+    ):
+        ask = channel.stream_unary(door.SEGMENT)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask()  # and sends nothing
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        silent = ask(metadata=(("x-api-key", KEY),))
+        await silent.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as empty:
+            await silent
+        assert empty.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_grpc_deadlines_are_looked_at_before_the_message(repository: Path) -> None:

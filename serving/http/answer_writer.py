@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 
+# asyncio's own transport joins what is written together, and a large body is not to be copied.
+MAX_JOINED_BYTES = 1 << 16
+
+
 class AnswerWriter:
-    """Sends an answer's head with what follows at once: a call of the kernel costs more than to
-    make most bodies.
+    """Sends an answer's head and a small body in one call of the kernel: it costs more than to
+    make them.
 
     Args:
         close: called where the transport would be closed, behind all that was written.
@@ -28,14 +32,15 @@ class AnswerWriter:
 
     def write(self, data: bytes) -> None:
         """The first is held until the second, or until the event loop's next turn."""
-        if self._held:
-            held, self._held = self._held, b""
-            self._transport.writelines((held, data))
-        elif self._has_begun:
-            self._transport.write(data)
-        else:
+        if not self._has_begun:
             self._has_begun, self._held = True, data
             self._loop.call_soon(self._flush)
+        elif self._held and len(data) <= MAX_JOINED_BYTES:
+            held, self._held = self._held, b""
+            self._transport.writelines((held, data))
+        else:
+            self._flush()
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         """Whether nothing more reaches the client."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-
 # asyncio's own transport joins what is written together, and a large body is not to be copied.
 MAX_JOINED_BYTES = 1 << 16
 

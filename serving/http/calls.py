@@ -6,7 +6,6 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.calls.call import REQUEST_ID, TRACEPARENT
 from serving.calls.calls import Calls
 from serving.door import Door
 from serving.errors import SegserveError, TooManyRequests, Unauthenticated
@@ -59,11 +58,10 @@ class CallMiddleware:
                     if message["status"] >= 400 and call.code == "ok":
                         call.code = "internal" if message["status"] >= 500 else "invalid_request"
                     marked = MutableHeaders(raw=message["headers"])
-                    marked[REQUEST_ID] = call.request_id
+                    for name, value in call.marks:
+                        marked[name] = value
                     if may_wait:
                         marked["Connection"] = "close"
-                    if call.traceparent:
-                        marked[TRACEPARENT] = call.traceparent
                 elif message["type"] == "http.response.body":
                     call.response_bytes += len(message.get("body", b""))
                 await send(message)

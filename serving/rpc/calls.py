@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from serving.calls.call import REQUEST_ID, TRACEPARENT, Call
+from serving.calls.call import Call
 from serving.calls.calls import Calls
 from serving.door import Door
 from serving.errors import (
@@ -71,6 +71,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 except SegserveError as error:
                     await abort(context, error)
                     raise
+                await context.send_initial_metadata(call.marks)
                 return serialize(handler, await handler.unary_unary(request, context), call)
 
         return grpc.stream_unary_rpc_method_handler(run)
@@ -81,6 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ) -> AsyncIterator[bytes]:
             with self._call(method, context) as (call, read):
                 await self._admit(call, read, context)
+                await context.send_initial_metadata(call.marks)
                 if isinstance(received, bytes):
                     try:
                         request = self._receive(handler, received, call, context)
@@ -146,10 +148,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     call.code = call.status.lower()
 
     async def _admit(self, call: Call, read: Callable[[str], str], context: Context) -> None:
-        marks = [(REQUEST_ID, call.request_id)]
-        if call.traceparent:
-            marks.append((TRACEPARENT, call.traceparent))
-        await context.send_initial_metadata(marks)
         try:
             self._check_limits(context)
             self.calls.admit(call, read)

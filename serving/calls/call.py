@@ -66,6 +66,12 @@ class Call:
     def key_name(self) -> str:
         return self.key.key.name if self.key else ""
 
+    @property
+    def marks(self) -> tuple[tuple[str, str], ...]:
+        """What an answer carries of it: names, in lower case, and values."""
+        marks = ((REQUEST_ID, self.request_id), (TRACEPARENT, self.traceparent))
+        return marks if self.traceparent else marks[:1]
+
     def count_request(self) -> None:
         """Each request of a stream counts for its key; the first was counted with the call.
 

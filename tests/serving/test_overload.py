@@ -14,10 +14,11 @@ import pytest
 import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
 from band_model import MODEL_SIZE, encode, serve_fake, write_model
-from running import running, until
+from running import running
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.utils import InferenceServerException
+from waiting import until
 
 from serving.lifecycle import Server
 from serving.repository import ModelFolder

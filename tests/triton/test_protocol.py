@@ -38,7 +38,7 @@ from serving.settings import Settings
 from serving.testing import ServerThread
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ SIZE = (64, 96)
 NETWORKS = ("icnet_resnet50_citys", "pspnet_resnet50_citys", "fcn_resnet50_citys",
             "deeplab_resnet50_citys")  # fmt: skip
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

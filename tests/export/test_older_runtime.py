@@ -46,7 +46,7 @@ OTHERS = {
     NetworkSpec("deeplab_msra_dcn", "resnet50", 0.25): SIZE,
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ async def test_what_would_be_late_is_refused_at_the_door() -> None:
         told = r"in (29\d|300)\d\d\d ms .* in 150000 ms"
         with pytest.raises(PredictedLate, match=told) as caught:
             batcher.reserve(IMAGE.nbytes, timeout_s=150.0)
-        assert 149 <= int(caught.value.retry_after) <= 150
+        assert 140 <= int(caught.value.retry_after) <= 150
         with pytest.raises(PredictedLate, match="shed_late_requests"):
             await batcher.submit(IMAGE, timeout_s=150.0)
         unhurried = await enter(batcher, None)  # no deadline, no prediction

@@ -20,6 +20,7 @@ from export.params import Parameters, write_params
 from export.passes.cut_at_logits import cut_at_logits, without_softmax
 from export.passes.prune_heads import prune_heads
 from export.pixels import IMAGENET, Pixels
+from export.shape_rules import DEFORMABLE
 from export.symbol import Entry, Graph, write_symbol
 
 # What docs/parity.md states of every network; beyond it the outcome says so.
@@ -78,7 +79,7 @@ def verify(
 
     ``graph`` is the whole symbol at that size. MXNet runs in a subprocess. Raises
     VerificationFailed where MXNet does not run, or the outputs differ by more than float32
-    arithmetic explains.
+    arithmetic explains; of deformable networks only the labels are judged.
     """
     images = example_images(height, width)
     with tempfile.TemporaryDirectory() as name:
@@ -100,8 +101,16 @@ def verify(
             str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
         )
         result = _compare(session, images, folder, done.stdout.strip().splitlines()[-1])
-    if result.relative > MAX_RELATIVE_DIFFERENCE or result.agreement < MIN_LABEL_AGREEMENT:
-        raise VerificationFailed(f"ONNX Runtime and MXNet disagree: {result}")
+    # A deformable convolution jumps at the border, and rounding moves points across it
+    # (docs/parity.md): labels alone judge such networks.
+    deforms = any(node.op in DEFORMABLE for _, node in graph.operators())
+    most = np.inf if deforms else MAX_RELATIVE_DIFFERENCE
+    near = np.isfinite(result.relative) and result.relative <= most
+    if not near or result.agreement < MIN_LABEL_AGREEMENT:
+        raise VerificationFailed(
+            f"ONNX Runtime and MXNet disagree: {result}; --no-verify writes the model without the"
+            " comparison"
+        )
     return result
 
 
@@ -146,7 +155,8 @@ def _compare(
         seen.update(np.unique(labels).tolist())
         largest = max(largest, float(np.abs(logits).max()))
         if "logits" in found:
-            absolute = max(absolute, float(np.abs(found["logits"] - logits).max()))
+            difference = np.abs(found["logits"] - logits).max()
+            absolute = float(np.maximum(absolute, difference))  # keeps what is no number
         if "mask" in found:
             equal += int((found["mask"] == labels).sum())
             total += labels.size

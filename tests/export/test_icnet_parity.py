@@ -1,10 +1,12 @@
 """The published ICNet, from its symbol to ONNX Runtime, against MXNet's forward pass."""
 
+import numpy as np
 import pytest
 
 from export.build import build_model
 from export.errors import VerificationFailed
 from export.onnx_graph import OnnxGraph
+from export.params import Parameters
 from export.retarget import retarget
 from export.symbol import read_symbol
 from export.symbol_lookup import PUBLISHED
@@ -32,3 +34,34 @@ def test_a_wrong_graph_is_noticed(make_network, make_params, run_mxnet):
     weights.set_constant("score_bias", weights.constant("score_bias") + 1)
     with pytest.raises(VerificationFailed, match="disagree"):
         verify(model, graph, parameters, *SIZE)
+
+
+def test_logits_that_are_no_numbers_are_noticed(make_network, make_params, run_mxnet):
+    graph = make_network(*SIZE)
+    parameters = make_params(graph, *SIZE)
+    model = build_model(graph, parameters, *SIZE, heads=("logits",))
+    weights = OnnxGraph(model)
+    weights.set_constant("score_bias", np.array([0, 0, 0, 0, np.nan], np.float32))
+    with pytest.raises(VerificationFailed, match=r"within nan .*--no-verify"):
+        verify(model, graph, parameters, *SIZE)
+
+
+def test_labels_alone_judge_deformable_networks(
+    make_network, make_deformable_network, make_params, run_mxnet
+):
+    """Logits of 1.01 of MXNet's: the same labels, and ten times what is refused of others."""
+    for make in (make_network, make_deformable_network):
+        graph = make(*SIZE)
+        parameters = make_params(graph, *SIZE)
+        larger = {
+            name: (array * 1.01).astype(np.float32) if name.startswith("score") else array
+            for name, array in parameters.arguments.items()
+        }
+        model = build_model(graph, Parameters(larger, parameters.auxiliary), *SIZE)
+        if make is make_network:
+            with pytest.raises(VerificationFailed, match="disagree"):
+                verify(model, graph, parameters, *SIZE)
+        else:
+            result = verify(model, graph, parameters, *SIZE)
+            assert result.relative == pytest.approx(0.01, rel=0.01)
+            assert "(bounds: " in str(result)

@@ -481,3 +481,12 @@ def test_weights_outside_of_the_networks_folder_are_refused(run, tmp_path):
     model.graph.initializer.append(weight)
     path.write_bytes(model.SerializeToString())
     assert "net.onnx" in error(run(path, *FIVE, *IMAGENET))
+
+
+def test_scores_that_are_no_numbers_are_refused(run, tmp_path):
+    network = Network(Head())
+    list(network.parameters())[-1].data[0] = float("nan")
+    path = export_network(network, tmp_path / "net.onnx", SHAPE)
+    message = error(run(path, *FIVE, *IMAGENET))
+    assert "scores within nan" in message
+    assert message.endswith("--no-verify writes it without the comparison")

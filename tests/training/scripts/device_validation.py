@@ -1,9 +1,10 @@
 """MXNet's trainer on two devices of one process: ``device_validation.py FOLDER FLAG...``.
 
 Two CPU contexts stand for GPUs. Writes ``FOLDER/devices.json``: how far a step of both devices is
-from that of one with the whole batch, relative to its length, with frozen and with synchronised
-batch norms; then, after steps in which each device has other statistics, the confusion matrices of
-both together and of one that reads the weights from their file, and the images of each device.
+from that of one with the whole batch, relative to its length (frozen batch norms: synchronised ones
+do not train on a CPU); what devices with synchronised ones answer and learn with one's weights;
+then, after steps in which each device has other statistics, the confusion matrices of both together
+and of one that reads the weights from their file, and the images of each device.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from training.loader import Batch
 from training.mxnet_import import mx
 from training.options import parse_options
 from training.trainers import gluon_trainer
+from training.trainers.gluon_trainer import batch_norms
 from training.validation import validate
 
 CLASSES = 11
@@ -60,6 +62,27 @@ def read(learner: gluon_trainer.GluonLearner) -> np.ndarray:
     )
 
 
+def compare_synchronised(folder: Path, flags: list[str], batch: Batch) -> dict[str, object]:
+    """Whether one's weights fit several devices with synchronised batch norms, and learn alike."""
+    alone, together = (make_learner([*flags, "--syncbn"], devices) for devices in (1, 2))
+    alone.write_parameters(folder / "start.params")
+    together.read_parameters(folder / "start.params")
+    expected = alone.logits(batch.images[0])
+    apart = [
+        float(np.abs(logits - expected).max())
+        for logits in together.logits_together([batch.images[0], batch.images[0]])
+    ]
+    rates = [
+        {name: (p.lr_mult, p.wd_mult) for name, p in learner.network.collect_params().items()}
+        for learner in (alone, together)
+    ]
+    return {
+        "apart": max(apart) / float(np.abs(expected).max()),
+        "same_rates": rates[0] == rates[1],
+        "kinds": sorted({type(norm).__name__ for norm in batch_norms(together.network)}),
+    }
+
+
 def compare_steps(folder: Path, flags: list[str], batch: Batch) -> tuple[float, float]:
     """The distance of the steps, of their length; and that of the losses, of the loss."""
     alone, together = make_learner(flags, 1), make_learner(flags, 2)
@@ -87,8 +110,8 @@ def main(folder: Path, flags: list[str]) -> None:
     told: dict[str, object] = {}
     options = parse_options(flags)
     batch = make_batch(options.height, options.crop_width)
-    for norms in ("--freeze-bn", "--syncbn"):
-        told[norms] = compare_steps(folder, [*flags, norms], batch)
+    told["steps"] = compare_steps(folder, [*flags, "--freeze-bn"], batch)
+    told["synchronised"] = compare_synchronised(folder, flags, batch)
 
     alone, learner = make_learner(flags, 1), make_learner(flags, 2)
     for _ in range(2):  # the first one ends with the first device's statistics on all

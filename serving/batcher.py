@@ -173,9 +173,10 @@ class Batcher:
             priority: None where it is not known yet: then only what holds for each counts.
 
         Raises:
-            SegserveError: as ``reserve``, whose other arguments these are.
+            SegserveError: as ``reserve``, whose other arguments these are; nothing is said of a
+                deadline that has passed.
         """
-        self._check_open(timeout_s)
+        self._check_open(None)
         scheduling = self.limits.scheduling
         if priority is None and scheduling.priority_levels <= 1:
             priority = 0

@@ -52,6 +52,8 @@ class Door:
         Raises:
             QueueFull, PredictedLate: as ``Segmenter.segment``.
         """
+        if announced.timeout_s is not None and announced.timeout_s <= 0.0:
+            return
         try:
             model = self._registry.get(announced.model, announced.version)
         except SegserveError:

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -28,6 +28,8 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
 from serving.calls.access_log import AccessLog
+from serving.door import Announced
+from serving.errors import QueueFull
 from serving.lifecycle import Server
 from serving.rpc import door
 from serving.testing import FakeEngine
@@ -196,6 +198,16 @@ async def test_strangers_learn_nothing_of_the_queue(
             async with connected(server) as client:
                 client.send_head(X_API_Key=KEY)
                 assert (await client.read()).code == code
+
+
+async def test_a_deadline_that_has_passed_is_left_to_the_way_of_all(repository: Path) -> None:
+    """It is another error, and counted there."""
+    async with full(repository) as (server, _, _):
+        announced = Announced("bands", None, -0.1)
+        server.segmenter.door.check(announced, "grpc")
+        with pytest.raises(QueueFull):
+            server.segmenter.door.check(replace(announced, timeout_s=5.0), "grpc")
+        assert sample(server, "segserve_rejected_total", model="bands", reason="deadline") == 0
 
 
 @pytest.mark.parametrize(

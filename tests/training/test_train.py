@@ -22,6 +22,7 @@ from export.symbol import read_symbol
 from training.runs.checkpoint import RunFolder
 
 TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
+SCRIPTS = Path(__file__).parent / "scripts"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 NETWORK = "--model icnet --backbone resnet18 --width 0.25 --crop-size 64x96 --base-size 96"
 # The schedule depends on the number of epochs, so every run here asks for the same two.
@@ -47,6 +48,18 @@ def train(scenes: Path, runs: Path, *more: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command(scenes, runs, *more), capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
+
+
+def train_until(
+    number: signal.Signals, place: tuple[int, int], scenes: Path, runs: Path, *more: str
+) -> subprocess.CompletedProcess[str]:
+    """The same, told to end before step ``place`` (epoch, iteration), both from 0."""
+    python, *given = command(scenes, runs, *more)
+    script = SCRIPTS / "signalled.py"
+    return subprocess.run(
+        [python, str(script), number.name, *map(str, place), *given],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
 
 
 def resume(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -154,15 +167,9 @@ def test_a_killed_run_resumes_to_the_same_weights(whole: Path, scenes: Path, run
     The run's folder knows all flags of the command that was killed.
     """
     killed = runs / "camvid" / "icnet" / "killed"
-    with subprocess.Popen(
-        command(scenes, runs, "--checkname", "killed"),
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 2 iteration 2/"):
-                process.kill()
-                break
+    done = train_until(signal.SIGKILL, (1, 2), scenes, runs, "--checkname", "killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "epoch 2 iteration 2/" in done.stdout
     assert RunFolder(killed).read_state().epochs_done == 1
     assert len(read_log(killed)) == 1
 
@@ -223,23 +230,15 @@ def test_what_cannot_be_read_is_one_line(scenes: Path, runs: Path) -> None:
 def test_a_term_signal_keeps_the_step(scenes: Path, runs: Path) -> None:
     """In MXNet too; PyTorch's equality to an uninterrupted run is in test_resuming.py."""
     run = runs / "camvid" / "icnet" / "told"
-    with subprocess.Popen(
-        command(scenes, runs, "--checkname", run.name, "--no-val"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 2 iteration 2/"):
-                process.terminate()
-                break
-        _, said = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert said.endswith(f"train.py: ended by SIGTERM; --resume {run} goes on at that step\n")
-    epochs, iterations = RunFolder(run).read_state().place
-    assert epochs == 1
-    assert 2 <= iterations < ITERATIONS
+    told = train_until(signal.SIGTERM, (1, 2), scenes, runs, "--checkname", run.name, "--no-val")
+    assert told.returncode == 128 + signal.SIGTERM, told.stderr
+    assert told.stderr.endswith(
+        f"train.py: ended by SIGTERM; --resume {run} goes on at that step\n"
+    )
+    # The step that was under way is kept.
+    assert RunFolder(run).read_state().place == (1, 3)
     done = resume(run)
     assert done.returncode == 0, done.stderr
-    assert f"epochs 2 to 2, from iteration {iterations + 1} on" in done.stdout
-    assert f"epoch 2 iteration {iterations}/" not in done.stdout
+    assert "epochs 2 to 2, from iteration 4 on" in done.stdout
+    assert "epoch 2 iteration 3/" not in done.stdout
     assert RunFolder(run).read_state().place == (2, 0)

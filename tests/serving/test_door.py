@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import aiohttp
 import grpc
 import httpx
 import numpy as np
@@ -287,13 +286,6 @@ async def by_httpx(server: Server) -> int:
     return refused[1]
 
 
-async def by_aiohttp(server: Server) -> int:
-    async with aiohttp.ClientSession() as http:
-        url = f"http://127.0.0.1:{server.ports.http}{SEGMENT}"
-        async with http.post(url, data=io.BytesIO(LARGE)) as answer:
-            return answer.status
-
-
 async def by_tritonclient(server: Server) -> int:
     def ask() -> int:
         with triton_http.InferenceServerClient(f"127.0.0.1:{server.ports.http}") as client:
@@ -308,7 +300,7 @@ async def by_tritonclient(server: Server) -> int:
     return await asyncio.to_thread(ask)
 
 
-@pytest.mark.parametrize("ask", [by_curl, by_httpx, by_aiohttp, by_tritonclient])
+@pytest.mark.parametrize("ask", [by_curl, by_httpx, by_tritonclient])
 async def test_clients_that_still_send_see_the_refusal(
     repository: Path, ask: Callable[[Server], object]
 ) -> None:

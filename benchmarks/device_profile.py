@@ -11,6 +11,7 @@ from benchmarks.subject import Case, EngineMissing
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
 from serving.engines.graph import cut_to, outputs_of, read_graph, read_spec
+from serving.engines.half_logits import narrow_half_logits
 from serving.engines.providers import without_cuda_graphs
 from serving.engines.session import open_session, session_options
 from serving.errors import InvalidModel
@@ -30,6 +31,7 @@ def profile_graph(case: Case, engine: str, acceleration: Acceleration) -> NodePr
     whole = read_graph(case.graph)
     model = cut_to(case.graph, whole, case.output or outputs_of(whole)[0])
     spec = read_spec(case.graph, model, 1, case.batch)
+    model = narrow_half_logits(model)
     device = open_device(engine)
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(acceleration, 1, case.threads)

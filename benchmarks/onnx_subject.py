@@ -8,9 +8,9 @@ from benchmarks.subject import Case, EngineMissing
 from serving.engine import EngineSpec
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
-from serving.engines.cut import narrow_output
 from serving.engines.devices import CudaDevice, Device, HostDevice, load_cuda_runtime
 from serving.engines.graph import INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
+from serving.engines.half_logits import narrow_half_logits
 from serving.engines.providers import gpu_providers, has_cuda_graphs, without_cuda_graphs
 from serving.engines.session import (
     CPU,
@@ -20,6 +20,7 @@ from serving.engines.session import (
     open_session,
     session_options,
 )
+from serving.engines.winograd import apply_winograd
 from serving.errors import EngineFailed, InvalidModel
 
 PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
@@ -43,8 +44,10 @@ class OnnxSubject:
         output = case.output or outputs_of(whole)[0]
         model = cut_to(case.graph, whole, output)
         spec = read_spec(case.graph, model, 1, case.batch)
-        if output == LOGITS and spec.precision == "fp16" and engine != "cpu":
-            model = narrow_output(model)
+        if engine != "cpu":
+            model = narrow_half_logits(model)
+        elif acceleration.winograd:
+            model = apply_winograd(model)
         self.on_gpu = engine != "cpu"
         self.engine = f"onnxruntime-{engine}"
         self._device = open_device(engine)

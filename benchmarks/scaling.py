@@ -87,7 +87,7 @@ def engine(
         for setting in curve.settings:
             point = measure_apart(setting)
             found[curve.name].append(point)
-            typer.echo(_line(curve.name, point))
+            typer.echo(point.row(curve.name))
     typer.echo(str(write_result("scaling_engine", {"curves": found}, machine, results)))
 
 
@@ -200,16 +200,6 @@ _PLOTS: tuple[tuple[str, str, Read, Read, str], ...] = (
 
 def _draw(axes: Axes, x: Sequence[float], y: Sequence[float], label: str) -> None:
     axes.plot(x, y, "o-", ms=4, label=label)
-
-
-def _line(curve: str, point: Point) -> str:
-    setting = point.setting
-    return (
-        f"| {curve} | {setting.height}x{setting.width} | {setting.precision} | {setting.classes} "
-        f"| {setting.batch} | {setting.instances} x {setting.threads // setting.instances or 1} "
-        f"| {point.run_ms} | {point.restore_ms} | {point.images_per_second:.2f} "
-        f"| {point.cpu_ms:.0f} | {point.memory_mib:.0f} |"
-    )
 
 
 def _cores() -> int:

@@ -64,6 +64,17 @@ class Point:
     memory_mib: float
     graph_mib: float
 
+    def row(self, curve: str) -> str:
+        """Of the table in docs/scaling.md."""
+        setting = self.setting
+        threads = max(1, setting.threads // setting.instances)
+        return (
+            f"| {curve} | {setting.height}x{setting.width} | {setting.precision} "
+            f"| {setting.classes} | {setting.batch} | {setting.instances} x {threads} "
+            f"| {self.run_ms} | {self.restore_ms} | {self.images_per_second:.2f} "
+            f"| {self.cpu_ms:.0f} | {self.memory_mib:.0f} |"
+        )
+
 
 def measure_apart(setting: Setting) -> Point:
     """The point of a setting, from a process of its own.

@@ -31,6 +31,7 @@ from export.symbol_lookup import NetworkName
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import INPUT, LOGITS, MASK, cut_to
 from serving.engines.session import session_options
+from serving.engines.winograd import apply_winograd
 from serving.geometry import Size
 from serving.palette import load_labels
 
@@ -94,6 +95,11 @@ def variants(precision: str, threads: int) -> list[Variant]:
     ]
     if precision == "fp32":
         found += [Variant(f"without `{name}`", f"without {name}") for name in REWRITES]
+        found.append(
+            Variant(
+                "direct 3x3 convolutions (winograd: 0)", acceleration=Acceleration(winograd=False)
+            )
+        )
     else:
         found += [
             Variant("fp32", "fp32"),
@@ -154,9 +160,13 @@ def open_variant(graphs: Graphs, variant: Variant, threads: int) -> Callable[[],
     options = session_options(variant.acceleration, 1, threads)
     if variant.change is not None:
         variant.change(options)
+    model = graphs.get(variant.graph)
+    if variant.acceleration.winograd and variant.graph != "plain":
+        model = apply_winograd(model)
     session = onnxruntime.InferenceSession(
-        graphs.get(variant.graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    del model
     shape = (1, graphs.size.height, graphs.size.width, 3)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return lambda: session.run(None, {INPUT: image})
@@ -228,7 +238,8 @@ def main(
 
 def _share(graphs: Graphs, wall: Spread, peak: Peak) -> dict[str, float]:
     """What the served network multiplies, in fact, and the part of the peak that this is."""
-    gmacs = count_gmacs(graphs.get("fp32"))
+    model = graphs.get("fp32")
+    gmacs = count_gmacs(apply_winograd(model) if graphs.precision == "fp32" else model)
     speed = gmacs / wall.median * 1000
     return {
         "gmacs": round(gmacs, 1),

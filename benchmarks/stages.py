@@ -1,6 +1,6 @@
 """Each stage around the network against the obvious way to do it, one thread, in turn.
 
-``python -m benchmarks.stages [--photo STREET.jpg ...] [--json FILE] [--seconds N]``. The times are
+``python -m benchmarks.stages [--photo STREET.jpg ...] [--seconds N]``. The times are
 the process's CPU time a run (median over all photos' runs, and the quartiles), which other work on
 the machine disturbs less than wall time; both are written, and each photo's own ratio. Without a
 photo a scene is rendered.
@@ -8,10 +8,8 @@ photo a scene is rendered.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +19,7 @@ import numpy.typing as npt
 import typer
 
 from benchmarks import obvious
+from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.stage_subjects import FINE, SIZE, Logits, Subjects, make_subjects, mixed_share
 from benchmarks.timing import Turns, pool, time_in_turn
 from serving import image, lifecycle, restore
@@ -28,10 +27,8 @@ from serving.class_statistics import class_statistics
 from serving.forms.mask_view import MaskOptions
 from serving.geometry import Size, scale
 from serving.mask import encode
-from training.runs.environment import read_environment
 
 PACKAGES = ("numpy", "numba", "opencv-python", "onnxruntime", "isal", "pillow", "pycocotools")
-RESULTS = Path(__file__).parent / "results" / "stages.json"
 
 
 @dataclass(frozen=True)
@@ -225,9 +222,10 @@ def main(
     ] = None,
     repository: Annotated[Path, typer.Option(help="Has icnet.")] = Path("model_repository"),
     seconds: Annotated[float, typer.Option(min=0, help="For each stage of each photo.")] = 3.0,
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Folder.")] = RESULTS,
 ) -> None:
     """Prints a row a stage, and writes them all."""
+    machine = read_machine(PACKAGES)
     cv2.setNumThreads(1)
     lifecycle.warm_stages()
     kinds, stages, agreements = [], [], []
@@ -252,19 +250,13 @@ def main(
             f"{SIZE} pixels {agreement.ours} differ from float64 here, "
             f"{agreement.onnx_runtime} by ONNX Runtime"
         )
-    here = read_environment()
-    written = {
+    content = {
         "subjects": f"{', '.join(kinds)} of {SIZE}; logits of {FINE} are of tiles put together",
-        "cpu": here.cpu,
-        "cores": here.cores,
         "threads": 1,
-        "python": here.python,
-        "packages": {name: version(name) for name in PACKAGES},
-        "rows": [asdict(row) for row in rows],
-        "agreement": [asdict(agreement) for agreement in agreements],
+        "rows": rows,
+        "agreement": agreements,
     }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(written, indent=1) + "\n")
+    typer.echo(str(write_result("stages", content, machine, results)))
 
 
 if __name__ == "__main__":

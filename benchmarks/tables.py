@@ -16,8 +16,7 @@ from typing import Annotated, TypedDict
 import typer
 
 from benchmarks.machine import RESULTS, Machine, save_plot
-from benchmarks.scaling_engine import Point, read_point
-from benchmarks.timing import Spread
+from benchmarks.scaling_engine import read_point
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("performance.md", "scaling.md")
@@ -114,7 +113,7 @@ def engine_table(results: Path) -> str:
         "|---" * 11 + "|",
     ]
     for curve, points in told["curves"].items():
-        lines += [_point(curve, read_point(json.dumps(point))) for point in points]
+        lines += [read_point(json.dumps(point)).row(curve) for point in points]
     return "\n".join([*lines, *_sources([told], "scaling_engine")])
 
 
@@ -202,21 +201,6 @@ def plot_settings(results: Path) -> Path:
     figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # type: ignore[union-attr]
     (told, *_) = found.values()
     return save_plot("settings", figure, Machine(**told["machine"]), results)  # type: ignore[arg-type]
-
-
-def _point(curve: str, point: Point) -> str:
-    setting = point.setting
-    threads = max(1, setting.threads // setting.instances)
-    return (
-        f"| {curve} | {setting.height}x{setting.width} | {setting.precision} | {setting.classes} "
-        f"| {setting.batch} | {setting.instances} x {threads} | {_ms(point.run_ms)} "
-        f"| {_ms(point.restore_ms)} | {point.images_per_second:.2f} | {point.cpu_ms:.0f} "
-        f"| {point.memory_mib:.0f} |"
-    )
-
-
-def _ms(spread: Spread) -> str:
-    return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f})"
 
 
 def _sources(files: list[_Settings], picture: str) -> list[str]:

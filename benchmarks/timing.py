@@ -22,7 +22,11 @@ class Spread:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+        median, low, high = (
+            f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+            for value in (self.median, self.low, self.high)
+        )
+        return f"{median} ({low}-{high})"
 
 
 def spread_of(values: Sequence[float]) -> Spread:

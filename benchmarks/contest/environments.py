@@ -1,22 +1,21 @@
-"""Environments of their own for servers whose packages cannot share this project's.
+"""Environments of their own for packages that cannot share ours, kept in the cache folder.
 
-They are kept under ``build/environments`` of the checkout, which git ignores. Exact versions stand
-in ``requirements/``.
+Exact versions of other servers stand in ``requirements/``.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 from benchmarks.contest.processes import Unavailable
+from serving.cache import cache_folder
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
-ENVIRONMENTS = Path(__file__).parents[2] / "build" / "environments"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def find_environment(name: str) -> Path:
@@ -25,21 +24,47 @@ def find_environment(name: str) -> Path:
     Raises:
         Unavailable: the packages cannot be installed here.
     """
-    requirements = REQUIREMENTS / f"{name}.txt"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    digest = hashlib.sha256(version.encode() + requirements.read_bytes()).hexdigest()[:8]
-    folder = ENVIRONMENTS / f"{name}-{digest}"
+    return make_environment(name, *_read_requirements(name))
+
+
+def has_environment(name: str) -> bool:
+    """Whether the environment of ``requirements/NAME.txt`` is there."""
+    done = _folder(name) / "done"
+    return done.exists() and done.read_text() == _wanted(_read_requirements(name))
+
+
+def make_environment(name: str, *requirements: str) -> Path:
+    """The ``bin`` folder of an environment with just these packages; installs them once.
+
+    Raises:
+        Unavailable: they cannot be installed here.
+    """
+    folder = _folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     binaries, done = folder / "env" / "bin", folder / "done"
+    wanted = _wanted(requirements)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
+        if not done.exists() or done.read_text() != wanted:
             venv.create(folder / "env", with_pip=True, clear=True)
             pip = [binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps"]
-            command = [*pip, "--disable-pip-version-check", "-r", requirements]
+            command = [*pip, "--disable-pip-version-check", *requirements]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             if ran.returncode:
                 why = ran.stderr.strip().splitlines()[-1:] or ["pip failed"]
                 raise Unavailable(f"{name} cannot be installed: {why[0]}")
-            done.touch()
+            done.write_text(wanted)
     return binaries
+
+
+def _read_requirements(name: str) -> list[str]:
+    lines = (REQUIREMENTS / f"{name}.txt").read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _wanted(requirements: list[str] | tuple[str, ...]) -> str:
+    return "\n".join((PYTHON, *requirements))
+
+
+def _folder(name: str) -> Path:
+    return cache_folder() / "environments" / name

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.loadgen.process_time import find_family
+
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 
@@ -128,20 +130,11 @@ def free_ports(count: int) -> list[int]:
 def read_memory(pids: Sequence[int]) -> Memory:
     """Linux: of the processes and their descendants, from ``/proc``."""
     peak = pss = 0
-    for pid in _families(pids):
+    for pid in find_family(pids):
         with suppress(OSError):
             peak += _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM")
             pss += _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
     return Memory(round(peak / 1024, 1), round(pss / 1024, 1))
-
-
-def _families(pids: Sequence[int]) -> list[int]:
-    family = list(pids)
-    for pid in family:  # grows while it is walked
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            with suppress(OSError):
-                family += [int(child) for child in children.read_text().split()]
-    return family
 
 
 def _kilobytes(file: Path, name: str) -> int:

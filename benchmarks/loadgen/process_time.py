@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,23 +14,25 @@ def read_cpu_seconds(pid: int) -> float:
     Raises:
         ProcessLookupError: there is no such process.
     """
-    times: dict[int, int] = {}
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
+    ticks = 0
+    for member in find_family([pid]):
         try:
             # The name, in parentheses, may hold anything.
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
         except OSError:
+            if member == pid:
+                raise ProcessLookupError(f"no process {pid}") from None
             continue  # It ended meanwhile.
-        parents[int(folder.name)] = int(fields[1])
         # Own time, and that of children that ended and were waited for.
-        times[int(folder.name)] = sum(map(int, fields[11:15]))
-    if pid not in times:
-        raise ProcessLookupError(f"no process {pid}")
-    family, found = {pid}, {pid}
-    while found:
-        found = {child for child, parent in parents.items() if parent in found}
-        family |= found
-    return sum(times[member] for member in family) / os.sysconf("SC_CLK_TCK")
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def find_family(pids: Sequence[int]) -> list[int]:
+    """The processes and all that descend from them and still run."""
+    family = list(pids)
+    for pid in family:  # grows while it is walked
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                family += [int(child) for child in children.read_text().split()]
+    return family

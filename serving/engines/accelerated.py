@@ -30,9 +30,9 @@ import onnx
 from serving.engine import EngineSpec, Prediction
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
-from serving.engines.cut import narrow_output
 from serving.engines.devices import Device
 from serving.engines.graph import CHANNELS, LOGITS, MASK, cut_to, outputs_of, read_graph, read_spec
+from serving.engines.half_logits import narrow_half_logits
 from serving.engines.providers import has_cuda_graphs, without_cuda_graphs
 from serving.engines.session import CPU, CUDA, TENSORRT, Provider, open_session, session_options
 from serving.errors import EngineFailed, InvalidModel
@@ -89,7 +89,7 @@ class AcceleratedEngine:
         self._path = path
         self._provider = ""
         self._lanes: SimpleQueue[_Lane] = SimpleQueue()
-        graphs = {name: self._narrow(cut) for name, cut in cuts.items()}
+        graphs = {name: narrow_half_logits(cut) for name, cut in cuts.items()}
         for device in devices:
             providers = choose_providers(self._spec, device)
             self._lanes.put(_Lane(device, self._open(graphs, device, providers)))
@@ -147,12 +147,6 @@ class AcceleratedEngine:
         if output == LOGITS:
             return Prediction(np.asarray(result, np.float32), None)
         return Prediction(None, np.asarray(result, np.uint8))
-
-    def _narrow(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        output = model.graph.output[0]
-        if output.name == LOGITS and self._spec.precision == "fp16":
-            return narrow_output(model)
-        return model
 
     def _open(
         self, graphs: Mapping[str, onnx.ModelProto], device: Device, providers: list[Provider]

@@ -83,6 +83,7 @@ class Acceleration:
         intra_op_threads: 0 leaves it to the engine.
         parallel: whether branches of the graph run at once.
         arena, pattern: ONNX Runtime's memory arena, and its planning of memory.
+        winograd: whether convolutions may be made by fewer products, on CPUs.
     """
 
     device: str = AUTO
@@ -96,6 +97,7 @@ class Acceleration:
     parallel: bool = False
     arena: bool = True
     pattern: bool = True
+    winograd: bool = True
 
 
 def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
@@ -144,6 +146,7 @@ def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
         parallel=_flag(where, parameters, "execution_mode", default=False),
         arena=_flag(where, parameters, "enable_mem_arena", default=True),
         pattern=_flag(where, parameters, "enable_mem_pattern", default=True),
+        winograd=_flag(where, parameters, "winograd", default=True),
     )
 
 

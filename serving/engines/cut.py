@@ -48,26 +48,3 @@ def find_precision(model: onnx.ModelProto) -> str:
     if any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer):
         return "fp16"
     return "fp32"
-
-
-def narrow_output(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose one float32 output is float16, its name unchanged: half the bytes to carry.
-
-    Of a graph that computes in float16 the values have no more than its 11 bits, but for what
-    the last resize interpolates: the rounding is within half a unit of the eleventh bit.
-    """
-    narrow = onnx.ModelProto()
-    narrow.CopyFrom(model)
-    (output,) = narrow.graph.output
-    wide = f"{output.name}_float32"
-    for node in narrow.graph.node:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == output.name:
-                    names[position] = wide
-    cast = onnx.helper.make_node(
-        "Cast", [wide], [output.name], name=f"{output.name}_float16", to=onnx.TensorProto.FLOAT16
-    )
-    narrow.graph.node.append(cast)
-    output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    return narrow

@@ -13,6 +13,7 @@ from serving.engine import EngineSpec, Prediction
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import CHANNELS, INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
 from serving.engines.session import CPU, open_session, session_options
+from serving.engines.winograd import apply_winograd
 from serving.errors import EngineFailed
 
 
@@ -42,7 +43,10 @@ class OnnxEngine:
         self._output = outputs_of(model)[0]
         model = cut_to(path, model, self._output)
         self._spec = read_spec(path, model, instances, max_batch_size)
+        if acceleration.winograd:
+            model = apply_winograd(model)
         content = model.SerializeToString()
+        del model  # Not beside the sessions: it is as large as their weights.
         options = session_options(acceleration, instances, threads)
         self._sessions: SimpleQueue[onnxruntime.InferenceSession] = SimpleQueue()
         for _ in range(instances):

@@ -21,7 +21,7 @@ from triton_server import install_triton
 from benchmarks.contest import cases, cli
 from benchmarks.contest.cases import Case, Files, build_files
 from benchmarks.contest.contestants import CONTESTANTS, Setting
-from benchmarks.contest.environments import ENVIRONMENTS
+from benchmarks.contest.environments import has_environment
 from benchmarks.contest.measure import Load, Row, busy_rate
 from benchmarks.contest.plot import plot_summaries
 from benchmarks.contest.processes import Unavailable, free_ports, run_process
@@ -118,7 +118,7 @@ def test_servers_answer_the_same_mask_and_are_measured(
 def test_servers_of_other_environments(
     name: str, case: Case, files: Files, photo: bytes, tmp_path: Path
 ) -> None:
-    if not list(ENVIRONMENTS.glob(f"{name}-*/done")):
+    if not has_environment(name):
         pytest.skip(f"not installed; once: python benchmarks/peers.py tiny --only {name}")
     kept = measure(name, case, files, photo, tmp_path)
     assert kept.left_out == {}

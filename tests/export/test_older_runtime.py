@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def older_python() -> Path:
     packages = ("numpy==1.26.4", f"onnxruntime=={VERSION}", "coloredlogs", "flatbuffers",
                 "humanfriendly", "mpmath", "packaging", "protobuf<6", "sympy")  # fmt: skip
-    return make_environment(f"onnxruntime-{VERSION}", *packages)
+    return make_environment(f"onnxruntime-{VERSION}", *packages) / "python"
 
 
 def run_older(python: Path, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -19,8 +19,9 @@ from serving.engines import accelerated, devices
 from serving.engines.accelerated import AcceleratedEngine
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, Tensor, image_tensor
-from serving.engines.cut import cut_graph, narrow_output
+from serving.engines.cut import cut_graph
 from serving.engines.devices import CudaDevice, Device, HostDevice, load_cuda_runtime
+from serving.engines.half_logits import narrow_half_logits
 from serving.engines.session import CPU, CUDA, Provider
 from serving.errors import EngineFailed, InvalidModel
 from serving.restore import labels_from_logits
@@ -168,7 +169,7 @@ def test_float16_logits_are_half_the_bytes_and_the_same_labels(tmp_path: Path) -
     path = ROOT / "model_repository" / "icnet" / "1" / "model.onnx"
     engine = open_engine(path, instances=1, max_batch_size=1)
     assert engine.spec.precision == "fp16"
-    narrow = narrow_output(cut_graph(onnx.load(str(path)), "logits"))
+    narrow = narrow_half_logits(cut_graph(onnx.load(str(path)), "logits"))
     onnx.checker.check_model(narrow, full_check=True)
     assert narrow.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT16
     rows = np.linspace(0, 255, 352, dtype=np.uint8)[:, None, None]

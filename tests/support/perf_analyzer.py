@@ -21,7 +21,7 @@ def run_perf_analyzer(*arguments: str, table: Path) -> dict[str, str]:
 
     Where the program or its libraries cannot be had, the test is skipped (in CI, it fails).
     """
-    folder = make_environment("perf_analyzer", WHEEL).parent
+    folder = make_environment("perf_analyzer", WHEEL)
     binary = folder / "perf_analyzer"
     if not binary.exists():
         unavailable(f"{WHEEL} holds no perf_analyzer")

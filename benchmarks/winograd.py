@@ -1,0 +1,139 @@
+"""Layers of segmentation networks: direct convolutions against Winograd's form.
+
+``python -m benchmarks.winograd [--layers 512x512@32x64:4]``, a layer as INPUTSxOUTPUTS@HEIGHTxWIDTH
+and ``:DILATION``. Both forms take turns; the gain that ``serving/engines/winograd_cost.py``
+expects stands beside the measured one, and the largest difference as a share of the largest output.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import typer
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.machine import RESULTS, read_machine, write_result
+from benchmarks.timing import Spread, ratios, spread_of, time_in_turn
+from serving.engines import winograd
+from serving.engines.acceleration import Acceleration
+from serving.engines.session import session_options
+from serving.engines.winograd_cost import Layer, Plan, choose_plan, estimate
+
+LAYERS = (
+    "2048x512@32x64", "512x512@32x64:4", "256x256@32x64:2",  # ICNet at 1024x2048
+    "256x128@64x128:2", "128x128@128x256:2", "64x128@256x512",
+    "2048x512@128x256", "512x512@128x256:4", "256x256@128x256:2",  # PSPNet at 1024x2048
+)  # fmt: skip
+_LAYER = re.compile(r"(\d+)x(\d+)@(\d+)x(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer; ``gain`` of direct to Winograd's form, turn by turn."""
+
+    layer: str
+    plan: Plan
+    chosen: bool
+    direct_ms: Spread
+    winograd_ms: Spread
+    gain: Spread
+    expected: float
+    difference: float
+
+    def line(self) -> str:
+        chosen = "yes" if self.chosen else "no"
+        return (
+            f"| {self.layer} | {self.direct_ms} | {self.winograd_ms} | {self.gain} "
+            f"| {self.expected:.2f} | {chosen} | {self.difference:.1e} |"
+        )
+
+
+def read_layer(text: str) -> Layer:
+    """Raises ``typer.BadParameter`` where it is none."""
+    found = _LAYER.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r}: as 512x512@32x64, or 512x512@32x64:4 with dilation 4")
+    return Layer(*(int(part or 1) for part in found.groups()))
+
+
+def make_convolution(layer: Layer) -> onnx.ModelProto:
+    """One layer with random weights."""
+    rng = np.random.default_rng(0)
+    shape = (layer.outputs, layer.inputs, 3, 3)
+    weights = rng.standard_normal(shape, np.float32) * np.float32((9 * layer.inputs) ** -0.5)
+    around = {"dilations": [layer.dilation] * 2, "pads": [layer.dilation] * 4}
+    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3], **around)
+    size = [1, layer.inputs, layer.height, layer.width]
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, size)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, layer.outputs, *size[2:]])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def measure(text: str, threads: int, turns: int) -> Row:
+    """Both forms in turn, whether or not the engine would choose the second."""
+    layer = read_layer(text)
+    plan = choose_plan(layer) or Plan(layer.height, layer.width)
+    model = make_convolution(layer)
+    other = winograd.replace_convolutions(model, lambda given: plan)
+    image = np.random.default_rng(1).standard_normal(
+        (1, layer.inputs, layer.height, layer.width), np.float32
+    )
+    runs = [_open(one, image, threads) for one in (model, other)]
+    # Memory is planned in the first runs.
+    direct, fewer = ([run() for _ in range(3)][-1] for run in runs)
+    slow, fast = time_in_turn(runs, 0.0, turns)
+    return Row(
+        text,
+        plan,
+        choose_plan(layer) is not None,
+        spread_of([1000 * wall for wall in slow.walls]),
+        spread_of([1000 * wall for wall in fast.walls]),
+        ratios(slow.walls, fast.walls),
+        layer.products / estimate(layer, plan),
+        float(np.abs(direct - fewer).max() / np.abs(direct).max()),
+    )
+
+
+def _open(
+    model: onnx.ModelProto, image: npt.NDArray[np.float32], threads: int
+) -> Callable[[], npt.NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(Acceleration(), 1, threads),
+        providers=["CPUExecutionProvider"],
+    )  # fmt: skip
+    return lambda: np.asarray(session.run(None, {"x": image})[0], np.float32)
+
+
+def main(
+    layers: Annotated[str, typer.Option(help="By comma.")] = ",".join(LAYERS),
+    turns: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 7,
+    threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    results: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
+) -> None:
+    """Prints a row a layer."""
+    machine = read_machine()
+    typer.echo("| layer | direct, ms | Winograd, ms | gain | expected | chosen | difference |")
+    typer.echo("|---" * 7 + "|")
+    rows = []
+    for text in layers.split(","):
+        rows.append(measure(text.strip(), threads or len(os.sched_getaffinity(0)), turns))
+        typer.echo(rows[-1].line())
+    write_result("winograd", {"rows": rows}, machine, results)
+
+
+if __name__ == "__main__":
+    typer.run(main)

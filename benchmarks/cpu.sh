@@ -26,6 +26,7 @@ measure() {
         "${run[@]}" benchmarks.settings pspnet_resnet50 --precision fp32 --turns 3 \
             --only plain,factor,extended
         ;;
+    winograd) "${run[@]}" benchmarks.winograd ;;
     guard) "${run[@]}" benchmarks.guard --update ;;
     scaling-engine) "${run[@]}" benchmarks.scaling engine ;;
     scaling-server) "${run[@]}" benchmarks.scaling server ;;
@@ -41,7 +42,7 @@ measure() {
 }
 
 steps=("$@")
-[ "${#steps[@]}" -gt 0 ] || steps=(icnet-int8 icnet-fp32 pspnet-int8 pspnet-fp32 guard
+[ "${#steps[@]}" -gt 0 ] || steps=(icnet-int8 icnet-fp32 pspnet-int8 pspnet-fp32 winograd guard
     scaling-engine scaling-server plots)
 for step in "${steps[@]}"; do
     echo "== $step" >&2

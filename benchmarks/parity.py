@@ -8,16 +8,13 @@ named networks and sizes are replaced. Needs the extra ``training``.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from export.build import build_model
-from export.errors import ExportError
+from export.errors import ExportError, TracingFailed
 from export.random_params import random_params
-from export.symbol import Graph, read_symbol
+from export.symbol import Graph
+from export.traced_symbol import NetworkSpec, trace_symbol
 from export.verify import Verification, verify
 
 PAGE = Path(__file__).parent.parent / "docs" / "parity.md"
@@ -30,59 +27,28 @@ HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network of ``training.networks``: what ``training.symbols`` is asked for."""
-
-    model: str
-    backbone: str
-    width: float = 1.0
-    aux: bool = False
-    output_stride: int = 16
-
-
 NETWORKS = {
-    "icnet_resnet18_0.5": Network("icnet", "resnet18", 0.5),
-    "icnet_resnet18": Network("icnet", "resnet18"),
-    "icnet_resnet50": Network("icnet", "resnet50"),
-    "icnet_resnet101": Network("icnet", "resnet101"),
-    "icnet_fast_seg_resnet50": Network("icnet_fast_seg", "resnet50"),
-    "icnet_two_pass_resnet50": Network("icnet_two_pass", "resnet50"),
-    "pspnet_resnet50": Network("pspnet", "resnet50"),
-    "pspnet_resnet50_aux": Network("pspnet", "resnet50", aux=True),
-    "pspnet_resnet101": Network("pspnet", "resnet101"),
-    "pspnet_resnet101_aux": Network("pspnet", "resnet101", aux=True),
-    "fcn_resnet50": Network("fcn", "resnet50"),
-    "deeplabv2_resnet101": Network("deeplabv2", "resnet101"),
-    "deeplabv3_resnet50": Network("deeplabv3", "resnet50"),
-    "deeplabv3_resnet101": Network("deeplabv3", "resnet101"),
-    "deeplabv3plus_resnet50": Network("deeplabv3plus", "resnet50"),
-    "deeplabv3plus_xception65_os16": Network("deeplabv3plus", "xception65"),
-    "deeplabv3plus_xception65_os8": Network("deeplabv3plus", "xception65", output_stride=8),
-    "deeplab_msra_resnet101": Network("deeplab_msra", "resnet101"),
-    "deeplab_msra_dcn_resnet101": Network("deeplab_msra_dcn", "resnet101"),
+    "icnet_resnet18_0.5": NetworkSpec("icnet", "resnet18", 0.5),
+    "icnet_resnet18": NetworkSpec("icnet", "resnet18"),
+    "icnet_resnet50": NetworkSpec("icnet", "resnet50"),
+    "icnet_resnet101": NetworkSpec("icnet", "resnet101"),
+    "icnet_fast_seg_resnet50": NetworkSpec("icnet_fast_seg", "resnet50"),
+    "icnet_two_pass_resnet50": NetworkSpec("icnet_two_pass", "resnet50"),
+    "icnet_paper_resnet50": NetworkSpec("icnet_paper", "resnet50"),
+    "pspnet_resnet50": NetworkSpec("pspnet", "resnet50"),
+    "pspnet_resnet50_aux": NetworkSpec("pspnet", "resnet50", aux=True),
+    "pspnet_resnet101": NetworkSpec("pspnet", "resnet101"),
+    "pspnet_resnet101_aux": NetworkSpec("pspnet", "resnet101", aux=True),
+    "fcn_resnet50": NetworkSpec("fcn", "resnet50"),
+    "deeplabv2_resnet101": NetworkSpec("deeplabv2", "resnet101"),
+    "deeplabv3_resnet50": NetworkSpec("deeplabv3", "resnet50"),
+    "deeplabv3_resnet101": NetworkSpec("deeplabv3", "resnet101"),
+    "deeplabv3plus_resnet50": NetworkSpec("deeplabv3plus", "resnet50"),
+    "deeplabv3plus_xception65_os16": NetworkSpec("deeplabv3plus", "xception65"),
+    "deeplabv3plus_xception65_os8": NetworkSpec("deeplabv3plus", "xception65", output_stride=8),
+    "deeplab_msra_resnet101": NetworkSpec("deeplab_msra", "resnet101"),
+    "deeplab_msra_dcn_resnet101": NetworkSpec("deeplab_msra_dcn", "resnet101"),
 }
-
-
-class Refused(Exception):
-    """The network has no such size; the message names the nearest that it has."""
-
-
-def generate(network: Network, height: int, width: int, classes: int = CLASSES) -> Graph:
-    """The symbol of a network, made in a process of its own. Raises Refused."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-W", "ignore", "-m", "training.symbols", "--model", network.model,
-            "--backbone", network.backbone, "--width", f"{network.width:g}",
-            "--num-classes", str(classes), "--size", f"{height}x{width}",
-            "--output-stride", str(network.output_stride), "--output", folder,
-            *(["--aux"] if network.aux else []),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise Refused(reason.rpartition("error: ")[2])
-        return read_symbol(Path(folder) / "network-symbol.json")
 
 
 def compare(graph: Graph, height: int, width: int, seed: int = 0) -> Verification:
@@ -98,12 +64,14 @@ def row(name: str, height: int, width: int) -> str:
     """One line of the table, measured now."""
     start = f"| {name} | {height}x{width} |"
     try:
-        found = compare(generate(NETWORKS[name], height, width), height, width)
-    except Refused as refused:
+        graph = trace_symbol(NETWORKS[name], CLASSES, (height, width)).graph
+        found = compare(graph, height, width)
+    except TracingFailed as refused:
         return f"{start} refused: {str(refused).rpartition('; ')[2]} | | |"
     except ExportError as error:
         return f"{start} failed: {str(error).splitlines()[0]} | | |"
-    return f"{start} {found.relative:.1e} | {found.agreement:.4%} | {found.classes_seen} |"
+    beyond = "" if found.within_bounds else " (beyond the bounds)"
+    return f"{start} {found.relative:.1e} | {found.agreement:.4%}{beyond} | {found.classes_seen} |"
 
 
 def read_rows(page: Path) -> dict[tuple[str, str], str]:

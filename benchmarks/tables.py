@@ -17,6 +17,7 @@ import typer
 
 from benchmarks.machine import RESULTS, Machine, save_plot
 from benchmarks.scaling_engine import read_point
+from benchmarks.winograd import HEAD, read_row
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("performance.md", "scaling.md")
@@ -101,6 +102,16 @@ def peak_table(results: Path) -> str:
     return "\n".join(lines) if found else ""
 
 
+def winograd_table(results: Path) -> str:
+    """A row a layer."""
+    path = results / "winograd.json"
+    if not path.exists():
+        return ""
+    told = json.loads(path.read_text("utf-8"))
+    rows = [read_row(row).line() for row in told["rows"]]
+    return "\n".join([*HEAD, *rows, *_sources([told])])
+
+
 def engine_table(results: Path) -> str:
     """A row a point of the engine's curves."""
     path = results / "scaling_engine.json"
@@ -148,6 +159,7 @@ def server_table(results: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "settings": settings_table,
     "peak": peak_table,
+    "winograd": winograd_table,
     "scaling_engine": engine_table,
     "scaling_server": server_table,
 }
@@ -203,9 +215,9 @@ def plot_settings(results: Path) -> Path:
     return save_plot("settings", figure, Machine(**told["machine"]), results)  # type: ignore[arg-type]
 
 
-def _sources(files: list[_Settings], picture: str) -> list[str]:
+def _sources(files: list[_Settings], picture: str = "") -> list[str]:
     """The picture of a table, then the commands and the machines behind it, each once."""
-    head = ["", f"![{picture}](../benchmarks/results/{picture}.png)", ""]
+    head = ["", f"![{picture}](../benchmarks/results/{picture}.png)", ""] if picture else [""]
     lines = []
     for told in files:
         lines.append(f"`{told['command']}`, {Machine(**told['machine']).line()}.")  # type: ignore[arg-type]

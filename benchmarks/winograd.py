@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,10 @@ LAYERS = (
     "256x128@64x128:2", "128x128@128x256:2", "64x128@256x512",
     "2048x512@128x256", "512x512@128x256:4", "256x256@128x256:2",  # PSPNet at 1024x2048
 )  # fmt: skip
+HEAD = (
+    "| layer | direct, ms | Winograd, ms | gain | expected | chosen | difference |",
+    "|---" * 7 + "|",
+)
 _LAYER = re.compile(r"(\d+)x(\d+)@(\d+)x(\d+)(?::(\d+))?")
 
 
@@ -108,6 +112,12 @@ def measure(text: str, threads: int, turns: int) -> Row:
     )
 
 
+def read_row(told: dict[str, Any]) -> Row:
+    """From the JSON file."""
+    spreads = {name: Spread(**told[name]) for name in ("direct_ms", "winograd_ms", "gain")}
+    return Row(**{**told, **spreads, "plan": Plan(**told["plan"])})
+
+
 def _open(
     model: onnx.ModelProto, image: npt.NDArray[np.float32], threads: int
 ) -> Callable[[], npt.NDArray[np.float32]]:
@@ -126,8 +136,7 @@ def main(
 ) -> None:
     """Prints a row a layer."""
     machine = read_machine()
-    typer.echo("| layer | direct, ms | Winograd, ms | gain | expected | chosen | difference |")
-    typer.echo("|---" * 7 + "|")
+    typer.echo("\n".join(HEAD))
     rows = []
     for text in layers.split(","):
         rows.append(measure(text.strip(), threads or len(os.sched_getaffinity(0)), turns))

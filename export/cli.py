@@ -12,13 +12,14 @@ from export import network_flags as networks
 from export import precision_flags as precisions
 from export import repository_flags as written
 from export.build import build_model, check_opset, number_of_classes, set_metadata
-from export.errors import ExportError, UnsupportedPrecision
-from export.existing import CopyOptions, check_alone, check_outputs, read_existing, write_copy
+from export.errors import ExportError
+from export.existing import CopyOptions, check_outputs, read_existing, write_copy
 from export.gate import Limits
+from export.given_options import refuse_given
 from export.image_size import parse_size
 from export.labels import check_labels, find_labels, generic_labels
 from export.model_files import ONNX_FILE, onnx_files
-from export.mxnet_model import SYMBOL_FILE, mxnet_files
+from export.mxnet_model import mxnet_files
 from export.own_size import own_size
 from export.params import read_params
 from export.pixels import IMAGENET, choose_pixels
@@ -29,7 +30,7 @@ from export.provenance import digest, tool_version
 from export.random_params import random_params
 from export.repository_flags import split_head
 from export.retarget import retarget
-from export.symbol import read_symbol
+from export.symbol import SYMBOL_FILE, read_symbol
 from export.symbol_lookup import FoundSymbol, find_symbol
 from export.triton import ModelFacts, variant_name, write_version
 from export.verify import mxnet_installed, verify
@@ -41,8 +42,8 @@ _IMAGES = "Classes and pixels"
 def export(
     model: networks.Model = None,
     backbone: networks.Backbone = None,
-    width: networks.Width = 1.0,
-    aux: networks.Aux = False,
+    width: networks.Width = None,
+    aux: networks.Aux = None,
     output_stride: networks.OutputStride = None,
     existing: networks.From = None,
     symbol: networks.Symbol = None,
@@ -142,9 +143,21 @@ def export(
     """
     console = Console(stderr=True, highlight=False)
     try:
+        if existing is not None:
+            refuse_given(
+                f"--from {existing} brings its network, size, classes and pixels",
+                {
+                    "--model": model, "--backbone": backbone, "--width": width, "--aux": aux,
+                    "--output-stride": output_stride, "--symbol": symbol, "--params": params,
+                    "--pretrained": pretrained, "--size": size, "--labels": labels,
+                    "--mean": mean, "--std": std, "--bgr or --rgb": bgr, "--opset": opset,
+                },
+            )  # fmt: skip
         named = name_network(
             pretrained,
+            symbol,
             NamedNetwork(model, backbone, width, aux, output_stride, dataset, params),
+            console,
         )
         model, dataset, params = named.model, named.dataset, named.params
         options = PrecisionOptions(
@@ -159,20 +172,15 @@ def export(
             force,
         )
         if existing is not None:
-            told_too = (model, symbol, params, pretrained, size, labels, mean, std, bgr, opset)
-            check_alone(existing, told_too)
+            told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
             start = read_existing(existing, repository)
             check_outputs(start, file_format, split_head(head))
-            told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
             folder, outcome = write_copy(start, repository, options, told, console)
             console.print(outcome, markup=False, soft_wrap=True)
-            known = len(start.labels.names)
-            typer.echo(
-                written.summary(folder, ONNX_FILE, known, start.size, precision, start.heads)
-            )
+            typer.echo(start.summary(folder, precision))
             return
         check_options(options)
-        _check_format(file_format, precision, opset)
+        written.check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
         pixels = choose_pixels(model, mean, std, bgr, named.backbone)
@@ -242,12 +250,3 @@ def export(
         console.print(line, markup=False, soft_wrap=True)
     main_file = ONNX_FILE if file_format == "onnx" else SYMBOL_FILE
     typer.echo(written.summary(folder, main_file, classes, (height, columns), precision, heads))
-
-
-def _check_format(file_format: str, precision: str, opset: int | None) -> None:
-    if file_format not in ("onnx", "mxnet"):
-        raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
-    if file_format == "mxnet" and precision != "fp32":
-        raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
-    if file_format == "mxnet" and opset is not None:
-        raise ExportError(f"--opset {opset} is for --format onnx; leave one of the two out")

@@ -16,6 +16,7 @@
     ├── AccuracyLost           the precision costs more than the limits allow
     ├── InvalidLabels          class names or colours that do not fit the network
     ├── SymbolNotFound         no symbol.json for that network
+    ├── TracingFailed          MXNet cannot build the network
     └── VerificationFailed     the exported graph and its source disagree
 """
 
@@ -76,6 +77,10 @@ class InvalidLabels(ExportError):
 
 class SymbolNotFound(ExportError):
     """No symbol file for the network; names the places that were searched."""
+
+
+class TracingFailed(ExportError):
+    """MXNet cannot build the network, or is not there; the message is the reason alone."""
 
 
 class VerificationFailed(ExportError):

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from export.build import set_metadata
 from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
-from export.model_files import onnx_files
+from export.model_files import ONNX_FILE, onnx_files
 from export.onnx_source import read_network
 from export.passes.mask_head import HEADS
 from export.precision import PrecisionOptions, lower_precision
 from export.progress import show_steps
 from export.provenance import tool_version
+from export.repository_flags import summary
 from export.triton import ModelFacts, variant_name, write_version
 from export.widen import is_half, widen
 from serving.engines.cut import find_precision
@@ -55,6 +56,11 @@ class ExistingModel:
     def heads(self) -> tuple[str, ...]:
         """The names of its outputs."""
         return tuple(output.name for output in self.model.graph.output)
+
+    def summary(self, folder: Path, precision: str) -> str:
+        """Of a copy in ``folder``, for the terminal."""
+        known = len(self.labels.names)
+        return summary(folder, ONNX_FILE, known, self.size, precision, self.heads)
 
 
 def read_existing(model: str, repository: Path) -> ExistingModel:
@@ -102,16 +108,6 @@ class CopyOptions:
     max_batch_size: int | None = None
     accuracy: str | None = None
     provenance: str | None = None
-
-
-def check_alone(existing: str, others: Sequence[object]) -> None:
-    """Raises ExportError where the network was named in another way too."""
-    if any(other is not None for other in others):
-        raise ExportError(
-            f"--from {existing} brings its network, size, classes and pixels; leave --model,"
-            " --symbol, --params, --pretrained, --size, --labels, --mean, --std, --bgr and"
-            " --opset out"
-        )
 
 
 def check_outputs(existing: ExistingModel, file_format: str, heads: Sequence[str]) -> None:

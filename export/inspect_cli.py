@@ -12,9 +12,11 @@ from rich.console import Console
 
 from export.errors import ExportError, InvalidNetwork
 from export.inspection import Inspection, inspect_file
+from export.mxnet_inspection import inspect_mxnet
+from export.triton import read_config
 from serving.errors import SegserveError
 from serving.palette import format_palette
-from serving.repository import ModelFolder, read_model
+from serving.repository import ModelFolder, choose_versions, describe_remote, read_model
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ def inspect(
     """Shows a model's contract, sizes, operations, parameters, passes and origin."""
     console = Console(stderr=True, highlight=False)
     try:
-        told, path = _find(model, repository, version)
-        found = inspect_file(path)
+        told, found = _read(model, repository, version)
     except (ExportError, SegserveError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -57,11 +58,13 @@ def inspect(
         typer.echo(f"{label:<12} {text}")
 
 
-def _find(model: str, repository: Path, version: int | None) -> tuple[_Repository | None, Path]:
-    """The facts of the repository, where the model is in one, and the ONNX file."""
+def _read(
+    model: str, repository: Path, version: int | None
+) -> tuple[_Repository | None, Inspection]:
+    """The facts of the repository, where the model is in one, and those of its file."""
     path = Path(model)
     if path.is_file():
-        return None, path
+        return None, inspect_file(path)
     if path.suffix == ".onnx":
         raise InvalidNetwork(f"{path}: no such file")
     folder_path = path if (path / "config.pbtxt").is_file() else repository / model
@@ -70,7 +73,12 @@ def _find(model: str, repository: Path, version: int | None) -> tuple[_Repositor
             f"{model!r} is no model of {repository}, no model folder and no .onnx file; see"
             " `segserve models`"
         )
-    folder = read_model(folder_path)
+    config = read_config(folder_path)
+    is_mxnet = config.backend == "python"  # the server itself refuses those
+    if is_mxnet:
+        folder = describe_remote(config, choose_versions(folder_path, config))
+    else:
+        folder = read_model(folder_path)
     present = tuple(
         sorted(int(p.name) for p in folder_path.iterdir() if p.name.isdigit() and p.is_dir())
     )
@@ -79,7 +87,11 @@ def _find(model: str, repository: Path, version: int | None) -> tuple[_Repositor
         raise InvalidNetwork(
             f"{folder.name} has no version {chosen}; it has {', '.join(map(str, present))}"
         )
-    return _told(folder, chosen), folder.graph(chosen)
+    if is_mxnet:
+        found = inspect_mxnet(folder_path / str(chosen), config)
+    else:
+        found = inspect_file(folder.graph(chosen))
+    return _told(folder, chosen), found
 
 
 def _told(folder: ModelFolder, version: int) -> _Repository:
@@ -119,7 +131,7 @@ def _about_file(found: Inspection, told: _Repository | None) -> list[tuple[str, 
     lines += [("input", str(tensor)) for tensor in found.inputs]
     lines += [("output", str(tensor)) for tensor in found.outputs]
     lines += [
-        ("format", f"opset {found.opset}, IR {found.ir_version}, {found.precision}"),
+        ("format", f"{_format(found)}, {found.precision}"),
         ("parameters", f"{found.parameters:,}"),
         ("operations", f"{_macs(found.macs)} an image, {found.nodes} nodes: {_counts(found)}"),
         ("served", _served(found)),
@@ -131,7 +143,13 @@ def _about_file(found: Inspection, told: _Repository | None) -> list[tuple[str, 
     return lines
 
 
+def _format(found: Inspection) -> str:
+    return "MXNet" if found.opset is None else f"opset {found.opset}, IR {found.ir_version}"
+
+
 def _served(found: Inspection) -> str:
+    if found.opset is None:
+        return "by Triton's Python backend alone (deploy/triton/start.py --mxnet)"
     if found.served_output is None:
         return "not of the contract (`segserve import-onnx` brings networks under it)"
     dropped = found.nodes - found.served_nodes
@@ -149,7 +167,7 @@ def _counts(found: Inspection) -> str:
 
 def _macs(count: int | None) -> str:
     if count is None:
-        return "unknown MAC (sizes are not static)"
+        return "unknown MAC (not all shapes are known)"
     return f"{count / 1e9:.2f} GMAC" if count >= 1e8 else f"{count / 1e6:.3f} MMAC"
 
 

@@ -36,9 +36,10 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The facts of one ONNX file.
+    """The facts of one model's file.
 
     Attributes:
+        ir_version, opset: None where it is no ONNX file but an MXNet graph.
         macs: multiplications of convolutions and matrix products for one image; None where ONNX
             does not infer a shape that they need.
         operators: how many nodes of each type, the most frequent first.
@@ -52,8 +53,8 @@ class Inspection:
     path: str
     file_bytes: int
     producer: str
-    ir_version: int
-    opset: int
+    ir_version: int | None
+    opset: int | None
     precision: str
     inputs: tuple[TensorFacts, ...]
     outputs: tuple[TensorFacts, ...]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tritonclient.grpc import model_config_pb2
 
-from export.errors import ExportError, InvalidParams
+from export.errors import ExportError, InvalidParams, InvalidSymbol
 from export.model_files import ModelFiles, Tensor
 from export.params import Array, Parameters, write_params
 from export.passes.cut_at_logits import LogitsCut, cut_at_logits
@@ -24,15 +24,29 @@ from export.passes.prune_heads import prune_heads
 from export.pixels import IMAGENET, Pixels
 from export.retarget import retarget
 from export.shapes import infer_shapes
-from export.symbol import Entry, Graph, Node, write_symbol
+from export.symbol import SYMBOL_FILE, Entry, Graph, Node, write_symbol
 from export.triton import ModelFacts, write_version
 
-SYMBOL_FILE = "network-symbol.json"
 PARAMS_FILE = "network.params"
 BACKEND_FILE = Path(__file__).with_name("mxnet_backend.py")
 CONFIDENCE = "confidence"
 HEADS = (MASK, LOGITS, CONFIDENCE)
 _MEAN, _SCALE = "image_mean", "image_scale"
+# Where the image is what the network was trained to see; the last of these that there is.
+_NORMALISED = ("image_normalised", "image_bgr")
+# Between the logits and the outputs.
+_HEAD_OPERATORS = frozenset(
+    {
+        "_copy",
+        "Cast",
+        "argmax",
+        "rint",
+        "_mul_scalar",
+        "max",
+        "softmax",
+        "_contrib_BilinearResize2D",
+    }
+)
 
 
 def write_mxnet_model(
@@ -122,10 +136,10 @@ def _with_image(graph: Graph, bgr: bool) -> Graph:
         Node("transpose", "image_nchw", (Entry(0),), {"axes": "(0, 3, 1, 2)"}),
         Node("Cast", "image_float", (Entry(3),), {"dtype": "float32"}),
         Node("broadcast_sub", "image_centred", (Entry(4), Entry(1))),
-        Node("broadcast_mul", "image_normalised", (Entry(5), Entry(2))),
+        Node("broadcast_mul", _NORMALISED[0], (Entry(5), Entry(2))),
     ]
     if bgr:
-        head.append(Node("reverse", "image_bgr", (Entry(6),), {"axis": "(1,)"}))
+        head.append(Node("reverse", _NORMALISED[1], (Entry(6),), {"axis": "(1,)"}))
     last = len(head) - 1
     moved = {data: last}
     for index in range(len(graph.nodes)):
@@ -168,3 +182,23 @@ def _with_heads(
     if LOGITS in heads:
         outputs[LOGITS] = add("_copy", LOGITS, source)
     return Graph(tuple(nodes), tuple(outputs[h] for h in heads))
+
+
+def network_alone(graph: Graph) -> Graph:
+    """The network within a symbol that :func:`mxnet_files` wrote: ``data``, the normalised image,
+    in; its logits out.
+
+    Raises InvalidSymbol for other symbols.
+    """
+    ends = [index for index, node in enumerate(graph.nodes) if node.name in _NORMALISED]
+    if not ends:
+        raise InvalidSymbol(f"the symbol has none of the nodes {', '.join(_NORMALISED)}")
+    nodes = list(graph.nodes)
+    nodes[max(ends)] = Node("null", "data")
+    sources = []
+    for head in graph.heads:
+        while nodes[head.node].op in _HEAD_OPERATORS:
+            head = nodes[head.node].inputs[0]
+        sources.append(head)
+    network = Graph(tuple(nodes), tuple(dict.fromkeys(sources)))
+    return network.pruned(network.heads)

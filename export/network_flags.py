@@ -36,10 +36,10 @@ Backbone: TypeAlias = Annotated[
     ),
 ]
 Width: TypeAlias = Annotated[
-    float, typer.Option(help="Channel multiplier.", rich_help_panel=_PANEL)
+    float | None, typer.Option(help="Channel multiplier. Default: 1.", rich_help_panel=_PANEL)
 ]
 Aux: TypeAlias = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--aux/--no-aux",
         help="The network was trained with an auxiliary head; it is not served.",
@@ -55,7 +55,7 @@ Pretrained: TypeAlias = Annotated[
     typer.Option(
         metavar="NAME",
         help="Of GluonCV's zoo (icnet_resnet50_citys), or a folder of segserve import-weights: "
-        "stands for --model, --backbone, --dataset and --params.",
+        "stands for --params, --dataset and all that names the network.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -26,9 +26,8 @@ from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import fold_normalisation
 from export.passes.image_pooling_bias import image_pooling_bias
 from export.passes.mask_head import HEADS, MASK, MAX_CLASSES, mask_head
+from export.shapes import MAX_PIXELS
 from export.static_shapes import freeze_shapes
-
-MAX_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True)

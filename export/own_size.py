@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from export.errors import IllegalSize
-from export.retarget import size_rule
+from export.retarget import built_size
 from export.symbol_lookup import FoundSymbol
 
 
 def own_size(found: FoundSymbol) -> tuple[int, int]:
     """Height and width that the symbol was built for. Raises IllegalSize where it fits many."""
-    rule = size_rule(found.graph)
-    if rule is None:
+    size = built_size(found.graph)
+    if size is None:
         raise IllegalSize(f"{found.source} fits many sizes; choose one with --size HEIGHTxWIDTH")
-    return rule.height, rule.width
+    return size

@@ -13,6 +13,9 @@ from onnx import helper
 from export.errors import UnsupportedOperator
 from export.lowering import Lowering, Site, constant, single
 
+# Of one constant averaging matrix: 8192 bins of 8192 positions.
+_MAX_MATRIX = 1 << 26
+
 
 def pooling(site: Site) -> Lowering:
     """``Pooling``: max or average, valid or full. Raises UnsupportedOperator."""
@@ -87,6 +90,8 @@ def adaptive_pooling(site: Site) -> Lowering:
         node = helper.make_node("AveragePool", [site.inputs[0]], [site.name], name=site.name,
                                 kernel_shape=kernel, strides=kernel)  # fmt: skip
         return Lowering((node,), site.name)
+    if max(n * out for n, out in zip(lengths, outputs, strict=True)) > _MAX_MATRIX:
+        raise UnsupportedOperator(f"{site.name}: pooling of {lengths} into {outputs} bins")
     rows, columns = (f"{site.name}_rows", f"{site.name}_columns")
     pooled = f"{site.name}_pooled_columns"
     nodes = (

@@ -6,10 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 OnPart = Callable[[], None]
+# Bytes so far, and bytes in all (0: not known).
+OnBytes = Callable[[int, int], None]
 
 
 class Steps:
@@ -40,3 +49,15 @@ def show_steps(console: Console, total: int) -> Iterator[Steps]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Steps(progress, total)
+
+
+@contextmanager
+def show_bytes(console: Console, description: str) -> Iterator[OnBytes]:
+    """A bar for a download, and the time for what comes behind it; it vanishes at the end."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from export.errors import ExportError
+from export.errors import ExportError, UnsupportedPrecision
 from export.passes.mask_head import LOGITS, MASK
 
 PANEL = "What is written"
@@ -57,6 +57,16 @@ def split_head(text: str) -> tuple[str, ...]:
             f"--head {text!r} holds neither mask nor logits; a server needs one of them: add mask"
         )
     return heads
+
+
+def check_format(file_format: str, precision: str, opset: int | None) -> None:
+    """Raises ExportError for an unknown ``--format``, or options that it leaves no room for."""
+    if file_format not in ("onnx", "mxnet"):
+        raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
+    if file_format == "mxnet" and precision != "fp32":
+        raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
+    if file_format == "mxnet" and opset is not None:
+        raise ExportError(f"--opset {opset} is for --format onnx; leave one of the two out")
 
 
 def summary(

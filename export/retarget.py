@@ -38,14 +38,12 @@ class SizeRule:
         return steps[0] * self.height_multiple, steps[1] * self.width_multiple
 
 
-def size_rule(graph: Graph) -> SizeRule | None:
-    """Reads the construction size off a symbol; None where no resize ties it to one.
+def built_size(graph: Graph) -> tuple[int, int] | None:
+    """Height and width that a symbol was built for; None where no resize ties it to one.
 
-    Raises IllegalSize where there are resizes but the first head tells no size, or where a
-    resize is no whole fraction of the image.
+    Raises IllegalSize where there are resizes but the first head tells no size.
     """
-    resizes = [node for _, node in graph.operators() if _is_fixed(node)]
-    if not resizes:
+    if not any(_is_fixed(node) for _, node in graph.operators()):
         return None
     head = _full_size_head(graph)
     if head.op != _RESIZE:
@@ -53,7 +51,19 @@ def size_rule(graph: Graph) -> SizeRule | None:
             f"the symbol's first output, {head.name}, is no resize to the image, so the size that"
             " it was built for is not known; export the network with its full-size output first"
         )
-    height, width = _target(head)
+    return _target(head)
+
+
+def size_rule(graph: Graph) -> SizeRule | None:
+    """Reads the construction size off a symbol; None where no resize ties it to one.
+
+    Raises IllegalSize as ``built_size`` does, or where a resize is no whole fraction of the image.
+    """
+    built = built_size(graph)
+    if built is None:
+        return None
+    height, width = built
+    resizes = [node for _, node in graph.operators() if _is_fixed(node)]
     rows, columns = 1, 1
     for node in resizes:
         h, w = _target(node)

@@ -20,6 +20,10 @@ __all__ = ["GraphShapes", "Shape", "convolution_geometry", "infer_shapes"]
 CHANNELS = 3
 # Of one tensor, as a file may ask for any; 2,048 channels of 1024x2048 have half as many.
 MAX_ELEMENTS = 1 << 33
+# Of one map: 8192x8192.
+MAX_PIXELS = 1 << 26
+# Of all parameters together: 2 GiB of float32, more than an ONNX file can hold.
+MAX_PARAMETERS = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,15 @@ def infer_shapes(graph: Graph, height: int, width: int) -> GraphShapes:
             raise InvalidSymbol(f"{node.name} ({node.op}) has more than {MAX_ELEMENTS} values")
         if len(shapes) < len(own):
             raise InvalidSymbol(f"{node.name} ({node.op}) reads the unexpected inputs {own}")
+        if math.prod(tensors[index][2:]) > MAX_PIXELS:
+            raise InvalidSymbol(f"{node.name} ({node.op}) gives a map of over {MAX_PIXELS} pixels")
         for name, shape in zip(own, shapes, strict=False):
             if parameters.setdefault(name, shape) != shape:
                 raise InvalidSymbol(f"{name} is shared as {parameters[name]} and as {shape}")
+    count = sum(map(math.prod, parameters.values()))
+    if count > MAX_PARAMETERS:
+        raise InvalidSymbol(
+            f"the network has {count} parameters, more than the {MAX_PARAMETERS} that an ONNX file"
+            " holds; build it with a smaller --width"
+        )
     return GraphShapes(tensors, parameters)

@@ -18,6 +18,8 @@ from pathlib import Path
 from export.errors import InvalidSymbol
 
 BATCH_NORMS = frozenset({"BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contrib_SyncBatchNorm"})
+# What a network's symbol is called beside its parameters.
+SYMBOL_FILE = "network-symbol.json"
 _MAX_BYTES = 64 * 2**20
 
 

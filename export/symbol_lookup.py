@@ -4,16 +4,15 @@ published ones, or generated where MXNet is installed."""
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.errors import SymbolNotFound
-from export.symbol import Graph, read_symbol
+from export.errors import SymbolNotFound, TracingFailed
+from export.retarget import built_size
+from export.shapes import infer_shapes
+from export.symbol import SYMBOL_FILE, Graph, read_symbol
+from export.traced_symbol import NetworkSpec, trace_symbol
 
-SYMBOL_FILE = "network-symbol.json"
 PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "symbols"
 
 
@@ -41,6 +40,11 @@ class NetworkName:
         stride = "" if self.output_stride is None else f"_os{self.output_stride}"
         return f"{self.model}_{self.backbone}{width}{aux}{stride}_{self.dataset}"
 
+    @property
+    def spec(self) -> NetworkSpec:
+        """To have it traced by."""
+        return NetworkSpec(self.model, self.backbone, self.width, self.aux, self.output_stride)
+
 
 @dataclass(frozen=True)
 class FoundSymbol:
@@ -56,13 +60,16 @@ def find_symbol(
     """Looks beside ``params``, in ``benchmarks/symbols``, then asks ``training.symbols``.
 
     ``classes`` and ``size`` are needed for the last one only. Raises SymbolNotFound naming what
-    was tried, InvalidSymbol for a damaged file.
+    was tried or that the symbol beside has another output stride, InvalidSymbol for a damaged file.
     """
     tried = []
     if params is not None:
         beside = params.parent / SYMBOL_FILE
         if beside.is_file():
-            return FoundSymbol(read_symbol(beside), SYMBOL_FILE)
+            graph = read_symbol(beside)
+            if network.output_stride is not None:
+                _check_stride(graph, network.output_stride, beside)
+            return FoundSymbol(graph, SYMBOL_FILE)
         tried.append(str(beside))
     published = PUBLISHED / f"{network.stem}.json.gz"
     if published.is_file():
@@ -73,28 +80,29 @@ def find_symbol(
     elif classes is None or size is None:
         tried.append("generating it (needs --size, and --dataset or --labels)")
     else:
-        return FoundSymbol(_generate(network, classes, size), "training.symbols")
+        try:
+            traced = trace_symbol(network.spec, classes, size)
+        except TracingFailed as error:
+            raise SymbolNotFound(
+                f"cannot generate a symbol for {network.stem}: {error}; or give one with --symbol"
+            ) from error
+        return FoundSymbol(traced.graph, "training.symbols")
     raise SymbolNotFound(
         f"no symbol for {network.stem}; tried {', '.join(tried)}; give one with --symbol"
     )
 
 
-def _generate(network: NetworkName, classes: int, size: tuple[int, int]) -> Graph:
-    # MXNet forks and starts threads: it never runs in this process.
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "training.symbols", "--model", network.model]
-        command += ["--backbone", network.backbone, "--width", f"{network.width:g}"]
-        command += ["--num-classes", str(classes), "--size", f"{size[0]}x{size[1]}"]
-        command += ["--aux"] if network.aux else []
-        if network.output_stride is not None:
-            command += ["--output-stride", str(network.output_stride)]
-        done = subprocess.run(
-            [*command, "--output", folder], capture_output=True, text=True, check=False
+def _check_stride(graph: Graph, stride: int, path: Path) -> None:
+    """The same parameters fit both strides: what was asked for must be what lies there."""
+    size = built_size(graph)
+    if size is None:
+        return
+    tensors = infer_shapes(graph, *size).tensors.values()
+    heights = (shape[2] for shape in tensors if len(shape) == 4)
+    smallest = min(height for height in heights if height > 1)
+    if smallest != -(-size[0] // stride):
+        raise SymbolNotFound(
+            f"{path} is a network of another output stride than --output-stride {stride}: leave the"
+            " option out, or make a symbol with python -m training.symbols --output-stride"
+            f" {stride} and give it with --symbol"
         )
-        if done.returncode:
-            last = (done.stderr.strip() or "no message").splitlines()[-1]
-            reason = last.partition(": error: ")[2] or last
-            raise SymbolNotFound(
-                f"cannot generate a symbol for {network.stem}: {reason}; or give one with --symbol"
-            )
-        return read_symbol(Path(folder) / SYMBOL_FILE)

@@ -20,7 +20,7 @@ from onnx import ModelProto
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
 from export.aside import folder_aside
-from export.errors import ExportError, IncompatibleModel
+from export.errors import ExportError, IncompatibleModel, InvalidNetwork
 from export.model_files import ModelFiles, onnx_files
 from serving.palette import LabelSet, format_palette
 
@@ -135,14 +135,23 @@ def write_version(
     return folder / str(version)
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model's folder, under the folder's name. Raises InvalidNetwork."""
+    file, config = folder / "config.pbtxt", ModelConfig()
+    try:
+        text_format.Parse(file.read_text("utf-8"), config)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise InvalidNetwork(f"{file}: {error}") from error
+    config.name = folder.name
+    return config
+
+
 def _next_config(
     folder: Path, files: ModelFiles, facts: ModelFacts, max_batch_size: int | None
 ) -> ModelConfig:
-    file = folder / "config.pbtxt"
-    existing = ModelConfig()
     try:
-        text_format.Parse(file.read_text("utf-8"), existing)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        existing = read_config(folder)
+    except InvalidNetwork as error:
         raise IncompatibleModel(
             f"{folder} is there but not readable as a model ({error}); choose another --name"
         ) from error
@@ -166,7 +175,7 @@ def _next_config(
     if max_batch_size is not None and max_batch_size != existing.max_batch_size:
         if (max_batch_size > 0) != (existing.max_batch_size > 0):
             raise IncompatibleModel(
-                f"{file}: max_batch_size {existing.max_batch_size} and {max_batch_size} write"
+                f"{folder}: max_batch_size {existing.max_batch_size} and {max_batch_size} write"
                 " shapes differently; choose another --name"
             )
         existing.max_batch_size = max_batch_size

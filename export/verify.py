@@ -22,8 +22,10 @@ from export.passes.prune_heads import prune_heads
 from export.pixels import IMAGENET, Pixels
 from export.symbol import Entry, Graph, write_symbol
 
-MAX_RELATIVE_DIFFERENCE = 1e-3
-MIN_LABEL_AGREEMENT = 0.999
+# What docs/parity.md states of every network; beyond it the outcome says so.
+STATED_DIFFERENCE, STATED_AGREEMENT = 1e-4, 0.9999
+# What is refused: no rounding of trained weights explains it.
+MAX_RELATIVE_DIFFERENCE, MIN_LABEL_AGREEMENT = 1e-3, 0.999
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,17 @@ class Verification:
         return (
             f"logits within {self.relative:.1e} (relative) and {self.absolute:.1e} (absolute) of"
             f" MXNet {self.mxnet_version}, {self.agreement:.4%} equal labels, {self.images} images"
+            + (
+                ""
+                if self.within_bounds
+                else f" (bounds: {STATED_DIFFERENCE:g}, {STATED_AGREEMENT:.2%})"
+            )
         )
+
+    @property
+    def within_bounds(self) -> bool:
+        """True where both are as near as docs/parity.md states."""
+        return self.relative <= STATED_DIFFERENCE and self.agreement >= STATED_AGREEMENT
 
 
 def mxnet_installed() -> bool:

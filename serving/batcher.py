@@ -14,32 +14,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.admission import Admission, EngineLoad, Place
+from serving.batching.admission import Admission, Place
 from serving.batching.answers import Answers
-from serving.batching.assembly import Run, infer
-from serving.batching.batch import BatchLimits, BatchObserver, Execution, Inferred
+from serving.batching.batch import BatchLimits, BatchObserver, Inferred
 from serving.batching.cost_model import CostModel
 from serving.batching.engine_slot import EngineSlot
-from serving.batching.engine_thread import EngineThread, EngineThreadDied
-from serving.batching.request_queue import Item, RequestQueue
+from serving.batching.request_queue import RequestQueue
 from serving.batching.wait_limits import WaitLimits
+from serving.batching.workers import Workers
 from serving.engine import Engine
-from serving.errors import DeadlineExceeded, EngineFailed, NotReady, SegserveError
+from serving.errors import DeadlineExceeded, NotReady
 
 Image = npt.NDArray[np.uint8]
 
 log = logging.getLogger("segserve")
-
-
-@dataclass(eq=False)
-class _Batch:
-    items: list[Item]
-    start: float
 
 
 class Batcher:
@@ -64,17 +56,15 @@ class Batcher:
         self.costs = CostModel()
         self._slot = EngineSlot(engine, limits.max_failures, lambda why: self.on_broken(why))
         self._queue = RequestQueue(limits)
-        self._waits = WaitLimits(self._queue, limits, observer, self._note_queue)
-        self._admission = Admission(
-            self._queue, limits, self.costs, observer, clock, self._read_load
-        )
         self._answers = Answers(preserve_ordering=limits.scheduling.preserve_ordering)
-        self._arrival = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._at_work: list[_Batch] = []
+        self._workers = Workers(
+            self._slot, self._queue, self._answers, self.costs, limits, observer, clock
+        )
+        self._waits = WaitLimits(self._queue, limits, observer, self._workers.note_queue)
+        self._admission = Admission(
+            self._queue, limits, self.costs, observer, clock, self._workers.read_load
+        )
         self._closing = False
-        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def engine(self) -> Engine:
@@ -97,9 +87,7 @@ class Batcher:
 
     def start(self) -> None:
         """Starts one worker an instance, on the running event loop."""
-        self._workers = [
-            asyncio.create_task(self._work()) for _ in range(self.engine.spec.instances)
-        ]
+        self._workers.start(self._admission)
 
     async def submit(
         self,
@@ -137,27 +125,25 @@ class Batcher:
         deadlines = [timeout_s, None if policy.delays else policy_timeout_s]
         deadline_s = min((d for d in deadlines if d is not None), default=None)
         self._check_open(deadline_s)
+        # The policy's timeout, as Triton's, is about the wait alone: nothing is predicted for it.
         if place is None:
-            # The policy's timeout, as Triton's, is about the wait alone.
-            self._admission.check_time(level, timeout_s, answer_s)
+            self._admission.check(image.nbytes, level, timeout_s, answer_s)
         else:
             place.leave()
-        self._admission.check_room(image.nbytes, level)
+            self._admission.check_room(image.nbytes, level)
         item = self._queue.add(image, self.clock(), level)
         if timeout_s is not None:
             item.deadline = item.arrived + timeout_s - answer_s
         item.labels_suffice = labels_suffice
         self._answers.expect(item)
         self._waits.start(item, policy, timeout_s, policy_timeout_s)
-        self._idle.clear()
-        self.observer.queue_changed(len(self._queue))
-        self._arrival.set()
+        self._workers.tell_arrival()
         try:
             return await item.future
         finally:
             # A caller that was cancelled leaves its place in the queue.
             if self._queue.remove(item):
-                self._note_queue()
+                self._workers.note_queue()
             self._answers.release()
 
     def reserve(
@@ -178,6 +164,24 @@ class Batcher:
         level = self.limits.scheduling.level(priority)
         return self._admission.reserve(size, level, timeout_s, answer_s)
 
+    def check(
+        self, size: int, *, timeout_s: float | None, priority: int | None, answer_s: float
+    ) -> None:
+        """Whether :meth:`reserve` would refuse now.
+
+        Args:
+            priority: None where it is not known yet: then only what holds for each counts.
+
+        Raises:
+            SegserveError: as ``reserve``, whose other arguments these are.
+        """
+        self._check_open(timeout_s)
+        scheduling = self.limits.scheduling
+        if priority is None and scheduling.priority_levels <= 1:
+            priority = 0
+        level = None if priority is None else scheduling.level(priority)
+        self._admission.check(size, level, timeout_s, answer_s)
+
     def check_time(self, images: int, timeout_s: float | None, answer_s: float) -> None:
         """Whether ``images`` of one request would be answered in time.
 
@@ -196,94 +200,6 @@ class Batcher:
             self.observer.rejected("deadline")
             raise DeadlineExceeded("the deadline had passed before the image reached the queue")
 
-    def _read_load(self) -> EngineLoad:
-        now, spec = self.clock(), self.engine.spec
-        running = tuple((len(batch.items), now - batch.start) for batch in self._at_work)
-        return EngineLoad(running, spec.instances, spec.max_batch_size)
-
-    def _note_queue(self) -> None:
-        self.observer.queue_changed(len(self._queue))
-        if not self._queue and not self._at_work:
-            self._idle.set()
-
-    async def _work(self) -> None:
-        thread: EngineThread[Run] = EngineThread("engine")
-        try:
-            while True:
-                await self._slot.usable.wait()
-                size = await self._wait_for_batch()
-                if self.broken is not None:
-                    continue
-                batch = _Batch(self._admission.take(size), self.clock())
-                # At work before the queue is noted: a drain must not see neither.
-                self._at_work.append(batch)
-                self._slot.calm.clear()
-                try:
-                    if batch.items and not await self._run(batch, thread):
-                        thread.stop()
-                        thread = EngineThread("engine")
-                finally:
-                    self._at_work.remove(batch)
-                    if not self._at_work:
-                        self._slot.calm.set()
-                    self._note_queue()
-        finally:
-            thread.stop()
-
-    async def _wait_for_batch(self) -> int:
-        """Until a preferred size is there, or the oldest image has waited ``delay_s``."""
-        scheduling = self.limits.scheduling
-        while True:
-            self._arrival.clear()
-            left: float | None = None
-            if self._queue:
-                left = self._queue.oldest + scheduling.delay_s - self.clock()
-                size = scheduling.choose_size(
-                    len(self._queue), self.engine.spec.max_batch_size, has_waited=left <= 0.0
-                )
-                if size:
-                    return size
-            try:
-                await asyncio.wait_for(self._arrival.wait(), left)
-            except asyncio.TimeoutError:
-                continue
-
-    async def _run(self, batch: _Batch, thread: EngineThread[Run]) -> bool:
-        """Runs a batch and answers it; False where ``thread`` is of no more use."""
-        engine, items = self.engine, batch.items
-        self.observer.queue_changed(len(self._queue))
-        call = thread.call(lambda: infer(engine, items, self.clock))
-        try:
-            prediction, assembled = await asyncio.wait_for(
-                asyncio.shield(call), self.limits.run_timeout_s
-            )
-        except asyncio.TimeoutError:
-            self._slot.leave_behind(call, engine)
-            why = f"a run did not end within {self.limits.run_timeout_s:g} s"
-            self._answers.fail(items, EngineFailed(f"{why} (setting engine_timeout_s)"))
-            self._slot.give_up(engine, why)
-            return False
-        except EngineThreadDied as error:
-            self._answers.fail(items, EngineFailed(f"the engine's thread ended: {error}"))
-            self._slot.give_up(engine, f"its thread ended: {error}")
-            return False
-        except Exception as error:
-            if not isinstance(error, SegserveError):
-                error = EngineFailed(f"inference failed: {type(error).__name__}: {error}")
-            self._answers.fail(items, error)
-            if isinstance(error, EngineFailed):
-                self._slot.count_failure(engine, str(error))
-            return True
-        self._slot.count_success(engine)
-        spent = self.clock() - batch.start
-        self.costs.learn(len(items), spent)
-        for index, item in enumerate(items):
-            queued = batch.start - item.arrived
-            self._answers.give(item, Inferred(prediction[index], queued, spent, len(items)))
-        handed_out = self.clock() - batch.start - spent
-        self.observer.batch_done(Execution(len(items), assembled, spent - assembled, handed_out))
-        return True
-
     async def replace(self, engine: Engine) -> None:
         """Puts an engine of the same ``spec`` in the broken one's place; what waits runs on it."""
         await self._slot.replace(engine)
@@ -296,15 +212,12 @@ class Batcher:
         self._closing = True
         if self.broken is None:
             try:
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
+                await asyncio.wait_for(self._workers.idle.wait(), timeout_s)
             except asyncio.TimeoutError:
                 log.warning("images left after %g s are refused", timeout_s)
-        left = [*self._queue.take(len(self._queue))]
-        left += [item for batch in self._at_work for item in batch.items]
+        left = [*self._queue.take(len(self._queue)), *self._workers.items]
         self._answers.fail(left, NotReady("the model is being unloaded; try again shortly"))
-        busy = bool(self._at_work) or self._slot.hangs
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        busy = not self._slot.calm.is_set() or self._slot.hangs
+        await self._workers.stop()
         if not busy:
             self.engine.close()

@@ -68,7 +68,7 @@ def build_grpc_server(
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
         ),
-        interceptors=(CallInterceptor(calls, settings),),
+        interceptors=(CallInterceptor(calls, settings, segmenter.door),),
         maximum_concurrent_rpcs=OWN_LIMITS * settings.max_grpc_calls,
         compression=COMPRESSION[settings.grpc_compression],
     )

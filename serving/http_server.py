@@ -39,7 +39,7 @@ def build_app(
 ) -> FastAPI:
     """The application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
     app = FastAPI(title="segserve", version=SERVER_VERSION, redoc_url=None)
-    app.add_middleware(CallMiddleware, calls=calls)
+    app.add_middleware(CallMiddleware, calls=calls, door=segmenter.door)
     allow_origins(app, settings)
     add_error_handlers(app, segmenter, metrics)
     add_health(app, settings, is_ready)

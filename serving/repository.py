@@ -100,7 +100,7 @@ def read_model(path: Path) -> ModelFolder:
         InvalidModel: the message names the file and the field.
     """
     config = _read_config(path)
-    return _describe(config, path, path / CONFIG_FILE, _choose_versions(path, config), path)
+    return _describe(config, path, path / CONFIG_FILE, choose_versions(path, config), path)
 
 
 def describe_remote(config: ModelConfig, versions: tuple[int, ...]) -> ModelFolder:
@@ -186,8 +186,14 @@ def _check_tensors(file: Path, config: ModelConfig) -> None:
             )
 
 
-def _choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
-    filename = config.default_model_filename or "model.onnx"
+def choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
+    """The versions of a model's folder that its policy has served, ascending.
+
+    Raises:
+        InvalidModel: there are none, or the policy names absent ones.
+    """
+    usual = "model.py" if config.backend == "python" else "model.onnx"
+    filename = config.default_model_filename or usual
     present = sorted(
         int(folder.name)
         for folder in path.iterdir()

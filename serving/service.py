@@ -14,6 +14,7 @@ from serving import image, mask
 from serving.answer_costs import AnswerCosts
 from serving.batching.admission import Place
 from serving.calls.observation import Observation, Observer
+from serving.door import Door
 from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, UnsupportedOption
 from serving.geometry import Plan, Size, plan, scale
@@ -77,6 +78,7 @@ class Segmenter:
         self.pool = pool
         self.observer = Observer(registry, metrics, settings)
         self._costs = AnswerCosts()
+        self.door = Door(registry, self.observer, self._costs)
         # One thread is left for answers: what is inferred goes before what is to be decoded.
         self._decoders = asyncio.Semaphore(max(1, settings.pool_threads - 1))
 

@@ -106,7 +106,7 @@ class ServerThread:
         trace: TracebackType | None,
     ) -> None:
         try:
-            asyncio.run_coroutine_threadsafe(self.server.stop(), self._loop).result(60)
+            asyncio.run_coroutine_threadsafe(self.server.stop(), self._loop).result(120)
         finally:
             self._end_loop()
 
@@ -116,7 +116,7 @@ class ServerThread:
             await server.start()
             return server
 
-        return asyncio.run_coroutine_threadsafe(start(), self._loop).result(120)
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result(300)
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -107,7 +107,7 @@ def invoke(
 
 def test_every_call_carries_the_key(guarded: Guarded) -> None:
     with Client(guarded.grpc, "bands", api_key=KEY, tls=guarded.tls) as client:
-        client.wait_until_ready(10)
+        client.wait_until_ready(60)
         assert client.describe().classes == CLASSES
         assert np.array_equal(client.segment(PHOTO).mask, band_labels(64, 96))
         assert client.encode(PHOTO, "raw") == band_labels(64, 96).tobytes()

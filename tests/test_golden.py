@@ -47,7 +47,7 @@ def address() -> Iterator[Address]:
         assert found, line
         yield Address(*found.groups())
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,11 +24,23 @@ def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[
 
 
 def weigh_classes(
-    dataset: SegmentationDataset, num_classes: int, power: float
+    dataset: SegmentationDataset, num_classes: int, power: float, given: Sequence[float] = ()
 ) -> npt.NDArray[np.float32]:
-    """``balance_classes`` of a dataset's labels, all of which are read unless ``power`` is 0."""
+    """The ``given`` weights (``--class-weights``); without any ``balance_classes`` of the dataset's
+    labels, all of which are read unless ``power`` is 0."""
+    if given:
+        return np.array(given, np.float32)
     pixels = np.zeros(256, np.int64)
     if power:
         for index in range(len(dataset)):
             pixels += np.bincount(dataset[index][1].reshape(-1), minlength=256)
     return balance_classes(pixels[:num_classes], power)
+
+
+def check_class_weights(weights: Sequence[float], names: Sequence[str]) -> None:
+    """Raises ValueError unless there are none, or one for each of the classes ``names``."""
+    if weights and len(weights) != len(names):
+        raise ValueError(
+            f"--class-weights has {len(weights)} numbers, the dataset {len(names)} classes: give "
+            f"one each, in the order {', '.join(names)}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from training.datasets import KNOWN
@@ -36,6 +37,42 @@ def parse_floats(text: str) -> tuple[float, ...]:
         ) from None
 
 
+def parse_class_weights(text: str) -> tuple[float, ...]:
+    """``0.5,2,1``, or the name of a file of such numbers (also a line each) -> floats.
+
+    Some may be 0: pixels of those classes are not learnt from.
+    """
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = _read_numbers(Path(text))
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise argparse.ArgumentTypeError(f"{text!r}: weights are 0 or more, and not all of them 0")
+    return weights
+
+
+def _read_numbers(path: Path) -> tuple[float, ...]:
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{str(path)!r} is neither a comma-separated list of numbers nor a file of them "
+            f"({error})"
+        ) from None
+    try:
+        return tuple(float(part) for part in content.replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+
+
+def parse_freeze(text: str) -> tuple[str, ...]:
+    """``conv1,res2`` -> names; ``2`` -> that alone."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts) or (len(parts) > 1 and any(part.isdecimal() for part in parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a depth nor a list of names")
+    return parts
+
+
 def parse_loss_scale(text: str) -> float:
     """``dynamic`` -> 0, else a positive number."""
     try:
@@ -62,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     net.add_argument("--syncbn", action="store_true", help="batch norm over all devices")
     net.add_argument("--freeze-bn", action="store_true", help="batch norm keeps statistics, scale "
                      "and shift of the weights that it starts from")  # fmt: skip
+    net.add_argument("--freeze", type=parse_freeze, default=(), metavar="N|NAME,...",
+                     help="the backbone's first N parts (1: its stem), or parameters whose names "
+                     "begin so, are not trained; their batch norms keep statistics")  # fmt: skip
     net.add_argument("--output-stride", type=int, choices=(8, 16), default=16, help="deeplabv3plus")
     net.add_argument("--aux", action="store_true", help="auxiliary head (ICNet always has two)")
     net.add_argument("--aux-weight", type=float, default=0.4, help="weight of auxiliary losses")
@@ -97,6 +137,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--no-wd", action="store_true", help="none on biases and batch norm")
     run.add_argument("--clip-grad", type=float, default=0.0, help="largest gradient norm; 0: any")
     run.add_argument("--class-balance", type=float, default=0.0, help="power of 1/frequency")
+    run.add_argument("--class-weights", type=parse_class_weights, default=(), metavar="W,...|FILE",
+                     help="how much a pixel of each class weighs in the loss")  # fmt: skip
     run.add_argument("--loss-weights", type=parse_floats, help="prediction,auxiliary,...; "
                      "default 1,aux,...")  # fmt: skip
     run.add_argument("--legacy-loss-weights", action="store_true", help="those that act in "

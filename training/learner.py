@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from training.loader import Batch, Shard
+
+T = TypeVar("T")
 
 
 class Learner(Protocol):
@@ -17,7 +20,7 @@ class Learner(Protocol):
     @property
     def shard(self) -> Shard:
         """The rows of every batch that this process's ``step`` takes; only the first process
-        writes the run and validates."""
+        writes the run."""
         ...
 
     def wait(self) -> None:
@@ -26,6 +29,10 @@ class Learner(Protocol):
 
     def agree(self, wish: bool) -> bool:
         """Whether it is any process's wish; the same in all of them, and all have to ask."""
+        ...
+
+    def gather(self, item: T) -> list[T]:
+        """Everyone's ``item``, by rank; the same in all of them, and all have to ask."""
         ...
 
     def close(self) -> None:
@@ -52,6 +59,22 @@ class Learner(Protocol):
 
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Inference: ``[3,H,W]`` as the network sees it -> ``[C,h,w]`` at the head's resolution."""
+        ...
+
+    @property
+    def devices(self) -> int:
+        """How many images ``logits_together`` works on at the same time, in this process."""
+        ...
+
+    def logits_together(
+        self, images: Sequence[npt.NDArray[np.float32]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """``logits`` of at most ``devices`` images, each on a device of its own."""
+        ...
+
+    def align(self) -> None:
+        """Gives all devices of all processes the running statistics that are written: without
+        synchronisation each has its own. All then answer alike; all have to ask."""
         ...
 
     def write_symbol(self, path: Path) -> None:

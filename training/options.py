@@ -65,6 +65,7 @@ class TrainOptions:
     class_crops: float
     synthetic_share: float
     class_balance: float
+    class_weights: tuple[float, ...]
     loss_weights: tuple[float, ...]
     ohem: float
     ohem_share: float
@@ -73,6 +74,7 @@ class TrainOptions:
     lr_factor: tuple[float, ...]
     short_size: int
     freeze_bn: bool
+    freeze: tuple[str, ...]
     loss_scale: float
     finetune: Path | None
     dtype: str
@@ -154,6 +156,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         p.error("--lr-factor takes one number, or one for each of --lr-steps")
     if a.freeze_bn and a.syncbn:
         p.error("--freeze-bn has no statistics that --syncbn could take over all devices")
+    if a.class_weights and a.class_balance:
+        p.error("give --class-weights or --class-balance, not both (0 switches the latter off)")
     if a.checkpoint_minutes < 0 or a.val_interval < 1 or a.log_interval < 1:
         p.error(
             "--checkpoint-minutes is 0 or more; --val-interval and --log-interval are 1 or more"
@@ -201,10 +205,11 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         rotation=a.rotation, aspect=a.aspect, blur=a.blur,
         class_crops=a.class_crops, ohem=a.ohem, ohem_share=a.ohem_share,
         schedule=a.schedule, lr_steps=a.lr_steps, lr_factor=a.lr_factor, short_size=a.short_size,
-        freeze_bn=a.freeze_bn, loss_scale=a.loss_scale, finetune=a.finetune, dtype=a.dtype,
-        accumulate=a.accumulate, ema=a.ema, compile=a.compile,
+        freeze_bn=a.freeze_bn, freeze=a.freeze, loss_scale=a.loss_scale, finetune=a.finetune,
+        dtype=a.dtype, accumulate=a.accumulate, ema=a.ema, compile=a.compile,
         on_nan=a.on_nan, max_skips=a.max_skips, checkpoint_minutes=a.checkpoint_minutes,
-        synthetic_share=a.synthetic_share, class_balance=a.class_balance, loss_weights=weights,
+        synthetic_share=a.synthetic_share, class_balance=a.class_balance,
+        class_weights=a.class_weights, loss_weights=weights,
     )  # fmt: skip
     if saved is not None and not a.eval:
         try:

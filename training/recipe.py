@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-Value = bool | int | float | str | list[float]
+Value = bool | int | float | str | list[float] | list[str]
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,6 @@ class Run:
     def _fit(self, resumed: bool) -> RunState:
         o = self.options
         steps, state = self._start(resumed)
-        if not o.no_val:
-            # What is missing there is told now, not after an epoch.
-            open_dataset(o.dataset, "val", o.root)
         self.folder.start(asdict(o), read_environment())
         self.learner.write_symbol(self.folder.symbol)
         self._tell_start(steps.loader, state)
@@ -123,7 +120,7 @@ class Run:
         return replace(state, part=part)
 
     def _follow(self, resumed: bool) -> RunState:
-        """The same steps as the first process, which alone validates, tells and writes."""
+        """The same steps as the first process, which alone tells and writes."""
         steps, state = self._start(resumed)
         with Interruption(self.learner.agree, tells=False) as interruption:
             while state.epochs_done < self.options.epochs:
@@ -131,19 +128,24 @@ class Run:
                     interruption.is_agreed()
                     interruption.check()
                 if self._is_validated(state.epochs_done):
+                    self.validate(lambda *_: interruption.check_here())
                     interruption.is_agreed()
                     interruption.check()
                 state = replace(state, epochs_done=state.epochs_done + 1, part=PartOfEpoch())
         return state
 
     def _start(self, resumed: bool) -> tuple[Steps, RunState]:
-        loader = open_loader(self.options, len(self.labels.names), self.learner.shard)
+        o = self.options
+        loader = open_loader(o, len(self.labels.names), self.learner.shard)
+        if not o.no_val:
+            # What is missing there is told now, not after an epoch.
+            open_dataset(o.dataset, "val", o.root)
         class_weights = weigh_classes(
-            loader.mixture.primary, len(self.labels.names), self.options.class_balance
+            loader.mixture.primary, len(self.labels.names), o.class_balance, o.class_weights
         )
         self.learner.start(class_weights)
         state = self._read_checkpoint(loader) if resumed else self._read_start()
-        guard = Guard(self.options, self.learner, class_weights)
+        guard = Guard(o, self.learner, class_weights)
         return Steps(loader, self._schedule(loader), guard), state
 
     def _tell_start(self, loader: Loader, state: RunState) -> None:
@@ -212,9 +214,7 @@ class Run:
                 scores = self.validate(watch)
         except Interrupted:
             saver.save(state)
-            interruption.is_agreed()
             raise
-        # The other processes wait for the end of the validation here.
         interruption.is_agreed()
         seconds = time.perf_counter() - start
         progress.add_validation(seconds)
@@ -227,9 +227,10 @@ class Run:
         )
 
     def validate(self, watch: Watch | None = None) -> Validation:
-        """Scores the validation split, and tells the scores."""
+        """Scores the validation split, in all processes together; the first tells the scores."""
         scores = validate(self.options, self.learner, len(self.labels.names), watch)
-        print(scores.describe(self.labels), flush=True)
+        if self.learner.shard.leads:
+            print(scores.describe(self.labels), flush=True)
         return scores
 
     def load_weights(self, path: Path) -> None:

@@ -13,14 +13,14 @@ import json
 import os
 from pathlib import Path
 
+from export.symbol import SYMBOL_FILE
+from export.traced_symbol import NAMES_FILE
 from training.backbones import default_backbone
 from training.flags import parse_size
 from training.mxnet_import import mx
 from training.networks import MODEL_ALIASES, NETWORKS, Network, build
 from training.parameter_fit import misfits, refuse_misfits
 
-SYMBOL_FILE = "network-symbol.json"
-NAMES_FILE = "network-names.json"
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 
 

@@ -8,6 +8,7 @@ import warnings
 from importlib.util import find_spec
 
 from export.errors import ExportError
+from training.balance import check_class_weights
 from training.datasets import dataset_labels
 from training.learner import Learner
 from training.options import TrainOptions, parse_options
@@ -56,7 +57,9 @@ def train(options: TrainOptions) -> None:
             f"--resume {options.resume}: no such run folder or .params file; `segserve runs` lists "
             "the runs"
         )
-    classes = len(dataset_labels(options.dataset, options.root).names)
+    names = dataset_labels(options.dataset, options.root).names
+    check_class_weights(options.class_weights, names)
+    classes = len(names)
     if os.environ.get("RANK", "0") == "0":
         # Building a network takes seconds.
         width = f" of width {options.width:g}" if options.width != 1 else ""
@@ -68,9 +71,8 @@ def train(options: TrainOptions) -> None:
     learner = make_learner(options, classes)
     run = Run(options, learner)
     if options.eval_only:
-        if learner.shard.leads:
-            run.load_weights(options.resume or options.run)
-            run.validate()
+        run.load_weights(options.resume or options.run)
+        run.validate()
         learner.close()
         return
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from export.shape_rules import LABELLED
@@ -47,14 +48,18 @@ def frozen_parameters(graph: Graph) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def freeze_batch_norms(graph: Graph) -> Graph:
-    """The graph with batch norms that keep their statistics (``--freeze-bn``)."""
-    frozen = {"use_global_stats": "True"}
-    nodes = tuple(
-        replace(node, attrs={**node.attrs, **frozen}) if node.op in BATCH_NORMS else node
-        for node in graph.nodes
-    )
-    return replace(graph, nodes=nodes)
+def freeze_batch_norms(graph: Graph, of: Collection[str] | None = None) -> Graph:
+    """The graph with batch norms that keep their statistics: all (``--freeze-bn``), or those whose
+    scale is one ``of`` these parameters."""
+
+    def freeze(node: Node) -> Node:
+        if node.op not in BATCH_NORMS:
+            return node
+        if of is not None and graph.nodes[node.inputs[1].node].name not in of:
+            return node
+        return replace(node, attrs={**node.attrs, "use_global_stats": "True"})
+
+    return replace(graph, nodes=tuple(freeze(node) for node in graph.nodes))
 
 
 def _is_by_channel(deconvolution: Node) -> bool:

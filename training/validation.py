@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from export.pixels import Pixels
 from serving.geometry import Size, plan, prepare
@@ -14,10 +17,21 @@ from training.datasets.base import check_label_range
 from training.evaluation.metrics import ConfusionMatrix
 from training.learner import Learner
 from training.options import TrainOptions
+from training.runs.interruption import Interrupted
 from training.transforms import normalize
 
 # Is told, before each image, how many of how many are done; what it raises ends the validation.
 Watch = Callable[[int, int], None]
+
+# Images a device: a process that cannot go on is waited for no longer than these take.
+ROUNDS_BETWEEN_MEETINGS = 8
+
+
+class FailedElsewhere(ValueError):
+    """Another process could not score one of its images."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"another process failed: {told}")
 
 
 @dataclass(frozen=True)
@@ -48,10 +62,18 @@ class Validation:
 def validate(
     options: TrainOptions, learner: Learner, num_classes: int, watch: Watch | None = None
 ) -> Validation:
-    """Every image of the split, at its own size."""
+    """Every image of the split, at its own size.
+
+    Of several processes each scores its share; all have to ask, and all get the whole.
+
+    Raises:
+        FailedElsewhere: another process could not score one of its images; it tells which.
+        Interrupted: another process was told to end.
+    """
     size, pixels = Size(options.height, options.crop_width), options.pixels
     main = open_dataset(options.dataset, "val", options.root)
     scenes = open_dataset("synthetic", "val") if options.synthetic_share else None
+    learner.align()
     return Validation(
         _score(main, learner, num_classes, size, pixels, watch),
         None if scenes is None else _score(scenes, learner, num_classes, size, pixels, watch),
@@ -62,13 +84,47 @@ def _score(
     dataset: SegmentationDataset, learner: Learner, num_classes: int, model: Size,
     pixels: Pixels, watch: Watch | None,
 ) -> ConfusionMatrix:  # fmt: skip
-    confusion = ConfusionMatrix(num_classes)
-    for index in range(len(dataset)):
-        if watch is not None:
-            watch(index, len(dataset))
-        image, label = dataset[index]
-        check_label_range(label, num_classes, dataset.name(index))
-        original = Size(*image.shape[:2])
-        logits = learner.logits(normalize(prepare(image, plan(original, model)), pixels))
-        confusion.update(label, labels_from_logits(logits, model, original))
-    return confusion
+    """Image ``i`` is process ``i % world``'s; those whose share is one less meet as often."""
+    own = ConfusionMatrix(num_classes)
+
+    def score(indices: Sequence[int]) -> None:
+        views: list[npt.NDArray[np.float32]] = []
+        truths: list[tuple[npt.NDArray[np.uint8], Size]] = []
+        for index in indices:
+            if watch is not None:
+                watch(index, len(dataset))
+            image, label = dataset[index]
+            check_label_range(label, num_classes, dataset.name(index))
+            original = Size(*image.shape[:2])
+            views.append(normalize(prepare(image, plan(original, model)), pixels))
+            truths.append((label, original))
+        for logits, (label, original) in zip(learner.logits_together(views), truths, strict=True):
+            own.update(label, labels_from_logits(logits, model, original))
+
+    shard, devices = learner.shard, learner.devices
+    together = shard.world * devices * ROUNDS_BETWEEN_MEETINGS
+    for first in range(0, len(dataset), together):
+        share = range(first, min(first + together, len(dataset)))[shard.rank :: shard.world]
+        problem: Exception | None = None
+        try:
+            for start in range(0, len(share), devices):
+                score(share[start : start + devices])
+        except Exception as error:
+            problem = error
+        _meet(learner, problem)
+    whole = ConfusionMatrix(num_classes)
+    whole.matrix = np.sum(learner.gather(own.matrix), axis=0)
+    return whole
+
+
+def _meet(learner: Learner, problem: Exception | None) -> None:
+    """Where one process cannot go on, none does: the others would wait for it."""
+    signal_number = problem.signal_number if isinstance(problem, Interrupted) else 0
+    failure = "" if problem is None or signal_number else f"{type(problem).__name__}: {problem}"
+    everyone = learner.gather((signal_number, failure))
+    failures = [told for _, told in everyone if told]
+    if failures:
+        raise problem if failure and problem else FailedElsewhere(failures[0])
+    signals = [number for number, _ in everyone if number]
+    if signals:
+        raise problem or Interrupted(signals[0])

@@ -1,6 +1,7 @@
 """Who enters a queue, and who is still worth running when a batch is taken from it.
 
-An image is asked for before it is decoded: what would be refused anyway costs next to nothing then.
+An image is asked for before it is decoded, and where its request's head tells enough before its
+bytes are there (``serving/door.py``): what would be refused anyway costs next to nothing then.
 One that may come has a place until it enters the queue, so that the images being decoded count too.
 
 First come, first served, with deadlines, serves nobody under overload: whoever reaches the head has
@@ -21,6 +22,8 @@ from serving.errors import PredictedLate, QueueFull
 
 # At the door with a margin: refusing one more costs no answer as long as others wait.
 ENTRY_SPREADS = 2.0
+# One more than it must be is refused here with its photo decoded, so with less of a margin.
+TAKE_SPREADS = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,26 @@ class Admission:
         """A place for an image of ``size`` bytes that is not decoded yet.
 
         Raises:
+            QueueFull, PredictedLate: as :meth:`check`.
+        """
+        self.check(size, level, timeout_s, answer_s)
+        return Place(self)
+
+    def check(self, size: int, level: int | None, timeout_s: float | None, answer_s: float) -> None:
+        """The verdict on an image of ``size`` bytes that comes now.
+
+        Args:
+            level: None where it is not known yet: then only what holds at every level counts.
+
+        Raises:
             QueueFull: the images that wait or have a place fill the queue.
             PredictedLate: it would be answered after its deadline.
         """
         # What an idle instance takes at once never waits.
         self.check_room(size, level, max(0, self.coming - self.load().free))
         self.check_time(level, timeout_s, answer_s)
-        return Place(self)
 
-    def check_room(self, size: int, level: int, coming: int = 0) -> None:
+    def check_room(self, size: int, level: int | None, coming: int = 0) -> None:
         """Whether one more may wait.
 
         Raises:
@@ -107,7 +121,7 @@ class Admission:
             raise QueueFull(f"{text}; try again later", self._predict(len(self.queue) + coming))
 
     def check_time(
-        self, level: int, timeout_s: float | None, answer_s: float, images: int = 1
+        self, level: int | None, timeout_s: float | None, answer_s: float, images: int = 1
     ) -> None:
         """Whether ``images`` that come to ``level`` now would be answered in time.
 
@@ -116,8 +130,10 @@ class Admission:
         Raises:
             PredictedLate: the message has the prediction (``shed_late``).
         """
+        if not self.limits.shed_late or timeout_s is None:
+            return
         ahead = self.queue.count_before(level) + self.coming
-        if not self.limits.shed_late or timeout_s is None or (not ahead and self.load().is_idle):
+        if not ahead and self.load().is_idle:
             return
         inferred_s = self._predict(ahead + images - 1, ENTRY_SPREADS)
         if inferred_s is None:
@@ -132,13 +148,30 @@ class Admission:
             )
 
     def take(self, size: int) -> list[Item]:
-        """The next batch, of ``size`` images at most; those that would be late are refused."""
+        """The next batch, of ``size`` images at most; those that would be late are refused.
+
+        One that could just be late goes behind those that will be in time, into what they leave
+        of the batch: there are mostly enough of them, as an image that came later has more time.
+        What finds no place there would be late in the next batch, unless another instance takes
+        it; and none may lose its place to an image of a lower priority.
+        """
+        load = self.load()
+        is_sure = load.instances == 1 and self.limits.scheduling.priority_levels <= 1
+        margin = TAKE_SPREADS if is_sure else 0.0
         taken: list[Item] = []
+        risky: list[Item] = []
         late: list[Item] = []
+        now = self.clock()
         while len(taken) < size and (items := self.queue.take(size - len(taken))):
             for item in items:
-                (late if self._is_late(item, size) else taken).append(item)
-        if late and not taken and not self.load().running:
+                if not self._is_late(item, size, now, margin):
+                    taken.append(item)
+                else:
+                    (late if self._is_late(item, size, now, 0.0) else risky).append(item)
+        while risky and len(taken) < size:
+            taken.append(risky.pop())
+        late += risky
+        if late and not taken and not load.running:
             # Nothing else would tell whether batches still take as long.
             late.sort(key=lambda item: item.deadline or 0.0)
             taken.append(late.pop())
@@ -152,10 +185,10 @@ class Admission:
             )
         return taken
 
-    def _is_late(self, item: Item, size: int) -> bool:
+    def _is_late(self, item: Item, size: int, now: float, spreads: float) -> bool:
         if not self.limits.shed_late or item.deadline is None:
             return False
-        return self.clock() + (self.costs.predict(size) or 0.0) > item.deadline
+        return now + (self.costs.predict(size, spreads) or 0.0) > item.deadline
 
     def _predict(self, ahead: int, spreads: float = 0.0) -> float | None:
         load = self.load()

@@ -72,6 +72,11 @@ class Scheduling:
     default_policy: QueuePolicy = QueuePolicy()
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
 
+    @property
+    def first_level(self) -> int:
+        """The level that goes before all others."""
+        return min(1, self.priority_levels)
+
     def level(self, priority: int) -> int:
         """The level of a request's priority; 0 and what is unknown take the default."""
         return priority if 1 <= priority <= self.priority_levels else self.default_level

@@ -7,7 +7,7 @@ policy go behind those that have not; among equals, first in is first out.
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -46,6 +46,10 @@ class Item:
             timer.cancel()
 
 
+def _key(item: Item) -> tuple[int, bool, int]:
+    return item.key
+
+
 class RequestQueue:
     """The waiting images of one model."""
 
@@ -63,23 +67,26 @@ class RequestQueue:
         """When the image that has waited longest arrived; the queue is not empty."""
         return min(item.arrived for item in self._items)
 
-    def count_before(self, level: int) -> int:
-        """Images that run before one that comes to ``level`` now."""
-        return sum(item.key < (level, True, 0) for item in self._items)
+    def count_before(self, level: int | None) -> int:
+        """Images that run before one that comes to ``level`` now; None: to the first level."""
+        if level is None:
+            level = self.limits.scheduling.first_level
+        return bisect_left(self._items, (level, True, 0), key=_key)
 
-    def find_lack(self, size: int, level: int, coming: int = 0) -> tuple[str, str] | None:
+    def find_lack(self, size: int, level: int | None, coming: int = 0) -> tuple[str, str] | None:
         """Why an image of ``size`` bytes has no room: a reason for metrics, and the error's text;
-        None where it has. ``coming`` others will be there before it."""
-        limits, policy = self.limits, self.limits.scheduling.policy(level)
+        None where it has. ``coming`` others will be there before it; with ``level`` None what the
+        levels' own policies say is left out."""
+        limits = self.limits
         if len(self) + coming >= limits.max_queue_size:
             return "queue_size", (
                 f"{len(self) + coming} images wait already (setting max_queue_size)"
             )
-        waiting = sum(item.level == level for item in self._items)
-        if policy.max_size and waiting >= policy.max_size:
-            return "policy_queue_size", (
-                f"{waiting} images wait already (dynamic_batching.{policy.field}.max_queue_size)"
-            )
+        if level is not None and (policy := limits.scheduling.policy(level)).max_size:
+            waiting = sum(item.level == level for item in self._items)
+            if waiting >= policy.max_size:
+                setting = f"dynamic_batching.{policy.field}.max_queue_size"
+                return "policy_queue_size", f"{waiting} images wait already ({setting})"
         if self.bytes + size > limits.max_queue_bytes:
             return "queue_bytes", f"{self.bytes} bytes wait already (setting max_queue_bytes)"
         return None
@@ -88,7 +95,7 @@ class RequestQueue:
         """Puts an image behind all that go before it; ``find_lack`` was asked before."""
         future: asyncio.Future[Inferred] = asyncio.get_running_loop().create_future()
         item = Item(image, arrived, future, level, next(self._numbers))
-        insort(self._items, item, key=lambda other: other.key)
+        insort(self._items, item, key=_key)
         self.bytes += image.nbytes
         return item
 
@@ -96,7 +103,7 @@ class RequestQueue:
         """Puts an item that waits behind its level's others that have not outwaited theirs."""
         self._items.remove(item)
         item.delayed = True
-        insort(self._items, item, key=lambda other: other.key)
+        insort(self._items, item, key=_key)
 
     def remove(self, item: Item) -> bool:
         """Takes an item out; False where it is out already."""

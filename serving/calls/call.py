@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Literal, TypeAlias
 
 from serving.calls.authentication import KeyUse
@@ -34,6 +34,7 @@ class Call:
         path: without the query.
         code: ``ok``, or the error's.
         status: the HTTP status, or the name of the gRPC code.
+        start, start_ns: when it began, on ``time.perf_counter`` and since the epoch.
         request_bytes, response_bytes: of the bodies or messages.
         images: that were answered.
         count_refusal: of the server's metrics.
@@ -48,6 +49,7 @@ class Call:
     client: str
     request_id: str
     start: float = field(default_factory=perf_counter)
+    start_ns: int = field(default_factory=time_ns)
     key: KeyUse | None = None
     model: str = ""
     version: int = 0
@@ -65,6 +67,12 @@ class Call:
     @property
     def key_name(self) -> str:
         return self.key.key.name if self.key else ""
+
+    @property
+    def marks(self) -> tuple[tuple[str, str], ...]:
+        """What an answer carries of it: names, in lower case, and values."""
+        marks = ((REQUEST_ID, self.request_id), (TRACEPARENT, self.traceparent))
+        return marks if self.traceparent else marks[:1]
 
     def count_request(self) -> None:
         """Each request of a stream counts for its key; the first was counted with the call.

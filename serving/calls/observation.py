@@ -63,6 +63,11 @@ class Observer:
         self._pixels = 0
         self._pixels_lock = threading.Lock()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one more request would be one too many."""
+        return self.inflight >= self.max_inflight_requests
+
     def reserve_pixels(self, observation: Observation, pixels: int) -> None:
         """Makes room for a decoded image until the request is done. Any thread may call it.
 

@@ -48,6 +48,7 @@ class Tracing:
             f"{call.method} {call.transport}",
             parent,
             self._trace.SpanKind.SERVER,
+            start_time=call.start_ns,
             attributes={
                 "url.path": call.path,
                 "client.address": call.client,
@@ -62,8 +63,9 @@ class Tracing:
 
     def end(self, call: Call, span: Span) -> None:
         """Ends the call's span; its stages are told now, with the times that they had."""
-        # Stages are timed by a clock without a date.
-        epoch_ns = time.time_ns() - time.perf_counter_ns()
+        # Stages are timed by a clock without a date. The span keeps to it too: two clocks read one
+        # after the other are apart by whatever comes between, and stages would lie outside of it.
+        epoch_ns = call.start_ns - int(call.start * 1e9)
         below = self._trace.set_span_in_context(span)
         if span.is_recording():
             for interval in call.intervals:
@@ -81,7 +83,7 @@ class Tracing:
                 span.set_attribute("segserve.key", call.key_name)
             if call.code != "ok":
                 span.set_status(self._trace.StatusCode.ERROR, call.code)
-        span.end()
+        span.end(epoch_ns + time.perf_counter_ns())
 
     def _add_stage(self, interval: Interval, call: Call, below: object, epoch_ns: int) -> None:
         start = epoch_ns + int(interval.start * 1e9)

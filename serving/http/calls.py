@@ -6,9 +6,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.calls.call import REQUEST_ID, TRACEPARENT
 from serving.calls.calls import Calls
+from serving.door import Door
 from serving.errors import SegserveError, TooManyRequests, Unauthenticated
+from serving.http.door import read_announced
 
 # Without a key, and not in the log, which probes every few seconds would drown.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
@@ -17,11 +18,15 @@ PAGE_PATH = "/"
 
 
 class CallMiddleware:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp, calls: Calls) -> None:
+    What is refused here leaves its body unread: the connection drops it (``http/connection.py``).
+    """
+
+    def __init__(self, app: ASGIApp, calls: Calls, door: Door) -> None:
         self.app = app
         self.calls = calls
+        self.door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -36,8 +41,13 @@ class CallMiddleware:
 
         client = scope["client"][0] if scope["client"] else ""
         with self.calls.call("http", scope["method"], scope["path"], client, read) as call:
+            # A client that waits for 100 (Continue) may send its body or not: nobody knows what
+            # comes next on its connection (RFC 9110, 10.1.1).
+            may_wait = bool(read("expect"))
 
             async def receive_counted() -> Message:
+                nonlocal may_wait
+                may_wait = False
                 message = await receive()
                 call.request_bytes += len(message.get("body", b""))
                 return message
@@ -48,9 +58,10 @@ class CallMiddleware:
                     if message["status"] >= 400 and call.code == "ok":
                         call.code = "internal" if message["status"] >= 500 else "invalid_request"
                     marked = MutableHeaders(raw=message["headers"])
-                    marked[REQUEST_ID] = call.request_id
-                    if call.traceparent:
-                        marked[TRACEPARENT] = call.traceparent
+                    for name, value in call.marks:
+                        marked[name] = value
+                    if may_wait:
+                        marked["Connection"] = "close"
                 elif message["type"] == "http.response.body":
                     call.response_bytes += len(message.get("body", b""))
                 await send(message)
@@ -58,6 +69,9 @@ class CallMiddleware:
             try:
                 if scope["path"] != PAGE_PATH:
                     self.calls.admit(call, read)
+                announced = read_announced(scope, headers)
+                if announced is not None:
+                    self.door.check(announced, "http")
             except SegserveError as error:
                 call.code = error.code
                 await show(error)(scope, receive_counted, send_marked)

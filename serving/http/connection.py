@@ -5,16 +5,22 @@ for ever for a client that stopped reading. Here a header has ``header_timeout_s
 ``max_header_bytes``, an answer that nobody reads ``send_timeout_s``, and the server
 ``max_http_connections``. A connection whose client closed its sending side is gone: without
 reading, a half-closed client cannot be told from one that left.
+
+An answer, mostly a refusal, may come before its request's body has. What is left of the body is
+then read and dropped, within ``max_request_bytes`` and ``upload_timeout_s``: were the connection
+closed instead, a reset could take the answer from a client that still sends (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.http.answer_writer import AnswerWriter
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -30,6 +36,13 @@ class HttpConnection(HttpToolsProtocol):
     _header_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _refused: tuple[HTTPStatus, str, str] | None = None
+    # Requests whose header was complete, and of the last of them:
+    _messages = 0
+    _has_body_left = False
+    # While what is left of a body is dropped.
+    _drop_timer: asyncio.TimerHandle | None = None
+    _dropped_bytes = 0
+    _closes_after_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,13 +61,20 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_lost(exc)
         self.metrics.connections.set(len(self.connections))
         self._stop_header_timer()
+        self._stop_dropping()
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._refused is not None or self.transport.is_closing():
             return
+        drops = self._drop_timer is not None
         super().data_received(data)
         if self._refused is not None or self.transport.is_closing():
+            return
+        if self._header_bytes is None and drops:
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > self.settings.max_request_bytes:
+                self._give_up_body("request_bytes")
             return
         if self._header_bytes is None:
             # What follows an answer is the next header, even where it does not look like one yet.
@@ -80,10 +100,55 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError
         self._header_bytes = None
         self._stop_header_timer()
+        self._messages += 1
+        self._has_body_left = True
         super().on_headers_complete()
+        self.cycle.transport = AnswerWriter(  # type: ignore[assignment]
+            self.transport, self.loop, partial(self._close_after, self._messages)
+        )
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._has_body_left = False
+        if self._drop_timer is None:
+            return
+        self._stop_dropping()
+        if self._closes_after_body:
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._has_body_left and self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self._dropped_bytes = 0
+            self._drop_timer = self.loop.call_later(
+                self.settings.upload_timeout_s, self._give_up_body, "upload_timeout"
+            )
+
+    def _close_after(self, message: int) -> None:
+        """Closes once the body of that message, from 1, has come."""
+        # An answer that broke off is not to be waited with.
+        if message == self._messages and self._has_body_left and self.cycle.response_complete:
+            self._closes_after_body = True
+        else:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        if self._drop_timer is not None:
+            self._closes_after_body = True
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no request: as the refusal says where there is one."""
+        if self._drop_timer is not None:
+            # Of a request that has its answer.
+            self.transport.close()
+            return
         refused = self._refused or (HTTPStatus.BAD_REQUEST, "invalid_request", msg)
         self._refuse(*refused)
 
@@ -99,6 +164,16 @@ class HttpConnection(HttpToolsProtocol):
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
+
+    def _stop_dropping(self) -> None:
+        if self._drop_timer is not None:
+            self._drop_timer.cancel()
+            self._drop_timer = None
+
+    def _give_up_body(self, reason: str) -> None:
+        self._stop_dropping()
+        self.metrics.reject(reason)
+        self.transport.close()
 
     def _too_long(self) -> tuple[HTTPStatus, str, str]:
         return (

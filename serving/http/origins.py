@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from serving.http.inference import HEADER_LENGTH
-from serving.http.protocol import TIMEOUT_HEADER
+from serving.http.timeouts import TIMEOUT_HEADER
 from serving.settings import Settings
 
 SENT = (

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from serving.dataplane import Dataplane, ModelMetadata, TensorMetadata
-from serving.errors import InvalidRequest
 from serving.http.body import read_body
 from serving.http.compression import choose_encoding, compress
 from serving.http.disconnect import while_connected
@@ -21,6 +20,7 @@ from serving.http.inference import (
     parse_infer_request,
     parse_raw_request,
 )
+from serving.http.timeouts import TIMEOUT_HEADER, parse_timeout, seconds_left
 from serving.models.model import Model
 from serving.oip.inference import InferRequest, InferResponse
 from serving.oip.model_config import config_json
@@ -34,7 +34,6 @@ INFER_ANSWERS: Mapping[int | str, dict[str, object]] = {
         "content": {"application/json": {}, "application/octet-stream": {}},
     }
 }
-TIMEOUT_HEADER = "X-Timeout-Ms"
 
 
 def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -> None:
@@ -107,7 +106,8 @@ def add_infer(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
     @route("/v2/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str = "") -> Response:
         """Tensors in, tensors out: JSON or Triton's binary-data extension."""
-        number, timeout_s, began = parse_version(version), read_timeout(request), perf_counter()
+        number, began = parse_version(version), perf_counter()
+        timeout_s = parse_timeout(request.headers.get(TIMEOUT_HEADER))
         header_length = request.headers.get(HEADER_LENGTH)
         accepted = choose_encoding(request.headers.get("accept-encoding", ""))
         body = await read_body(request, settings)
@@ -139,29 +139,6 @@ def answer_infer(response: InferResponse, encoding: str | None) -> Response:
         headers["Content-Encoding"] = encoding
     media_type = "application/json" if header_length is None else "application/octet-stream"
     return Response(content, media_type=media_type, headers=headers)
-
-
-def read_timeout(request: Request) -> float | None:
-    """Seconds from ``X-Timeout-Ms``.
-
-    Raises:
-        InvalidRequest: not a positive number.
-    """
-    text = request.headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return None
-    try:
-        milliseconds = float(text)
-    except ValueError:
-        milliseconds = 0.0
-    if not 0.0 < milliseconds < 1e9:
-        raise InvalidRequest(f"{TIMEOUT_HEADER}: {text!r} is not a positive number")
-    return milliseconds / 1000.0
-
-
-def seconds_left(timeout_s: float | None, began: float) -> float | None:
-    """Of a timeout that counts from ``began``, on ``time.perf_counter``: an upload takes time."""
-    return None if timeout_s is None else timeout_s - (perf_counter() - began)
 
 
 def show_metadata(found: ModelMetadata) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from serving.http import accept
 from serving.http.body import read_image
 from serving.http.disconnect import while_connected
 from serving.http.multipart import join_parts
-from serving.http.protocol import read_timeout, seconds_left
+from serving.http.timeouts import TIMEOUT_HEADER, parse_timeout, seconds_left
 from serving.mask import FORMATS
 from serving.oip.protocol import parse_version
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
@@ -46,11 +46,13 @@ ANSWERS: Mapping[int | str, dict[str, object]] = {
 }
 
 
-def _split(entries: object) -> object:
+def split_formats(entries: Sequence[str]) -> tuple[str, ...]:
     """``format=png,stats`` and ``format=png&format=stats`` mean the same."""
-    if not isinstance(entries, list):
-        return entries
-    return [part for entry in entries for part in str(entry).split(",")]
+    return tuple(part for entry in entries for part in entry.split(","))
+
+
+def _split(entries: object) -> object:
+    return list(split_formats(entries)) if isinstance(entries, list) else entries
 
 
 async def read_options(
@@ -137,7 +139,7 @@ def add_segment(app: FastAPI, segmenter: Segmenter, settings: Settings) -> None:
     async def answer(
         request: Request, model: str, version: int | None, options: SegmentOptions
     ) -> Response:
-        timeout_s, began = read_timeout(request), perf_counter()
+        timeout_s, began = parse_timeout(request.headers.get(TIMEOUT_HEADER)), perf_counter()
         data = await read_image(request, settings)
         left_s = seconds_left(timeout_s, began)
         asked = SegmentRequest(model, data, options, version, left_s)
@@ -156,6 +158,8 @@ def add_segment(app: FastAPI, segmenter: Segmenter, settings: Settings) -> None:
         )
 
 
+# Callers of one kind send the same; the strings are theirs, so only a few are kept.
+@lru_cache(maxsize=64)
 def choose(formats: tuple[str, ...], header: str) -> accept.Choice:
     """What ``Accept`` says: of the formats asked for only how, if none was asked for also which."""
     found = accept.choose(header, [FORMATS[name] for name in formats or FORMATS])

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from serving.calls.call import note_error, note_refusal
+from serving.calls.call import current_call, note_error, note_refusal
 from serving.errors import SegserveError, TooManyRequests
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -35,10 +35,12 @@ async def answer_stream(
 
 
 async def abort(context: Context, error: SegserveError) -> None:
-    """Ends the call; the error's code, and when to try again, are in the trailing metadata."""
+    """Ends the call; in the trailing metadata are the error's code, when to try again, and the
+    call's id: one that is refused before it begins has no other."""
     note_error(error.code)
     note_refusal(error)
-    trailing = [("segserve-code", error.code)]
+    call = current_call.get()
+    trailing = [("segserve-code", error.code), *(call.marks if call else ())]
     if isinstance(error, TooManyRequests):
         trailing.append(("retry-after", error.retry_after))
     await context.abort(error.grpc_code, str(error), tuple(trailing))

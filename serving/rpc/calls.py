@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from serving.calls.call import REQUEST_ID, TRACEPARENT, Call
+from serving.calls.call import Call
 from serving.calls.calls import Calls
+from serving.door import Door
 from serving.errors import (
     HeaderTooLarge,
     InvalidRequest,
@@ -18,6 +19,7 @@ from serving.errors import (
     TooManyRequests,
 )
 from serving.rpc.call import Context, abort
+from serving.rpc.door import read_announced
 from serving.settings import Settings
 
 NO_MESSAGE = "the bytes are not a message of this call; see the .proto file"
@@ -37,8 +39,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
     """
 
-    def __init__(self, calls: Calls, settings: Settings) -> None:
+    def __init__(self, calls: Calls, settings: Settings, door: Door) -> None:
         self.calls = calls
+        self.door = door
         self.settings = settings
         self._open = 0
 
@@ -58,69 +61,73 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return self._wrap_streaming(handler, details.method)
 
     def _wrap_unary(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
-        async def run(request: Message | SegserveError, context: Context) -> Message:
+        # As a stream of one message: gRPC would receive it before anybody is asked.
+        async def run(messages: AsyncIterator[bytes], context: Context) -> bytes:
             with self._call(method, context) as (call, read):
                 await self._admit(call, read, context)
-                if isinstance(request, SegserveError):
-                    await abort(context, request)
-                    raise AssertionError("abort raises")
-                call.request_bytes = request.ByteSize()
-                response: Message = await handler.unary_unary(request, context)
-                call.response_bytes = response.ByteSize()
-                return response
+                try:
+                    data = await receive_one(messages)
+                    request = self._receive(handler, data, call, context)
+                except SegserveError as error:
+                    await abort(context, error)
+                    raise
+                await context.send_initial_metadata(call.marks)
+                return serialize(handler, await handler.unary_unary(request, context), call)
 
-        return grpc.unary_unary_rpc_method_handler(
-            run, self._parser(handler), handler.response_serializer
-        )
+        return grpc.stream_unary_rpc_method_handler(run)
 
     def _wrap_streaming(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
         async def run(
-            request: Message | SegserveError | AsyncIterator[Message | SegserveError],
-            context: Context,
-        ) -> AsyncIterator[Message]:
+            received: bytes | AsyncIterator[bytes], context: Context
+        ) -> AsyncIterator[bytes]:
             with self._call(method, context) as (call, read):
                 await self._admit(call, read, context)
-                if isinstance(request, SegserveError):
-                    await abort(context, request)
-                elif handler.request_streaming:
-                    answers = handler.stream_stream(counted(request, call), context)
-                else:
+                await context.send_initial_metadata(call.marks)
+                if isinstance(received, bytes):
+                    try:
+                        request = self._receive(handler, received, call, context)
+                    except SegserveError as error:
+                        await abort(context, error)
+                        raise
                     answers = handler.unary_stream(request, context)
+                else:
+                    frames = self._receive_all(handler, received, call)
+                    answers = handler.stream_stream(frames, context)
                 async for response in answers:
-                    call.response_bytes += response.ByteSize()
-                    yield response
+                    yield serialize(handler, response, call)
 
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        return make(run, self._parser(handler), handler.response_serializer)
+        return make(run)
 
     def _wrap_open(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         """Without id, key, span and line, as probes come every few seconds."""
 
-        async def run(request: Message | SegserveError, context: Context) -> Message:
-            if isinstance(request, SegserveError):
-                await abort(context, request)
-            response: Message = await handler.unary_unary(request, context)
+        async def run(data: bytes, context: Context) -> Message:
+            response: Message = await handler.unary_unary(await parse(data, context), context)
             return response
 
-        async def watch(
-            request: Message | SegserveError, context: Context
-        ) -> AsyncIterator[Message]:
-            if isinstance(request, SegserveError):
-                await abort(context, request)
-            async for response in handler.unary_stream(request, context):
+        async def watch(data: bytes, context: Context) -> AsyncIterator[Message]:
+            async for response in handler.unary_stream(await parse(data, context), context):
                 yield response
 
-        parse, serialize = self._parser(handler), handler.response_serializer
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(run, parse, serialize)
-        return grpc.unary_stream_rpc_method_handler(watch, parse, serialize)
+        async def parse(data: bytes, context: Context) -> Message:
+            try:
+                return self._parse(handler, data)
+            except SegserveError as error:
+                await abort(context, error)
+                raise
 
-    def _parser(self, handler: grpc.RpcMethodHandler) -> Callable[[bytes], Message | SegserveError]:
-        return parse_or_refuse(handler.request_deserializer, self.settings.max_request_bytes)
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                run, response_serializer=handler.response_serializer
+            )
+        return grpc.unary_stream_rpc_method_handler(
+            watch, response_serializer=handler.response_serializer
+        )
 
     @contextmanager
     def _call(self, method: str, context: Context) -> Iterator[tuple[Call, Callable[[str], str]]]:
@@ -141,15 +148,56 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     call.code = call.status.lower()
 
     async def _admit(self, call: Call, read: Callable[[str], str], context: Context) -> None:
-        marks = [(REQUEST_ID, call.request_id)]
-        if call.traceparent:
-            marks.append((TRACEPARENT, call.traceparent))
-        await context.send_initial_metadata(marks)
         try:
             self._check_limits(context)
             self.calls.admit(call, read)
         except SegserveError as error:
             await abort(context, error)
+
+    def _receive(
+        self, handler: grpc.RpcMethodHandler, data: bytes, call: Call, context: Context
+    ) -> Message:
+        """The one message of a call, unless it is refused before it is parsed.
+
+        Raises:
+            SegserveError: as :meth:`_parse`, and what the door says.
+        """
+        call.request_bytes = len(data)
+        self._check_size(data)
+        announced = read_announced(call.path, data, context.time_remaining())
+        if announced is not None:
+            self.door.check(announced, "grpc")
+        return self._parse(handler, data)
+
+    async def _receive_all(
+        self, handler: grpc.RpcMethodHandler, received: AsyncIterator[bytes], call: Call
+    ) -> AsyncIterator[Message]:
+        async for data in received:
+            call.request_bytes += len(data)
+            yield self._parse(handler, data)
+
+    def _parse(self, handler: grpc.RpcMethodHandler, data: bytes) -> Message:
+        """The message; gRPC itself would answer UNKNOWN, with a traceback in the log.
+
+        Raises:
+            TooLarge: more bytes than ``max_request_bytes``.
+            InvalidRequest: the bytes are no message.
+        """
+        self._check_size(data)
+        try:
+            message: Message = handler.request_deserializer(data)
+        except DecodeError:
+            raise InvalidRequest(NO_MESSAGE) from None
+        return message
+
+    def _check_size(self, data: bytes) -> None:
+        limit = self.settings.max_request_bytes
+        if len(data) > limit:
+            raise TooLarge(
+                f"the message has {len(data)} bytes, the limit is {limit} "
+                f"(setting max_request_bytes)",
+                reason="request_bytes",
+            )
 
     def _check_limits(self, context: Context) -> None:
         limit = self.settings.max_grpc_calls
@@ -167,39 +215,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
 
 
-def parse_or_refuse(
-    parse: Callable[[bytes], Message], max_bytes: int
-) -> Callable[[bytes], Message | SegserveError]:
-    """gRPC would answer UNKNOWN to bytes that are no message, with a traceback in the log."""
-
-    def parse_quietly(data: bytes) -> Message | SegserveError:
-        if len(data) > max_bytes:
-            return TooLarge(
-                f"the message has {len(data)} bytes, the limit is {max_bytes} "
-                f"(setting max_request_bytes)",
-                reason="request_bytes",
-            )
-        try:
-            return parse(data)
-        except DecodeError:
-            return InvalidRequest(NO_MESSAGE)
-
-    return parse_quietly
-
-
-async def counted(
-    requests: AsyncIterator[Message | SegserveError], call: Call
-) -> AsyncIterator[Message]:
-    """The same, their bytes noted.
+async def receive_one(messages: AsyncIterator[bytes]) -> bytes:
+    """The first message.
 
     Raises:
-        InvalidRequest, TooLarge: one is no message, or too long.
+        InvalidRequest: the client ended its side without one.
     """
-    async for request in requests:
-        if isinstance(request, SegserveError):
-            raise request
-        call.request_bytes += request.ByteSize()
-        yield request
+    async for data in messages:
+        return data
+    raise InvalidRequest(NO_MESSAGE)
+
+
+def serialize(handler: grpc.RpcMethodHandler, response: Message, call: Call) -> bytes:
+    """The answer's bytes, noted: a message would have to be serialised once more to be measured."""
+    data: bytes = handler.response_serializer(response)
+    call.response_bytes += len(data)
+    return data
 
 
 def read_address(peer: str) -> str:

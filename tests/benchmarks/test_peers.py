@@ -216,7 +216,7 @@ with run_process(["/bin/sleep", "300"], {{}}, lambda: True, Path({str(tmp_path /
         server = int(benchmark.stdout.readline())
         assert Path(f"/proc/{server}").exists()
         benchmark.terminate()
-        assert benchmark.wait(30) == 143
+        assert benchmark.wait(60) == 143
     assert not Path(f"/proc/{server}").exists()
 
 

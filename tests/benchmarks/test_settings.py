@@ -9,13 +9,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import typer
 from onnx import TensorProto, helper
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import settings
+from benchmarks import settings, winograd
 from benchmarks.peak import Peak, count_gmacs
 from benchmarks.plain_graph import plain_model
+from benchmarks.tables import winograd_table
 from export.build import build_model
 from export.params import Parameters
 from export.random_params import random_params
@@ -127,3 +129,18 @@ def test_a_table_is_printed_and_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert names == ["plain export, fp32, argmax at full size", "no memory arena"]
     assert told["share"]["share"] > 0
     assert told["peak"]["ways"] == {"a": 50.0}
+
+
+def test_layers_are_measured_in_both_forms(tmp_path: Path) -> None:
+    winograd.main("256x256@24x32, 8x4@5x6:2", turns=1, threads=1, results=tmp_path)
+    told = json.loads((tmp_path / "winograd.json").read_text("utf-8"))
+    assert [row["chosen"] for row in told["rows"]] == [True, False]
+    assert max(row["difference"] for row in told["rows"]) < 1e-5
+    table = winograd_table(tmp_path)
+    assert table.count("\n| ") == 2
+    assert "\n| 8x4@5x6:2 | " in table
+
+
+def test_a_layer_must_be_one() -> None:
+    with pytest.raises(typer.BadParameter, match="512x512@32x64:4"):
+        winograd.read_layer("512x512")

@@ -39,14 +39,14 @@ def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path, number, code):
     with export(tmp_path) as process:
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(number)
-        assert process.wait(30) == code
+        assert process.wait(60) == code
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_process_left_goes_with_the_next_export(tmp_path):
     with export(tmp_path) as process:
         process.kill()
-        process.wait(30)
+        process.wait(60)
     (abandoned,) = tmp_path.iterdir()
     with folder_aside(tmp_path) as aside:
         assert list(tmp_path.iterdir()) == [aside]

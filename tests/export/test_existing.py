@@ -116,9 +116,15 @@ def test_back_to_float32_by_the_models_folder(export, repository):
     ("arguments", "message"),
     [
         (["--from", "absent"], "--from absent is no model of"),
-        (["--from", "tiny", "--model", "icnet"], "leave --model,"),
-        (["--from", "tiny", "--size", "32x32"], "leave --model,"),
-        (["--from", "tiny", "--rgb"], "leave --model,"),
+        (["--from", "tiny", "--model", "icnet"], "leave --model out"),
+        (["--from", "tiny", "--size", "32x32"], "leave --size out"),
+        (["--from", "tiny", "--rgb"], "leave --bgr or --rgb out"),
+        (
+            ["--from", "tiny", "--backbone", "resnet18", "--width", "1"],
+            "leave --backbone, --width out",
+        ),
+        (["--from", "tiny", "--aux", "--output-stride", "8"], "leave --aux, --output-stride out"),
+        (["--from", "tiny", "--pretrained", "absent"], "leave --pretrained out"),
         (["--from", "tiny", "--format", "mxnet"], "leave --format mxnet out"),
         (["--from", "tiny", "--head", "mask"], "keeps its outputs mask,logits"),
         (["--from", "tiny", "--precision", "int8"], "--calibration"),

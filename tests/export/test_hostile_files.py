@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from export.build import build_model
+from export.convert import convert
 from export.errors import ExportError, InvalidParams, InvalidSymbol
-from export.params import read_params, write_params
+from export.params import Parameters, read_params, write_params
+from export.random_params import random_params
 from export.symbol import Entry, read_symbol, write_symbol
 
 SIZE = (32, 64)
@@ -124,3 +126,26 @@ def test_a_head_that_no_node_has_is_refused(make_network, make_params):
     wrong = type(graph)(graph.nodes, (Entry(graph.heads[0].node, 5),))
     with pytest.raises(ExportError):
         build_model(wrong, make_params(graph, *SIZE), *SIZE)
+
+
+def test_nothing_is_allocated_for_absurd_parameters(writer, peak):
+    """Of one pixel, so that no map is large: only the random weights would be."""
+    pooled = writer.add("_contrib_AdaptiveAvgPooling2D", "pool", 0, output_size=1)
+    wide = writer.convolution("wide", pooled, 1 << 28, kernel=1)
+    graph = writer.graph(wide)
+    with pytest.raises(InvalidSymbol, match="parameters, more than the 536870912"):
+        random_params(graph, *SIZE)
+    assert peak() < MEGABYTE
+
+
+def test_nothing_is_allocated_for_absurd_maps_and_bins(writer, peak):
+    base = writer.convolution("base", 0, 1)
+    large = writer.resize("large", base, 80_000, 80_000)
+    graph = writer.graph(writer.add("Pooling", "pool", large, kernel=(2, 2), pool_type="avg"))
+    with pytest.raises(InvalidSymbol, match=r"large .* map of over"):
+        convert(graph, Parameters({}, {}), *SIZE)
+    bins = writer.add("_contrib_AdaptiveAvgPooling2D", "bins", base, output_size=(1, 1 << 25))
+    graph = writer.graph(bins).pruned([Entry(bins)])
+    with pytest.raises(ExportError, match="bins"):
+        convert(graph, random_params(graph, *SIZE), *SIZE)
+    assert peak() < MEGABYTE

@@ -11,6 +11,8 @@ from export import inspect_cli
 from export.build import build_model, set_metadata
 from export.inspection import count_macs, count_parameters, inspect_file
 from export.labels import generic_labels
+from export.mxnet_model import write_mxnet_model
+from export.pixels import Pixels
 from export.triton import ModelFacts, write_model
 from serving.cli import SUMMARIES, find_commands
 
@@ -152,3 +154,61 @@ def test_an_absent_version_is_refused(run, model):
 
 def test_the_commands_are_registered():
     assert {"import-onnx", "inspect"} <= set(find_commands()) & set(SUMMARIES)
+
+
+@pytest.fixture
+def mxnet_model(tmp_path, make_network, make_params):
+    """A model of ``--format mxnet`` that wants blue first."""
+    graph = make_network(*SIZE)
+    facts = ModelFacts(generic_labels(5), "icnet", "camvid", None, "a test")
+    pixels = Pixels(bgr=True)
+    return write_mxnet_model(
+        tmp_path, "net", graph, make_params(graph, *SIZE), SIZE, facts, pixels=pixels,
+        heads=("mask", "logits", "confidence"),
+    )  # fmt: skip
+
+
+def test_an_mxnet_model(run, mxnet_model):
+    result = run("net")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(maxsplit=1) for line in reversed(result.stdout.splitlines()))
+    assert lines["model"] == "net version 1 (served: 1), family icnet"
+    assert lines["classes"].startswith("5: class 0")
+    assert lines["input"] == "image uint8 [N, 32, 64, 3]"
+    assert "logits float [N, 5, 16, 32]" in result.stdout
+    assert "confidence uint8 [N, 32, 64]" in result.stdout
+    assert lines["format"] == "MXNet, fp32"
+    assert "Python backend alone" in lines["served"]
+    assert lines["passes"] == "prune_heads, cut_at_logits"
+    # Weights without the auxiliary head's, four arrays a batch norm, the classifier's biases.
+    weights = 8 * 27 + 8 * 27 + 4 * 8 + 8 * 12 * 9 + 5 * 8
+    assert lines["parameters"] == f"{weights + 2 * 4 * 8 + 5:,}"
+    # Convolutions at 16x32, 8x16, 3x3, 8x16 and 16x32; pooling 8x16 to 8x3 to 3x3.
+    convolutions = 512 * 8 * 27 + 128 * 8 * 27 + 9 * 4 * 8 + 128 * 8 * 12 * 9 + 512 * 5 * 8
+    pooling = 8 * (8 * 3 * 16 + 3 * 3 * 8)
+    told = json.loads(run("net", "--json").stdout)["file"]
+    assert told["macs"] == convolutions + pooling
+    assert (told["opset"], told["served_output"]) == (None, None)
+    assert told["file_bytes"] == sum(
+        (mxnet_model / name).stat().st_size for name in ("network-symbol.json", "network.params")
+    )
+
+
+def test_damaged_mxnet_models_are_one_line(run, mxnet_model):
+    config, params = mxnet_model.parent / "config.pbtxt", mxnet_model / "network.params"
+    told, whole = config.read_text(), params.read_bytes()
+    params.write_bytes(whole[:-40])
+    assert "net/1/network.params: " in run("net").stderr
+    params.write_bytes(whole)
+    config.write_text(told.replace("dims: 64", "dims: -1", 1))
+    assert "the image is [32, -1, 3] in config.pbtxt" in run("net").stderr
+    config.write_text(told)
+    symbol = mxnet_model / "network-symbol.json"
+    symbol.write_text(symbol.read_text().replace("image_", "other_"))
+    assert "none of the nodes image_normalised" in run("net").stderr
+    symbol.unlink()
+    result = run("net")
+    assert result.exit_code == 1
+    assert "`segserve export --format mxnet` alone" in result.stderr
+    config.write_text("backend {")
+    assert "config.pbtxt: " in run("net").stderr

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import onnx
 import pytest
+from traced_networks import Wanted, trace_networks
 
-from benchmarks.parity import NETWORKS, Network, Refused, compare, generate, read_rows, write_rows
+from benchmarks.parity import NETWORKS, compare, read_rows, write_rows
 from export.build import build_model
-from export.errors import IllegalSize
+from export.errors import IllegalSize, TracingFailed
 from export.passes.prune_heads import prune_heads
 from export.random_params import random_params
 from export.retarget import retarget, size_rule
 from export.symbol import Graph, read_symbol, write_symbol
+from export.traced_symbol import NetworkSpec, trace_symbol
+from export.verify import Verification
 
 SIZE = (64, 96)
 CLASSES = 7
@@ -32,51 +35,34 @@ SMALL = {
         "deeplab_msra_dcn_resnet101",
     )
 }
-XCEPTION = Network("deeplabv3plus", "xception65", 0.25)
-DEFORMABLE = Network("deeplab_msra_dcn", "resnet50", 0.25)
+XCEPTION = NetworkSpec("deeplabv3plus", "xception65", 0.25)
+DEFORMABLE = NetworkSpec("deeplab_msra_dcn", "resnet50", 0.25)
 AWKWARD = [
-    (Network("fcn", "resnet18", 0.25, aux=True), (45, 70)),
+    (NetworkSpec("fcn", "resnet18", 0.25, aux=True), (45, 70)),
     (XCEPTION, (65, 97)),
     (DEFORMABLE, (45, 70)),
-    (Network("pspnet", "resnet18", 0.25), (40, 56)),
-    (Network("icnet_fast_seg", "resnet18", 0.25), SIZE),
-    (Network("icnet_two_pass", "resnet18", 0.25), SIZE),
-    (Network("icnet_paper", "resnet50", 0.25), (193, 225)),
-    (Network("deeplabv2", "resnet50", 0.25), (65, 97)),
-    (Network("deeplabv3plus", "resnet18", 0.25), (65, 96)),
+    (NetworkSpec("pspnet", "resnet18", 0.25), (40, 56)),
+    (NetworkSpec("icnet_fast_seg", "resnet18", 0.25), SIZE),
+    (NetworkSpec("icnet_two_pass", "resnet18", 0.25), SIZE),
+    (NetworkSpec("icnet_paper", "resnet50", 0.25), (193, 225)),
+    (NetworkSpec("deeplabv2", "resnet50", 0.25), (65, 97)),
+    (NetworkSpec("deeplabv3plus", "resnet18", 0.25), (65, 96)),
 ]
 MOVED = [(XCEPTION, (64, 96)), (XCEPTION, (96, 48)), (DEFORMABLE, SIZE)]
-GENERATE = """
-import json, sys
-from pathlib import Path
-from training.networks import build
-from training.symbols import write_symbol
-for index, n in enumerate(json.loads(sys.argv[2])):
-    network = build(n["model"], n["backbone"], n["classes"], n["rows"], n["columns"],
-                    channel_multiplier=n["width"], aux=n["aux"], output_stride=n["output_stride"])
-    write_symbol(network, Path(sys.argv[1]) / f"{index}.json", n["rows"], n["columns"])
-"""
 
 
 @pytest.fixture(scope="module")
-def symbols(tmp_path_factory, run_mxnet) -> dict[tuple[Network, tuple[int, int]], Graph]:
+def symbols(tmp_path_factory, run_mxnet) -> dict[Wanted, Graph]:
     """The symbols of all networks here, made in one process."""
-    folder = tmp_path_factory.mktemp("symbols")
     wanted = [*((network, SIZE) for network in SMALL.values()), *AWKWARD, *MOVED]
-    described = [
-        {**asdict(network), "classes": CLASSES, "rows": size[0], "columns": size[1]}
-        for network, size in wanted
-    ]
-    run_mxnet("-c", GENERATE, folder, json.dumps(described))
-    return {key: read_symbol(folder / f"{index}.json") for index, key in enumerate(wanted)}
+    return trace_networks(run_mxnet, tmp_path_factory.mktemp("symbols"), wanted, CLASSES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_equals_mxnet(name, symbols):
     found = compare(symbols[SMALL[name], SIZE], *SIZE)
-    assert found.relative <= 1e-4
-    assert found.agreement >= 0.9999
+    assert found.within_bounds, str(found)
     assert found.classes_seen > 1
 
 
@@ -86,8 +72,7 @@ def test_equals_mxnet(name, symbols):
 )
 def test_equals_mxnet_at_awkward_sizes(network, size, symbols):
     found = compare(symbols[network, size], *size)
-    assert found.relative <= 1e-4
-    assert found.agreement >= 0.9999
+    assert found.within_bounds, str(found)
 
 
 def test_symbols_move_to_other_sizes(symbols):
@@ -136,8 +121,9 @@ def test_old_json_gives_the_same_graph(symbols, tmp_path):
 
 @pytest.mark.usefixtures("run_mxnet")
 def test_an_illegal_size_names_the_nearest():
-    with pytest.raises(Refused, match="multiples of 8, not 715x1003; the nearest is 712x1000"):
-        generate(NETWORKS["pspnet_resnet50"], 715, 1003)
+    reason = r"^pspnet .* of 8, not 715x1003; the nearest is 712x1000$"
+    with pytest.raises(TracingFailed, match=reason):
+        trace_symbol(NETWORKS["pspnet_resnet50"], 19, (715, 1003))
 
 
 def test_the_table_keeps_what_was_measured_before(tmp_path):
@@ -151,3 +137,12 @@ def test_the_table_keeps_what_was_measured_before(tmp_path):
     lines = page.read_text().splitlines()
     assert lines.index(second["icnet_resnet50", "712x1000"]) < lines.index(*first.values())
     assert (lines[0], lines[-1]) == ("# Parity", "More.")
+
+
+def test_what_is_beyond_the_stated_bounds_says_so():
+    inside = Verification(3, 1.0, 1e-4, 0.9999, "1.9.1", 5)
+    assert inside.within_bounds
+    assert "bounds" not in str(inside)
+    for outside in (replace(inside, relative=1.1e-4), replace(inside, agreement=0.99989)):
+        assert not outside.within_bounds
+        assert str(outside).endswith("3 images (bounds: 0.0001, 99.99%)")

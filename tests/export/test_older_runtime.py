@@ -12,6 +12,7 @@ import run_onnx
 from foreign_graphs import write_mmdeploy
 from onnx import ModelProto
 from own_environment import make_environment
+from traced_networks import Wanted, trace_networks
 
 from export.build import build_model
 from export.calibration import calibrate
@@ -22,8 +23,9 @@ from export.precision_half import to_half
 from export.quantise import Recipe, quantise
 from export.random_params import random_params
 from export.retarget import retarget
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED, NetworkName, find_symbol
+from export.symbol import Graph, read_symbol
+from export.symbol_lookup import PUBLISHED
+from export.traced_symbol import NetworkSpec
 from export.verify import example_images
 from serving.geometry import Size
 from serving.restore import labels_from_logits
@@ -33,8 +35,18 @@ AGREEMENT = 0.9999
 SIZE = (64, 96)
 NETWORKS = ("icnet_resnet50_citys", "pspnet_resnet50_citys", "fcn_resnet50_citys",
             "deeplab_resnet50_citys")  # fmt: skip
+OTHERS = {
+    NetworkSpec("icnet_fast_seg", "resnet18", 0.25): SIZE,
+    NetworkSpec("icnet_two_pass", "resnet18", 0.25): SIZE,
+    NetworkSpec("icnet_paper", "resnet50", 0.25): (193, 225),
+    NetworkSpec("deeplabv2", "resnet50", 0.25): SIZE,
+    NetworkSpec("deeplabv3plus", "xception65", 0.25): SIZE,
+    NetworkSpec("deeplabv3plus", "resnet18", 0.25): SIZE,
+    NetworkSpec("deeplab_msra", "resnet50", 0.25): SIZE,
+    NetworkSpec("deeplab_msra_dcn", "resnet50", 0.25): SIZE,
+}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +97,21 @@ def test_published_networks(name: str, older_python: Path, tmp_path: Path) -> No
     check(model, SIZE, older_python, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, run_mxnet) -> dict[Wanted, Graph]:
+    folder = tmp_path_factory.mktemp("symbols")
+    return trace_networks(run_mxnet, folder, list(OTHERS.items()), 7)
+
+
 @pytest.mark.parametrize(
-    ("model", "backbone"),
-    [
-        ("deeplabv3plus", "xception65"),
-        ("deeplab_msra", "resnet50"),
-        ("deeplab_msra_dcn", "resnet50"),
-    ],
+    "network", OTHERS, ids=lambda network: f"{network.model}_{network.backbone}"
 )
-def test_other_networks(model: str, backbone: str, older_python, tmp_path, run_mxnet) -> None:
+def test_other_networks(network: NetworkSpec, older_python, tmp_path, others) -> None:
     """Those without a published symbol, at a quarter of the channels."""
-    graph = find_symbol(NetworkName(model, backbone, 0.25, "test"), None, 7, SIZE).graph
-    parameters = random_params(graph, *SIZE, neutral=False)
-    check(build_model(graph, parameters, *SIZE, opset=17), SIZE, older_python, tmp_path)
+    size = OTHERS[network]
+    graph = others[network, size]
+    parameters = random_params(graph, *size, neutral=False)
+    check(build_model(graph, parameters, *size, opset=17), size, older_python, tmp_path)
 
 
 def test_imported_networks(older_python, tmp_path) -> None:

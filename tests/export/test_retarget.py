@@ -1,9 +1,10 @@
 import pytest
 
 from export.errors import IllegalSize, InvalidSymbol
+from export.own_size import own_size
 from export.retarget import retarget, size_rule
 from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.symbol_lookup import PUBLISHED, FoundSymbol
 
 GENERATE = """
 import sys
@@ -91,3 +92,14 @@ def test_feature_maps_that_no_longer_meet_are_refused(writer):
     assert retarget(graph, 48, 64) != graph
     with pytest.raises(InvalidSymbol, match="meet"):
         retarget(graph, 36, 32)
+
+
+def test_a_symbol_that_cannot_move_tells_its_own_size(writer):
+    """Networks of sizes like 65x97, a multiple plus one."""
+    small = writer.resize("small", writer.convolution("base", 0, 4), 17, 25)
+    score = writer.convolution("score", small, 5, 1)
+    found = FoundSymbol(writer.graph(writer.resize("full", score, 65, 97)), "a test")
+    assert own_size(found) == (65, 97)
+    assert retarget(found.graph, 65, 97) == found.graph
+    with pytest.raises(IllegalSize, match="cannot be moved to another size"):
+        retarget(found.graph, 64, 96)

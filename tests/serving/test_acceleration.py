@@ -120,6 +120,8 @@ def test_threads_and_memory_of_a_session() -> None:
     shared = session_options(Acceleration(), 2, 8)
     assert (shared.intra_op_num_threads, shared.enable_cpu_mem_arena) == (4, True)
     assert shared.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    alone = session_options(Acceleration(), 1, 8)
+    assert alone.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
 
 
 def test_pinned_memory_can_be_switched_off() -> None:

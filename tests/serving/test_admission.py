@@ -47,7 +47,7 @@ async def test_what_would_be_late_is_refused_at_the_door() -> None:
         told = r"in (29\d|300)\d\d\d ms .* in 150000 ms"
         with pytest.raises(PredictedLate, match=told) as caught:
             batcher.reserve(IMAGE.nbytes, timeout_s=150.0)
-        assert 149 <= int(caught.value.retry_after) <= 150
+        assert 140 <= int(caught.value.retry_after) <= 150
         with pytest.raises(PredictedLate, match="shed_late_requests"):
             await batcher.submit(IMAGE, timeout_s=150.0)
         unhurried = await enter(batcher, None)  # no deadline, no prediction
@@ -147,3 +147,33 @@ async def test_without_shedding_all_are_run() -> None:
         engine.hold.set()
         await asyncio.gather(busy, *entered)
     assert engine.batch_sizes == [1, 2]
+
+
+async def test_who_could_just_be_late_goes_behind_who_will_be_in_time() -> None:
+    engine, notes = FakeEngine(SIZE, max_batch_size=3), Notes()
+    async with batching(engine, SHEDDING, notes) as batcher:
+        busy = await occupy(batcher, engine)
+        entered = [await enter(batcher, seconds) for seconds in (1100.0, 1200.0, 2000.0, 2000.0)]
+        # A mean of 1080 s and a spread of 80; the one at work does not count for batches of three.
+        for seconds in (1000.0, 1400.0):
+            batcher.costs.learn(3, seconds)
+        batcher.costs.learn(1, 0.001)
+        engine.hold.set()
+        results = await asyncio.gather(busy, *entered, return_exceptions=True)
+    kinds = [type(result) for result in results]
+    assert kinds == [Inferred, PredictedLate, Inferred, Inferred, Inferred]
+    assert engine.batch_sizes == [1, 3]
+    assert notes.rejections == ["predicted_late"]
+
+
+async def test_with_several_instances_another_may_take_who_could_just_be_late() -> None:
+    engine, notes = FakeEngine(SIZE, max_batch_size=1, instances=2), Notes()
+    async with batching(engine, SHEDDING, notes) as batcher:
+        busy = [await occupy(batcher, engine), await occupy(batcher, engine)]
+        entered = [await enter(batcher, 900.0) for _ in range(2)]
+        for seconds in (1000.0, 1400.0):
+            batcher.costs.learn(1, seconds)
+        # Once those at work are learnt: 691 s to 864, and spreads of 280 and more.
+        engine.hold.set()
+        results = await asyncio.gather(*busy, *entered, return_exceptions=True)
+    assert {type(result) for result in results} == {Inferred}

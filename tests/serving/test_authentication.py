@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from band_model import MODEL_SIZE, Served, bands, encode, free_ports, serve_fake
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from waiting import wait_for
 
 from serving.calls.authentication import KeyRing, parse_keys
 from serving.errors import InvalidSetting, KeyLimitExceeded, Unauthenticated
@@ -189,8 +189,7 @@ def test_concurrency_is_the_keys_own(guarded: Served) -> None:
     with httpx.Client(base_url=f"http://{guarded.http}") as http:
         with ThreadPoolExecutor() as pool:
             held = pool.submit(http.post, SEGMENT, content=DATA, headers=carol)
-            while len(guarded.engine.batch_sizes) == before:
-                time.sleep(0.002)
+            wait_for(lambda: len(guarded.engine.batch_sizes) > before)
             answer = http.post(SEGMENT, content=DATA, headers=carol)
             other = pool.submit(http.post, SEGMENT, content=DATA, headers=alice)
             guarded.engine.hold.set()

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from batching import Notes, batching
+from waiting import until
 
 from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits
@@ -35,8 +36,7 @@ async def occupy(batcher: Batcher, engine: FakeEngine) -> asyncio.Task[int]:
     """Keeps the engine busy until ``engine.hold`` is set."""
     engine.hold.clear()
     task = asyncio.create_task(label_of(batcher, 7))
-    while not engine.batch_sizes:
-        await asyncio.sleep(0.001)
+    await until(lambda: engine.batch_sizes)
     return task
 
 
@@ -56,22 +56,22 @@ async def test_images_that_wait_run_as_one_batch() -> None:
     async with batching(engine) as batcher:
         first = await occupy(batcher, engine)
         others = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 3)
         engine.hold.set()
         assert await asyncio.gather(first, *others) == [7, 1, 2, 3]
     assert engine.batch_sizes == [1, 3]
 
 
 async def test_the_delay_waits_for_company() -> None:
-    limits = BatchLimits(100, 1 << 20, 5000, Scheduling(delay_s=2.0))
+    limits = BatchLimits(100, 1 << 20, 60_000, Scheduling(delay_s=60.0))
     engine = FakeEngine(SIZE)
     async with batching(engine, limits) as batcher:
         tasks = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
         await asyncio.sleep(0.02)
         assert engine.batch_sizes == []
-        # The fourth makes the batch full: nobody waits the two seconds.
+        # The fourth makes the batch full: nobody waits the minute.
         tasks.append(asyncio.create_task(label_of(batcher, 4)))
-        assert await asyncio.wait_for(asyncio.gather(*tasks), 1.5) == [1, 2, 3, 4]
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 30) == [1, 2, 3, 4]
     assert engine.batch_sizes == [4]
 
 
@@ -80,10 +80,10 @@ async def test_a_cancelled_caller_does_not_disturb_its_batch_mates() -> None:
     async with batching(engine) as batcher:
         running = await occupy(batcher, engine)
         waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 3)
         waiting[1].cancel()
         running.cancel()
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 2 and running.done())
         engine.hold.set()
         assert await asyncio.gather(waiting[0], waiting[2]) == [1, 3]
         assert running.cancelled()
@@ -95,26 +95,24 @@ async def test_a_cancelled_caller_does_not_disturb_its_batch_mates() -> None:
 async def test_a_caller_cancelled_while_its_batch_runs_does_not_disturb_it() -> None:
     engine = FakeEngine(SIZE)
     async with batching(engine) as batcher:
-        running = await occupy(batcher, engine)
-        mates = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
-        await asyncio.sleep(0.01)
-        engine.hold.set()
-        await running
         engine.hold.clear()
-        while len(engine.batch_sizes) < 2:
-            await asyncio.sleep(0.001)
+        mates = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
+        await until(lambda: engine.batch_sizes)
         mates[0].cancel()
+        await asyncio.wait(mates[:1])
         engine.hold.set()
         assert await mates[1] == 2
+        assert mates[0].cancelled()
         assert await label_of(batcher, 3) == 3
+    assert engine.batch_sizes == [2, 1]
 
 
 async def test_a_full_queue_refuses_and_names_the_setting() -> None:
-    limits, notes, engine = BatchLimits(2, 1 << 20, 5000), Notes(), FakeEngine(SIZE)
+    limits, notes, engine = BatchLimits(2, 1 << 20, 60_000), Notes(), FakeEngine(SIZE)
     async with batching(engine, limits, notes) as batcher:
         running = await occupy(batcher, engine)
         waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 2)
         with pytest.raises(QueueFull, match="max_queue_size"):
             await label_of(batcher, 3)
         engine.hold.set()
@@ -125,11 +123,11 @@ async def test_a_full_queue_refuses_and_names_the_setting() -> None:
 
 async def test_a_queue_is_bounded_by_bytes() -> None:
     image_bytes = SIZE.height * SIZE.width * 3
-    limits, notes, engine = BatchLimits(100, image_bytes * 3, 5000), Notes(), FakeEngine(SIZE)
+    limits, notes, engine = BatchLimits(100, image_bytes * 3, 60_000), Notes(), FakeEngine(SIZE)
     async with batching(engine, limits, notes) as batcher:
         running = await occupy(batcher, engine)
         waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 3)
         with pytest.raises(QueueFull, match="max_queue_bytes"):
             await label_of(batcher, 4)
         engine.hold.set()
@@ -143,7 +141,7 @@ async def test_a_deadline_passes_while_the_engine_is_busy() -> None:
         running = await occupy(batcher, engine)
         patient = asyncio.create_task(label_of(batcher, 2))
         with pytest.raises(DeadlineExceeded, match="own deadline"):
-            await asyncio.wait_for(label_of(batcher, 1, timeout_s=0.03), 2)
+            await asyncio.wait_for(label_of(batcher, 1, timeout_s=0.03), 30)
         assert not running.done()
         engine.hold.set()
         assert await asyncio.gather(running, patient) == [7, 2]
@@ -156,7 +154,7 @@ async def test_the_queue_timeout_holds_for_everybody() -> None:
     async with batching(engine, limits) as batcher:
         running = await occupy(batcher, engine)
         with pytest.raises(DeadlineExceeded, match="queue_timeout_ms"):
-            await asyncio.wait_for(label_of(batcher, 1, timeout_s=60), 2)
+            await asyncio.wait_for(label_of(batcher, 1, timeout_s=60), 30)
         engine.hold.set()
         assert await running == 7
 
@@ -166,7 +164,7 @@ async def test_a_failed_run_fails_its_own_images_only() -> None:
     async with batching(engine) as batcher:
         running = await occupy(batcher, engine)
         doomed = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 2)
         engine.hold.set()
         assert await running == 7
         for task in doomed:
@@ -180,8 +178,7 @@ async def test_instances_run_side_by_side() -> None:
     async with batching(engine) as batcher:
         engine.hold.clear()
         tasks = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
-        while len(engine.batch_sizes) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(engine.batch_sizes) == 2)
         await asyncio.sleep(0.01)
         assert engine.batch_sizes == [1, 1]
         engine.hold.set()
@@ -193,13 +190,13 @@ async def test_draining_answers_what_waits_and_takes_nothing_new() -> None:
     async with batching(engine) as batcher:
         running = await occupy(batcher, engine)
         waiting = asyncio.create_task(label_of(batcher, 1))
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == 1)
         draining = asyncio.create_task(batcher.drain())
-        await asyncio.sleep(0.01)
+        await until(batcher.is_closing)
         with pytest.raises(NotReady):
             await label_of(batcher, 2)
         assert not draining.done()
         engine.hold.set()
         assert await asyncio.gather(running, waiting) == [7, 1]
-        await asyncio.wait_for(draining, 5)
+        await asyncio.wait_for(draining, 30)
         assert engine.closed

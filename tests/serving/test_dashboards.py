@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_model
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_for
 
 from serving.testing import FakeEngine, ServerThread
 
@@ -79,8 +79,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             http.get("/v2", headers={"X-Long": "a" * 40_000})
             (model / "labels.txt").write_text("other")
             assert http.post("/v2/repository/models/bands/load").status_code == 400
-            while http.get("/v2/models/bands/ready").status_code != 200:
-                time.sleep(0.01)
+            wait_for(lambda: http.get("/v2/models/bands/ready").status_code == 200)
         return httpx.get(f"http://127.0.0.1:{server.ports.metrics}/metrics").text
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from band_model import MODEL_SIZE, encode, write_model
-from running import running, until
+from running import running
+from waiting import until
 
 from serving.engine import Prediction
 from serving.repository import ModelFolder

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import httpx
@@ -19,6 +18,7 @@ from PIL import Image
 from segserve_client import Client
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
+from waiting import wait_for
 
 from serving.engines.embedded import open_onnx_engine
 from serving.geometry import Size
@@ -211,13 +211,6 @@ def test_a_cancelled_call_takes_its_tiles_out_of_the_queue(server: Server) -> No
             wait_for(lambda: server.segmenter.observer.inflight == 0)
     finally:
         model.engine.hold.set()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("way", ["stretch", "letterbox", "tile"])

@@ -15,6 +15,7 @@ import tritonclient.grpc.aio as triton_aio
 from band_model import Served, band_labels, bands, encode
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
+from waiting import until
 
 from serving.errors import NotReady
 from serving.rpc.stream import answer_in_order
@@ -107,9 +108,10 @@ async def test_no_more_than_the_limit_is_at_work_while_the_reader_is_slow() -> N
 
 
 async def test_leaving_a_stream_ends_its_work() -> None:
-    cancelled = []
+    begun, cancelled = [], []
 
     async def work(index: int, request: int) -> int:
+        begun.append(index)
         if index == 0:
             return 0
         try:
@@ -121,10 +123,10 @@ async def test_leaving_a_stream_ends_its_work() -> None:
 
     answers = answer_in_order(numbers(50), work, 3, asyncio.Event())
     assert await anext(answers) == 0
-    await asyncio.sleep(0.01)
+    await until(lambda: len(begun) == 3)
     await answers.aclose()
-    await asyncio.sleep(0.01)
-    assert cancelled == [1, 2]
+    await until(lambda: len(cancelled) == 2)
+    assert (begun, cancelled) == ([0, 1, 2], [1, 2])
 
 
 async def test_a_stopping_server_answers_what_it_has_read() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from band_model import MODEL_SIZE, Served, bands, encode, free_ports, serve_fake, write_model
+from waiting import wait_for
 
 from serving.testing import FakeEngine, ServerThread
 
@@ -47,13 +47,6 @@ def metric(served: Served, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def segment_request() -> tuple[str, bytes]:
     return "/v2/models/bands/segment", encode(bands(*SHAPE))
 
@@ -75,7 +68,7 @@ def test_a_queued_image_leaves_with_its_client(
     wait_for(lambda: metric(held, 'segserve_queue_length{model="bands"}') == 2)
     second.close()
     wait_for(lambda: metric(held, 'segserve_queue_length{model="bands"}') == 1)
-    assert metric(held, 'segserve_requests_total{code="cancelled",model="bands"}') == 1
+    wait_for(lambda: metric(held, 'segserve_requests_total{code="cancelled",model="bands"}') == 1)
     held.engine.hold.set()
     for connection in (first, third):
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")

@@ -14,6 +14,7 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from band_model import Served, band_labels, bands, encode
+from waiting import until
 
 from serving.http.compression import choose_encoding
 
@@ -246,8 +247,7 @@ async def _race(served: Served, head: dict[str, object]) -> httpx.Response:
     async with httpx.AsyncClient(base_url=f"http://{served.http}", timeout=30) as client:
         body, headers = pack(head)
         first = asyncio.create_task(client.post(INFER, content=body, headers=headers))
-        while len(served.engine.batch_sizes) == before:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(served.engine.batch_sizes) > before)
         body, headers = pack({**head, "parameters": {"timeout": 250_000}})
         second = await client.post(INFER, content=body, headers=headers)
         served.engine.hold.set()

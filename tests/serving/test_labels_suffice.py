@@ -16,6 +16,7 @@ import pytest
 from contract_graph import make_graph
 from onnx import save
 from PIL import Image
+from waiting import until
 
 from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits, BatchObserver, Execution
@@ -70,7 +71,7 @@ def run_batches(engine: DeviceEngine, *asked: bool) -> list[Prediction]:
         tasks = [
             asyncio.create_task(batcher.submit(image, labels_suffice=suffice)) for suffice in asked
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: engine.ways)
         engine.hold.set()
         answers = await asyncio.gather(*tasks)
         await batcher.drain()

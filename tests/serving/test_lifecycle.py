@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,15 @@ from band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
+from waiting import wait_for
 
 from serving.errors import InvalidModel
 from serving.testing import FakeEngine, ServerThread
 
 SEGMENT = "/v2/models/bands/segment?format=raw"
-# The command itself, but for the engine: slow enough to be caught at work.
-SLOW_SERVER = """
-import asyncio, sys
+# The command itself, but for the engine: its first run waits for a line of standard input.
+HELD_SERVER = """
+import asyncio, sys, threading
 from band_model import MODEL_SIZE, serve_fake
 from pathlib import Path
 from serving.commands.serve import greeting
@@ -37,8 +37,16 @@ from serving.testing import FakeEngine
 
 async def main():
     settings = Settings(repository=Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0,
-                        drain_seconds=2.0)
-    server = Server(settings, serve_fake(FakeEngine(MODEL_SIZE, delay_s=0.8)))
+                        drain_seconds=3.0)
+    engine = FakeEngine(MODEL_SIZE, delay_s=0.005)
+    engine.hold.clear()
+
+    def release():
+        sys.stdin.readline()
+        engine.hold.set()
+
+    threading.Thread(target=release, daemon=True).start()
+    server = Server(settings, serve_fake(engine))
     ready = asyncio.Event()
     task = asyncio.create_task(run(server, ready))
     await ready.wait()
@@ -50,12 +58,11 @@ asyncio.run(main())
 
 
 @contextmanager
-def serving_process(
-    source: str, repository: Path
-) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A process that runs ``source``, and its HTTP and gRPC addresses once it is ready."""
+def serving_process(repository: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A process that runs ``HELD_SERVER``, and its HTTP and gRPC addresses once it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-c", source, str(repository)],
+        [sys.executable, "-c", HELD_SERVER, str(repository)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[1] / "support",
@@ -69,38 +76,44 @@ def serving_process(
     finally:
         process.kill()
         process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+def release(process: subprocess.Popen[str]) -> None:
+    """Lets its engine run."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
 
 
 def test_sigterm_turns_unready_answers_what_is_in_flight_and_exits_0(tmp_path: Path) -> None:
     write_model(tmp_path)
-    with serving_process(SLOW_SERVER, tmp_path) as (process, url, _):
+    with serving_process(tmp_path) as (process, url, _):
         answers: list[httpx.Response] = []
-        with httpx.Client(base_url=url, timeout=30) as http:
+        with httpx.Client(base_url=url, timeout=60) as http:
             data = encode(bands(60, 80))
             caller = threading.Thread(
-                target=lambda: answers.append(httpx.post(url + SEGMENT, content=data, timeout=30))
+                target=lambda: answers.append(httpx.post(url + SEGMENT, content=data, timeout=60))
             )
             caller.start()
-            while "segserve_inflight_requests 1.0" not in http.get("/metrics").text:
-                time.sleep(0.005)
+            wait_for(lambda: "segserve_inflight_requests 1.0" in http.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
             # It goes on answering for drain_seconds.
-            while http.get("/v2/health/ready").status_code == 200:
-                time.sleep(0.005)
-            assert http.get("/v2/health/ready").status_code == 503
+            wait_for(lambda: http.get("/v2/health/ready").status_code == 503)
             assert http.get("/v2/health/live").status_code == 200
-            caller.join(20)
-        assert process.wait(20) == 0
+            release(process)
+            caller.join(60)
+        assert process.wait(60) == 0
         assert [answer.status_code for answer in answers] == [200]
         assert len(answers[0].content) == 60 * 80
 
 
 def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
     write_model(tmp_path)
-    source = SLOW_SERVER.replace("delay_s=0.8", "delay_s=0.005")
-    with serving_process(source, tmp_path) as (process, url, grpc_address):
+    with serving_process(tmp_path) as (process, url, grpc_address):
+        release(process)
         data = encode(bands(60, 80))
         http_codes: list[int] = []
         grpc_sizes: list[int] = []
@@ -108,7 +121,7 @@ def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
 
         # What a load balancer's clients do: none once readiness is off.
         def ask_over_http() -> None:
-            with httpx.Client(base_url=url, timeout=30) as http:
+            with httpx.Client(base_url=url, timeout=60) as http:
                 while http.get("/v2/health/ready").status_code == 200:
                     http_codes.append(http.post(SEGMENT, content=data).status_code)
 
@@ -118,7 +131,7 @@ def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
                 health, stub = health_pb2_grpc.HealthStub(channel), SegmenterStub(channel)
                 check = health_pb2.HealthCheckRequest()
                 while health.Check(check).status == health_pb2.HealthCheckResponse.SERVING:
-                    grpc_sizes.append(len(stub.Segment(request, timeout=30).body))
+                    grpc_sizes.append(len(stub.Segment(request, timeout=60).body))
 
         def run(ask: Callable[[], None]) -> None:
             try:
@@ -130,12 +143,11 @@ def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
         callers = [threading.Thread(target=run, args=(ask,)) for ask in asks]
         for caller in callers:
             caller.start()
-        while not failures and min(len(http_codes), len(grpc_sizes)) < 20:
-            time.sleep(0.005)
+        wait_for(lambda: failures or min(len(http_codes), len(grpc_sizes)) >= 20)
         process.send_signal(signal.SIGTERM)
         for caller in callers:
-            caller.join(30)
-        assert process.wait(30) == 0
+            caller.join(60)
+        assert process.wait(60) == 0
         assert failures == []
         assert set(http_codes) == {200}
         assert set(grpc_sizes) == {60 * 80}
@@ -201,26 +213,25 @@ def test_a_full_server_answers_429_with_the_setting(tmp_path: Path) -> None:
         codes: list[int] = []
         callers = [
             threading.Thread(
-                target=lambda: codes.append(httpx.post(url, content=data, timeout=30).status_code)
+                target=lambda: codes.append(httpx.post(url, content=data, timeout=60).status_code)
             )
             for _ in range(2)
         ]
         callers[0].start()
-        while not engine.batch_sizes:
-            time.sleep(0.005)
+        wait_for(lambda: engine.batch_sizes)
         callers[1].start()
         waiting = 'segserve_queue_length{model="bands"} 1.0'
-        while waiting not in httpx.get(f"http://127.0.0.1:{server.ports.http}/metrics").text:
-            time.sleep(0.005)
+        metrics = f"http://127.0.0.1:{server.ports.http}/metrics"
+        wait_for(lambda: waiting in httpx.get(metrics).text)
         refused = httpx.post(url, content=data)
         assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
         assert "max_queue_size" in refused.json()["error"]
         assert refused.headers["retry-after"] == "1"
         engine.hold.set()
         for caller in callers:
-            caller.join(20)
+            caller.join(60)
         assert codes == [200, 200]
-        page = httpx.get(f"http://127.0.0.1:{server.ports.http}/metrics").text
+        page = httpx.get(metrics).text
         assert 'segserve_rejected_total{model="bands",reason="queue_size"} 1.0' in page
 
 

@@ -17,6 +17,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+from waiting import wait_for
 
 from serving.lifecycle import Server
 from serving.testing import FakeEngine, ServerThread
@@ -85,7 +86,7 @@ def segment(server: Server, data: bytes, *metadata: tuple[str, str], **fields: o
     request = pb.SegmentRequest(model="bands", image=data, **fields)
     return over_grpc(
         server,
-        lambda channel: SegmenterStub(channel).Segment(request, metadata=metadata, timeout=20),
+        lambda channel: SegmenterStub(channel).Segment(request, metadata=metadata, timeout=60),
     )
 
 
@@ -97,9 +98,8 @@ def occupied(server: Server, engine: FakeEngine, number: int) -> Iterator[None]:
     try:
         for caller in callers:
             caller.start()
-        open_calls = server.metrics.registry
-        while open_calls.get_sample_value("segserve_inflight_requests") != number:
-            pass
+        value = server.metrics.registry.get_sample_value
+        wait_for(lambda: value("segserve_inflight_requests") == number)
         yield
     finally:
         engine.hold.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from open_server import (
     statistics_of,
 )
 from tritonclient.utils import InferenceServerException
+from waiting import wait_for
 
 pytestmark = pytest.mark.parametrize("protocol", ["http", "grpc"])
 
@@ -89,11 +89,9 @@ def test_a_reload_waits_for_the_requests_of_the_old_one(opened: OpenServer, prot
                 own.load_model("bands")
 
         waiting = pool.submit(infer)
-        while not old.batch_sizes:
-            time.sleep(0.005)
+        wait_for(lambda: old.batch_sizes)
         loading = pool.submit(load)
-        while len(opened.engines) < 3:
-            time.sleep(0.005)
+        wait_for(lambda: len(opened.engines) == 3)
         # The new one answers while the old one still runs.
         while not opened.engines[2].batch_sizes:
             assert not loading.done()
@@ -101,8 +99,8 @@ def test_a_reload_waits_for_the_requests_of_the_old_one(opened: OpenServer, prot
                 client.infer("bands", [pixels_of(protocol)])
         assert not old.closed
         old.hold.set()
-        assert waiting.result(20) == (1, 32, 48)
-        loading.result(20)
+        assert waiting.result(60) == (1, 32, 48)
+        loading.result(60)
     assert old.closed
 
 

@@ -14,10 +14,11 @@ import pytest
 import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
 from band_model import MODEL_SIZE, encode, serve_fake, write_model
-from running import running, until
+from running import running
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.utils import InferenceServerException
+from waiting import until
 
 from serving.lifecycle import Server
 from serving.repository import ModelFolder
@@ -199,8 +200,11 @@ async def test_the_upload_counts_for_the_deadline(repository: Path, path: str) -
     async with running(repository, serve_fake(engine)) as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.ports.http)
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Timeout-Ms: 30\r\nConnection: close\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
-        await writer.drain()
+        head += "Expect: 100-continue\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+        # It waits for the body: the time has begun.
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body[:10])
         await asyncio.sleep(0.1)
         writer.write(body[10:])
         answer = await reader.read()
@@ -250,7 +254,7 @@ async def test_a_model_whose_queue_is_full_leaves_the_others_alone(tmp_path: Pat
 async def test_a_flood_of_one_model_leaves_the_other_its_turns(tmp_path: Path) -> None:
     """They share the threads that decode and answer; each has a queue and an engine of its own."""
     engines = {
-        "bands": FakeEngine(MODEL_SIZE, max_batch_size=1, delay_s=0.05),
+        "bands": FakeEngine(MODEL_SIZE, max_batch_size=1, delay_s=0.2),
         "other": FakeEngine(MODEL_SIZE),
     }
     for name in engines:
@@ -261,7 +265,7 @@ async def test_a_flood_of_one_model_leaves_the_other_its_turns(tmp_path: Path) -
         for _ in range(10):
             answer = await http.post(SEGMENT.replace("bands", "other"), content=RED)
             assert answer.status_code == 200
-        # The flood takes seven seconds; the other did not wait for its end.
+        # The flood takes thirty seconds; the other did not wait for its end.
         assert len(engines["bands"].batch_sizes) < 150
         for task in flood:
             task.cancel()

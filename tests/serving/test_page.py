@@ -25,6 +25,7 @@ from browser import open_browser
 from photos import exif
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from waiting import SECONDS
 
 from serving.geometry import Size
 from serving.http.page import PAGE, build_policy
@@ -45,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A page whose console stays silent: a blocked script or style would be an error there."""
     page = browser.new_page(viewport={"width": 1100, "height": 800})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(SECONDS * 1000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda line: line.type == "error" and errors.append(line.text))
@@ -64,8 +65,14 @@ def pixel(page: Page, x: int, y: int) -> list[int]:
     )
 
 
+def wait_for_photo(page: Page) -> None:
+    """Until the browser has decoded it: its size is 0 before, and what lies below moves then."""
+    page.evaluate("() => Promise.all([...document.images].map(e => e.decode()))")
+
+
 def sizes(page: Page) -> list[int]:
     """Width and height of the label map, and of the photo as the browser turned it."""
+    wait_for_photo(page)
     return page.evaluate(
         "[...document.querySelectorAll('#labels'), ...document.images].flatMap("
         "e => [e.naturalWidth ?? e.width, e.naturalHeight ?? e.height])"
@@ -139,6 +146,7 @@ def test_view_slider_legend_and_pointer(page: Page, served: Served) -> None:
     assert pixel(page, 42, 30) == colors(served)[3]
     entry.click()
     assert pixel(page, 30, 30) == colors(served)[2]
+    wait_for_photo(page)
     box = labels.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 30.5 / 96, box["y"] + box["height"] * 20.5 / 60)

@@ -12,6 +12,7 @@ import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
 from band_model import MODEL_SIZE, free_ports, serve_fake, write_model
 from batching import LIMITS, batching
+from waiting import until
 
 from serving.batching.batch import BatchLimits
 from serving.batching.queue_policy import Scheduling
@@ -23,7 +24,7 @@ from serving.testing import FakeEngine, ServerThread
 
 SIZE = Size(4, 6)
 LEVELS = BatchLimits(
-    max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=5000,
+    max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=60_000,
     scheduling=Scheduling(priority_levels=3, default_level=2),
 )  # fmt: skip
 
@@ -40,10 +41,9 @@ async def finish_order(limits: BatchLimits, priorities: list[int]) -> list[int]:
             done.append(number)
 
         first = asyncio.create_task(submit(-1, 0))
-        while not engine.batch_sizes:
-            await asyncio.sleep(0.001)
+        await until(lambda: engine.batch_sizes)
         rest = [asyncio.create_task(submit(i, level)) for i, level in enumerate(priorities)]
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher.waiting == len(rest))
         engine.hold.set()
         await asyncio.gather(first, *rest)
     return done[1:]
@@ -107,12 +107,10 @@ async def test_tritonclients_priority_reaches_the_queue(tmp_path: Path, protocol
 
         engine.hold.clear()
         tasks = [asyncio.create_task(infer(1, 0))]
-        while not engine.seen:
-            await asyncio.sleep(0.005)
+        await until(lambda: engine.seen)
         for waiting, (value, priority) in enumerate([(2, 0), (3, 1)], 1):
             tasks.append(asyncio.create_task(infer(value, priority)))
-            while queue.waiting < waiting:
-                await asyncio.sleep(0.005)
+            await until(lambda n=waiting: queue.waiting == n)
         engine.hold.set()
         await asyncio.gather(*tasks)
         await client.close()

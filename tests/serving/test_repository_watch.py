@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from band_model import CLASSES, MODEL_SIZE, encode, write_model
-from running import running, until
+from running import running
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
+from waiting import until
 
 from serving.engine import Prediction
 from serving.errors import InvalidModel

@@ -142,7 +142,7 @@ def test_answers_below_the_folder_are_not_sent_again(photos):
 
 def test_the_client_reads_what_the_server_says(served):
     with Client(served.grpc, "bands") as client:
-        client.wait_until_ready(10)
+        client.wait_until_ready(60)
         result = client.segment(bands(64, 96), confidence=True)
     assert np.array_equal(result.mask, band_labels(64, 96))
     assert result.classes == CLASSES

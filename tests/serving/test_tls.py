@@ -44,7 +44,7 @@ def post(server: Server, context: ssl.SSLContext) -> httpx.Response:
 def call(server: Server, credentials: grpc.ChannelCredentials) -> pb.DescribeResponse:
     with grpc.secure_channel(f"localhost:{server.ports.grpc}", credentials) as channel:
         stub = segserve_pb2_grpc.SegmenterStub(channel)
-        return stub.Describe(pb.DescribeRequest(model="bands"), timeout=10)
+        return stub.Describe(pb.DescribeRequest(model="bands"), timeout=60)
 
 
 def test_both_ports_speak_tls_and_nothing_else(repository: Path, files: Files) -> None:

@@ -7,8 +7,7 @@ tried with NVIDIA's in ``tests/triton``.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from band_model import CLASSES, MODEL_SIZE, bands, encode, free_ports, serve_fak
 from open_server import run_open_server
 from recording_proxy import record
 from tritonclient.grpc import service_pb2
+from waiting import wait_for
 
 from serving.engines.triton_connection import Stub, TritonConnection
 from serving.errors import InvalidModel, NotReady
@@ -36,7 +36,7 @@ def in_front(*urls: str, **settings: object) -> Settings:
         "engine": "triton",
         "triton_url": ",".join(urls),
         "triton_health_interval_s": 0.05,
-        "triton_start_timeout_s": 20.0,
+        "triton_start_timeout_s": 60.0,
     }
     return free_ports(Path("nowhere")).model_copy(update={**more, **settings})
 
@@ -56,13 +56,6 @@ def segment(server: Server, **options: str) -> httpx.Response:
 def is_ready(server: Server) -> bool:
     answer = httpx.get(f"http://127.0.0.1:{server.ports.http}/v2/health/ready")
     return answer.status_code == 200
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -210,12 +203,12 @@ def test_an_address_without_a_port_is_refused(url: str) -> None:
 
 def test_calls_prefer_the_server_that_answered(repository: Path) -> None:
     with behind(repository) as (url, _):
-        connection = TritonConnection(["127.0.0.1:1", url], timeout_s=5.0)
+        connection = TritonConnection(["127.0.0.1:1", url], timeout_s=30.0)
         asked: list[str] = []
 
         def ask(stub: Stub, address: str) -> bool:
             asked.append(address)
-            return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5.0).live
+            return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=30.0).live
 
         connection.call(ask)
         connection.call(ask)

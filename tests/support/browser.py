@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from own_environment import unavailable
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
+from waiting import SECONDS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+# Five seconds are no time on a busy machine.
+expect.set_options(timeout=SECONDS * 1000)
 
 
 @contextmanager
@@ -20,7 +23,9 @@ def open_browser() -> Iterator[Browser]:
         unavailable("no Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
         # Its sandbox does not start as root; all that it opens is our own server.
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox"], timeout=SECONDS * 1000
+        )
         try:
             yield browser
         finally:

@@ -35,7 +35,7 @@ def run_perf_analyzer(*arguments: str, table: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": str(_link_libraries(folder.parent / "triton_libraries")),
     }
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with table.open() as stream:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,9 +28,3 @@ async def running(
             yield server, http
     finally:
         await server.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once ``condition()`` holds; the test's own time limit ends what never does."""
-    while not condition():
-        await asyncio.sleep(0.002)

@@ -20,7 +20,7 @@ from benchmarks.contest.processes import free_ports
 from serving.cache import cache_folder
 
 START = Path(__file__).parents[2] / "deploy" / "triton" / "start.py"
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run_triton(
     grpc = grpc_port or free
     command = [sys.executable, START, "--mxnet", "--cache", _cache(), "--repository", repository,
                "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
-               "--", "--exit-on-error=false", "--exit-timeout-secs=20", *arguments]  # fmt: skip
+               "--", "--exit-on-error=false", "--exit-timeout-secs=60", *arguments]  # fmt: skip
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
@@ -83,7 +83,7 @@ def run_triton(
             _wait(process, client, log)
             yield Triton(process, client, log, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text("utf-8", "replace")[-2000:]
+        assert process.wait(120) == 0, log.read_text("utf-8", "replace")[-2000:]
         assert not list(_regions(process.pid))
     finally:
         process.kill()

@@ -90,6 +90,9 @@ IN_TORCH = {
        and line.script == "test.py"},
 }  # fmt: skip
 
+# The set-up trains and scores all of it: 84 s alone, more beside others.
+pytestmark = pytest.mark.timeout(900)
+
 needs_frameworks = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mxnet", "torch")),
     reason="mxnet or torch is not installed (extras 'training' and 'torch')",
@@ -127,23 +130,31 @@ class Home:
         write_pascal_aug(datasets / "voc", {"train": 2, "val": 2})
         self.commands: dict[str, Command] = {}
 
-    def run(self, name: str, commands: Mapping[str, Command]) -> dict[str, Done]:
-        """All of them in one process, whose home and working folder this is."""
-        self.commands |= commands
-        file = self.path / f"{name}.json"
-        file.write_text(json.dumps([asdict(command) for command in commands.values()]))
+    def run(self, **groups: Mapping[str, Command]) -> dict[str, Done]:
+        """Each group in a process of its own, whose home and working folder this is; the groups at
+        the same time, a thread each."""
         caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         environment = {
             **os.environ, "HOME": str(self.path), "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(caches),
         }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", SCRIPT, file],
-            cwd=self.path, capture_output=True, text=True, env=environment, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        results = json.loads(file.with_suffix(".done").read_text())
-        return {key: Done(**one) for key, one in zip(commands, results, strict=True)}
+        running = {}
+        for name, commands in groups.items():
+            self.commands |= commands
+            file = self.path / f"{name}.json"
+            file.write_text(json.dumps([asdict(command) for command in commands.values()]))
+            running[name] = subprocess.Popen(
+                [sys.executable, "-W", "ignore", SCRIPT, file],
+                cwd=self.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                env=environment,
+            )  # fmt: skip
+        found: dict[str, Done] = {}
+        for name, commands in groups.items():
+            _, said = running[name].communicate()
+            assert running[name].returncode == 0, said
+            results = json.loads((self.path / f"{name}.done").read_text())
+            found |= {key: Done(**one) for key, one in zip(commands, results, strict=True)}
+        return found
 
     def run_of(self, key: str) -> RunFolder:
         """The folder of a training."""
@@ -262,9 +273,10 @@ def in_mxnet(home: Home) -> dict[str, Done]:
             commands[line.text] = scoring(line, best, to, "--resume", to)
         else:
             commands[line.text] = scoring(line, best, "" if to.endswith("/") else to)
-    for line in (*TRAIN_LINES, EVALUATE, VAL):
-        commands[symbol_of(told(line))] = building(told(line))
-    done = home.run("mxnet", commands)
+    symbols = {
+        symbol_of(told(line)): building(told(line)) for line in (*TRAIN_LINES, EVALUATE, VAL)
+    }
+    done = home.run(mxnet=commands, symbols=symbols)
     for key, result in done.items():
         assert result.code == 0, f"{key}\n{result.stderr}"
     return done
@@ -275,6 +287,8 @@ def in_torch(home: Home, in_mxnet: dict[str, Done]) -> dict[str, Done]:
     """All trainings; then what scores or shows some of them."""
     assert in_mxnet
     commands: dict[str, Command] = {}
+    # What starts from another training's weights comes behind it, in one process.
+    chained = [line for line in TRAIN_LINES if line is TRAIN_XCEPTION or told(line).finetune]
     for number, line in enumerate(TRAIN_LINES):
         more = f"--trainer torch --symbol {symbol_of(told(line))} --save-dir torch-{number}".split()
         if told(line).short_size:
@@ -285,8 +299,15 @@ def in_torch(home: Home, in_mxnet: dict[str, Done]) -> dict[str, Done]:
         start = told(line).finetune
         copies = ((str(best_of(commands[TRAIN_XCEPTION.text])), str(start)),) if start else ()
         commands[line.text] = replace(training(line, *more), copies=copies)
+    others = [line for line in TRAIN_LINES if line not in chained]
+    half = (len(TRAIN_LINES) + 1) // 2 - len(chained)
+    done = home.run(
+        torch_1={line.text: commands[line.text] for line in (*chained, *others[:half])},
+        torch_2={line.text: commands[line.text] for line in others[half:]},
+    )
+    trainings, commands = commands, {}
     for line, trained in IN_TORCH.items():
-        best, to = best_of(commands[trained.text]), resumed_from(line)
+        best, to = best_of(trainings[trained.text]), resumed_from(line)
         if to.endswith(".params"):
             network = symbol_of(told(line))
             command = scoring(line, best, to, "--trainer", "torch", "--symbol", network)
@@ -299,7 +320,7 @@ def in_torch(home: Home, in_mxnet: dict[str, Done]) -> dict[str, Done]:
     commands[VAL.text] = scoring(
         VAL, Path(start), resumed_from(VAL), "--trainer", "torch", "--symbol", network
     )
-    return home.run("torch", commands)
+    return done | home.run(scorings=commands)
 
 
 @pytest.mark.skipif(not NOTES.is_dir(), reason="the notes are not here")

@@ -185,7 +185,7 @@ def test_a_name_stands_for_network_and_weights_everywhere(
     assert told.exit_code == 0, told.output
     assert (tmp_path / "models/fcn/1/model.onnx").is_file()
     told = run(export, "--pretrained", NAME, "--model", "fcn", "--size", "64x96")
-    assert "leave out --model" in told.output.replace("\n", " ")
+    assert "leave --model out" in told.output.replace("\n", " ")
 
     # The folder that the command writes is one more name.
     told = run(import_weights_command, NAME, "--from", "gluoncv", "--size", "64x96", "--out", "own")

@@ -12,7 +12,7 @@ from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
-from training.datasets import default_root, open_dataset
+from training.datasets import IN_FOLDERS, default_root, open_dataset
 from training.datasets.base import IGNORE_LABEL
 from training.datasets.cityscapes import TRAIN_IDS
 from training.datasets.cli import dataset
@@ -264,3 +264,61 @@ def test_default_folders_are_gluoncvs() -> None:
     assert default_root("pascal_aug").parts[-3:] == (".mxnet", "datasets", "voc")
     assert default_root("mhp").name == "mhp"
     assert default_root("cityscapes").name == "citys"
+
+
+def write_all(root: Path) -> dict[str, Path]:
+    """A training and a validation pair of every dataset with mask files: by name, one mask."""
+    for split in ("train", "val"):
+        write_citys(root / "citys", split, "labelIds", (7, 8))
+    voc = write_voc(root / "voc", {"train": ["t1"], "val": ["v1"]})
+    photo(voc / "JPEGImages/x1.jpg")
+    write(voc / "SegmentationClassAug/x1.png", ids(1))
+    for split in ("training", "validation"):
+        photo(root / f"ade/images/{split}/a.jpg")
+        write(root / f"ade/annotations/{split}/a.png", ids(150))
+    for split in ("train", "val"):
+        photo(root / f"camvid/{split}/a.png")
+        write(root / f"camvid/{split}annot/a.png", ids(10, 11))
+    for number in range(1, 5):
+        photo(root / f"mhp/images/{number:04}.jpg")
+        write(root / f"mhp/annotations/{number:04}_01_01.png", ids(18))
+    (root / "mhp/train_list.txt").write_text("".join(f"{n:04}.jpg\n" for n in range(1, 5)))
+    (root / "mhp/test_list.txt").write_text("0001.jpg\n")
+    return {
+        "citys": root / "citys/gtFine/train/atown/a_000000_gtFine_labelIds.png",
+        "pascal_voc": voc / "SegmentationClass/v1.png",
+        "pascal_aug": voc / "SegmentationClassAug/x1.png",
+        "ade20k": root / "ade/annotations/training/a.png",
+        "camvid": root / "camvid/trainannot/a.png",
+        "mhpv1": root / "mhp/annotations/0001_01_01.png",
+    }
+
+
+OF_MASKS = ("citys", "pascal_voc", "pascal_aug", "ade20k", "camvid", "mhpv1")
+
+
+def test_every_dataset_is_checked_below() -> None:
+    assert {*OF_MASKS, "coco"} == set(IN_FOLDERS)
+
+
+@pytest.mark.parametrize("name", OF_MASKS)
+def test_the_check_names_wrong_labels_and_sizes(tmp_path: Path, name: str) -> None:
+    mask = write_all(tmp_path)[name]
+    # The folder that holds it, as --root names it.
+    root = tmp_path / Path(str(mask.relative_to(tmp_path)).split("/")[0])
+    result = check(name, "--root", root)
+    assert result.exit_code == 0, result.output
+    assert "no problems" in result.output
+    for spoilt in (ids(200), ids(1, height=7)):
+        write(mask, spoilt)
+        result = check(name, "--root", root)
+        assert result.exit_code == 1, result.output
+        # MHP's labels are those of all persons of a photo.
+        assert any(part in result.output.replace("\n", "") for part in (mask.name, "0001.jpg"))
+    if name == "pascal_aug":
+        # The masks themselves say which photos are added.
+        return
+    mask.unlink()
+    result = check(name, "--root", root)
+    assert result.exit_code == 1
+    assert mask.stem[:4] in result.output

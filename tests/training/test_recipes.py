@@ -106,6 +106,20 @@ def test_mxnetgos_steps() -> None:
     }
 
 
+def test_the_steps_of_the_official_deformable_network() -> None:
+    """Its rates are of iterations: 2975 images and their mirror images, 8 at a time."""
+    o = options_of("deeplab_msra_dcn_citys")
+    batches = 2975 // o.batch_size
+    rate = make_schedule(
+        o.schedule, o.lr, batches, o.epochs, o.warmup_epochs, o.lr_steps, o.lr_factor
+    )
+    for iteration, expected in ((0, 5e-5), (999, 5e-5), (1000, 5e-4), (29_999, 5e-4)):
+        assert rate(iteration) == pytest.approx(expected)
+    assert rate(round(40.336 * 2 * 2975 / 8)) == pytest.approx(5e-5)
+    assert o.epochs * batches == pytest.approx(53 * 2 * 2975 / 8, rel=0.003)
+    assert (o.weight_decay, o.momentum) == (5e-4, 0.9)
+
+
 def test_flags_that_are_given_win() -> None:
     options = options_of("icnet_resnet50_citys", "--lr", "0.5", "--crop-size", "64x96")
     assert (options.lr, options.height, options.crop_width) == (0.5, 64, 96)

@@ -94,7 +94,7 @@ def test_two_processes_equal_one(steps: Path, case: str) -> None:
 @pytest.fixture(scope="module")
 def runs(steady_symbol: Path, tmp_path_factory: pytest.TempPathFactory, write_scenes) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    root = write_scenes(folder / "scenes", {"train": 2 * ROWS, "val": 2})
+    root = write_scenes(folder / "scenes", {"train": 2 * ROWS, "val": 3})
     more = f"--dataset camvid --root {root} --save-dir {folder} --log-interval 1"
     flags = flags_of(steady_symbol, *more.split())
     said = launch(2, TRAIN, *flags, "--checkname", "whole")
@@ -122,7 +122,7 @@ def test_one_process_writes_the_run(runs: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_resumed_equal_two_uninterrupted(runs: Path) -> None:
     """Without --syncbn: the first process's statistics are kept and passed on. Killed once; told
-    to end by a signal to the second process, then by one to the first while it validated."""
+    to end by a signal to the second process, then by one to the first within the validation."""
     said = [json.loads((runs / f"said-{rank}.json").read_text()) for rank in range(2)]
     assert [(one["broken"], one["epochs"]) for one in said] == [(True, 2)] * 2
     assert [one["told"] for one in said] == [[[1, 1], [1, 2]]] * 2
@@ -185,6 +185,7 @@ def test_parts_of_all_processes_are_the_parts_of_one(parts: int) -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     options = parse_options(["--trainer", "torch", "--batch-size", "12", "--accumulate", "3"])
     check_replicas(options, 2)
+    check_replicas(replace(options, eval_only=True), 8)
     with pytest.raises(ValueError, match=r"8 processes x 3 accumulated parts: .* multiple of 24"):
         check_replicas(options, 8)
     check_replicas(replace(options, syncbn=True, compile=True), 1)
@@ -197,7 +198,7 @@ def test_as_many_processes_as_gpus_that_are_asked_for(monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="--ngpus 8: only 4 here"):
         assert count_replicas(parse_options(["--trainer", "torch", "--ngpus", "8"])) == 4
     asked = {"--ngpus 4": 4, "--ngpus 2": 2, "--ngpus 1": 1, "--ngpus 8 --no-cuda": 1,
-             "--ngpus 8 --eval": 1, "": 1}  # fmt: skip
+             "--ngpus 4 --eval": 4, "": 1}  # fmt: skip
     for flags, count in asked.items():
         assert count_replicas(parse_options(["--trainer", "torch", *flags.split()])) == count
     monkeypatch.setenv("WORLD_SIZE", "2")

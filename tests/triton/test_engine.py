@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from band_model import encode, free_ports
 from PIL import Image
 from recording_proxy import Recording, record
 from triton_server import Triton, install_triton, run_triton
+from waiting import wait_for
 
 from export.build import build_model
 from export.labels import find_labels
@@ -28,7 +29,7 @@ from export.triton import ModelFacts, write_model
 from serving.lifecycle import Server
 from serving.testing import ServerThread
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 AGREEMENT = 0.9999
 MODELS = ("icnet", "shipped")
@@ -189,13 +190,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def is_ready(server: Server) -> bool:
     answer = httpx.get(f"http://127.0.0.1:{server.ports.http}/v2/health/ready")
     return answer.status_code == 200
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_another_triton_takes_over_and_health_follows(

@@ -11,7 +11,7 @@ from open_server import OpenServer, run_open_server
 from perf_analyzer import run_perf_analyzer
 from triton_server import install_triton
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 # Of mask, confidence and logits together: 32 * 48 * (1 + 1 + 8 * 4) bytes.
 OUTPUT_BYTES = str(32 * 48 * 34)
 

@@ -32,12 +32,13 @@ from triton_server import install_triton, run_triton
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig
+from waiting import wait_for
 
 from serving.settings import Settings
 from serving.testing import ServerThread
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ def test_statistics_count_alike(peers: tuple[Peer, Peer], images: npt.NDArray[np
             peer.grpc.ModelInfer(infer_message(images[:count], model_name="twin"))
         with pytest.raises(grpc.RpcError):
             peer.grpc.ModelInfer(infer_message(images[:5], model_name="twin"))
+        # Triton counts behind its answer.
+        wait_for(lambda peer=peer: _counted(peer) == (5, 3))
         (http,) = peer.http.get("/v2/models/twin/stats").json()["model_stats"]
         (versioned,) = peer.http.get("/v2/models/twin/versions/1/stats").json()["model_stats"]
         everything = peer.http.get("/v2/models/stats").json()["model_stats"]
@@ -162,6 +165,12 @@ def test_statistics_count_alike(peers: tuple[Peer, Peer], images: npt.NDArray[np
         shown.append((_counts(http), _counts(message_fields(called)), len(everything)))
     assert shown[0] == shown[1]
     assert shown[0][0]["inference_count"] == 5
+
+
+def _counted(peer: Peer) -> tuple[int, int]:
+    """Images and runs of ``twin``."""
+    (stats,) = peer.http.get("/v2/models/twin/stats").json()["model_stats"]
+    return stats["inference_count"], stats["execution_count"]
 
 
 def _counts(value: object) -> object:

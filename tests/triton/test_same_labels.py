@@ -33,7 +33,6 @@ from serving.testing import ServerThread
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(
         not (golden.REPOSITORY / "icnet").is_dir(), reason="no model_repository/icnet"
     ),

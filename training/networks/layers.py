@@ -11,6 +11,13 @@ nn = mx.gluon.nn
 DROPOUT = 0.1
 
 
+class SyncBatchNorm(mx.gluon.contrib.nn.SyncBatchNorm):
+    """Its parameters have ``BatchNorm``'s names: one device reads what several have trained."""
+
+    def _alias(self) -> str:
+        return "batchnorm"
+
+
 @dataclass(frozen=True)
 class Norm:
     """The normalisation layer of a network; every layer of it gets the same arguments."""

@@ -13,7 +13,7 @@ from training.runs.checkpoint import RunFolder, format_json
 # With another value the saved weights or optimizer states would not fit.
 FIXED = (
     "trainer", "model", "backbone", "width", "aux", "output_stride", "dataset", "height",
-    "crop_width", "optimizer", "dtype", "finetune", "freeze_bn",
+    "crop_width", "optimizer", "dtype", "finetune", "freeze_bn", "freeze",
 )  # fmt: skip
 # These change neither what is learnt nor in which order.
 FREE = (
@@ -23,7 +23,7 @@ FREE = (
 # Where flag and option have different names, or a flag says two options.
 RENAMED = ("height", "crop_width", "eval_only", "resume", "run")
 
-Json = bool | int | float | str | list[float] | None
+Json = bool | int | float | str | list[float] | list[str] | None
 
 
 def read_options(folder: Path) -> Mapping[str, Json]:

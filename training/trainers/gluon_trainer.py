@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from training.frozen_blocks import frozen_names
 from training.guard.finite import NonFiniteStep, choose_finding
 from training.loader import WHOLE, Batch, Shard
 from training.losses import CascadeLoss
 from training.mxnet_import import mx
 from training.networks import build
+from training.networks.layers import SyncBatchNorm
 from training.options import IDLE_GPU, TrainOptions
 from training.parameter_groups import group_of
 from training.step_seed import step_seed
 from training.symbols import read_parameters, write_parameters, write_symbol
 from training.trainers.gluon_guard import GuardedArrays, look_forward
 from training.transforms import subsample_labels
+
+T = TypeVar("T")
 
 
 def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
@@ -38,6 +43,14 @@ def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
     if present < options.ngpus:
         warnings.warn(f"--ngpus {options.ngpus}: only {present} here", stacklevel=2)
     return [mx.gpu(index) for index in range(min(present, options.ngpus))]
+
+
+def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
+    """All of a network's."""
+    if isinstance(block, mx.gluon.nn.BatchNorm):
+        yield block
+    for child in block._children.values():
+        yield from batch_norms(child)
 
 
 class GluonLearner:
@@ -62,6 +75,7 @@ class GluonLearner:
         if options.freeze_bn:
             for parameter in self.network.collect_params(".*(gamma|beta)").values():
                 parameter.grad_req = "null"
+        self._freeze(frozen_names(self.network.collect_params(), options.freeze))
         self.network.full_output = False
         self.network.hybridize(static_alloc=True, static_shape=True)
         # The graph is built here, once, in the main thread.
@@ -122,9 +136,30 @@ class GluonLearner:
         return NonFiniteStep(loss, finding, batch)
 
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        data = mx.nd.array(image[None], ctx=self.contexts[0])
-        result: npt.NDArray[np.float32] = self.network(data)[0].asnumpy()[0]
-        return result
+        return self.logits_together([image])[0]
+
+    @property
+    def devices(self) -> int:
+        return len(self.contexts)
+
+    def logits_together(
+        self, images: Sequence[npt.NDArray[np.float32]]
+    ) -> list[npt.NDArray[np.float32]]:
+        data = [
+            mx.nd.array(image[None], ctx=context)
+            for image, context in zip(images, self.contexts, strict=False)
+        ]
+        # All are under way before the first is waited for.
+        outputs = [self.network(image)[0] for image in data]
+        return [output.asnumpy()[0] for output in outputs]
+
+    def align(self) -> None:
+        if len(self.contexts) == 1:
+            return
+        for parameter in self.network.collect_params(".*(running|moving)_(mean|var)").values():
+            # A file has the mean too. It moves as it would have: moving averages are linear.
+            states = [state.copyto(mx.cpu()) for state in parameter.list_data()]
+            parameter.set_data(mx.nd.add_n(*states) / len(states))
 
     def write_symbol(self, path: Path) -> None:
         write_symbol(self.network, path, self.options.height, self.options.crop_width)
@@ -156,13 +191,33 @@ class GluonLearner:
         """There is no other process."""
         return wish
 
+    def gather(self, item: T) -> list[T]:
+        """There is no other process."""
+        return [item]
+
     def close(self) -> None:
         """Nothing is held."""
 
+    def _freeze(self, names: frozenset[str]) -> None:
+        """Before the graph is built: batch norms of these parameters keep their statistics too."""
+        for name in names:
+            self.network.collect_params()[name].grad_req = "null"
+        norms = {norm.gamma.name: norm for norm in batch_norms(self.network)}
+        for name in names & norms.keys():
+            norms[name]._kwargs["use_global_stats"] = True
+        if names and not norms and self._synchronised:
+            raise ValueError(
+                f"--freeze with --syncbn: {self.options.model} is one symbol, whose batch norms "
+                "take their statistics over all devices; without --syncbn they keep them"
+            )
+
+    @property
+    def _synchronised(self) -> bool:
+        return self.options.syncbn and len(self.contexts) > 1
+
     def _norm(self) -> tuple[type, dict[str, int]]:
-        if self.options.syncbn and len(self.contexts) > 1:
-            sync = mx.gluon.contrib.nn.SyncBatchNorm
-            return sync, {"num_devices": len(self.contexts)}
+        if self._synchronised:
+            return SyncBatchNorm, {"num_devices": len(self.contexts)}
         batch_norm = mx.gluon.nn.BatchNorm
         if self.options.freeze_bn:
             batch_norm = partial(batch_norm, use_global_stats=True)

@@ -3,16 +3,13 @@ published one."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
-from export.errors import ExportError, IllegalSize
+from export.errors import ExportError, IllegalSize, TracingFailed
 from export.retarget import retarget
 from export.shapes import infer_shapes
 from export.symbol import Graph, read_symbol
+from export.traced_symbol import NetworkSpec, trace_symbol
 from training.options import TrainOptions
 from training.trained_heads import freeze_batch_norms, trained_heads
 from training.trainers.template_symbol import fill_template
@@ -30,19 +27,15 @@ def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
         return _move(read_symbol(options.symbol), options.height, options.crop_width)
     if find_spec("mxnet") is None:
         return fill_template(options, num_classes)
-    with tempfile.TemporaryDirectory() as folder:
-        size = f"{options.height}x{options.crop_width}"
-        command = [
-            sys.executable, "-m", "training.symbols", "--model", options.model,
-            "--backbone", options.backbone, "--width", str(options.width),
-            "--num-classes", str(num_classes), "--size", size, "--output", folder,
-            "--output-stride", str(options.output_stride), *(["--aux"] if options.aux else []),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"MXNet could not build the network: {reason}; or give --symbol FILE")
-        return read_symbol(Path(folder) / "network-symbol.json")
+    network = NetworkSpec(
+        options.model, options.backbone, options.width, options.aux, options.output_stride
+    )
+    try:
+        return trace_symbol(network, num_classes, (options.height, options.crop_width)).graph
+    except TracingFailed as error:
+        raise ValueError(
+            f"MXNet could not build the network: {error}; or give --symbol FILE"
+        ) from error
 
 
 def _move(graph: Graph, height: int, width: int) -> Graph:

@@ -22,8 +22,9 @@ from torch.autograd.function import once_differentiable
 
 from training.options import TrainOptions
 
-# The others wait this long while the first process validates.
-PATIENCE = timedelta(hours=2)
+# So long a process waits for the others: the first one writes checkpoints by itself, and the images
+# of a validation differ in size.
+PATIENCE = timedelta(minutes=30)
 
 T = TypeVar("T")
 
@@ -51,9 +52,14 @@ class Replicas:
         """Everyone's ``item``, by rank."""
         if self.alone:
             return [item]
-        found: list[T | None] = [None] * self.world
+        found: list[T] = [item] * self.world
         distributed.all_gather_object(found, item)
-        return [one for one in found if one is not None]
+        return found
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrites it by the first process's."""
+        if not self.alone:
+            distributed.broadcast(tensor, 0)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -124,8 +130,8 @@ def join_replicas(device: torch.device) -> Replicas:
 
 
 def count_replicas(options: TrainOptions) -> int:
-    """How many processes ``--ngpus`` asks this one to start: 1 where it trains by itself."""
-    if options.no_cuda or options.eval_only or options.ngpus < 2 or is_replica():
+    """How many processes ``--ngpus`` asks this one to start: 1 where it works by itself."""
+    if options.no_cuda or options.ngpus < 2 or is_replica():
         return 1
     present = torch.cuda.device_count()
     if 0 < present < options.ngpus:
@@ -136,6 +142,8 @@ def count_replicas(options: TrainOptions) -> int:
 def check_replicas(options: TrainOptions, world: int) -> None:
     """Raises ValueError where ``world`` processes cannot train with these options: the batch cannot
     be shared out equally, or a compiled network would have to wait for other processes."""
+    if options.eval_only:
+        return
     if world > 1 and options.syncbn and options.compile:
         raise ValueError(
             "with --syncbn the processes wait for each other within the network, which --compile "

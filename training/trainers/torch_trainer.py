@@ -6,9 +6,10 @@ Needs MXNet only where no symbol file is given. Several processes, one a GPU, tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from export.symbol import write_symbol
+from training.frozen_blocks import frozen_names
 from training.guard.finite import NonFiniteStep, choose_finding, first_finding
 from training.loader import Batch, Shard, join_shards
 from training.options import TrainOptions
 from training.start_parameters import start_parameters
 from training.step_seed import step_seed
-from training.trained_heads import frozen_parameters
+from training.trained_heads import freeze_batch_norms, frozen_parameters
 from training.trainers import torch_states
 from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph
 from training.trainers.symbol_module import SymbolModule
@@ -40,6 +42,8 @@ from training.trainers.torch_optimizer import make_optimizer, set_rate
 from training.trainers.torch_replicas import ALONE, check_replicas, join_replicas
 from training.transforms import subsample_labels
 
+T = TypeVar("T")
+
 
 class TorchLearner:
     """``training.learner.Learner`` on PyTorch."""
@@ -53,13 +57,15 @@ class TorchLearner:
         self.symbol = make_symbol(options, num_classes)
         size = options.height, options.crop_width
         graph = trained_graph(self.symbol, options)
+        held = frozen_names(graph.variables(), options.freeze)
+        graph = freeze_batch_norms(graph, held)
         self.map_sizes = map_sizes(graph, size, num_classes)
         start = start_parameters(graph, *size, options.seed)
         together = self.replicas if options.syncbn else ALONE
         self.module = SymbolModule(graph, start, together).to(
             self.device, memory_format=torch.channels_last
         )
-        for name in frozen_parameters(graph):
+        for name in frozen_parameters(graph) | (held & set(self.module.weights)):
             self.module.weights[name].requires_grad_(False)
         self.average = WeightAverage(self.module, options.ema) if options.ema else None
         # Only half precision can underflow; the scaler is idle otherwise.
@@ -212,6 +218,24 @@ class TorchLearner:
         result: npt.NDArray[np.float32] = maps[0][0].float().cpu().contiguous().numpy()
         return result
 
+    @property
+    def devices(self) -> int:
+        """One a process."""
+        return 1
+
+    def logits_together(
+        self, images: Sequence[npt.NDArray[np.float32]]
+    ) -> list[npt.NDArray[np.float32]]:
+        return [self.logits(image) for image in images]
+
+    def align(self) -> None:
+        statistics = dict(self.module.named_buffers())
+        averages = self.average.values if self.average is not None else {}
+        for name, state in statistics.items():
+            self.replicas.broadcast(state)
+            if name in averages:
+                self.replicas.broadcast(averages[name])
+
     def _averaged(self) -> AbstractContextManager[None]:
         """The averaged weights take the place of the trained ones, where there are any."""
         return nullcontext() if self.average is None else self.average.swapped(self.module)
@@ -243,6 +267,9 @@ class TorchLearner:
         if self.replicas.alone:
             return wish
         return bool(self.replicas.sum(torch.tensor(float(wish), device=self.device)).item())
+
+    def gather(self, item: T) -> list[T]:
+        return self.replicas.gather(item)
 
     def close(self) -> None:
         self.replicas.leave()

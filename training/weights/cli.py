@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from export.errors import ExportError
 from export.image_size import parse_size
 from export.pixels import pixels_of
+from export.progress import show_bytes
 from training.weights.array_file import stored_file
 from training.weights.errors import WeightsError
-from training.weights.importing import SOURCES, ImportedWeights, import_weights
+from training.weights.importing import SOURCES, import_weights
 from training.weights.zoo import obtain_network
 
 _FROM = "; ".join(f"{name}: {source.about}" for name, source in SOURCES.items())
@@ -50,7 +50,8 @@ def import_weights_command(
         path = Path(weights)
         exists = path.exists() or stored_file(path).exists()
         if source == "gluoncv" and not exists and path.name == weights and not path.suffix:
-            imported = _obtain(weights, out, wanted, console)
+            with show_bytes(console, weights) as on_bytes:
+                imported = obtain_network(weights, out, wanted, on_bytes)
         else:
             imported = import_weights(path, source, out, wanted, output_stride, dataset)
     except (WeightsError, ExportError, OSError) as error:
@@ -66,15 +67,3 @@ def import_weights_command(
     typer.echo(
         f"{imported.params}: {imported.model} {imported.backbone}, {imported.classes} classes"
     )
-
-
-def _obtain(
-    name: str, out: Path, size: tuple[int, int] | None, console: Console
-) -> ImportedWeights:
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(name, total=None)
-        return obtain_network(
-            name, out, size,
-            lambda done, total: progress.update(task, completed=done, total=total or None),
-        )  # fmt: skip

@@ -7,20 +7,18 @@ shape, and no other. ``weights.json`` keeps what is known of them.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from export.errors import TracingFailed
 from export.params import Parameters, write_params
 from export.provenance import digest
 from export.shapes import infer_shapes
-from export.symbol import BATCH_NORMS, Graph, read_symbol, write_symbol
-from export.symbol_lookup import SYMBOL_FILE
+from export.symbol import BATCH_NORMS, SYMBOL_FILE, Graph, write_symbol
+from export.traced_symbol import NetworkSpec, trace_symbol
 from training.parameter_fit import misfits
 from training.weights.array_file import Arrays, read_arrays, stored_file
 from training.weights.errors import WeightsError
@@ -30,7 +28,6 @@ from training.weights.liminn import translate_liminn
 from training.weights.tf_deeplab import translate_tf_deeplab
 from training.weights.translated import Translate, Translated
 
-NAMES_FILE = "network-names.json"
 PARAMS_FILE = "network.params"
 FACTS_FILE = "weights.json"
 NAMED_PROBLEMS = 5
@@ -159,23 +156,11 @@ def fit_parameters(
 
 def build_symbol(
     found: Translated, size: tuple[int, int], output_stride: int
-) -> tuple[Graph, dict[str, str]]:
-    """The symbol, and its names by structural ones. MXNet never runs in this process.
-
-    Raises WeightsError, with MXNet's reason.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-W", "ignore", "-m", "training.symbols", "--model", found.model,
-            "--backbone", found.backbone, "--width", f"{found.width:g}",
-            "--num-classes", str(found.classes), "--size", f"{size[0]}x{size[1]}",
-            "--output-stride", str(output_stride), "--output", folder, "--names",
-            *(["--aux"] if found.aux else []),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip() or "no message").splitlines()[-1]
-            reason = last.partition(": error: ")[2] or last
-            raise WeightsError(f"MXNet could not build {found.model}: {reason}")
-        names: dict[str, str] = json.loads((Path(folder) / NAMES_FILE).read_text())
-        return read_symbol(Path(folder) / SYMBOL_FILE), names
+) -> tuple[Graph, Mapping[str, str]]:
+    """The symbol, and its names by structural ones. Raises WeightsError, with MXNet's reason."""
+    network = NetworkSpec(found.model, found.backbone, found.width, found.aux, output_stride)
+    try:
+        traced = trace_symbol(network, found.classes, size)
+    except TracingFailed as error:
+        raise WeightsError(f"MXNet could not build {found.model}: {error}") from error
+    return traced.graph, traced.names

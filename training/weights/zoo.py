@@ -158,14 +158,14 @@ def obtain_network(
         return import_weights(weights, "gluoncv", target, size, dataset=network.dataset)
 
 
-def resolve(name: str) -> ImportedWeights:
+def resolve(name: str, progress: Progress = lambda done, total: None) -> ImportedWeights:
     """``--pretrained``: a name of the zoo, or a folder that ``segserve import-weights`` wrote.
 
     Raises WeightsError.
     """
     if (Path(name) / FACTS_FILE).is_file():
         return read_imported(Path(name))
-    return obtain_network(name)
+    return obtain_network(name, progress=progress)
 
 
 @contextmanager

@@ -1,0 +1,193 @@
+"""What a refused request costs the server: ``python benchmarks/refusals.py``.
+
+A server in a process of its own whose engine never ends its first batch, so that every request with
+a deadline is refused as ``predicted_late``. One caller asks again and again; the server's CPU time
+is the kernel's, with what its sockets take. Transports and sizes take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import cProfile
+import multiprocessing
+import pstats
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+import uvloop
+
+from benchmarks.loadgen.grpc_target import GrpcTarget
+from benchmarks.loadgen.http_target import HttpTarget
+from benchmarks.loadgen.process_time import read_cpu_seconds
+from benchmarks.loadgen.target import Target
+from benchmarks.machine import RESULTS, read_machine, write_result
+from benchmarks.timing import Spread, spread_of
+from serving.engines.embedded import open_onnx_engine
+from serving.lifecycle import Server
+from serving.repository import ModelFolder
+from serving.settings import Settings
+from serving.testing import FakeEngine
+
+DEADLINE_S = 1.0
+# JPEG of 720x960, of 1024x2048, and the pixels of 1024x2048.
+SIZES = "86000,340000,6291456"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one transport and body; a request's milliseconds over the rounds.
+
+    Attributes:
+        wall_ms: of the caller, who waits for each refusal.
+    """
+
+    transport: str
+    body_bytes: int
+    cpu_ms: Spread
+    wall_ms: Spread
+
+
+def serve_refusing(pipe: Connection, repository: Path, profile: bool) -> None:
+    """Sends the model's name and the ports of HTTP and gRPC; ends when it is told anything."""
+    uvloop.run(_serve_refusing(pipe, repository, profile))
+
+
+async def _serve_refusing(pipe: Connection, repository: Path, profile: bool) -> None:
+    settings = Settings(
+        repository=repository, http_port=0, grpc_port=0, metrics_port=0, drain_seconds=0.0
+    )
+    engines = []
+
+    def open_held(folder: ModelFolder, version: int, settings: Settings) -> FakeEngine:
+        real = open_onnx_engine(folder, version, settings)
+        engines.append(FakeEngine(real.spec.size, num_classes=len(folder.labels.names)))
+        real.close()
+        return engines[-1]
+
+    server = Server(settings, open_held)
+    await server.start()
+    model = server.registry.models()[0]
+    for engine in engines:
+        engine.hold.clear()
+    pixels = np.zeros((model.spec.size.height, model.spec.size.width, 3), np.uint8)
+    held = asyncio.create_task(model.batcher.submit(pixels))
+    while not any(engine.batch_sizes for engine in engines):
+        await asyncio.sleep(0.01)
+    model.batcher.costs.learn(1, 600.0)
+    profiler = cProfile.Profile()
+    if profile:
+        profiler.enable()
+    pipe.send((model.name, server.ports.http, server.ports.grpc))
+    await asyncio.to_thread(pipe.recv)
+    if profile:
+        profiler.disable()
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
+    for engine in engines:
+        engine.hold.set()
+    await held
+    await server.stop()
+
+
+@contextmanager
+def refusing_server(repository: Path, profile: bool) -> Iterator[tuple[int, str, int, int]]:
+    """Its process id, model, HTTP port and gRPC port."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve_refusing, args=(theirs, repository, profile))
+    process.start()
+    try:
+        if not ours.poll(120):
+            raise RuntimeError("the server did not start within 120 s")
+        model, http, grpc = ours.recv()
+        assert process.pid is not None
+        yield process.pid, model, http, grpc
+        ours.send("end")
+        process.join(60)
+    finally:
+        process.kill()
+        process.join()
+
+
+async def ask(target: Target, body: bytes, count: int) -> None:
+    """Asks ``count`` times.
+
+    Raises:
+        RuntimeError: an answer is no such refusal.
+    """
+    for _ in range(count):
+        outcome = await target.send(body)
+        if (outcome.status, outcome.reason) != ("rejected", "predicted_late"):
+            raise RuntimeError(f"not refused as predicted late: {outcome}")
+
+
+async def measure(
+    pid: int, targets: Mapping[str, Target], sizes: tuple[int, ...], rounds: int, requests: int
+) -> list[Cost]:
+    """Every transport with every size, in turns; a round before the first is not counted."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {
+        (name, size): [] for name in targets for size in sizes
+    }
+    for number in range(rounds + 1):
+        for (name, size), rows in found.items():
+            body = bytes(size)
+            cpu, start = read_cpu_seconds(pid), time.perf_counter()
+            await ask(targets[name], body, requests)
+            wall, spent = time.perf_counter() - start, read_cpu_seconds(pid) - cpu
+            if number:
+                rows.append((1e3 * spent / requests, 1e3 * wall / requests))
+    return [
+        Cost(name, size, *(spread_of([row[i] for row in rows]) for i in range(2)))
+        for (name, size), rows in found.items()
+    ]
+
+
+def main(
+    repository: Annotated[Path, typer.Option(help="Of models; the first is asked.")] = Path(
+        "model_repository"
+    ),
+    transports: Annotated[str, typer.Option(help="By comma.")] = "HTTP,gRPC",
+    sizes: Annotated[str, typer.Option(help="Bytes of a body, by comma.")] = SIZES,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    requests: Annotated[int, typer.Option(min=1, help="Of one turn.")] = 400,
+    profile: Annotated[bool, typer.Option(help="Print where the server's time goes.")] = False,
+    name: Annotated[str, typer.Option(help="Of the file of results.")] = "refusals",
+    results: Annotated[Path, typer.Option(help="Where it is written.")] = RESULTS,
+) -> None:
+    """Prints the server's CPU time a refused request, and writes it as JSON."""
+    machine = read_machine(("grpcio", "uvicorn", "uvloop", "starlette", "fastapi"))
+
+    async def run(pid: int, model: str, http: int, grpc: int) -> list[Cost]:
+        targets: dict[str, Target] = {
+            "HTTP": HttpTarget(f"http://127.0.0.1:{http}", model, deadline_s=DEADLINE_S),
+            "gRPC": GrpcTarget(f"127.0.0.1:{grpc}", model, deadline_s=DEADLINE_S),
+        }
+        asked = {transport: targets[transport] for transport in transports.split(",")}
+        try:
+            return await measure(
+                pid, asked, tuple(int(size) for size in sizes.split(",")), rounds, requests
+            )
+        finally:
+            for target in targets.values():
+                await target.close()
+
+    with refusing_server(repository, profile) as server:
+        costs = uvloop.run(run(*server))
+    for cost in costs:
+        typer.echo(
+            f"{cost.transport}, {cost.body_bytes} bytes: {cost.cpu_ms.median:.3f} ms CPU "
+            f"({cost.cpu_ms.low:.3f} to {cost.cpu_ms.high:.3f}), {cost.wall_ms.median:.3f} ms"
+        )
+    if not profile:
+        content = {"requests": requests, "costs": [asdict(cost) for cost in costs]}
+        typer.echo(write_result(name, content, machine, results))
+
+
+if __name__ == "__main__":
+    typer.run(main)

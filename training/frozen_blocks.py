@@ -1,0 +1,69 @@
+"""Which parameters ``--freeze`` holds: by their names, for every trainer.
+
+As MSRA's and mxnetgo's ``fixed_param_prefix`` did: what a network has learnt on ImageNet in its
+first layers is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# The beginnings of names, of a backbone's parts in their order. Of ResNet the stem and four stages:
+# as the networks here name them, as GluonCV's published symbols do, and as Caffe.
+STAGES = (1, 2, 3, 4)
+RESNET = (
+    ("conv1_", "batchnorm", "resnetv1s_conv", "resnetv1s_batchnorm", "bn_conv1_"),
+    *(
+        (f"layer{n}_", f"resnetv1s_layers{n}_", f"resnetv1s_down{n}_", f"res{n + 1}", f"bn{n + 1}")
+        for n in STAGES
+    ),
+)
+# Under TensorFlow's names; its parts are the stem, three blocks, the middle and the exit flow.
+XCEPTION = (
+    ("entry_flow_conv1_",),
+    *((f"entry_flow_block{n}_",) for n in (1, 2, 3)),
+    ("middle_flow_",),
+    ("exit_flow_",),
+)
+
+
+def frozen_names(names: Iterable[str], freeze: tuple[str, ...]) -> frozenset[str]:
+    """Those of a network's parameters ``names`` that ``freeze`` holds.
+
+    ``freeze`` is one number of parts (``"2"``: the stem and the first stage), or beginnings of
+    names (``conv1``, ``layer1``), with or without the network's own in front (``icnet_layer1``).
+
+    Raises:
+        ValueError: a beginning that no name has, or more parts than there are.
+    """
+    names = tuple(names)
+    if len(freeze) == 1 and freeze[0].isdecimal():
+        freeze = _beginnings(names, int(freeze[0]))
+    unknown = [start for start in freeze if not any(_begins(name, start) for name in names)]
+    if unknown:
+        raise ValueError(
+            f"--freeze {','.join(unknown)}: no parameter's name begins so; they are named like "
+            f"{', '.join(sorted(names)[:: max(1, len(names) // 6)])}"
+        )
+    return frozenset(name for name in names if any(_begins(name, start) for start in freeze))
+
+
+def _beginnings(names: tuple[str, ...], depth: int) -> tuple[str, ...]:
+    """Of the first ``depth`` parts, as far as names have them."""
+    parts = XCEPTION if any(_begins(name, XCEPTION[0][0]) for name in names) else RESNET
+    if not 1 <= depth <= len(parts):
+        raise ValueError(f"--freeze {depth}: this backbone has 1 to {len(parts)} parts")
+    found = [
+        [start for start in part if any(_begins(name, start) for name in names)]
+        for part in parts[:depth]
+    ]
+    if not all(found):
+        raise ValueError(
+            f"--freeze {depth}: the parts of this network are not known; give the beginnings of "
+            "its parameters' names"
+        )
+    return tuple(start for part in found for start in part)
+
+
+def _begins(name: str, start: str) -> bool:
+    return name.startswith(start) or name.split("_", 1)[-1].startswith(start)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from benchmarks.subject import Case, EngineMissing
@@ -46,8 +50,10 @@ class OnnxSubject:
         spec = read_spec(case.graph, model, 1, case.batch)
         if engine != "cpu":
             model = narrow_half_logits(model)
-        elif acceleration.winograd:
-            model = apply_winograd(model)
+        self._factors: Mapping[str, npt.NDArray[np.float32]] = {}
+        if engine == "cpu" and acceleration.winograd:
+            rewritten = apply_winograd(model)
+            model, self._factors = rewritten.model, rewritten.factors
         self.on_gpu = engine != "cpu"
         self.engine = f"onnxruntime-{engine}"
         self._device = open_device(engine)
@@ -67,24 +73,29 @@ class OnnxSubject:
         self.fetched = f"{output}{size}, {result.dtype.name}"
         self.layout = "CUDA graphs" if graphs else ("kernel by kernel" if self.on_gpu else "")
         self.versions = f"ONNX Runtime {onnxruntime.__version__}"
-        self._bound = BoundSession(
-            session, self._device, image_tensor(case.height, case.width), result, case.batch,
-            graphs=graphs,
-        )  # fmt: skip
         self._session, self._output = session, output
-        self._bound.run(self._batch)  # the images are on the device from now on
+        self._bound: BoundSession | None = None
+        if self.on_gpu:
+            self._bound = BoundSession(
+                session, self._device, image_tensor(case.height, case.width), result, case.batch,
+                graphs=graphs,
+            )  # fmt: skip
+        self.run()  # the images are on the device from now on
 
     def compute(self) -> None:
+        if self._bound is None:
+            self.run()
+            return
         self._device.enter()
         self._bound.launch(len(self._batch))
         self._device.synchronise()
 
     def run(self) -> None:
         self._device.enter()
-        if self.on_gpu:
+        if self._bound is not None:
             self._bound.run(self._batch)
         else:  # as the server's engine does on a CPU
-            self._session.run([self._output], {INPUT: self._batch})
+            self._session.run([self._output], {INPUT: self._batch, **self._factors})
 
     def close(self) -> None:
         del self._bound, self._session

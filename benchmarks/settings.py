@@ -9,12 +9,13 @@ weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import typer
@@ -161,15 +162,17 @@ def open_variant(graphs: Graphs, variant: Variant, threads: int) -> Callable[[],
     if variant.change is not None:
         variant.change(options)
     model = graphs.get(variant.graph)
+    factors: Mapping[str, npt.NDArray[np.float32]] = {}
     if variant.acceleration.winograd and variant.graph != "plain":
-        model = apply_winograd(model)
+        rewritten = apply_winograd(model)
+        model, factors = rewritten.model, rewritten.factors
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     del model
     shape = (1, graphs.size.height, graphs.size.width, 3)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return lambda: session.run(None, {INPUT: image})
+    return lambda: session.run(None, {INPUT: image, **factors})
 
 
 def compare(graphs: Graphs, chosen: list[Variant], threads: int, turns: int) -> list[Row]:
@@ -239,7 +242,7 @@ def main(
 def _share(graphs: Graphs, wall: Spread, peak: Peak) -> dict[str, float]:
     """What the served network multiplies, in fact, and the part of the peak that this is."""
     model = graphs.get("fp32")
-    gmacs = count_gmacs(apply_winograd(model) if graphs.precision == "fp32" else model)
+    gmacs = count_gmacs(apply_winograd(model).model if graphs.precision == "fp32" else model)
     speed = gmacs / wall.median * 1000
     return {
         "gmacs": round(gmacs, 1),

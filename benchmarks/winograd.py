@@ -96,7 +96,10 @@ def measure(text: str, threads: int, turns: int) -> Row:
     image = np.random.default_rng(1).standard_normal(
         (1, layer.inputs, layer.height, layer.width), np.float32
     )
-    runs = [_open(one, image, threads) for one in (model, other)]
+    runs = [
+        _open(model, {"x": image}, threads),
+        _open(other.model, {"x": image, **other.factors}, threads),
+    ]
     # Memory is planned in the first runs.
     direct, fewer = ([run() for _ in range(3)][-1] for run in runs)
     slow, fast = time_in_turn(runs, 0.0, turns)
@@ -119,13 +122,13 @@ def read_row(told: dict[str, Any]) -> Row:
 
 
 def _open(
-    model: onnx.ModelProto, image: npt.NDArray[np.float32], threads: int
+    model: onnx.ModelProto, inputs: dict[str, npt.NDArray[np.float32]], threads: int
 ) -> Callable[[], npt.NDArray[np.float32]]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), session_options(Acceleration(), 1, threads),
         providers=["CPUExecutionProvider"],
     )  # fmt: skip
-    return lambda: np.asarray(session.run(None, {"x": image})[0], np.float32)
+    return lambda: np.asarray(session.run(None, inputs)[0], np.float32)
 
 
 def main(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -43,8 +44,11 @@ class OnnxEngine:
         self._output = outputs_of(model)[0]
         model = cut_to(path, model, self._output)
         self._spec = read_spec(path, model, instances, max_batch_size)
+        self._factors: Mapping[str, npt.NDArray[np.float32]] = {}
         if acceleration.winograd:
-            model = apply_winograd(model)
+            rewritten = apply_winograd(model)
+            model, self._factors = rewritten.model, rewritten.factors
+            del rewritten
         content = model.SerializeToString()
         del model  # Not beside the sessions: it is as large as their weights.
         options = session_options(acceleration, instances, threads)
@@ -69,7 +73,7 @@ class OnnxEngine:
     def run(self, batch: npt.NDArray[np.uint8]) -> Prediction:
         session = self._sessions.get()
         try:
-            (result,) = session.run([self._output], {INPUT: batch})
+            (result,) = session.run([self._output], {INPUT: batch, **self._factors})
         except Exception as error:
             raise EngineFailed(f"ONNX Runtime: {error}") from error
         finally:

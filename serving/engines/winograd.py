@@ -7,13 +7,16 @@ The sums are other ones, so results differ by rounding: by 1e-5 of the largest a
 of random layers.
 
 The graph on disk stays as it is: factors take four times the space of filters, and GPUs have such
-kernels of their own.
+kernels of their own. In memory the factors are no part of the graph either but inputs, given with
+each run: ONNX Runtime would copy an initializer several times while it opens a session, and once
+for each session.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -30,7 +33,7 @@ from serving.engines.winograd_tiles import (
     transform_filters,
 )
 
-# What all factors together may take; ONNX's files end at 2 GB.
+# What all factors together may take.
 MAX_FACTOR_BYTES = 2**30
 
 Constant: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -38,7 +41,15 @@ Constant: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
-def apply_winograd(model: onnx.ModelProto) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph, and what it needs beside its images with each run: float32 ``[36, C, K]`` each."""
+
+    model: onnx.ModelProto
+    factors: Mapping[str, npt.NDArray[np.float32]]
+
+
+def apply_winograd(model: onnx.ModelProto) -> Rewritten:
     """A copy with each convolution replaced that becomes faster; ``model`` itself where none does.
 
     Left as they are: other sizes of kernel, strides, groups, padding that changes the size, dynamic
@@ -50,7 +61,7 @@ def apply_winograd(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def replace_convolutions(
     model: onnx.ModelProto, choose: Callable[[Layer], Plan | None]
-) -> onnx.ModelProto:
+) -> Rewritten:
     """The same, where ``choose`` says which layers gain, and in which pieces."""
     shapes = _read_shapes(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -63,7 +74,7 @@ def replace_convolutions(
             room -= layer.factor_bytes
             plans[node.output[0]] = layer, plan
     if not plans:
-        return model
+        return Rewritten(model, {})
     log.debug("%d convolutions by Winograd's F(4x4, 3x3)", len(plans))
     return _rebuild(model, weights, plans)
 
@@ -72,19 +83,27 @@ def _rebuild(
     model: onnx.ModelProto,
     weights: Mapping[str, TensorProto],
     plans: Mapping[str, tuple[Layer, Plan]],
-) -> onnx.ModelProto:
+) -> Rewritten:
+    factors: dict[str, npt.NDArray[np.float32]] = {}
     found = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     found.graph.name = model.graph.name
     found.graph.input.extend(model.graph.input)
     found.graph.output.extend(model.graph.output)
     for node in model.graph.node:
         if node.output[0] in plans:
-            _Replacement(found.graph, node, *plans[node.output[0]]).add(weights)
+            replacement = _Replacement(found.graph, node, *plans[node.output[0]])
+            filters = numpy_helper.to_array(weights[node.input[1]])
+            factors[replacement.factors] = transform_filters(filters)
+            replacement.add()
         else:
             found.graph.node.append(node)
     used = {name for node in found.graph.node for name in node.input}
     found.graph.initializer.extend(weights[name] for name in weights if name in used)
-    return found
+    for name, values in factors.items():
+        found.graph.input.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, values.shape)
+        )
+    return Rewritten(found, factors)
 
 
 class _Replacement:
@@ -95,15 +114,15 @@ class _Replacement:
     ) -> None:
         self._graph, self._node, self._layer, self._plan = graph, node, layer, plan
         self._stem = f"{node.output[0]}_winograd"
+        self.factors = f"{self._stem}_factors"
         self._count = 0
         self._constants: dict[bytes, str] = {}
 
-    def add(self, weights: Mapping[str, TensorProto]) -> None:
+    def add(self) -> None:
         layer, plan, node = self._layer, self._plan, self._node
-        factors = self._keep(transform_filters(numpy_helper.to_array(weights[node.input[1]])))
         photo = self._op("Transpose", node.input[0], perm=[0, 2, 3, 1])  # [N, H, W, C]
         strips = [
-            self._strip(photo, top, min(plan.rows, layer.height - top), factors)
+            self._strip(photo, top, min(plan.rows, layer.height - top))
             for top in range(0, layer.height, plan.rows)
         ]
         whole = strips[0] if len(strips) == 1 else self._op("Concat", *strips, axis=1)
@@ -111,7 +130,7 @@ class _Replacement:
             whole = self._op("Add", whole, node.input[2])
         self._op("Transpose", whole, result=node.output[0], perm=[0, 3, 1, 2])
 
-    def _strip(self, photo: str, top: int, rows: int, factors: str) -> str:
+    def _strip(self, photo: str, top: int, rows: int) -> str:
         """Rows of the result, ``[N, rows, W, K]``."""
         layer, dilation = self._layer, self._layer.dilation
         tall, wide = tile_stretch(rows, dilation), tile_stretch(self._plan.columns, dilation)
@@ -132,7 +151,7 @@ class _Replacement:
         )
         found = self._op("Transpose", found, perm=[1, 4, 0, 2, 3, 5])
         found = self._reshape(found, PRODUCTS**2, -1, layer.inputs)
-        found = self._op("MatMul", found, factors)
+        found = self._op("MatMul", found, self.factors)
         found = self._reshape(
             found, PRODUCTS, PRODUCTS, -1, tall.tiles, patches, wide.tiles * layer.outputs
         )
@@ -173,16 +192,10 @@ class _Replacement:
         """The name of an initializer with this value; equal ones are kept once."""
         key = str(value.shape).encode() + value.tobytes()
         if key not in self._constants:
-            self._constants[key] = self._keep(value)
+            name = f"{self._stem}_constant_{len(self._constants)}"
+            self._graph.initializer.append(numpy_helper.from_array(value, name))
+            self._constants[key] = name
         return self._constants[key]
-
-    def _keep(self, value: Constant) -> str:
-        tensor = self._graph.initializer.add()
-        tensor.name = f"{self._stem}_constant_{len(self._graph.initializer)}"
-        tensor.dims.extend(value.shape)
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
-        tensor.raw_data = value.tobytes()
-        return tensor.name
 
 
 def _single(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.engines import winograd, winograd_cost
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnx import OnnxEngine
-from serving.engines.winograd import apply_winograd, replace_convolutions
+from serving.engines.winograd import Rewritten, apply_winograd, replace_convolutions
 from serving.engines.winograd_cost import Layer, Plan, choose_plan, count_tiles
 from serving.engines.winograd_tiles import minimal, tile_stretch, transform_filters
 
@@ -55,13 +56,16 @@ def make_layer(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def run(model: onnx.ModelProto, images: Array) -> Array:
+def run(model: onnx.ModelProto | Rewritten, images: Array) -> Array:
+    factors: Mapping[str, Array] = {}
+    if isinstance(model, Rewritten):
+        model, factors = model.model, model.factors
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, {"x": images})
+    (found,) = session.run(None, {"x": images, **factors})
     return np.asarray(found, np.float32)
 
 
@@ -70,8 +74,9 @@ def images_for(layer: Layer, count: int = 2) -> Array:
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
-def kinds(model: onnx.ModelProto) -> set[str]:
-    return {node.op_type for node in model.graph.node}
+def kinds(model: onnx.ModelProto | Rewritten) -> set[str]:
+    graph = model.model.graph if isinstance(model, Rewritten) else model.graph
+    return {node.op_type for node in graph.node}
 
 
 def test_minimal_filtering_is_the_filter() -> None:
@@ -121,7 +126,7 @@ def test_pieces_put_the_map_together(name: str) -> None:
     layer, plan = PIECES[name]
     model = make_layer(layer)
     rewritten = replace_convolutions(model, lambda given: plan if given == layer else None)
-    onnx.checker.check_model(rewritten, full_check=True)
+    onnx.checker.check_model(rewritten.model, full_check=True)
     assert "Conv" not in kinds(rewritten)
     expected = run(model, images_for(layer))
     found = run(rewritten, images_for(layer))
@@ -152,7 +157,7 @@ LAYER = Layer(256, 256, 24, 32, 1)
 def test_other_convolutions_are_left(attributes: dict[str, object]) -> None:
     assert "Conv" not in kinds(apply_winograd(make_layer(LAYER)))
     model = make_layer(LAYER, **attributes)
-    assert apply_winograd(model) is model
+    assert apply_winograd(model).model is model
 
 
 def test_layers_that_gain_nothing_are_left() -> None:
@@ -167,7 +172,7 @@ def test_layers_that_gain_nothing_are_left() -> None:
 def test_a_size_that_is_not_known_is_left() -> None:
     model = make_layer(LAYER)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
-    assert apply_winograd(model) is model
+    assert apply_winograd(model).model is model
 
 
 def test_half_precision_is_left() -> None:
@@ -177,15 +182,15 @@ def test_half_precision_is_left() -> None:
         tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    assert apply_winograd(model) is model
+    assert apply_winograd(model).model is model
 
 
 def test_factors_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_layer(LAYER)
     monkeypatch.setattr(winograd, "MAX_FACTOR_BYTES", LAYER.factor_bytes)
-    assert apply_winograd(model) is not model
+    assert apply_winograd(model).model is not model
     monkeypatch.setattr(winograd, "MAX_FACTOR_BYTES", LAYER.factor_bytes - 1)
-    assert apply_winograd(model) is model
+    assert apply_winograd(model).model is model
 
 
 def test_large_maps_are_cut_into_strips_and_patches() -> None:

@@ -106,6 +106,8 @@ def test_factors_are_those_of_both_axes() -> None:
     taps = minimal().taps
     expected = np.einsum("ai,kcij,bj->abck", taps, weights.astype(np.float64), taps)
     assert found.shape == (36, 70, 5)
+    assert found.ctypes.data % 64 == 0
+    assert found.flags.c_contiguous
     np.testing.assert_allclose(found, expected.reshape(36, 70, 5), rtol=1e-5, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ import typer
 from benchmarks.contest.cases import CASES, MAX_MEGAPIXELS, MODEL, build_files
 from benchmarks.contest.clients import ContestTarget
 from benchmarks.contest.contestants import Served, Setting, serve_here
-from benchmarks.contest.measure import busy_rate
+from benchmarks.contest.measure import answer_rate
 from benchmarks.contest.processes import Unavailable, end_on_sigterm
 from benchmarks.loadgen.driver import drive_closed
 from benchmarks.loadgen.images import read_folder, render_images
@@ -157,7 +157,7 @@ async def _saturate(
         ends = [r.ended for r in run.records if r.outcome.status == "ok"]
         if len(ends) != len(run.records):
             raise SystemExit(f"not every request was answered: {run.records[-1].outcome}")
-        answered.append(busy_rate(ends, run.seconds))
+        answered.append(answer_rate(ends))
         answered_cpu.append(spent / len(ends))
     await target.close()
     return Saturated(

@@ -38,7 +38,7 @@ class Row:
     Attributes:
         contestant, load: their names.
         round: of the whole result, from 0; rows of one round were measured in turn.
-        throughput: answers a second, while all callers were at work.
+        throughput: answers a second, until the last one.
         offered: requests a second of an open loop.
         latencies_ms: of every answer, from when its request was due.
         server_cpu_s, client_cpu_s: CPU time an image; the client's includes the load generator.
@@ -149,7 +149,7 @@ def _sum_up(
         contestant=contestant.name,
         load=load.name,
         round=number,
-        throughput=busy_rate([record.ended for record in answered], run.seconds),
+        throughput=answer_rate([record.ended for record in answered]),
         offered=run.offered,
         latencies_ms=tuple(round(record.latency * 1000, 1) for record in answered),
         server_cpu_s=server_cpu / count,
@@ -163,24 +163,17 @@ def _sum_up(
     )
 
 
-def busy_rate(ends: Sequence[float], seconds: float) -> float:
-    """Answers a second between the first answer and the first one after ``seconds``.
+def answer_rate(ends: Sequence[float]) -> float:
+    """Answers a second, from the first request to the last answer.
 
-    So long all callers are at work; counting from answer to answer, a run of few slow answers is
-    not rounded to whole ones. Where fewer than two answers came in time: all answers by the whole
-    time.
+    Callers stop asking after a while, but what they asked for keeps the server busy to the end. So
+    servers that answer one by one and servers that answer several at once are judged alike: between
+    answers, as one might count too, the latter look faster by the images that were begun before.
 
     Args:
-        ends: when answers came, in seconds since the start.
+        ends: when answers came, in seconds since the first request.
     """
-    if not ends:
-        return 0.0
-    ordered = sorted(ends)
-    within = [end for end in ordered if end <= seconds]
-    counted = ordered[: len(within) + 1]
-    if len(counted) < 2 or counted[-1] == counted[0]:
-        return len(ordered) / ordered[-1]
-    return (len(counted) - 1) / (counted[-1] - counted[0])
+    return len(ends) / max(ends) if ends else 0.0
 
 
 def _cpu_seconds(served: Served) -> float:

@@ -181,7 +181,7 @@ class _Replacement:
         name = f"{self._stem}_{self._count}"
         result = result or name
         self._graph.node.append(
-            helper.make_node(kind, list(inputs), [result], name=name, **attributes)  # type: ignore[arg-type]
+            helper.make_node(kind, list(inputs), [result], name=name, **attributes)
         )
         return result
 

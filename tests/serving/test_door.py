@@ -19,12 +19,13 @@ import tritonclient.http as triton_http
 from band_model import CONFIG, MODEL_SIZE, encode, serve_fake
 from hypothesis import given
 from hypothesis import strategies as st
-from running import running, until
+from running import running
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
+from waiting import until
 
 from serving.calls.access_log import AccessLog
 from serving.door import Announced

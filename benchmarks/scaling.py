@@ -144,9 +144,11 @@ def plot(
             if curve.split(",")[0] == name:
                 _draw(one, [x(p) for p in points], [y(p) for p in points], curve)
         one.set(title=title, xlabel=name if name != "pixels" else "megapixels", ylabel=unit)
-        one.set_ylim(bottom=0)
+        one.set_ylim(0, 1.1 * one.dataLim.y1)
         if name == "pixels":
             one.legend()
+        else:
+            one.xaxis.get_major_locator().set_params(integer=True)
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
     typer.echo(str(save_plot("scaling_engine", figure, machine, results)))
     _plot_server(results)
@@ -164,7 +166,7 @@ def _plot_server(results: Path) -> None:
         _draw(latency, callers, [p["p50_ms"] for p in points], f"{title}, p50")
         latency.plot(callers, [p["p99_ms"] for p in points], "--", label=f"{title}, p99")
     throughput.set(title="callers at once", xlabel="callers", ylabel="images a second")
-    throughput.set_ylim(bottom=0)
+    throughput.set_ylim(0, 1.1 * throughput.dataLim.y1)
     latency.set(title="what a caller waits", xlabel="callers", ylabel="ms")
     names = [
         f"{title}\n{one['arrivals']}" for title, ones in told["steady"].items() for one in ones
@@ -175,6 +177,7 @@ def _plot_server(results: Path) -> None:
     load.plot(places, [one["queue_p99_of_p50"] for one in ones], "k_", ms=30, label="ideal queue")
     load.axhline(2, color="gray", lw=0.8, ls=":")
     load.set(title="80 % of the capacity", ylabel="p99 / p50")
+    load.set_ylim(0, 1.4 * load.dataLim.y1)
     load.set_xticks(list(places), names, fontsize=7)
     for one in (throughput, latency, load):
         one.legend(fontsize=7)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.built_graphs import built_graph
+from benchmarks.contest.processes import read_memory
 from benchmarks.timing import Spread, spread_of
 from export.symbol_lookup import NetworkName
 from serving import restore
@@ -117,7 +118,8 @@ def measure(setting: Setting) -> Point:
         worker.join()
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     count = setting.rounds * setting.instances * setting.batch
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its peak is that of the process which started this one, where that was larger.
+    memory = read_memory([os.getpid()]).peak_rss
     size = engine.spec.size
     restore.labels_from_logits(logits, size, size)
     restores = []
@@ -131,7 +133,7 @@ def measure(setting: Setting) -> Point:
         spread_of(restores),
         round(count / wall, 3),
         round(1000 * cpu / count, 2),
-        round(memory, 1),
+        memory,
         round(path.stat().st_size / 2**20, 1),
     )
 

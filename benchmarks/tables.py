@@ -208,7 +208,8 @@ def plot_settings(results: Path) -> Path:
         high = [row["ratio"]["high"] - row["ratio"]["median"] for row in rows]
         one.barh([row["name"] for row in rows], medians, xerr=[low, high], color=f"C{number}")
         one.axvline(1, color="gray", lw=0.8)
-        one.set(title=f"{NETWORKS[network]} {precision}", xlabel="time / what is served")
+        one.set(xlabel="time / what is served")
+        one.set_title(f"{NETWORKS[network]} {precision}", fontsize=9)
         one.tick_params(axis="y", labelsize=7)
     figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # type: ignore[union-attr]
     (told, *_) = found.values()

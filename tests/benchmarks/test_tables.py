@@ -49,6 +49,6 @@ def test_points_become_rows(tmp_path: Path) -> None:
     }
     write_result("scaling_engine", {"curves": made}, read_machine(), tmp_path)
     page = fill("<!-- scaling_engine -->\n<!-- end -->", tmp_path)
-    row = "| pixels, int8 | 64x64 | int8 | 19 | 1 | 1 x 2 | 10.0 (9.0-11.0) | 10.0 (9.0-11.0) |"
+    row = "| pixels, int8 | 64x64 | int8 | 19 | 1 | 1 x 2 | 10 (9-11) | 10 (9-11) |"
     assert row in page
     assert "scaling_engine.png" in page

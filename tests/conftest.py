@@ -1,8 +1,9 @@
-"""Limits for machines that do much else: what waits, waits longer than it must anywhere."""
+"""For all tests: limits for machines that do much else, and signals as in a terminal."""
 
 from __future__ import annotations
 
 import inspect
+import signal
 
 import httpx
 from hypothesis import HealthCheck, settings
@@ -15,3 +16,7 @@ _default.connect = _default.read = _default.write = _default.pool = SECONDS
 # How long examples take to make and to run says nothing of the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# A shell's background job ignores Ctrl-C, and so would all that tests start and send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

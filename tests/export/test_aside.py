@@ -10,10 +10,9 @@ import pytest
 from export.aside import folder_aside
 
 WRITE = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
 from export.aside import folder_aside
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 with folder_aside(Path(sys.argv[1])) as aside:
     (aside / "model.onnx").write_bytes(b"half of it")
     print("writing", flush=True)

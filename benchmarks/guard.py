@@ -31,6 +31,7 @@ from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol_lookup import NetworkName
 from serving import image, lifecycle, restore
+from serving.engines.acceleration import Acceleration
 from serving.engines.onnx import OnnxEngine
 from serving.forms.mask_view import MaskView
 from serving.geometry import Size
@@ -78,7 +79,7 @@ def pairs(size: Size, threads: int) -> list[Pair]:
         for form in ("fp32", "int8")
     }
     with tempfile.TemporaryDirectory() as folder:
-        plain = _open(_plain(size, Path(folder)), threads)
+        plain = _open(_plain(size, Path(folder)), threads, winograd=False)
     pixels = np.random.default_rng(SEED).integers(0, 256, (size.height, size.width, 3), np.uint8)
     batch = pixels[None]
     logits = _smooth_logits(size)
@@ -197,8 +198,11 @@ def _moved(now: Spread, before: Spread | None) -> str:
     return ""
 
 
-def _open(path: Path, threads: int) -> OnnxEngine:
-    return OnnxEngine(path, instances=1, threads=threads, max_batch_size=1)
+def _open(path: Path, threads: int, *, winograd: bool = True) -> OnnxEngine:
+    acceleration = Acceleration(winograd=winograd)
+    return OnnxEngine(
+        path, instances=1, threads=threads, max_batch_size=1, acceleration=acceleration
+    )
 
 
 def _plain(size: Size, folder: Path) -> Path:

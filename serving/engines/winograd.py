@@ -38,7 +38,7 @@ MAX_FACTOR_BYTES = 2**30
 
 Constant: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("segserve")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ def replace_convolutions(
     model: onnx.ModelProto, choose: Callable[[Layer], Plan | None]
 ) -> Rewritten:
     """The same, where ``choose`` says which layers gain, and in which pieces."""
-    shapes = _read_shapes(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    # Shapes cost a copy of all weights: not for graphs in int8 or fp16, which have no such layer.
+    if not any(_has_filters(node, weights) for node in model.graph.node):
+        return Rewritten(model, {})
+    shapes = _read_shapes(model)
     plans: dict[str, tuple[Layer, Plan]] = {}
     room = MAX_FACTOR_BYTES
     for node in model.graph.node:
@@ -202,22 +205,31 @@ def _single(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(matrix, np.float32)
 
 
+def _has_filters(node: onnx.NodeProto, weights: Mapping[str, TensorProto]) -> bool:
+    """Whether it is a convolution with 3x3 filters in float32."""
+    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+        return False
+    weight = weights.get(node.input[1])
+    return (
+        weight is not None
+        and weight.data_type == TensorProto.FLOAT
+        and tuple(weight.dims[2:]) == (TAPS, TAPS)
+    )
+
+
 def _read_layer(
     node: onnx.NodeProto,
     weights: Mapping[str, TensorProto],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Layer | None:
     """None where it is no convolution of the kind, or its size is not known."""
-    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+    if not _has_filters(node, weights):
         return None
-    weight, shape = weights.get(node.input[1]), shapes.get(node.input[0], ())
-    if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) != 4:
-        return None
+    weight, shape = weights[node.input[1]], shapes.get(node.input[0], ())
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     dilation = list(given.get("dilations", [1, 1]))
     known = (
-        tuple(weight.dims[2:]) == (TAPS, TAPS)
-        and given.get("group", 1) == 1
+        given.get("group", 1) == 1
         and list(given.get("strides", [1, 1])) == [1, 1]
         and dilation[0] == dilation[1]
         and list(given.get("pads", [0] * 4)) == [dilation[0]] * 4

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md and docs/scaling.md from ``benchmarks/results``.
+"""Writes the tables of docs/peers.md, performance.md and scaling.md from ``benchmarks/results``.
 
 ``python -m benchmarks.tables`` puts each table between its markers, ``<!-- NAME -->`` and
 ``<!-- end -->``, and draws ``results/settings.png``: what a page says is what was measured. A table
@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypedDict
 
 import typer
 
+from benchmarks.contest.page import overhead_table, peers_table
 from benchmarks.machine import RESULTS, Machine, save_plot
 from benchmarks.scaling_engine import read_point
 from benchmarks.winograd import HEAD, read_row
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("performance.md", "scaling.md")
+PAGES = ("peers.md", "performance.md", "scaling.md")
 NETWORKS = {"icnet_resnet50": "ICNet-ResNet50", "pspnet_resnet50": "PSPNet-ResNet50"}
 PRECISIONS = ("fp32", "int8")
 
@@ -162,6 +164,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "winograd": winograd_table,
     "scaling_engine": engine_table,
     "scaling_server": server_table,
+    "peers_icnet": partial(peers_table, "icnet"),
+    "peers_pspnet": partial(peers_table, "pspnet"),
+    "peers_trained": partial(peers_table, "trained"),
+    "overhead_icnet": partial(overhead_table, "icnet"),
 }
 
 

@@ -16,6 +16,7 @@ from onnx import ModelProto, checker
 from export.calibration import Method
 from export.graph_ends import graph_ends
 from export.onnx_graph import OnnxGraph
+from export.quantise_columns import pack_columns
 from export.quantise_image import centre_bytes, read_bytes
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
     quantised.opset_import.extend(model.opset_import)
     if image is not None:
         read_bytes(quantised, image)
+        pack_columns(quantised, image)
     OnnxGraph(quantised).drop_dead()
     checker.check_model(quantised)
     return quantised

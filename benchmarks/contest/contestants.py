@@ -179,6 +179,7 @@ CONTESTANTS = (
     Contestant("mxnet", "FastAPI + MXNet 1.9.1 fp32", serve_plainly("mxnet")),
 )
 BASELINE = "triton"
+OWN = ("segserve-int8", "segserve-fp32")
 
 
 @contextmanager

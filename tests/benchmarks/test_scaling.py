@@ -61,8 +61,10 @@ def test_an_ideal_queue() -> None:
     # Evenly at 80 %: nobody waits. All at once: the k-th waits for those before.
     assert simulate_queue(arrive("evenly", 8.0, 100.0), 0.1) == pytest.approx(1.0)
     assert simulate_queue(np.zeros(100), 1.0) == pytest.approx(99.01 / 50.5, rel=0.01)
-    poisson = simulate_queue(arrive("poisson", 8.0, 2000.0), 0.1)
-    assert poisson > 3  # M/D/1 at 80 %
+    assert simulate_queue(np.zeros(100), 1.0, 2) == pytest.approx(50 / 25.5, rel=0.01)
+    poisson = arrive("poisson", 8.0, 2000.0)
+    assert simulate_queue(poisson, 0.1) > 3  # M/D/1 at 80 %
+    assert simulate_queue(poisson, 0.8, 8) < 2.5  # M/D/8
 
 
 def test_plots_are_drawn(tmp_path: Path) -> None:

@@ -58,8 +58,12 @@ def built_graph(
     return path
 
 
-def lower(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """A float32 graph of the contract in ``fp16`` or ``int8``, not judged by anything."""
+def lower(
+    model: onnx.ModelProto,
+    precision: str,
+    recipe: Recipe = Recipe(),  # noqa: B008
+) -> onnx.ModelProto:
+    """A float32 graph of the contract in ``fp16``, or ``int8`` by a recipe, judged by nothing."""
     named = onnx.ModelProto()
     named.CopyFrom(model)
     name_nodes(named)
@@ -67,7 +71,6 @@ def lower(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         return to_half(named)
     height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:3])
     noise = np.random.default_rng(SEED).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    recipe = Recipe()
     return quantise(named, calibrate(named, [noise], recipe.method), recipe)
 
 

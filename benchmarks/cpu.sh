@@ -20,11 +20,11 @@ measure() {
     icnet-fp32) "${run[@]}" benchmarks.settings icnet_resnet50 --precision fp32 ;;
     pspnet-int8)
         "${run[@]}" benchmarks.settings pspnet_resnet50 --precision int8 --turns 3 \
-            --only plain,fp32,extended,spinning,arena
+            --only plain,fp32,extended,spinning,arena,factor,pack
         ;;
     pspnet-fp32)
         "${run[@]}" benchmarks.settings pspnet_resnet50 --precision fp32 --turns 3 \
-            --only plain,factor,extended
+            --only plain,factor,extended,winograd
         ;;
     winograd) "${run[@]}" benchmarks.winograd ;;
     guard) "${run[@]}" benchmarks.guard --update ;;

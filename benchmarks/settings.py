@@ -26,6 +26,7 @@ from benchmarks.peak import Peak, count_gmacs, measure_peak
 from benchmarks.plain_graph import plain_model
 from benchmarks.timing import Spread, ratios, spread_of, time_in_turn
 from export.build import REWRITES, build_model
+from export.quantise import Recipe
 from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol_lookup import NetworkName
@@ -39,6 +40,9 @@ from serving.palette import load_labels
 DATASET = "citys"
 PRECISIONS = ("fp32", "int8")
 DEFAULTS = Acceleration()
+# int8 is made of graphs whose batch norms are folded.
+INT8_REWRITES = tuple(name for name in REWRITES if name != "fold_batch_norm")
+PACKED = "pack_columns"
 # Threads of one variant that still spin would take time from the other's turn.
 PAUSE_S = 0.1
 Options = onnxruntime.SessionOptions
@@ -94,8 +98,9 @@ def variants(precision: str, threads: int) -> list[Variant]:
         Variant("plain export, fp32, argmax at full size", "plain"),
         Variant("labels in the graph: resize and argmax at full size", "mask"),
     ]
+    rewrites = REWRITES if precision == "fp32" else (*INT8_REWRITES, PACKED)
+    found += [Variant(f"without `{name}`", f"without {name}") for name in rewrites]
     if precision == "fp32":
-        found += [Variant(f"without `{name}`", f"without {name}") for name in REWRITES]
         found.append(
             Variant(
                 "direct 3x3 convolutions (winograd: 0)", acceleration=Acceleration(winograd=False)
@@ -151,9 +156,12 @@ class Graphs:
         weights = random_params(symbol, height, width, SEED)
         if name == "plain":
             return plain_model(symbol, weights, height, width)
-        without = (name.removeprefix("without "),)
+        rewrite = name.removeprefix("without ")
+        without = () if rewrite == PACKED else (rewrite,)
         model = build_model(symbol, weights, height, width, heads=[LOGITS], without=without)
-        return model if self.precision == "fp32" else lower(model, self.precision)
+        if self.precision == "fp32":
+            return model
+        return lower(model, self.precision, Recipe(four_columns=rewrite != PACKED))
 
 
 def open_variant(graphs: Graphs, variant: Variant, threads: int) -> Callable[[], object]:

@@ -39,6 +39,8 @@ class Recipe:
         symmetric: zero points in the middle of the type's range.
         first_float: leave the convolutions that read the image in float; else they read its bytes
             (``export.quantise_image``).
+        four_columns: those that read bytes read four columns at once
+            (``export.quantise_columns``); the result is the same.
         last_float: leave the convolutions that make the logits in float.
         float_layers: names of further convolutions to leave in float.
         reduce_range: weights in 7 bits. CPUs without VNNI add pairs of products in 16 bits, which
@@ -50,6 +52,7 @@ class Recipe:
     activation: Activation = "uint8"
     symmetric: bool = False
     first_float: bool = False
+    four_columns: bool = True
     last_float: bool = True
     float_layers: tuple[str, ...] = ()
     reduce_range: bool = True
@@ -105,7 +108,8 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
     quantised.opset_import.extend(model.opset_import)
     if image is not None:
         read_bytes(quantised, image)
-        pack_columns(quantised, image)
+        if recipe.four_columns:
+            pack_columns(quantised, image)
     OnnxGraph(quantised).drop_dead()
     checker.check_model(quantised)
     return quantised

@@ -5,7 +5,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from export import quantise as quantise_module
 from export.build import build_model
 from export.calibration import calibrate
 from export.onnx_graph import OnnxGraph
@@ -36,13 +35,10 @@ def images(model):
     return [render_scene(seed, *size).image for seed in range(4)]
 
 
-def quantise_both(model, monkeypatch):
-    """Without four columns at once, and as it is."""
+def quantise_both(model):
+    """Without four columns at once, and with."""
     ranges = calibrate(model, images(model), "minmax")
-    packed = quantise(model, ranges, Recipe())
-    with monkeypatch.context() as patch:
-        patch.setattr(quantise_module, "pack_columns", lambda model, image: None)
-        return quantise(model, ranges, Recipe()), packed
+    return [quantise(model, ranges, Recipe(four_columns=each)) for each in (False, True)]
 
 
 def first_channels(model):
@@ -67,11 +63,9 @@ def first_channels(model):
     ],
 )
 @pytest.mark.parametrize("shrink", [False, True])
-def test_the_same_to_the_bit(
-    writer, make_params, run_onnx, monkeypatch, kernel, stride, pad, shrink
-):
+def test_the_same_to_the_bit(writer, make_params, run_onnx, kernel, stride, pad, shrink):
     model = build(writer, make_params, kernel=kernel, stride=stride, pad=pad, shrink=shrink)
-    plain, packed = quantise_both(model, monkeypatch)
+    plain, packed = quantise_both(model)
     assert (first_channels(plain), first_channels(packed)) == (3, 12)
     batch = np.stack(images(model))
     before, after = (run_onnx(each, batch)[0] for each in (plain, packed))
@@ -80,10 +74,10 @@ def test_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("shrink", [False, True])
-def test_nothing_moves_for_it(writer, make_params, monkeypatch, tmp_path, shrink):
+def test_nothing_moves_for_it(writer, make_params, tmp_path, shrink):
     model = build(writer, make_params, shrink=shrink)
     moves = []
-    for number, each in enumerate(quantise_both(model, monkeypatch)):
+    for number, each in enumerate(quantise_both(model)):
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / f"{number}.onnx")
         options.log_severity_level = 3
@@ -102,8 +96,8 @@ def test_nothing_moves_for_it(writer, make_params, monkeypatch, tmp_path, shrink
      {"kernel": 3, "stride": 2, "pad": 0}],
     ids=str,
 )  # fmt: skip
-def test_stays_as_it_is_where_columns_do_not_fit(writer, make_params, monkeypatch, layer):
+def test_stays_as_it_is_where_columns_do_not_fit(writer, make_params, layer):
     model = build(writer, make_params, **layer)
-    plain, packed = quantise_both(model, monkeypatch)
+    plain, packed = quantise_both(model)
     assert first_channels(packed) == 3
     assert packed == plain

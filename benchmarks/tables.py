@@ -202,7 +202,7 @@ def plot_settings(results: Path) -> Path:
 
     found = read_settings(results)
     longest = max(len(told["rows"]) for told in found.values())
-    size = (4.5 + 2.6 * len(found), 1.4 + 0.3 * longest)
+    size = (1.0 + 4.2 * len(found), 1.4 + 0.3 * longest)
     figure = Figure(size, layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for number, (one, ((network, precision), told)) in enumerate(
@@ -217,7 +217,7 @@ def plot_settings(results: Path) -> Path:
         one.set(xlabel="time / what is served")
         one.set_title(f"{NETWORKS[network]} {precision}", fontsize=9)
         one.tick_params(axis="y", labelsize=7)
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # type: ignore[union-attr]
+    figure.get_layout_engine().set(rect=(0, 0.04, 0.99, 0.96))  # type: ignore[union-attr]
     (told, *_) = found.values()
     return save_plot("settings", figure, Machine(**told["machine"]), results)  # type: ignore[arg-type]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.contest.measure import Row as Turn
 from benchmarks.machine import read_machine, write_result
 from benchmarks.scaling import curves
 from benchmarks.scaling_engine import Point, Setting
@@ -52,3 +54,42 @@ def test_points_become_rows(tmp_path: Path) -> None:
     row = "| pixels, int8 | 64x64 | int8 | 19 | 1 | 1 x 2 | 10 (9-11) | 10 (9-11) |"
     assert row in page
     assert "scaling_engine.png" in page
+
+
+def turn(contestant: str, load: str, number: int, throughput: float) -> Turn:
+    return Turn(contestant, load, number, throughput, None, (200.0, 300.0), 0.5, 0.001, 340_000,
+                79_000, 500.0, 400.0, 1.0, ())  # fmt: skip
+
+
+def test_servers_become_rows(tmp_path: Path) -> None:
+    rows = [
+        turn("segserve-int8", "closed 1", 0, 6.0), turn("triton", "closed 1", 0, 1.5),
+        turn("segserve-int8", "closed 1", 1, 6.6), turn("triton", "closed 1", 1, 1.5),
+        replace(turn("triton", "open", 0, 0.4), server_cpu_s=0.042),
+    ]  # fmt: skip
+    content = {"runs": [], "left_out": {}, "rows": rows, "subject": {"edges": None}}
+    write_result("peers_icnet", content, read_machine(), tmp_path)
+    page = fill("<!-- peers_icnet -->\n<!-- end -->\n<!-- peers_pspnet -->\n<!-- end -->", tmp_path)
+    own = "| closed 1 | segserve int8 | 2 | 6.3 | **4.20** (4.10 to 4.30) | 0.25 | 0.30 | 0.30 "
+    assert f"{own}| 0.50 + 0.001 | 500 |" in page
+    # What answers as fast as it is asked has no ratio.
+    assert "| open | Triton (Python-based backend) fp32 | 1 | 0.4 |  | 0.25 " in page
+    assert "| 0.042 + 0.001 |" in page
+    assert "peers_icnet.png" in page
+    assert page.endswith("<!-- peers_pspnet -->\n<!-- end -->")
+
+
+def test_overhead_becomes_columns(tmp_path: Path) -> None:
+    spread = Spread(0.9412, 0.9386, 0.955, 5)
+    keys = ("bare", "served", "share", "bare_cpu_s", "served_cpu_s")
+    alone = dict.fromkeys(("engine", "restore", "request", "beyond"), Spread(8.7, 8.0, 9.9, 15))
+    content = {"saturated": dict.fromkeys(keys, spread), "alone_ms": alone}
+    marks = "<!-- overhead_icnet -->\n<!-- end -->"
+    write_result("overhead_icnet_int8", content, read_machine(), tmp_path)
+    assert fill(marks, tmp_path) == marks
+    write_result("overhead_icnet_fp32", content, read_machine(), tmp_path)
+    page = fill(marks, tmp_path)
+    share = "**94.1 %** (93.9-95.5)"
+    assert f"| share of the engine | {share} | {share} |" in page
+    row = "8.7 (8-9.9)"
+    assert f"| one caller: beyond engine and restore, ms | {row} | {row} |" in page

@@ -35,7 +35,8 @@ def peers_table(name: str, results: Path) -> str:
         return ""
     rows = [_row(summary) for summary in summarise(kept.rows)]
     picture = f"![Server by server](../benchmarks/results/peers_{name}.png)"
-    return "\n".join([HEAD, *rows, "", picture])
+    runs = [f"`{run['command']}`, {_machine(run['machine'])}.  " for run in kept.runs]
+    return "\n".join([HEAD, *rows, "", picture, "", *dict.fromkeys(runs)])
 
 
 def _row(summary: Summary) -> str:
@@ -89,7 +90,7 @@ def overhead_table(name: str, results: Path) -> str:
         ("one caller: request, ms", _cells(alone, "request")),
         ("one caller: beyond engine and restore, ms", _cells(alone, "beyond")),
     ]
-    machines = [Machine(**one["machine"]).line() for one in told]  # type: ignore[arg-type]
+    machines = [_machine(one["machine"]) for one in told]
     return "\n".join([
         f"| | {' | '.join(PRECISIONS)} |",
         "|---" * (1 + len(PRECISIONS)) + "|",
@@ -97,6 +98,11 @@ def overhead_table(name: str, results: Path) -> str:
         "",
         *(f"`{one['command']}`, {machine}.  " for one, machine in zip(told, machines, strict=True)),
     ])  # fmt: skip
+
+
+def _machine(stored: object) -> str:
+    assert isinstance(stored, dict)
+    return Machine(**stored).line()
 
 
 def _cells(parts: Sequence[dict[str, dict[str, float]]], key: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.contest.measure import Row as Turn
@@ -67,7 +67,8 @@ def test_servers_become_rows(tmp_path: Path) -> None:
         turn("segserve-int8", "closed 1", 1, 6.6), turn("triton", "closed 1", 1, 1.5),
         replace(turn("triton", "open", 0, 0.4), server_cpu_s=0.042),
     ]  # fmt: skip
-    content = {"runs": [], "left_out": {}, "rows": rows, "subject": {"edges": None}}
+    runs = [{"command": "python peers.py icnet", "machine": asdict(read_machine())}] * 2
+    content = {"runs": runs, "left_out": {}, "rows": rows, "subject": {"edges": None}}
     write_result("peers_icnet", content, read_machine(), tmp_path)
     page = fill("<!-- peers_icnet -->\n<!-- end -->\n<!-- peers_pspnet -->\n<!-- end -->", tmp_path)
     own = "| closed 1 | segserve int8 | 2 | 6.3 | **4.20** (4.10 to 4.30) | 0.25 | 0.30 | 0.30 "
@@ -76,6 +77,7 @@ def test_servers_become_rows(tmp_path: Path) -> None:
     assert "| open | Triton (Python-based backend) fp32 | 1 | 0.4 |  | 0.25 " in page
     assert "| 0.042 + 0.001 |" in page
     assert "peers_icnet.png" in page
+    assert page.count("`python peers.py icnet`, ") == 1
     assert page.endswith("<!-- peers_pspnet -->\n<!-- end -->")
 
 

@@ -34,7 +34,7 @@ def test_a_page_holds_what_was_measured(tmp_path: Path) -> None:
     page = fill(PAGE, tmp_path)
     assert "| other than what is served | ICNet-ResNet50 fp32 | ICNet-ResNet50 int8 |" in page
     assert "| no memory arena | 1.50 (1.50-1.50) | 0.50 (0.50-0.50) |" in page
-    assert "old" not in page
+    assert "\nold\n" not in page
     assert page.startswith("a\n<!-- settings -->\n")
     assert "\nb\n<!-- scaling_server -->\nkept\n" in page
     assert fill(page, tmp_path) == page

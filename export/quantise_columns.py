@@ -91,7 +91,9 @@ def _pack(
     packing = _read_packing(conv, shapes[source], after)
     weight, bias = (graph.producer(name) for name in conv.input[1:])
     quantised = graph.consumers(conv.output[0])
-    if packing is None or weight is None or bias is None or len(quantised) != 1:
+    if packing is None or weight is None or bias is None:
+        return
+    if [node.op_type for node in quantised] != ["QuantizeLinear"]:
         return
     top, _, bottom, _ = integers(conv, "pads", (0,) * 4)
     down, _ = integers(conv, "strides", (1, 1))

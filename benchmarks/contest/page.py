@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from benchmarks.contest.cli import read_results
 from benchmarks.contest.contestants import OWN
@@ -21,10 +21,13 @@ HEAD = (
 )
 
 
+_Stored = Mapping[str, Any]
+
+
 class _Told(TypedDict):
     machine: dict[str, object]
-    saturated: dict[str, dict[str, float]]
-    alone_ms: dict[str, dict[str, float]]
+    saturated: _Stored
+    alone_ms: _Stored
     command: str
 
 
@@ -77,8 +80,8 @@ def overhead_table(name: str, results: Path) -> str:
     if not all(path.exists() for path in paths):
         return ""
     told: list[_Told] = [json.loads(path.read_text("utf-8")) for path in paths]
-    saturated = [one["saturated"] for one in told]
-    alone = [one["alone_ms"] for one in told]
+    saturated = [_spreads(one["saturated"]) for one in told]
+    alone = [_spreads(one["alone_ms"]) for one in told]
     rows = [
         ("bare engine, images/s", _cells(saturated, "bare")),
         ("served, saturated, images/s", _cells(saturated, "served")),
@@ -105,14 +108,13 @@ def _machine(stored: object) -> str:
     return Machine(**stored).line()
 
 
-def _cells(parts: Sequence[dict[str, dict[str, float]]], key: str) -> list[str]:
-    return [str(_spread(part[key])) for part in parts]
+def _spreads(stored: _Stored) -> dict[str, Spread]:
+    return {name: Spread(**told) for name, told in stored.items() if name != "stages"}
 
 
-def _share(stored: dict[str, float]) -> str:
-    share = _spread(stored)
+def _cells(parts: Sequence[Mapping[str, Spread]], key: str) -> list[str]:
+    return [str(part[key]) for part in parts]
+
+
+def _share(share: Spread) -> str:
     return f"**{100 * share.median:.1f} %** ({100 * share.low:.1f}-{100 * share.high:.1f})"
-
-
-def _spread(stored: dict[str, float]) -> Spread:
-    return Spread(stored["median"], stored["low"], stored["high"], int(stored["count"]))

@@ -87,11 +87,15 @@ def pack_columns(model: ModelProto, image: ByteImage) -> None:
 def _pack(
     graph: OnnxGraph, shapes: dict[str, tuple[int, ...]], bytes_read: NodeProto, conv: NodeProto
 ) -> None:
-    source, after = bytes_read.input[0], shapes[conv.output[0]]
-    packing = _read_packing(conv, shapes[source], after)
+    source, after = bytes_read.input[0], shapes.get(conv.output[0], ())
     weight, bias = (graph.producer(name) for name in conv.input[1:])
     quantised = graph.consumers(conv.output[0])
-    if packing is None or weight is None or bias is None:
+    filters_read = None if weight is None else graph.constant(weight.input[0])
+    if weight is None or bias is None or filters_read is None or not after:
+        return
+    rows, taps = filters_read.shape[2:]
+    packing = _read_packing(conv, taps, shapes.get(source, ()), after)
+    if packing is None:
         return
     if [node.op_type for node in quantised] != ["QuantizeLinear"]:
         return
@@ -105,7 +109,7 @@ def _pack(
     biases = build.repeat(bias, packing.results)
     result = build.add(
         "Conv", values, filters, biases,
-        kernel_shape=[integers(conv, "kernel_shape", ())[0], packing.last - packing.first + 1],
+        kernel_shape=[rows, packing.last - packing.first + 1],
         strides=[down, 1],
         pads=[top, -packing.first, bottom, packing.last],
     )  # fmt: skip
@@ -116,14 +120,14 @@ def _pack(
 
 
 def _read_packing(
-    conv: NodeProto, before: tuple[int, ...], after: tuple[int, ...]
+    conv: NodeProto, taps: int, before: tuple[int, ...], after: tuple[int, ...]
 ) -> Packing | None:
-    _, taps = integers(conv, "kernel_shape", ())
     _, stride = integers(conv, "strides", (1, 1))
     _, left, _, _ = integers(conv, "pads", (0,) * 4)
     packing = Packing(taps, stride, left)
     fits = (
         COLUMNS % stride == 0
+        and len(before) == 4
         and before[3] % COLUMNS == 0
         and after[3] == before[3] // stride
         and integers(conv, "dilations", (1, 1)) == (1, 1)

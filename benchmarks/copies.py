@@ -30,7 +30,8 @@ from export.build import build_model
 from export.random_params import random_params
 from export.symbol import Entry, Graph, Node
 from export.triton import ModelFacts, write_model
-from serving import image, restore
+from serving import restore
+from serving.imaging import decode as image
 from serving.engines.onnx import OnnxEngine
 from serving.forms import png
 from serving.geometry import Size

@@ -30,7 +30,8 @@ from benchmarks.timing import Spread, ratios, time_in_turn
 from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol_lookup import NetworkName
-from serving import image, lifecycle, restore
+from serving import lifecycle, restore
+from serving.imaging import decode as image
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnx import OnnxEngine
 from serving.forms.mask_view import MaskView

@@ -21,8 +21,8 @@ from benchmarks.contest.processes import Unavailable
 RATE = 200
 # Of a stack the innermost of these tells what was being done.
 STAGES = (
-    ("serving/image.py", "decode"),
-    ("serving/image_header.py", "probe"),
+    ("serving/imaging/decode.py", "decode"),
+    ("serving/imaging/header.py", "probe"),
     ("serving/geometry.py", "scale"),
     ("serving/restore.py", "labels_at"),
     ("serving/forms/pictures.py", "write_png"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.errors import ImagesMissing, InvalidImages
 from serving.errors import SegserveError
 from serving.geometry import Size, plan, prepare
-from serving.image import decode
+from serving.imaging.decode import decode
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_MEGAPIXELS = 200.0

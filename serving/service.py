@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from serving import image, mask
+from serving import mask
 from serving.answer_costs import AnswerCosts
 from serving.batching.admission import Place
 from serving.calls.observation import Observation, Observer

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from serving.image_header import DEFAULT_FORMATS
+from serving.imaging.header import DEFAULT_FORMATS
 
 
 class Settings(BaseSettings):

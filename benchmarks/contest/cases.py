@@ -38,7 +38,7 @@ from export.widen import widen
 from serving.cache import cache_folder
 from serving.engines.cut import cut_graph
 from serving.geometry import Size, scale
-from serving.image import decode
+from serving.imaging.decode import decode
 from serving.palette import LabelSet, load_labels, plte
 from serving.repository import read_model
 

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from waiting import wait_for
 
 from serving.errors import UnsupportedImageFormat
-from serving.image import DEFAULT_FORMATS, decode, probe
+from serving.imaging.decode import DEFAULT_FORMATS, decode, probe
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from serving.errors import SegserveError
-from serving.image import decode, probe
+from serving.imaging.decode import decode, probe
 from serving.palette import IGNORE_COLOR, LabelSet, format_palette, parse_labels, read_labels
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.datasets.pairs import PHOTO_SUFFIXES, Pair, list_files, pair_files

@@ -24,7 +24,7 @@ from photos import (
 from PIL import Image
 
 from serving.errors import InvalidImage, TooLarge, UnsupportedImageFormat
-from serving.image import DEFAULT_FORMATS, ImageHeader, decode, probe
+from serving.imaging.decode import DEFAULT_FORMATS, ImageHeader, decode, probe
 
 
 def read(data, **options):
@@ -270,7 +270,7 @@ def test_probe():
 
 
 def test_real_photos():
-    folder = Path(__file__).parents[3] / "shared" / "datasets" / "camvid" / "val" / "images"
+    folder = Path(__file__).parents[4] / "shared" / "datasets" / "camvid" / "val" / "images"
     photos = sorted(folder.glob("*.jpg"))[:3]
     if not photos:
         pytest.skip("no CamVid sample beside this checkout")

@@ -1,0 +1,244 @@
+"""BMP: decoded here, by NumPy. Rows are stored plainly, so no library that reads it in C is needed.
+
+Palettes of 1, 4 and 8 bits, run lengths of 4 and 8 bits, 24 bits, and 16 or 32 bits with any bit
+fields that do not overlap: a field of ``n`` bits is scaled to 0 to 255 and rounded down, as
+Pillow does. Alpha is dropped. Everything else is refused by its name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.imaging.still import BrokenImage, StillImage
+
+_Bytes = npt.NDArray[np.uint8]
+
+# Sizes of the headers that exist: OS/2 1 and 2, Windows 3, its additions by Adobe, 4 and 5.
+_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
+_RGB, _RLE8, _RLE4, _BITFIELDS, _ALPHA_BITFIELDS = 0, 1, 2, 3, 6
+_OTHERS = {4: "JPEG inside BMP", 5: "PNG inside BMP", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
+_BITS = {_RGB: (1, 4, 8, 16, 24, 32), _RLE8: (8,), _RLE4: (4,)}
+_DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0x00FF00, 0x0000FF)}
+# Rows are converted this many pixels at a time, so that what lies between stays in the cache.
+_BAND_PIXELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the pixels of a BMP are, and what their bits mean."""
+
+    width: int
+    height: int
+    top_down: bool
+    bits: int
+    compression: int
+    masks: tuple[int, int, int]
+    palette_start: int
+    palette_entry: int
+    colors: int
+    pixels_start: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Rows start at multiples of four bytes."""
+        return (self.width * self.bits + 31) // 32 * 4
+
+
+def walk(data: memoryview) -> StillImage:
+    """Reads the header of a BMP.
+
+    Raises:
+        BrokenImage: a variant that is not decoded here.
+        struct.error: the file ends in its header.
+    """
+    layout = read_layout(data)
+    if layout.compression in (_RLE8, _RLE4):
+        # Run lengths never need eight bytes a pixel, jumps and ends of rows included.
+        most = layout.pixels_start + 8 * (layout.width + 4) * layout.height
+        end, complete = min(len(data), most), layout.pixels_start < len(data)
+    else:
+        end = layout.pixels_start + layout.row_bytes * layout.height
+        complete = end <= len(data)
+    return StillImage(
+        "BMP", layout.width, layout.height, parts=(data[:end],), complete=complete
+    )
+
+
+def read_layout(data: memoryview) -> Layout:
+    """Reads what the headers say.
+
+    Raises:
+        BrokenImage: a variant that is not decoded here.
+        struct.error: the file ends in its header.
+    """
+    pixels_start, header = struct.unpack_from("<II", data, 10)
+    if header not in _HEADER_SIZES:
+        raise BrokenImage(f"has a BMP header of {header} bytes, which no version of BMP has")
+    if header == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = colors = 0
+    else:
+        width, height, _, bits = struct.unpack_from("<iiHH", data, 18)
+        compression = colors = 0
+        if header >= 40:
+            compression, _, _, _, colors = struct.unpack_from("<IIiiI", data, 30)
+    if width < 0:
+        raise BrokenImage("has a negative width")
+    if header == 64 and compression in (3, 4):
+        raise BrokenImage("is packed in a way of OS/2 (Huffman or RLE24) that is not decoded here")
+    palette_start, masks = 14 + header, _DEFAULT_MASKS.get(bits, (0, 0, 0))
+    if compression in (_BITFIELDS, _ALPHA_BITFIELDS):
+        masks = struct.unpack_from("<III", data, 54)
+        if header == 40:
+            palette_start += 12 if compression == _BITFIELDS else 16
+        _check_masks(masks, bits)
+    elif compression not in _BITS:
+        name = _OTHERS.get(compression, f"compression {compression}")
+        raise BrokenImage(f"uses {name}, which is not decoded here")
+    elif bits not in _BITS[compression]:
+        raise BrokenImage(f"has {bits} bits a pixel, which BMP does not have with its compression")
+    if compression in (_RLE8, _RLE4) and height < 0:
+        raise BrokenImage("has run lengths in rows from the top, which BMP does not have")
+    if pixels_start < palette_start:
+        raise BrokenImage("has its pixels inside its header")
+    entry = 3 if header == 12 else 4
+    if bits <= 8:
+        most = 1 << bits
+        colors = most if colors == 0 else min(colors, most)
+        colors = min(colors, (pixels_start - palette_start) // entry)
+    return Layout(
+        width, abs(height), height < 0, bits, compression, masks,
+        palette_start, entry, colors if bits <= 8 else 0, pixels_start,
+    )  # fmt: skip
+
+
+def _check_masks(masks: tuple[int, int, int], bits: int) -> None:
+    if bits not in (16, 32):
+        raise BrokenImage(f"has bit fields in {bits} bits a pixel; 16 or 32 can have them")
+    seen = 0
+    for mask in masks:
+        if not _is_run(mask) or mask >> bits or mask & seen:
+            shown = ", ".join(f"{each:#x}" for each in masks)
+            raise BrokenImage(f"has bit fields that do not describe three colours: {shown}")
+        seen |= mask
+
+
+def _is_run(mask: int) -> bool:
+    """Whether the bits that are set are neighbours, and at least one."""
+    shifted = mask // (mask & -mask) if mask else 0
+    return shifted > 0 and shifted & (shifted + 1) == 0
+
+
+def decode(data: memoryview, out: _Bytes) -> None:
+    """Decodes a BMP into ``out``, uint8 ``[H,W,3]`` RGB, every byte of it.
+
+    Raises:
+        BrokenImage: a variant that is not decoded here, or run lengths that leave the image.
+    """
+    layout = read_layout(data)
+    rows = out if layout.top_down else out[::-1]
+    if layout.compression in (_RLE8, _RLE4):
+        indices = np.zeros((layout.height, layout.width), np.uint8)
+        _unpack_runs(bytes(data[layout.pixels_start :]), indices, layout.compression == _RLE4)
+        palette = _palette(data, layout)
+        for band in _bands(layout):
+            rows[band] = palette[indices[band]]
+        return
+    stored = np.frombuffer(
+        data, np.uint8, layout.row_bytes * layout.height, layout.pixels_start
+    ).reshape(layout.height, layout.row_bytes)
+    palette = _palette(data, layout) if layout.bits <= 8 else None
+    for band in _bands(layout):
+        rows[band] = _convert(stored[band], layout, palette)
+
+
+def _bands(layout: Layout) -> Iterator[slice]:
+    step = max(1, _BAND_PIXELS // layout.width)
+    for start in range(0, layout.height, step):
+        yield slice(start, min(start + step, layout.height))
+
+
+def _palette(data: memoryview, layout: Layout) -> _Bytes:
+    """256 colours, black where the file has fewer."""
+    palette = np.zeros((256, 3), np.uint8)
+    stored = np.frombuffer(
+        data, np.uint8, layout.colors * layout.palette_entry, layout.palette_start
+    ).reshape(layout.colors, layout.palette_entry)
+    palette[: layout.colors] = stored[:, 2::-1]
+    return palette
+
+
+def _convert(stored: _Bytes, layout: Layout, palette: _Bytes | None) -> _Bytes:
+    if palette is not None:
+        if layout.bits == 1:
+            indices = np.unpackbits(stored, axis=1)
+        elif layout.bits == 4:
+            indices = np.stack([stored >> 4, stored & 15], axis=-1).reshape(len(stored), -1)
+        else:
+            indices = stored
+        return palette[indices[:, : layout.width]]
+    if layout.bits == 24:
+        return stored[:, : 3 * layout.width].reshape(len(stored), layout.width, 3)[..., ::-1]
+    words = stored[:, : layout.width * layout.bits // 8].view(f"<u{layout.bits // 8}")
+    return np.stack([_field(words, mask) for mask in layout.masks], axis=-1)
+
+
+def _field(words: npt.NDArray[np.unsignedinteger], mask: int) -> _Bytes:
+    shift = (mask & -mask).bit_length() - 1
+    most = mask >> shift
+    values = (words & words.dtype.type(mask)) >> words.dtype.type(shift)
+    if most == 255:
+        return values.astype(np.uint8)
+    return (values.astype(np.uint64) * 255 // most).astype(np.uint8)
+
+
+def _unpack_runs(data: bytes, indices: _Bytes, nibbles: bool) -> None:
+    """Fills ``indices`` from run lengths; what they leave out stays 0.
+
+    Raises:
+        BrokenImage: a run or a jump leaves the image.
+    """
+    height, width = indices.shape
+    x = y = position = 0
+    while True:
+        pair = data[position : position + 2]
+        if len(pair) < 2:
+            if y >= height or (y == height - 1 and x >= width):
+                return
+            raise BrokenImage("is truncated: its run lengths have no end")
+        count, value = pair
+        position += 2
+        if count:
+            colors = [value >> 4, value & 15] if nibbles else [value]
+            run = np.resize(np.array(colors, np.uint8), count) if nibbles else value
+        elif value == 0:
+            x, y = 0, y + 1
+            continue
+        elif value == 1:
+            return
+        elif value == 2:
+            jump = data[position : position + 2]
+            if len(jump) < 2:
+                raise BrokenImage("is truncated: its run lengths have no end")
+            x, y, position = x + jump[0], y + jump[1], position + 2
+            if x > width or y >= height:
+                raise BrokenImage("has run lengths that leave the image")
+            continue
+        else:
+            count, size = value, (value + 1) // 2 if nibbles else value
+            packed = np.frombuffer(data[position : position + size], np.uint8)
+            if len(packed) < size:
+                raise BrokenImage("is truncated: its run lengths have no end")
+            run = np.stack([packed >> 4, packed & 15], axis=-1).ravel() if nibbles else packed
+            run, position = run[:count], position + size + size % 2
+        if y >= height or x >= width:
+            raise BrokenImage("has run lengths that leave the image")
+        # Some encoders fill the last run of a row beyond its end.
+        room = min(count, width - x)
+        indices[y, x : x + room] = run if isinstance(run, int) else run[:room]
+        x += count

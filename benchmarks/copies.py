@@ -31,10 +31,10 @@ from export.random_params import random_params
 from export.symbol import Entry, Graph, Node
 from export.triton import ModelFacts, write_model
 from serving import restore
-from serving.imaging import decode as image
 from serving.engines.onnx import OnnxEngine
 from serving.forms import png
 from serving.geometry import Size
+from serving.imaging import decode as image
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread

@@ -31,11 +31,11 @@ from export.random_params import random_params
 from export.retarget import retarget
 from export.symbol_lookup import NetworkName
 from serving import lifecycle, restore
-from serving.imaging import decode as image
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnx import OnnxEngine
 from serving.forms.mask_view import MaskView
 from serving.geometry import Size
+from serving.imaging import decode as image
 from serving.mask import encode
 from serving.palette import default_palette
 

@@ -35,9 +35,9 @@ from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.server_profile import Profile, profile_server
 from benchmarks.timing import Spread, ratios, spread_of, time_runs
 from serving import lifecycle, restore
-from serving.imaging import decode as image
 from serving.engines.onnx import OnnxEngine
 from serving.geometry import Size, scale
+from serving.imaging import decode as image
 
 PRECISIONS = ("fp32", "int8")
 Pixels = npt.NDArray[np.uint8]

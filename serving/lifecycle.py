@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 from wsgiref.simple_server import WSGIServer
 
 import cv2
@@ -32,6 +35,7 @@ from serving.errors import InvalidModel
 from serving.grpc_server import build_grpc_server
 from serving.http.connection import limit_connections
 from serving.http_server import build_app
+from serving.imaging.decoder_pool import RESTART_REASONS, DecoderPool
 from serving.metrics import Metrics
 from serving.models.loader import OpenEngine
 from serving.models.source import LocalRepository, ModelSource
@@ -82,7 +86,8 @@ class Server:
         self.source, open_own = choose_source(settings)
         self.registry = Registry(settings, self.metrics, open_engine or open_own, self.source)
         self.pool = ThreadPoolExecutor(settings.pool_threads, "pool")
-        self.segmenter = Segmenter(self.registry, self.metrics, settings, self.pool)
+        self.decoders = self._make_decoders()
+        self.segmenter = Segmenter(self.registry, self.metrics, settings, self.pool, self.decoders)
         self.dataplane = Dataplane(self.segmenter)
         self.ports = Ports(0, 0, 0)
         self._socket: socket.socket | None = None
@@ -95,6 +100,14 @@ class Server:
         self._changes: asyncio.Task[None] | None = None
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
 
+    def _make_decoders(self) -> DecoderPool | None:
+        if not self.settings.decoder_processes:
+            return None
+        restarts = self.metrics.decoder_restarts
+        for reason in RESTART_REASONS:
+            restarts.labels(reason)
+        return DecoderPool(self.settings, lambda reason: restarts.labels(reason).inc())
+
     @property
     def ready(self) -> bool:
         return self.registry.ready and self.registry.can_answer and self._source_ready
@@ -105,13 +118,19 @@ class Server:
         Raises:
             OSError: a port is taken; the message names it.
             InvalidModel: nothing can be served.
+            InvalidSetting: no decoder process can be started.
         """
         try:
+            if self.decoders is not None:
+                # First, so that its imports run beside all that follows.
+                self.decoders.start()
             await self._bind()
             loop = asyncio.get_running_loop()
             # The pool's threads are the parallelism; OpenCV's own would compete with them.
             cv2.setNumThreads(1)
             await loop.run_in_executor(self.pool, warm_stages)
+            if self.decoders is not None:
+                await loop.run_in_executor(self.pool, self.decoders.wait_ready)
             changes = self._open_watch()
             await self.registry.load_all(self.pool)
             if changes is not None:
@@ -191,6 +210,9 @@ class Server:
             self._http.should_exit = True
             stopping.append(self._http_task)
         await asyncio.gather(*stopping)
+        if self.decoders is not None:
+            # Whoever waits for an image now was told so: it is not waited for.
+            await asyncio.get_running_loop().run_in_executor(None, self.decoders.close)
         if self._socket is not None:
             self._socket.close()
         await self.registry.drain()
@@ -240,6 +262,19 @@ def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer, th
         ) from None
 
 
+def end_at_once() -> NoReturn:
+    """Ends the process with status 1, without waiting for any thread.
+
+    An orderly exit of the interpreter would pull it from under native threads that are at work.
+    Decoder processes end with their sockets.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
+
+
 async def run(server: Server, on_ready: asyncio.Event | None = None) -> None:
     """Serves until SIGTERM or SIGINT; a second signal stops at once."""
     loop = asyncio.get_running_loop()
@@ -247,7 +282,7 @@ async def run(server: Server, on_ready: asyncio.Event | None = None) -> None:
 
     def obey() -> None:
         if signalled.is_set():
-            raise SystemExit(1)
+            end_at_once()
         signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -88,6 +88,12 @@ class Metrics:
         self.engine_restarts = Counter(
             "segserve_engine_restarts", "Broken engines opened anew", ("model",), registry=registry
         )
+        self.decoder_restarts = Counter(
+            "segserve_decoder_restarts",
+            "Decoder processes that ended, or were ended, and were replaced",
+            ("reason",),
+            registry=registry,
+        )
         self.reload_failures = Counter(
             "segserve_reload_failures",
             "Changes of the repository that could not be served",

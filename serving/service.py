@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
+import contextlib
+import time
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,10 @@ from serving.door import Door
 from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, UnsupportedOption
 from serving.geometry import Plan, Size, plan, scale
+from serving.imaging.decode import check_size, check_still, decode_here
+from serving.imaging.decoder_pool import DecoderPool, Decoding
+from serving.imaging.header import describe, read_still
+from serving.imaging.turns import Turns
 from serving.metrics import Metrics, Timings
 from serving.models import families
 from serving.models.model import Model
@@ -34,6 +40,9 @@ from serving.views.one_view import (
 from serving.views.views import Views, blend_views
 
 Pixels = npt.NDArray[np.uint8]
+
+# Ending a decoder costs more than the rest of most images: what is abandoned may get this far.
+ABANDONED_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,20 +76,32 @@ class Prepared:
 
 
 class Segmenter:
-    """Runs requests through the stages; pure work goes to ``pool``, inference to the batcher."""
+    """Runs requests through the stages; pure work goes to ``pool``, inference to the batcher.
+
+    Args:
+        decoders: where images are decoded; None decodes in this process, for callers that are
+            trusted.
+    """
 
     def __init__(
-        self, registry: Registry, metrics: Metrics, settings: Settings, pool: Executor
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        settings: Settings,
+        pool: Executor,
+        decoders: DecoderPool | None = None,
     ) -> None:
         self.registry = registry
         self.metrics = metrics
         self.settings = settings
         self.pool = pool
+        self.decoders = decoders
         self.observer = Observer(registry, metrics, settings)
         self._costs = AnswerCosts()
         self.door = Door(registry, self.observer, self._costs)
         # One thread is left for answers: what is inferred goes before what is to be decoded.
-        self._decoders = asyncio.Semaphore(max(1, settings.pool_threads - 1))
+        turns = settings.pool_threads - 1
+        self._turns = Turns(max(1, min(turns, decoders.size) if decoders else turns))
 
     def observe(
         self, model: str, transport: str, request_bytes: int
@@ -139,8 +160,8 @@ class Segmenter:
 
     def _read_size(self, data: bytes, timings: Timings) -> Size:
         with timings.measure("decode"):
-            header = image.probe(data, self.settings.allowed_formats)
-            image.check_size(header, self.settings.max_image_megapixels)
+            header = describe(read_still(data, self.settings.allowed_formats))
+            check_size(header, self.settings.max_image_megapixels)
             return Size(header.height, header.width)
 
     async def prepare(
@@ -160,17 +181,59 @@ class Segmenter:
             deadline: by the event loop's clock.
 
         Raises:
-            DeadlineExceeded: it passed before a thread was free.
+            DeadlineExceeded: it, or ``queue_timeout_ms``, passed before the image was decoded.
             SegserveError: the image, or an option, is wrong for this model.
         """
         loop = asyncio.get_running_loop()
-        async with self._decoders:
-            if deadline is not None and loop.time() >= deadline:
+        await self._wait_for_decoder(model, deadline)
+        # The loop's clock is read again by a thread: it may stand still for as long as it is busy.
+        ends = None if deadline is None else time.monotonic() + deadline - loop.time()
+        decoding = Decoding()
+
+        def done(_: Future[Prepared]) -> None:
+            # A loop that was closed has nobody left who waits for a turn.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._turns.release)
+
+        try:
+            future = self.pool.submit(
+                self._prepare, data, model, timings, observed, options, ends, decoding
+            )
+        except BaseException:
+            self._turns.release()
+            raise
+        future.add_done_callback(done)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            # The turn is kept for as long as a decoder is busy with it, which is not long.
+            loop.call_later(ABANDONED_S, decoding.abort, "cancelled")
+            raise
+        except DeadlineExceeded:
+            model.batcher.observer.rejected("deadline")
+            raise
+
+    async def _wait_for_decoder(self, model: Model, deadline: float | None) -> None:
+        """Takes a turn at decoding, within the request's deadline and the server's own limit.
+
+        Raises:
+            DeadlineExceeded: none came in time.
+        """
+        limit_s, source = self.settings.queue_timeout_ms / 1000.0, "setting queue_timeout_ms"
+        if deadline is not None:
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
                 model.batcher.observer.rejected("deadline")
                 raise DeadlineExceeded("the deadline had passed before the image was decoded")
-            return await loop.run_in_executor(
-                self.pool, self._prepare, data, model, timings, observed, options
-            )
+            if left_s < limit_s:
+                limit_s, source = left_s, "the request's own deadline"
+        try:
+            await self._turns.take(limit_s)
+        except TimeoutError:
+            model.batcher.observer.rejected("deadline")
+            raise DeadlineExceeded(
+                f"no decoder was free within {limit_s * 1000:.0f} ms ({source})"
+            ) from None
 
     def _prepare(
         self,
@@ -179,9 +242,15 @@ class Segmenter:
         timings: Timings,
         observed: Observation,
         options: SegmentOptions,
+        deadline: float | None,
+        decoding: Decoding,
     ) -> Prepared:
+        with timings.measure("decode"):
+            still = read_still(data, self.settings.allowed_formats)
+            check_still(still, self.settings.max_image_megapixels)
+            header = describe(still)
         layout = plan(
-            self._read_size(data, timings),
+            Size(header.height, header.width),
             model.spec.size,
             model.folder.resize,
             tile_overlap=model.folder.tile_overlap,
@@ -190,11 +259,10 @@ class Segmenter:
         check_plan(layout, options, model, self.settings)
         self.observer.reserve_pixels(observed, layout.original.pixels)
         with timings.measure("decode"):
-            photo = image.decode(
-                data,
-                max_megapixels=self.settings.max_image_megapixels,
-                formats=self.settings.allowed_formats,
-            )
+            if self.decoders is None:
+                photo = decode_here(still)
+            else:
+                photo = self.decoders.decode(still, decoding, deadline)
         with timings.measure("preprocess"):
             views = Views.of(photo, layout)
             return Prepared(photo, views, views.pixels(0) if layout.view_count == 1 else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,21 @@ class Settings(BaseSettings):
         description="threads that decode, resize, restore and encode",
     )
 
+    decoder_processes: int = Field(
+        default_factory=lambda: (os.cpu_count() or 1) + 1 if sys.platform == "linux" else 0,
+        ge=0,
+        description="processes that decode images, each confined; at most pool_threads - 1 are busy"
+        " at a time; 0 decodes in the server's own process, for trusted callers",
+    )
+    decoder_sandbox: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="seccomp filter of decoder processes, by libseccomp: auto does without where"
+        " it cannot be had, and warns; required stops the start",
+    )
+    decode_timeout_s: float = Field(
+        20.0, gt=0, description="for decoding one image, of the clock and of the processor"
+    )
+
     tls_certificate: Path | None = Field(
         None, description="PEM chain of the HTTP and gRPC ports; with tls_key they speak TLS alone"
     )
@@ -84,7 +100,9 @@ class Settings(BaseSettings):
     max_image_megapixels: float = Field(100.0, gt=0, description="checked before decoding")
     max_queue_size: int = Field(256, ge=1, description="waiting images a model, over all callers")
     max_queue_bytes: int = Field(1 << 30, ge=1, description="waiting pixels a model")
-    queue_timeout_ms: float = Field(30_000.0, gt=0, description="longest wait for the engine")
+    queue_timeout_ms: float = Field(
+        30_000.0, gt=0, description="longest wait for a decoder, and for the engine"
+    )
     shed_late_requests: bool = Field(
         True, description="refuse at once what would be answered after its deadline"
     )

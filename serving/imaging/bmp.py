@@ -64,9 +64,7 @@ def walk(data: memoryview) -> StillImage:
     else:
         end = layout.pixels_start + layout.row_bytes * layout.height
         complete = end <= len(data)
-    return StillImage(
-        "BMP", layout.width, layout.height, parts=(data[:end],), complete=complete
-    )
+    return StillImage("BMP", layout.width, layout.height, parts=(data[:end],), complete=complete)
 
 
 def read_layout(data: memoryview) -> Layout:

@@ -51,7 +51,10 @@ def decode_still(still: StillImage, stream: memoryview, out: _Bytes) -> None:
         _decode_jpeg(stream, canvas)
     else:
         frame = still.frame or Frame(0, 0, still.width, still.height)
-        rows, columns = slice(frame.y, frame.y + frame.height), slice(frame.x, frame.x + frame.width)
+        rows, columns = (
+            slice(frame.y, frame.y + frame.height),
+            slice(frame.x, frame.x + frame.width),
+        )
         _decode_by_opencv(stream, canvas[rows, columns])
     if not is_upright:
         _turn(canvas, still.orientation, out)

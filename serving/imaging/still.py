@@ -33,7 +33,7 @@ _EXTRA_BYTES_PER_PIXEL = {"JPEG": 8, "PNG": 12, "BMP": 4, "WEBP": 20}
 
 
 class BrokenImage(ValueError):
-    """A file, or a use of its format, that cannot be decoded; the text completes "the image ..."."""
+    """An image that cannot be decoded; the text completes a sentence that starts "the image"."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,12 @@ class StillImage:
             + self.coefficient_bytes
             + per_pixel * self.pixels
         )
+
+
+def most_memory_bytes(max_megapixels: float, max_file_bytes: int) -> int:
+    """The largest ``memory_bytes`` of images within these limits: four components, turned."""
+    per_pixel = 3 + max(_EXTRA_BYTES_PER_PIXEL.values())
+    return FIXED_MEMORY_BYTES + max_file_bytes + int(per_pixel * max_megapixels * 1e6)
 
 
 class Parts:

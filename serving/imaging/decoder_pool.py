@@ -1,0 +1,520 @@
+"""Decoder processes, from the server's side: what strangers send is decoded in them alone.
+
+A pool starts one zygote and forks its decoders from that (:mod:`serving.imaging.decoder_process`).
+An image's file goes to a decoder in memory that both see, behind room for the pixels; what comes
+back is a view of the same memory, so that no pixel is copied. It is zeroed first. A decoder that dies, takes too long, or whose caller has
+gone is killed and replaced; only its own image is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import DeadlineExceeded, InvalidImage, InvalidSetting, NotReady, SegserveError
+from serving.imaging import decoder_process as child
+from serving.imaging import shared_memory
+from serving.imaging.decode import needs_memory
+from serving.imaging.still import StillImage, most_memory_bytes
+from serving.settings import Settings
+
+log = logging.getLogger("segserve")
+
+# Why a decoder was replaced: the label of segserve_decoder_restarts_total.
+RESTART_REASONS = ("crash", "cpu", "memory", "killed", "timeout", "deadline", "cancelled")
+# A fork takes milliseconds, the zygote's imports some tenths of a second.
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 5.0
+# Memory for pixels that is used again, of all decoders together and of each at least.
+_KEPT_BYTES = 64 << 20
+_MIN_KEPT_BYTES = 16 << 20
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "from serving.imaging.decoder_process import main; main(int(sys.argv[2]), sys.argv[3] == '1')"
+)
+# What the zygote's own start may need; nothing of SEGSERVE_*, no key and no proxy.
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "TZ")
+
+
+class _Lost(Exception):
+    """A decoder gave no answer: it ended, or ``is_late``."""
+
+    def __init__(self, *, is_late: bool) -> None:
+        super().__init__()
+        self.is_late = is_late
+
+
+class Decoding:
+    """One decoding that others may end from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self.reason = ""
+
+    def abort(self, reason: str) -> None:
+        """Ends it now, or before it begins; after its end this does nothing."""
+        with self._lock:
+            self.reason = self.reason or reason
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def attach(self, decoder: socket.socket) -> None:
+        """Names the decoder's socket.
+
+        Raises:
+            NotReady: it was ended before.
+        """
+        with self._lock:
+            if self.reason:
+                raise NotReady("the image was not decoded: the request was ended")
+            self._socket = decoder
+
+    def detach(self) -> str:
+        """Forgets the decoder; returns why the decoding was ended, or nothing."""
+        with self._lock:
+            self._socket = None
+            return self.reason
+
+
+@dataclass(eq=False)
+class _Decoder:
+    zygote: _Zygote
+    process: int
+    socket: socket.socket
+    buffers: shared_memory.BufferSlots
+
+    def is_usable(self) -> bool:
+        """An idle decoder has nothing to say: what is readable is its end."""
+        return not select.select([self.socket], [], [], 0)[0]
+
+
+class _Zygote:
+    """The process that decoders are forked from; see ``decoder_process.main``."""
+
+    def __init__(self, with_filter: bool) -> None:
+        self._lock = threading.Lock()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        root = str(Path(__file__).resolve().parents[2])
+        path = [entry for entry in sys.path if os.path.isabs(entry)] + [root]
+        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-I", "-c", _BOOT,
+                    json.dumps(path), str(theirs.fileno()), "1" if with_filter else "0",
+                ],
+                env=environment | child.ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def spawn(self, max_memory_bytes: int, kept_bytes: int) -> tuple[_Decoder, bytes]:
+        """A new decoder, and what it said first.
+
+        Raises:
+            OSError: the zygote has ended, or cannot fork.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                process = self._ask(child.SPAWN, 0, max_memory_bytes, theirs)
+            ours.settimeout(_START_TIMEOUT_S)
+            hello = ours.recv(1 + child.MAX_TEXT)
+            ours.settimeout(None)
+            if not hello or hello[0] == child.FAILED:
+                text = hello[1:].decode("utf-8", "replace") or "it ended at once"
+                self.end(process)
+                raise OSError(f"a decoder process cannot be started: {text}")
+        except BaseException:
+            ours.close()
+            raise
+        return _Decoder(self, process, ours, shared_memory.BufferSlots(kept_bytes)), hello
+
+    def end(self, process: int) -> int | None:
+        """Kills a decoder if it lives; returns how it ended, None where nobody can say."""
+        try:
+            return self._ask(child.END, process, 0, None)
+        except OSError:
+            return None
+
+    def _ask(
+        self, command: int, process: int, max_memory_bytes: int, passed: socket.socket | None
+    ) -> int:
+        message = child.COMMAND.pack(command, process, max_memory_bytes)
+        with self._lock:
+            self.control.settimeout(_START_TIMEOUT_S)
+            socket.send_fds(self.control, [message], [passed.fileno()] if passed else [])
+            reply = self.control.recv(child.REPLY.size)
+        if len(reply) != child.REPLY.size:
+            raise OSError("the process that starts decoders has ended")
+        return int(child.REPLY.unpack(reply)[0])
+
+    def close(self) -> None:
+        """Ends the zygote, which ends every decoder before itself."""
+        with contextlib.suppress(OSError):
+            # Wakes whoever waits for its answer.
+            self.control.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self.control.close()
+        try:
+            self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class DecoderPool:
+    """``settings.decoder_processes`` decoders. Any thread may call anything.
+
+    Args:
+        on_restart: called with one of ``RESTART_REASONS`` for each decoder that is replaced.
+    """
+
+    def __init__(self, settings: Settings, on_restart: Callable[[str], None]) -> None:
+        self.size = settings.decoder_processes
+        self._settings = settings
+        self._on_restart = on_restart
+        self._memory_bytes = most_memory_bytes(
+            settings.max_image_megapixels, settings.max_request_bytes
+        )
+        self._kept_bytes = max(_MIN_KEPT_BYTES, _KEPT_BYTES // max(1, self.size))
+        # Those that the decoder maps although they are replaced here take no memory, but room.
+        self._memory_bytes += shared_memory.SLOTS * self._kept_bytes
+        self._changed = threading.Condition()
+        self._idle: deque[_Decoder] = deque()
+        self._alive = 0
+        self._running: set[Decoding] = set()
+        self._starting = threading.Lock()
+        self._zygote: _Zygote | None = None
+        self._closed = False
+        self._warned = False
+
+    def start(self) -> None:
+        """Starts the zygote, and does not wait for it."""
+        with self._starting:
+            self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
+
+    def wait_ready(self) -> None:
+        """Waits until all decoders are there.
+
+        Raises:
+            InvalidSetting: none can be started, or not as ``decoder_sandbox`` wants it.
+        """
+        try:
+            while True:
+                with self._changed:
+                    if self._alive >= self.size:
+                        return
+                    self._alive += 1
+                try:
+                    self._release(self._spawn())
+                except OSError:
+                    with self._changed:
+                        self._alive -= 1
+                    raise
+        except OSError as error:
+            raise InvalidSetting(
+                f"{error}; decoder_processes = 0 decodes in the server's own process, for callers"
+                " that are trusted"
+            ) from None
+
+    def decode(
+        self, still: StillImage, decoding: Decoding, deadline: float | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Decodes an image that was checked (``check_still``); blocks until it is done.
+
+        Args:
+            decoding: what ends it from outside.
+            deadline: on ``time.monotonic``.
+
+        Returns:
+            RGB, uint8 ``[H,W,3]``, upright; its memory goes with it.
+
+        Raises:
+            InvalidImage: the file is broken, crashes its decoder, or takes too long.
+            TooLarge: it takes more memory than its size accounts for.
+            DeadlineExceeded: ``deadline`` passed.
+            NotReady: the server stops, or no decoder can be started.
+        """
+        if deadline is not None and time.monotonic() >= deadline:
+            raise DeadlineExceeded("the deadline passed before the image was decoded")
+        while (pixels := self._try(still, decoding, deadline)) is None:
+            pass
+        return pixels
+
+    def _try(
+        self, still: StillImage, decoding: Decoding, deadline: float | None
+    ) -> npt.NDArray[np.uint8] | None:
+        """Decodes once; None where the decoder died with its zygote, through no fault of the image.
+
+        Raises:
+            SegserveError: as :meth:`decode`.
+        """
+        timeout_s = self._settings.decode_timeout_s
+        decoder = self._take(deadline)
+        ends = time.monotonic() + timeout_s
+        is_deadline = deadline is not None and deadline < ends
+        if deadline is not None:
+            ends = min(ends, deadline)
+        with self._changed:
+            self._running.add(decoding)
+        try:
+            buffer = self._fill(decoder, still)
+            decoding.attach(decoder.socket)
+            answer = self._ask(decoder, still, timeout_s, buffer, ends)
+        except NotReady:
+            self._release(decoder)
+            raise
+        except _Lost as lost:
+            late = ("deadline" if is_deadline else "timeout") if lost.is_late else ""
+            return self._bury(decoder, still, decoding.detach() or late)
+        finally:
+            aborted = decoding.detach()
+            with self._changed:
+                self._running.discard(decoding)
+        pixels = self._read(answer, decoder, buffer, still)
+        if aborted:
+            # Its socket was shut down just behind the answer.
+            self._discard(decoder, aborted)
+        else:
+            self._release(decoder)
+        if isinstance(pixels, SegserveError):
+            raise pixels
+        return pixels
+
+    def abort_all(self) -> None:
+        """Ends what is being decoded now: the server stops."""
+        with self._changed:
+            running = list(self._running)
+        for decoding in running:
+            decoding.abort("stop")
+
+    def close(self) -> None:
+        """Ends all processes; what is being decoded is lost."""
+        with self._changed:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+            self._changed.notify_all()
+        self.abort_all()
+        for decoder in idle:
+            decoder.socket.close()
+        with self._starting:
+            if self._zygote is not None:
+                self._zygote.close()
+                self._zygote = None
+
+    def processes(self) -> list[int]:
+        """The decoders that are idle now."""
+        with self._changed:
+            return [decoder.process for decoder in self._idle]
+
+    @staticmethod
+    def _fill(decoder: _Decoder, still: StillImage) -> shared_memory.Buffer:
+        """A buffer of the decoder with the image's file in it, behind the room for its pixels."""
+        try:
+            buffer = decoder.buffers.take(3 * still.pixels + still.stream_bytes)
+        except (OSError, MemoryError) as error:
+            raise NotReady(f"there is no memory for the image ({error}); try again later") from None
+        buffer.write(still.parts, 3 * still.pixels)
+        return buffer
+
+    @staticmethod
+    def _ask(
+        decoder: _Decoder,
+        still: StillImage,
+        timeout_s: float,
+        buffer: shared_memory.Buffer,
+        ends: float,
+    ) -> bytes:
+        """The decoder's answer.
+
+        Raises:
+            _Lost: there is none by ``ends``, on ``time.monotonic``.
+        """
+        request = child.pack_request(still, timeout_s, buffer)
+        try:
+            passed = [] if buffer.is_known else [buffer.descriptor]
+            socket.send_fds(decoder.socket, [request], passed)
+            poll = select.poll()
+            poll.register(decoder.socket, select.POLLIN)
+            if not poll.poll(math.ceil(max(0.0, ends - time.monotonic()) * 1000)):
+                raise _Lost(is_late=True)
+            answer = decoder.socket.recv(1 + child.MAX_TEXT)
+        except OSError:
+            answer = b""
+        if not answer:
+            raise _Lost(is_late=False)
+        buffer.is_known = True
+        buffer.dirty = 3 * still.pixels + still.stream_bytes
+        if buffer.slot == shared_memory.ONE_USE:
+            buffer.close_descriptor()
+        return answer
+
+    @staticmethod
+    def _read(
+        answer: bytes, decoder: _Decoder, buffer: shared_memory.Buffer, still: StillImage
+    ) -> npt.NDArray[np.uint8] | SegserveError:
+        """What an answer means: pixels, whose buffer is the decoder's again after them."""
+        if answer[0] != child.DONE:
+            decoder.buffers.give_back(buffer)
+            if answer[0] == child.NO_MEMORY:
+                return needs_memory(still)
+            text = answer[1:].decode("utf-8", "replace")
+            return InvalidImage(f"the {still.format} image {text}")
+        height, width = still.height, still.width
+        if still.orientation >= 5:
+            height, width = width, height
+        pixels = buffer.lend(3 * still.pixels, decoder.buffers.give_back)
+        return pixels.reshape(height, width, 3)
+
+    def _take(self, deadline: float | None) -> _Decoder:
+        """An idle decoder, or a new one where one is missing."""
+        ends = time.monotonic() + _START_TIMEOUT_S if deadline is None else deadline
+        while True:
+            with self._changed:
+                while not self._idle and self._alive >= self.size and not self._closed:
+                    if not self._changed.wait(max(0.0, ends - time.monotonic())):
+                        raise DeadlineExceeded("the deadline passed before the image was decoded")
+                if self._closed:
+                    raise NotReady("the image was not decoded: the server stops")
+                # The last one: its memory is in the caches.
+                decoder = self._idle.pop() if self._idle else None
+                if decoder is None:
+                    self._alive += 1
+            if decoder is None:
+                return self._replace()
+            if decoder.is_usable():
+                return decoder
+            self._discard(decoder, "")
+
+    def _replace(self) -> _Decoder:
+        """A new decoder, which counts as alive already."""
+        try:
+            return self._spawn()
+        except OSError as error:
+            with self._changed:
+                self._alive -= 1
+                self._changed.notify()
+            log.error("%s", error)
+            raise NotReady(f"{error}; try again later") from None
+
+    def _release(self, decoder: _Decoder) -> None:
+        with self._changed:
+            if not self._closed:
+                self._idle.append(decoder)
+                self._changed.notify()
+                return
+        decoder.socket.close()
+
+    def _bury(self, decoder: _Decoder, still: StillImage, ended: str) -> None:
+        """Replaces a decoder that gave no answer. Returns where the image may be tried again.
+
+        Args:
+            ended: why it is ended here; empty where it ended by itself.
+
+        Raises:
+            SegserveError: what the image is answered with.
+        """
+        zygote_died = not decoder.zygote.is_alive
+        reason = self._discard(decoder, ended)
+        if self._closed or ended == "stop":
+            raise NotReady("the image was not decoded: the server stops")
+        if ended == "cancelled":
+            raise NotReady("the image was not decoded: the request was ended")
+        if ended == "deadline":
+            raise DeadlineExceeded("the deadline passed while the image was being decoded")
+        if zygote_died:
+            return
+        if reason in ("timeout", "cpu"):
+            raise InvalidImage(
+                f"the {still.format} image takes longer to decode than decode_timeout_s ="
+                f" {self._settings.decode_timeout_s:g}; send a smaller one, or encode it anew"
+            )
+        if reason in ("memory", "killed"):
+            raise needs_memory(still)
+        raise InvalidImage(
+            f"the {still.format} image is broken: its decoder crashed on it and was replaced"
+        )
+
+    def _discard(self, decoder: _Decoder, ended: str) -> str:
+        """Ends a decoder and puts a new one in its place; returns why.
+
+        Args:
+            ended: why it is ended here; empty where it ended by itself.
+        """
+        status = decoder.zygote.end(decoder.process)
+        decoder.socket.close()
+        reason = ended or _reason(status)
+        if self._closed or reason == "stop":
+            return reason
+        self._on_restart(reason)
+        log.warning("a decoder process was replaced: %s", reason)
+        try:
+            self._release(self._spawn())
+        except OSError as error:
+            # The next image tries again.
+            log.error("%s", error)
+            with self._changed:
+                self._alive -= 1
+                self._changed.notify()
+        return reason
+
+    def _spawn(self) -> _Decoder:
+        """A new decoder; of a new zygote, where the old one has ended."""
+        with self._starting:
+            if self._closed:
+                raise OSError("the server stops")
+            if self._zygote is None or not self._zygote.is_alive:
+                if self._zygote is not None:
+                    self._zygote.close()
+                self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
+            zygote = self._zygote
+        decoder, hello = zygote.spawn(self._memory_bytes, self._kept_bytes)
+        if hello[0] == child.LIMITED and self._settings.decoder_sandbox != "off":
+            text = hello[1:].decode("utf-8", "replace")
+            if self._settings.decoder_sandbox == "required":
+                zygote.end(decoder.process)
+                decoder.socket.close()
+                raise OSError(f"decoder_sandbox = required cannot be had: {text}")
+            if not self._warned:
+                log.warning("decoders run with limits but without a system call filter: %s", text)
+            self._warned = True
+        return decoder
+
+
+def _reason(status: int | None) -> str:
+    """Why a decoder ended by itself, by how it ended."""
+    if status is None:
+        return "killed"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return {signal.SIGXCPU: "cpu", signal.SIGKILL: "killed"}.get(
+            signal.Signals(number), "crash"
+        )
+    return "memory" if os.WEXITSTATUS(status) == child.GROWN_EXIT else "crash"

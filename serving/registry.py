@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
 from serving.metrics import UNKNOWN_MODEL, Metrics
+from serving.models.contract import keep_given_outputs
 from serving.models.index import ModelState, build_index
 from serving.models.loader import ModelLoader, OpenEngine
 from serving.models.model import Model
@@ -196,7 +197,9 @@ class Registry:
             else:
                 for version in folder.versions:
                     if changed is not None and version in before and version not in changed:
-                        versions[version] = replace(before[version], folder=folder)
+                        kept = before[version]
+                        shown = keep_given_outputs(folder, version, kept.spec)
+                        versions[version] = replace(kept, folder=shown)
                         continue
                     try:
                         versions[version] = await self.loader.load(folder, version, pool, served)

@@ -13,7 +13,7 @@ from serving.batching.batch import BatchLimits
 from serving.engine import Engine
 from serving.errors import InvalidModel
 from serving.metrics import Metrics
-from serving.models.contract import check_contract
+from serving.models.contract import check_contract, check_graph, keep_given_outputs
 from serving.models.model import Model
 from serving.models.warmup import warm_up
 from serving.oip.statistics import InferenceStatistics
@@ -49,7 +49,7 @@ class ModelLoader:
             SegserveError: its engine failed.
         """
         loop = asyncio.get_running_loop()
-        engine = await loop.run_in_executor(pool, self._open, folder, version, old)
+        engine, folder = await loop.run_in_executor(pool, self._open, folder, version, old)
         limits = BatchLimits(
             max_queue_size=self.settings.max_queue_size,
             max_queue_bytes=self.settings.max_queue_bytes,
@@ -74,22 +74,21 @@ class ModelLoader:
         batcher.start()
         return model
 
-    def _open(self, folder: ModelFolder, version: int, old: Model | None) -> Engine:
+    def _open(
+        self, folder: ModelFolder, version: int, old: Model | None
+    ) -> tuple[Engine, ModelFolder]:
         engine = self.open_engine(folder, version, self.settings)
         try:
             spec = engine.spec
-            if spec.num_classes not in (0, len(folder.labels.names)):
-                raise InvalidModel(
-                    f"{folder.graph(version)}: {spec.num_classes} channels of logits, "
-                    f"{len(folder.labels.names)} names in labels.txt"
-                )
+            folder = keep_given_outputs(folder, version, spec)
             if old is not None:
                 check_contract(folder, version, spec, old.folder, old.spec)
+            check_graph(folder, version, spec)
             warm_up(engine, folder)
         except BaseException:
             engine.close()
             raise
-        return engine
+        return engine, folder
 
     async def _recover(self, model: Model, pool: Executor) -> None:
         """Opens the engine anew until it works, waiting longer after each failure."""
@@ -97,7 +96,7 @@ class ModelLoader:
         loop = asyncio.get_running_loop()
         while not model.batcher.is_closing():
             try:
-                engine = await loop.run_in_executor(
+                engine, _ = await loop.run_in_executor(
                     pool, self._open, model.folder, model.version, model
                 )
             except Exception as error:

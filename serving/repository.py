@@ -271,12 +271,16 @@ def _read_config(path: Path) -> ModelConfig:
     return config
 
 
+def show_name(path: Path) -> str:
+    """Returns a folder's name as JSON and gRPC can carry it: what is not UTF-8 is escaped."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+
+
 def _check_name(path: Path) -> None:
     """A name goes into protobuf messages, JSON, metric labels and lines of a log."""
-    shown = os.fsencode(path.name).decode("utf-8", "backslashreplace")
-    if shown != path.name or not path.name.isprintable():
+    if show_name(path) != path.name or not path.name.isprintable():
         raise InvalidModel(
-            f"{path.parent}: the folder {ascii(path.name)} has no valid name of a model; expected "
+            f"{path.parent}: the folder {path.name!a} has no valid name of a model; expected "
             f"printable characters in UTF-8"
         )
 
@@ -384,7 +388,7 @@ def find_ignored(path: Path, config: ModelConfig) -> dict[str, str]:
             if missing:
                 ignored[name] = missing
         elif not missing or _is_like_a_version(name):
-            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            shown = show_name(folder)
             ignored[shown] = (
                 f"{path.name}/{shown} is not a version folder: expected a number from 1 to "
                 f"999999999 in ASCII digits, without a leading zero"

@@ -33,18 +33,21 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES, regular: bool = False) 
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: not UTF-8, too long or not a regular file; the message names the file.
+        ValueError: not UTF-8, too long, a folder or not a regular file; the message names the file.
     """
     # Without O_NONBLOCK opening a pipe that nobody writes to would block before it can be seen
     # that it is one.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if regular else 0))
-    with os.fdopen(descriptor, "rb") as file:
-        kind = os.fstat(file.fileno()).st_mode
+    try:
+        kind = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(kind):
-            raise IsADirectoryError(f"{path} is a folder; expected a text file")
+            raise ValueError(f"{path} is a folder; expected a text file")
         if regular and not stat.S_ISREG(kind):
             raise ValueError(f"{path} is not a regular file; expected a text file")
-        data = file.read(max_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > max_bytes:
         raise ValueError(f"{path} is longer than {max_bytes} bytes; expected a short text file")
     return decode_text(data, str(path))

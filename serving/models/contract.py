@@ -44,6 +44,9 @@ def keep_given_outputs(folder: ModelFolder, version: int, spec: EngineSpec) -> M
     """Returns the folder with the outputs that the graph gives, which clients are shown.
 
     A graph without logits gives neither these nor a confidence.
+
+    Raises:
+        InvalidModel: none is left.
     """
     outputs = folder.config.output
     missing = [tensor.name for tensor in outputs if tensor.name in (LOGITS, CONFIDENCE)]
@@ -54,6 +57,11 @@ def keep_given_outputs(folder: ModelFolder, version: int, spec: EngineSpec) -> M
         folder.path / CONFIG_FILE, version, ", ".join(missing),
     )  # fmt: skip
     kept = [tensor for tensor in outputs if tensor.name not in missing]
+    if not kept:
+        raise InvalidModel(
+            f"{folder.path / CONFIG_FILE}: the graph of version {version} gives mask, not "
+            f"{', '.join(missing)}; write the output that it gives"
+        )
     config = ModelConfig()
     config.CopyFrom(folder.config)
     del config.output[:]

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits
 from serving.engine import Engine
-from serving.errors import InvalidModel
+from serving.errors import InvalidModel, SegserveError
 from serving.metrics import Metrics
 from serving.models.contract import check_contract, check_graph, keep_given_outputs
 from serving.models.model import Model
@@ -77,7 +77,12 @@ class ModelLoader:
     def _open(
         self, folder: ModelFolder, version: int, old: Model | None
     ) -> tuple[Engine, ModelFolder]:
-        engine = self.open_engine(folder, version, self.settings)
+        try:
+            engine = self.open_engine(folder, version, self.settings)
+        except SegserveError:
+            raise
+        except Exception as error:
+            raise _unexpected(folder, version, error) from error
         try:
             spec = engine.spec
             folder = keep_given_outputs(folder, version, spec)
@@ -85,8 +90,10 @@ class ModelLoader:
                 check_contract(folder, version, spec, old.folder, old.spec)
             check_graph(folder, version, spec)
             warm_up(engine, folder)
-        except BaseException:
+        except BaseException as error:
             engine.close()
+            if isinstance(error, Exception) and not isinstance(error, SegserveError):
+                raise _unexpected(folder, version, error) from error
             raise
         return engine, folder
 
@@ -117,3 +124,8 @@ class ModelLoader:
         for task in tuple(self._recoveries):
             task.cancel()
         await asyncio.gather(*self._recoveries, return_exceptions=True)
+
+
+def _unexpected(folder: ModelFolder, version: int, error: Exception) -> InvalidModel:
+    """What no check foresaw is one model's error too: it must not stop the others."""
+    return InvalidModel(f"{folder.graph(version)}: {type(error).__name__}: {error}")

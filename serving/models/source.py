@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from serving.repository import (
     list_models,
     list_other_folders,
     read_model,
+    show_name,
 )
 from serving.settings import Settings
 
@@ -55,11 +55,6 @@ class ModelSource(Protocol):
         ...
 
 
-def _show(path: Path) -> str:
-    """The folder's name as JSON and gRPC can carry it: bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
-
-
 class LocalRepository:
     """The folder ``settings.repository``."""
 
@@ -72,7 +67,7 @@ class LocalRepository:
         return str(self.folder)
 
     def names(self) -> list[str]:
-        names = [_show(path) for path in list_models(self.folder)]
+        names = [show_name(path) for path in list_models(self.folder)]
         for path in list_other_folders(self.folder):
             if path not in self._others:
                 log.info("%s is not a model: it has no %s", ascii(str(path)), CONFIG_FILE)
@@ -81,7 +76,7 @@ class LocalRepository:
 
     def read(self, name: str) -> ModelFolder:
         for path in list_models(self.folder):
-            if _show(path) == name:
+            if show_name(path) == name:
                 return read_model(path)
         raise InvalidModel(f"{self.folder / name} is gone")
 

@@ -71,8 +71,8 @@ def as_nobody(repository: Path) -> Iterator[None]:
     for path in (repository, *repository.parents):
         # pytest's own folders are closed to others; the system's are open.
         mode = path.stat().st_mode
-        if mode & 0o5 != 0o5:
-            path.chmod(mode & 0o7777 | 0o5)
+        if mode & 0o55 != 0o55:
+            path.chmod(mode & 0o7777 | 0o55)
     os.seteuid(NOBODY)
     try:
         yield

@@ -120,6 +120,8 @@ class Registry:
 
     def _serve(self, name: str, versions: dict[int, Model]) -> None:
         for model in versions.values():
+            for label in {name, model.folder.family}:
+                self.metrics.create_series(label)
             self.metrics.model_info.labels(
                 model.name, str(model.version), model.engine.name, model.spec.precision
             ).set(1)

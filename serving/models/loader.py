@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from serving.batcher import Batcher
+from serving.batching.assembly import warm as warm_checks
 from serving.batching.batch import BatchLimits
 from serving.engine import Engine
 from serving.errors import InvalidModel, SegserveError
@@ -61,7 +62,9 @@ class ModelLoader:
         )
         statistics = InferenceStatistics()
         observer = self.metrics.for_model(folder.name, statistics)
-        batcher = Batcher(engine, limits, observer, time.monotonic)
+        batcher = Batcher(
+            engine, limits, observer, time.monotonic, on_failure=observer.engine_failed
+        )
         model = Model(folder, version, batcher, statistics)
 
         def recover(reason: str) -> None:
@@ -89,6 +92,7 @@ class ModelLoader:
             if old is not None:
                 check_contract(folder, version, spec, old.folder, old.spec)
             check_graph(folder, version, spec)
+            warm_checks()
             warm_up(engine, folder)
         except BaseException as error:
             engine.close()

@@ -50,7 +50,7 @@ class Tracing:
             self._trace.SpanKind.SERVER,
             start_time=call.start_ns,
             attributes={
-                **_describe(call),
+                **describe(call),
                 "client.address": call.client,
                 "segserve.request_id": call.request_id,
             },
@@ -121,7 +121,7 @@ def is_server_fault(call: Call) -> bool:
     return call.status in _FAULTS or (call.status.isdecimal() and int(call.status) >= 500)
 
 
-def _describe(call: Call) -> dict[str, str]:
+def describe(call: Call) -> dict[str, str]:
     """What OpenTelemetry's conventions ask of a span when it starts: samplers read it."""
     if call.transport == "grpc":
         service, _, method = call.path.strip("/").rpartition("/")

@@ -154,6 +154,12 @@ class TritonEngine:
         result.describe(request.outputs[0], result.size)
         response = stub.ModelInfer(request, timeout=self.connection.timeout_s)
         shape = self._check(response, len(batch))
+        if any(response.raw_output_contents):
+            # The region then holds what an earlier run wrote, perhaps of another caller's picture.
+            raise EngineFailed(
+                f"Triton's {self.model!r} did not write {self._output} to the shared memory named",
+                kind="wrong_answer",
+            )
         return result.read(self._dtype, shape)
 
     def _infer_by_message(

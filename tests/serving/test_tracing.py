@@ -18,6 +18,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 from serving.calls import tracing
+from serving.calls.call import Call
 from serving.errors import InvalidSetting
 from serving.lifecycle import Server
 from serving.testing import FakeEngine, ServerThread
@@ -121,7 +122,7 @@ def test_only_the_servers_own_faults_are_errors(
             httpx.post(url + "/v2/models/nope/segment", content=DATA).status_code,
             httpx.get(url + "/v2/models/nope/ready").status_code,
             httpx.get(url + "/v2/logging").status_code,
-            httpx.request("BREW", url + SEGMENT).status_code,
+            httpx.delete(url + SEGMENT).status_code,
         ]
         assert codes == [500, 404, 503, 501, 405]
         with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
@@ -148,9 +149,24 @@ def test_only_the_servers_own_faults_are_errors(
         ("model_not_found", "UNSET"),
         ("invalid_image", "UNSET"),
     ]
-    brewed = [s for s in exporter.get_finished_spans() if "http.request.method_original" in
-              s.attributes]  # fmt: skip
-    assert [span.attributes["http.request.method"] for span in brewed] == ["_OTHER"]
+
+
+@pytest.mark.parametrize(
+    ("call", "described"),
+    [
+        (Call("http", "DELETE", "/v2", "", ""), {"http.request.method": "DELETE"}),
+        (
+            Call("http", "BREW", "/v2", "", ""),
+            {"http.request.method": "_OTHER", "http.request.method_original": "BREW"},
+        ),
+        (
+            Call("grpc", "POST", "/segserve.v1.Segmenter/Segment", "", ""),
+            {"rpc.system": "grpc", "rpc.service": "segserve.v1.Segmenter", "rpc.method": "Segment"},
+        ),
+    ],
+)
+def test_what_a_span_starts_with(call: Call, described: dict[str, str]) -> None:
+    assert tracing.describe(call) == {"url.path": call.path, **described}
 
 
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,13 @@ from export.mxnet_inspection import inspect_mxnet
 from export.triton import read_config
 from serving.errors import SegserveError
 from serving.palette import format_palette
-from serving.repository import ModelFolder, choose_versions, describe_remote, read_model
+from serving.repository import (
+    ModelFolder,
+    choose_versions,
+    describe_remote,
+    parse_version_folder,
+    read_model,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,11 @@ def _read(
     else:
         folder = read_model(folder_path)
     present = tuple(
-        sorted(int(p.name) for p in folder_path.iterdir() if p.name.isdigit() and p.is_dir())
+        sorted(
+            version
+            for path in folder_path.iterdir()
+            if (version := parse_version_folder(path.name)) is not None and path.is_dir()
+        )
     )
     chosen = folder.versions[-1] if version is None else version
     if chosen not in present:

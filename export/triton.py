@@ -23,6 +23,8 @@ from export.aside import folder_aside
 from export.errors import ExportError, IncompatibleModel, InvalidNetwork
 from export.model_files import ModelFiles, onnx_files
 from serving.palette import LabelSet, format_palette
+from serving.repository import parse_version_folder
+from serving.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ def read_config(folder: Path) -> ModelConfig:
     """The configuration of a model's folder, under the folder's name. Raises InvalidNetwork."""
     file, config = folder / "config.pbtxt", ModelConfig()
     try:
-        text_format.Parse(file.read_text("utf-8"), config)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        text_format.Parse(read_text(file), config)
+    except (OSError, ValueError, text_format.ParseError) as error:
         raise InvalidNetwork(f"{file}: {error}") from error
     config.name = folder.name
     return config
@@ -202,7 +204,7 @@ def _classes(config: ModelConfig, folder: Path) -> object:
     try:
         if text := _parameter(config, "classes"):
             return json.loads(text)
-        return (folder / "labels.txt").read_text("utf-8").splitlines()
+        return read_text(folder / "labels.txt").splitlines()
     except (OSError, ValueError):
         return None
 
@@ -219,7 +221,7 @@ def _format(config: ModelConfig) -> str:
 
 
 def _versions(folder: Path) -> list[int]:
-    return [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    return [v for p in folder.glob("*") if (v := parse_version_folder(p.name)) is not None]
 
 
 def _text(config: ModelConfig) -> str:

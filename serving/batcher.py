@@ -39,6 +39,7 @@ class Batcher:
 
     Args:
         on_broken: called once when the engine breaks, with the reason.
+        on_failure: called for each run that failed, with one of ``ENGINE_FAILURES``.
     """
 
     def __init__(
@@ -48,13 +49,16 @@ class Batcher:
         observer: BatchObserver,
         clock: Callable[[], float],
         on_broken: Callable[[str], None] = lambda reason: None,
+        on_failure: Callable[[str], None] = lambda kind: None,
     ) -> None:
         self.limits = limits
         self.observer = observer
         self.clock = clock
         self.on_broken = on_broken
         self.costs = CostModel()
-        self._slot = EngineSlot(engine, limits.max_failures, lambda why: self.on_broken(why))
+        self._slot = EngineSlot(
+            engine, limits.max_failures, lambda why: self.on_broken(why), on_failure
+        )
         self._queue = RequestQueue(limits)
         self._answers = Answers(preserve_ordering=limits.scheduling.preserve_ordering)
         self._workers = Workers(

@@ -36,6 +36,11 @@ import re
 
 import grpc
 
+CANCELLED = "cancelled"
+INTERNAL = "internal"
+# Of segserve_engine_failures_total.
+ENGINE_FAILURES = ("failed", "not_finite", "wrong_answer", "timeout", "died")
+
 
 class SegserveError(Exception):
     """Base of the tree: ``http_status`` and ``grpc_code`` are what a transport answers.
@@ -176,6 +181,11 @@ class ClientGone(SegserveError):
     http_status = 499
     grpc_code = grpc.StatusCode.CANCELLED
 
+    @property
+    def code(self) -> str:
+        """One word for it over both transports, in the log and in the metrics."""
+        return CANCELLED
+
 
 class Unsupported(SegserveError):
     """A part of a protocol that this server does not have, or that a setting keeps off."""
@@ -207,4 +217,64 @@ class InvalidModel(SegserveError):
 
 
 class EngineFailed(SegserveError):
-    """Inference raised; the other requests are not affected."""
+    """Inference raised, or answered what is not finite or not of the model's contract.
+
+    Args:
+        kind: of ``segserve_engine_failures_total``, one of :data:`ENGINE_FAILURES`.
+    """
+
+    def __init__(self, text: str = "", *, kind: str = "failed") -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+# Of what no error class of ours says: unknown routes and methods, and a defect.
+OTHER_CODES = ("not_found", "method_not_allowed", INTERNAL)
+
+
+def list_codes() -> tuple[str, ...]:
+    """Returns every code of an error, as answers, the access log and the metrics have it.
+
+    ``segserve_requests_total`` has ``ok`` beside these.
+    """
+    known, classes = set(OTHER_CODES), [SegserveError]
+    while classes:
+        below = classes.pop().__subclasses__()
+        known |= {error("").code for error in below}
+        classes += below
+    return tuple(sorted(known))
+
+
+_OF_HTTP = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "upload_timeout",
+    413: "too_large",
+    431: "header_too_large",
+    499: CANCELLED,
+    501: "unsupported",
+    503: "not_ready",
+    504: "deadline_exceeded",
+}
+_OF_GRPC = {
+    "CANCELLED": CANCELLED,
+    "NOT_FOUND": "not_found",
+    "DEADLINE_EXCEEDED": "deadline_exceeded",
+    "UNAUTHENTICATED": "unauthenticated",
+    "RESOURCE_EXHAUSTED": "too_many_requests",
+    "UNIMPLEMENTED": "unsupported",
+    "UNAVAILABLE": "not_ready",
+    "UNKNOWN": INTERNAL,
+    "INTERNAL": INTERNAL,
+    "DATA_LOSS": INTERNAL,
+}
+
+
+def code_of_http(status: int) -> str:
+    """Returns the code of an answer of 400 or more that no error of ours made."""
+    return _OF_HTTP.get(status, "invalid_request" if status < 500 else INTERNAL)
+
+
+def code_of_grpc(status: str) -> str:
+    """Returns the code of a call that ended with that status, and with no error of ours."""
+    return _OF_GRPC.get(status, "invalid_request")

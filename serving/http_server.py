@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
-from serving.errors import InvalidRequest, SegserveError
+from serving.errors import InvalidRequest, SegserveError, code_of_http
 from serving.http.calls import CallMiddleware, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
 from serving.http.openapi import complete_openapi
@@ -83,7 +83,7 @@ def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> 
     @app.exception_handler(HTTPException)
     async def show_routing(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {error.detail}; see /docs"
-        code = str(error.detail).lower().replace(" ", "_")
+        code = code_of_http(error.status_code)
         note_error(code)
         return JSONResponse({"error": text, "code": code}, error.status_code)
 

@@ -41,6 +41,7 @@ from serving.models.loader import OpenEngine
 from serving.models.source import LocalRepository, ModelSource
 from serving.models.triton import TritonRepository
 from serving.models.watch import RepositoryWatch
+from serving.observability.loop_watchdog import LoopWatchdog
 from serving.registry import Registry
 from serving.service import Segmenter
 from serving.settings import Settings
@@ -81,6 +82,8 @@ class Server:
         self.settings = settings
         self.metrics = Metrics()
         self.metrics.ready.set_function(lambda: float(self.ready))
+        self._watchdog = LoopWatchdog()
+        self.metrics.event_loop_lag.set_function(lambda: self._watchdog.lag_s)
         self.tls = open_http_tls(settings)
         self.calls = Calls(settings, self.metrics)
         self.source, open_own = choose_source(settings)
@@ -120,6 +123,7 @@ class Server:
             InvalidModel: nothing can be served.
             InvalidSetting: no decoder process can be started.
         """
+        self._watchdog.start()
         try:
             if self.decoders is not None:
                 # First, so that its imports run beside all that follows.
@@ -216,6 +220,7 @@ class Server:
         if self._socket is not None:
             self._socket.close()
         await self.registry.drain()
+        self._watchdog.stop()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

@@ -1,6 +1,9 @@
 """Prometheus objects of one server, in seconds and bytes; labels are bounded.
 
 A server owns its registry, so two in one process do not share state.
+
+Every series that something may count in is there from the start, at 0: Prometheus sees no increase
+in a counter that is born at 1, so that an alert would miss the first failure, mostly the only one.
 """
 
 from __future__ import annotations
@@ -13,11 +16,21 @@ from time import perf_counter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from serving.batching.batch import Execution
-from serving.errors import SegserveError
+from serving.errors import ENGINE_FAILURES, SegserveError, list_codes
 from serving.oip.statistics import InferenceStatistics
 
 UNKNOWN_MODEL = "_unknown"
+TRANSPORTS = ("http", "grpc")
+# Of segserve_rejected_total; docs/observability.md names the setting behind each.
+REASONS = (
+    "queue_size", "queue_bytes", "policy_queue_size", "deadline", "predicted_late", "inflight",
+    "inflight_megapixels", "connections", "grpc_calls", "header_timeout", "header_bytes",
+    "upload_timeout", "request_bytes", "image_megapixels", "views", "polygons",
+    "shared_memory_regions", "send_timeout", "unauthenticated", "key_limit", "invalid_request",
+)  # fmt: skip
 STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
+# Its header is read before, to choose a model and to refuse what is too large.
+_IN_PARTS = "decode"
 SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
@@ -56,6 +69,11 @@ class Metrics:
             "segserve_queue_length", "Images waiting for an engine", ("model",), registry=registry
         )
         self.ready = Gauge("segserve_ready", "1 while the server takes requests", registry=registry)
+        self.event_loop_lag = Gauge(
+            "segserve_event_loop_lag_seconds",
+            "The latest that the event loop came in the last minute, now included",
+            registry=registry,
+        )
         self.connections = Gauge(
             "segserve_http_connections", "Open HTTP connections", registry=registry
         )
@@ -94,12 +112,39 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self.engine_failures = Counter(
+            "segserve_engine_failures",
+            "Runs of an engine that gave an image no answer",
+            ("model", "reason"),
+            registry=registry,
+        )
         self.reload_failures = Counter(
             "segserve_reload_failures",
             "Changes of the repository that could not be served",
             ("model",),
             registry=registry,
         )
+
+        self.create_series(UNKNOWN_MODEL)
+
+    def create_series(self, model: str) -> None:
+        """Creates what may be counted under the name of a model or family, at 0."""
+        for reason in REASONS:
+            self.rejected.labels(model, reason)
+        for code in ("ok", *list_codes()):
+            self.requests.labels(model, code)
+        for counter in (self.reload_failures, self.request_bytes, self.response_bytes):
+            counter.labels(model)
+        for transport in TRANSPORTS:
+            self.request_seconds.labels(model, transport, "ok")
+        if model == UNKNOWN_MODEL:
+            return
+        for reason in ENGINE_FAILURES:
+            self.engine_failures.labels(model, reason)
+        for stage in STAGES:
+            self.stage_seconds.labels(model, stage)
+        for series in (self.engine_restarts, self.batch_size, self.queue_length):
+            series.labels(model)
 
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
         """Notes a request or connection that was turned away before it reached a model."""
@@ -156,6 +201,9 @@ class ModelMetrics:
         self.metrics.batch_size.labels(self.model).observe(execution.size)
         self.statistics.add_execution(execution)
 
+    def engine_failed(self, kind: str) -> None:
+        self.metrics.engine_failures.labels(self.model, kind).inc()
+
     def rejected(self, reason: str) -> None:
         self.metrics.rejected.labels(self.model, reason).inc()
 
@@ -187,7 +235,12 @@ class Timings:
     def add(self, stage: str, seconds: float, *, ended_s_ago: float = 0.0) -> None:
         """Adds a stretch that ended now, or ``ended_s_ago``."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.intervals.append(Interval(stage, perf_counter() - ended_s_ago - seconds, seconds))
+        ended = perf_counter() - ended_s_ago
+        if stage == _IN_PARTS:
+            # One span, of the length of all parts, that ends with the last.
+            self.intervals = [known for known in self.intervals if known.stage != stage]
+            seconds = self.seconds[stage]
+        self.intervals.append(Interval(stage, ended - seconds, seconds))
 
     @property
     def server_timing(self) -> str:

@@ -13,6 +13,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from serving.text_files import read_text
+
 Color = tuple[int, int, int]
 
 # Ids are bytes, and 255 is the ignored one.
@@ -67,8 +69,9 @@ def read_labels(path: Path) -> LabelSet:
         OSError: the file cannot be read.
         ValueError: it is something else; the message names the file and the line.
     """
+    text = read_text(path)
     try:
-        names, colors = parse_labels(path.read_text("utf-8"))
+        names, colors = parse_labels(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return LabelSet(names, colors or default_palette(len(names)))

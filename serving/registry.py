@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
 from serving.metrics import UNKNOWN_MODEL, Metrics
+from serving.models.contract import keep_given_outputs
 from serving.models.index import ModelState, build_index
 from serving.models.loader import ModelLoader, OpenEngine
 from serving.models.model import Model
 from serving.models.source import LocalRepository, ModelSource
+from serving.repository import ModelFolder
 from serving.settings import Settings
 
 log = logging.getLogger("segserve")
@@ -82,7 +84,7 @@ class Registry:
     async def _load(self, name: str, pool: Executor) -> None:
         """Loads all versions; they take requests together, or none does."""
         start = time.perf_counter()
-        folder = await asyncio.get_running_loop().run_in_executor(pool, self.source.read, name)
+        folder = await self._read(name, pool)
         served = self._newest(name)
         versions: dict[int, Model] = {}
         try:
@@ -95,12 +97,31 @@ class Registry:
         self._serve(name, versions)
         self._tell_loaded(name, time.perf_counter() - start)
 
+    async def _read(self, name: str, pool: Executor) -> ModelFolder:
+        """The model's folder.
+
+        Raises:
+            SegserveError: whatever is wrong with it; the others are not affected.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            folder = await loop.run_in_executor(pool, self.source.read, name)
+        except SegserveError:
+            raise
+        except Exception as error:
+            raise InvalidModel(f"{name}: {type(error).__name__}: {error}") from error
+        for why in folder.ignored.values():
+            log.warning("model %s: %s", name, why)
+        return folder
+
     def _newest(self, name: str) -> Model | None:
         versions = self._models.get(name)
         return versions[max(versions)] if versions else None
 
     def _serve(self, name: str, versions: dict[int, Model]) -> None:
         for model in versions.values():
+            for label in {name, model.folder.family}:
+                self.metrics.create_series(label)
             self.metrics.model_info.labels(
                 model.name, str(model.version), model.engine.name, model.spec.precision
             ).set(1)
@@ -187,18 +208,19 @@ class Registry:
             refused: dict[str, str] = {}
             versions: dict[int, Model] = {}
             served = self._newest(name)
-            loop = asyncio.get_running_loop()
             try:
-                folder = await loop.run_in_executor(pool, self.source.read, name)
+                folder = await self._read(name, pool)
             except SegserveError as error:
                 refused[""] = str(error)
                 versions = dict(before)
             else:
                 for version in folder.versions:
-                    if changed is not None and version in before and version not in changed:
-                        versions[version] = replace(before[version], folder=folder)
-                        continue
                     try:
+                        if changed is not None and version in before and version not in changed:
+                            same = before[version]
+                            shown = keep_given_outputs(folder, version, same.spec)
+                            versions[version] = replace(same, folder=shown)
+                            continue
                         versions[version] = await self.loader.load(folder, version, pool, served)
                         served = served or versions[version]
                     except SegserveError as error:
@@ -256,8 +278,16 @@ class Registry:
             None, build_index, self.source,
             {name: {v: model.batcher.broken or "" for v, model in versions.items()}
              for name, versions in self._models.items()},
-            dict(self._changing), dict(self.failures), dict(self._unloaded), dict(self.refused),
+            dict(self._changing), dict(self.failures), dict(self._unloaded), self._list_refused(),
         )  # fmt: skip
+
+    def _list_refused(self) -> dict[str, Mapping[str, str]]:
+        """By model, what is not served of one that is: folders that are no versions, and changes
+        that failed."""
+        return {
+            name: {**versions[max(versions)].folder.ignored, **self.refused.get(name, {})}
+            for name, versions in self._models.items()
+        }
 
     @property
     def can_answer(self) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from serving.text_files import read_text
 from training.datasets import KNOWN
 from training.model_names import NETWORKS
 from training.recipe import recipe_names
@@ -53,8 +54,8 @@ def parse_class_weights(text: str) -> tuple[float, ...]:
 
 def _read_numbers(path: Path) -> tuple[float, ...]:
     try:
-        content = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_text(path)
+    except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(
             f"{str(path)!r} is neither a comma-separated list of numbers nor a file of them "
             f"({error})"

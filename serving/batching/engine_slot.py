@@ -24,7 +24,13 @@ class EngineSlot:
         calm: set while no run is under way; those who run engines set and clear it.
     """
 
-    def __init__(self, engine: Engine, max_failures: int, on_broken: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_failures: int,
+        on_broken: Callable[[str], None],
+        on_failure: Callable[[str], None] = lambda kind: None,
+    ) -> None:
         self.engine = engine
         self.broken: str | None = None
         self.usable = asyncio.Event()
@@ -33,6 +39,7 @@ class EngineSlot:
         self.calm.set()
         self._max_failures = max_failures
         self._on_broken = on_broken
+        self._on_failure = on_failure
         self._failures = 0
         self._hanging: set[object] = set()
 
@@ -45,6 +52,10 @@ class EngineSlot:
         """A run ended well; ``engine`` may have been replaced meanwhile, here and below."""
         if engine is self.engine:
             self._failures = 0
+
+    def report_failure(self, kind: str) -> None:
+        """A run gave at least one image no answer; ``kind`` is one of ``ENGINE_FAILURES``."""
+        self._on_failure(kind)
 
     def count_failure(self, engine: Engine, reason: str) -> None:
         """A run failed, and the engine answered."""

@@ -16,6 +16,11 @@ from serving.batching.engine_thread import EngineThread, EngineThreadDied
 from serving.batching.request_queue import Item, RequestQueue
 from serving.errors import EngineFailed, SegserveError
 
+_NOT_FINITE = (
+    "the network's logits are not finite (NaN or infinity); its weights or its precision are at "
+    "fault"
+)
+
 
 @dataclass(eq=False)
 class _Batch:
@@ -136,16 +141,16 @@ class Workers:
         self._observer.queue_changed(len(self._queue))
         call = thread.call(lambda: infer(engine, items, self._clock))
         try:
-            prediction, assembled = await asyncio.wait_for(
-                asyncio.shield(call), self._limits.run_timeout_s
-            )
+            run = await asyncio.wait_for(asyncio.shield(call), self._limits.run_timeout_s)
         except asyncio.TimeoutError:
             self._slot.leave_behind(call, engine)
+            self._slot.report_failure("timeout")
             why = f"a run did not end within {self._limits.run_timeout_s:g} s"
             self._answers.fail(items, EngineFailed(f"{why} (setting engine_timeout_s)"))
             self._slot.give_up(engine, why)
             return False
         except EngineThreadDied as error:
+            self._slot.report_failure("died")
             self._answers.fail(items, EngineFailed(f"the engine's thread ended: {error}"))
             self._slot.give_up(engine, f"its thread ended: {error}")
             return False
@@ -154,14 +159,26 @@ class Workers:
                 error = EngineFailed(f"inference failed: {type(error).__name__}: {error}")
             self._answers.fail(items, error)
             if isinstance(error, EngineFailed):
+                self._slot.report_failure(error.kind)
                 self._slot.count_failure(engine, str(error))
             return True
-        self._slot.count_success(engine)
+        if run.not_finite:
+            self._slot.report_failure("not_finite")
+        if len(run.not_finite) == len(items):
+            self._slot.count_failure(engine, _NOT_FINITE)
+        else:
+            self._slot.count_success(engine)
         spent = self._clock() - batch.start
         self._costs.learn(len(items), spent)
         for index, item in enumerate(items):
             queued = batch.start - item.arrived
-            self._answers.give(item, Inferred(prediction[index], queued, spent, len(items)))
+            if index in run.not_finite:
+                # Its batch mates have their answers: one picture can overflow fp16 alone.
+                self._answers.give(item, EngineFailed(_NOT_FINITE, kind="not_finite"))
+                continue
+            answer = Inferred(run.prediction[index], queued, spent, len(items))
+            self._answers.give(item, answer)
         handed_out = self._clock() - batch.start - spent
+        assembled = run.assembled_s
         self._observer.batch_done(Execution(len(items), assembled, spent - assembled, handed_out))
         return True

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InvalidSetting, KeyLimitExceeded, Unauthenticated
+from serving.text_files import read_text
 
 log = logging.getLogger("segserve")
 
@@ -150,17 +151,19 @@ class KeyRing:
 
     def _read(self) -> None:
         try:
-            text = self._path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(self._path)
+        except OSError as error:
             raise self._unreadable(error) from None
+        except ValueError as error:
+            raise InvalidSetting(f"setting api_keys_file: {error}") from None
         before = {use.key: use for use in self._uses}
         # A key whose line stayed keeps what it has used.
         self._uses = [
             before.get(key) or KeyUse(key, self._clock) for key in parse_keys(text, self._path)
         ]
 
-    def _unreadable(self, error: OSError | UnicodeDecodeError) -> InvalidSetting:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+    def _unreadable(self, error: OSError) -> InvalidSetting:
+        why = error.strerror or error
         return InvalidSetting(f"setting api_keys_file: cannot read {self._path} ({why})")
 
 

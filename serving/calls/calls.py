@@ -18,7 +18,7 @@ from serving.calls.call import (
     current_call,
 )
 from serving.calls.tracing import Tracing, open_tracing
-from serving.errors import KeyLimitExceeded, Unauthenticated
+from serving.errors import CANCELLED, INTERNAL, KeyLimitExceeded, Unauthenticated
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -66,7 +66,7 @@ class Calls:
             yield call
         except BaseException as error:
             if not call.status:
-                call.code = "internal" if isinstance(error, Exception) else "cancelled"
+                call.code = INTERNAL if isinstance(error, Exception) else CANCELLED
             raise
         finally:
             if call.key is not None:

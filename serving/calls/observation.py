@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serving.calls.call import current_call
-from serving.errors import QueueFull, SegserveError
+from serving.errors import CANCELLED, INTERNAL, QueueFull, SegserveError
 from serving.metrics import Metrics, Timings
 from serving.models.model import Model
 from serving.registry import Registry
@@ -119,10 +119,10 @@ class Observer:
             observation.is_failure = error.is_failure
             raise
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            outcome = CANCELLED
             raise
         except Exception:
-            outcome = "internal"
+            outcome = INTERNAL
             raise
         finally:
             seconds = time.perf_counter() - start

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from serving.calls.call import TRACEPARENT, Call
-from serving.errors import InvalidSetting
+from serving.errors import CANCELLED, InvalidSetting
 from serving.metrics import Interval
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Tracing:
             self._trace.SpanKind.SERVER,
             start_time=call.start_ns,
             attributes={
-                "url.path": call.path,
+                **describe(call),
                 "client.address": call.client,
                 "segserve.request_id": call.request_id,
             },
@@ -82,6 +82,8 @@ class Tracing:
             if call.key is not None:
                 span.set_attribute("segserve.key", call.key_name)
             if call.code != "ok":
+                span.set_attribute("error.type", call.code)
+            if is_server_fault(call):
                 span.set_status(self._trace.StatusCode.ERROR, call.code)
         span.end(epoch_ns + time.perf_counter_ns())
 
@@ -98,6 +100,44 @@ class Tracing:
     def close(self) -> None:
         """Sends what is left, and ends the sender's thread."""
         self._provider.shutdown()
+
+
+# Of gRPC's codes those that are the server's fault; the others are the client's own mistakes.
+_FAULTS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+_METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
+
+
+def is_server_fault(call: Call) -> bool:
+    """Whether a server's span is an error by OpenTelemetry's conventions: 4xx is none.
+
+    A call that ended without a status did so by an exception, unless its client had left.
+    """
+    if not call.status:
+        return call.code not in ("ok", CANCELLED)
+    return call.status in _FAULTS or (call.status.isdecimal() and int(call.status) >= 500)
+
+
+def describe(call: Call) -> dict[str, str]:
+    """What OpenTelemetry's conventions ask of a span when it starts: samplers read it."""
+    if call.transport == "grpc":
+        service, _, method = call.path.strip("/").rpartition("/")
+        return {
+            "url.path": call.path,
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": method,
+        }
+    if call.method in _METHODS:
+        return {"url.path": call.path, "http.request.method": call.method}
+    return {
+        "url.path": call.path,
+        "http.request.method": "_OTHER",
+        "http.request.method_original": call.method,
+    }
 
 
 def open_tracing() -> Tracing:

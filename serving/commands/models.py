@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving.engines.embedded import open_onnx_engine
-from serving.errors import InvalidModel, SegserveError
-from serving.repository import list_models, read_model
+from serving.errors import InvalidModel
+from serving.models.contract import check_graph, keep_given_outputs
+from serving.repository import CONFIG_FILE, list_models, list_other_folders, read_model, show_name
 from serving.settings import Settings
 
 
@@ -26,6 +27,7 @@ def models(
     refused = 0
     try:
         folders = list_models(repository)
+        others = list_other_folders(repository)
     except InvalidModel as error:
         sys.exit(f"segserve models: {error}")
     names = {path.name for path in folders}
@@ -35,6 +37,7 @@ def models(
             accuracy = folder.config.parameters["accuracy"].string_value
             for version in folder.versions:
                 engine = open_onnx_engine(folder, version, Settings())
+                check_graph(keep_given_outputs(folder, version, engine.spec), version, engine.spec)
                 table.add_row(
                     folder.name,
                     str(version),
@@ -45,11 +48,17 @@ def models(
                     str(len(folder.labels.names)),
                 )
                 engine.close()
+            notes += [f"[yellow]{escape(why)}[/yellow]" for why in folder.ignored.values()]
             if accuracy:
                 notes.append(escape(f"{folder.name}: {accuracy}"))
-        except SegserveError as error:
+        except Exception as error:  # Whatever is wrong with one, the others are listed.
             refused += 1
-            notes.append(f"[red]{escape(path.name)} is not served: {escape(str(error))}[/red]")
+            notes.append(
+                f"[red]{escape(show_name(path))} is not served: {escape(str(error))}[/red]"
+            )
+    notes += [
+        f"{escape(ascii(str(path)))} is not a model: it has no {CONFIG_FILE}" for path in others
+    ]
     console = Console()
     console.print(table)
     # Whole sentences: a column of them would be a word wide.

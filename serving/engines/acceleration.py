@@ -7,6 +7,7 @@ Source: triton-inference-server/onnxruntime_backend README.md, src/onnxruntime.c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +231,9 @@ def _flag(where: Path, parameters: Options, key: str, *, default: bool) -> bool:
 
 
 def _count(where: Path, parameters: Options, key: str) -> int:
-    value = parameters.get(key, "0")
-    if not value.strip().isdecimal():
-        raise InvalidModel(f"{where}: parameters.{key} is {value!r}, not a number of threads")
+    value = parameters.get(key, "0").strip()
+    if not re.fullmatch("[0-9]{1,4}", value):
+        raise InvalidModel(
+            f"{where}: parameters.{key} is {value[:40]!r}, not a number of threads, 0 to 9999"
+        )
     return int(value)

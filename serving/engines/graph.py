@@ -71,9 +71,25 @@ def read_spec(
         )
     if not shape[1] or not shape[2]:
         raise InvalidModel(f"{path}: height and width of {INPUT} must be static, not {shape}")
+    if shape[0] and (shape[0] != 1 or max_batch_size > 1):
+        raise InvalidModel(
+            f"{path}: {INPUT} is {shape}, a batch of exactly {shape[0]}, and max_batch_size is "
+            f"{max_batch_size}; expected a symbolic N, or a batch of 1 and max_batch_size 1"
+        )
     output = model.graph.output[0]
     result = _static_shape(output.type.tensor_type)
+    datatype = onnx.TensorProto.FLOAT if output.name == LOGITS else onnx.TensorProto.UINT8
+    if output.type.tensor_type.elem_type != datatype:
+        raise InvalidModel(
+            f"{path}: {output.name} is "
+            f"{onnx.TensorProto.DataType.Name(output.type.tensor_type.elem_type)}; the contract is "
+            f"{onnx.TensorProto.DataType.Name(datatype)}"
+        )
     logits_size, num_classes = None, 0
+    if output.name == MASK and any(
+        found not in (0, wanted) for found, wanted in zip(result[1:], shape[1:3], strict=False)
+    ):
+        raise InvalidModel(f"{path}: {MASK} is {result}, {INPUT} is {shape}: expected one size")
     if output.name == LOGITS:
         if len(result) != 4 or not all(result[1:]):
             raise InvalidModel(f"{path}: {LOGITS} must be [N,C,h,w] with static C, h, w: {result}")

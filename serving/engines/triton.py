@@ -153,7 +153,13 @@ class TritonEngine:
         image.describe(request.inputs[0], batch.nbytes)
         result.describe(request.outputs[0], result.size)
         response = stub.ModelInfer(request, timeout=self.connection.timeout_s)
-        shape = self._check_shape(response, len(batch))
+        shape = self._check(response, len(batch))
+        if any(response.raw_output_contents):
+            # The region then holds what an earlier run wrote, perhaps of another caller's picture.
+            raise EngineFailed(
+                f"Triton's {self.model!r} did not write {self._output} to the shared memory named",
+                kind="wrong_answer",
+            )
         return result.read(self._dtype, shape)
 
     def _infer_by_message(
@@ -162,8 +168,17 @@ class TritonEngine:
         request = self._request(batch)
         request.raw_input_contents.append(np.ascontiguousarray(batch).tobytes())
         response = stub.ModelInfer(request, timeout=self.connection.timeout_s)
-        shape = self._check_shape(response, len(batch))
-        return np.frombuffer(response.raw_output_contents[0], self._dtype).reshape(shape)
+        shape = self._check(response, len(batch))
+        contents = response.raw_output_contents
+        raw = contents[0] if len(contents) == 1 else b""
+        expected = int(np.prod(shape)) * np.dtype(self._dtype).itemsize
+        if len(raw) != expected:
+            raise EngineFailed(
+                f"Triton's {self.model!r} gave {len(raw)} raw bytes of {self._output}, expected "
+                f"{expected}",
+                kind="wrong_answer",
+            )
+        return np.frombuffer(raw, self._dtype).reshape(shape)
 
     def _request(self, batch: npt.NDArray[np.uint8]) -> service_pb2.ModelInferRequest:
         request = service_pb2.ModelInferRequest(
@@ -173,15 +188,27 @@ class TritonEngine:
         request.outputs.add(name=self._output)
         return request
 
-    def _check_shape(self, response: service_pb2.ModelInferResponse, n: int) -> tuple[int, ...]:
-        expected = (n, *self._result_shape)
-        found = [tuple(output.shape) for output in response.outputs if output.name == self._output]
-        if found != [expected]:
+    def _check(self, response: service_pb2.ModelInferResponse, n: int) -> tuple[int, ...]:
+        """The shape of the one output that was asked for.
+
+        Raises:
+            EngineFailed: the answer is of another model, version, name, datatype or shape.
+        """
+        shape = (n, *self._result_shape)
+        datatype = "FP32" if self._output == LOGITS else "UINT8"
+        found = [(o.name, o.datatype, tuple(o.shape)) for o in response.outputs]
+        # A server may leave its model's name and version out, but not answer of others.
+        model, version = response.model_name or self.model, response.model_version
+        if (model, version or str(self.version)) != (self.model, str(self.version)) or found != [
+            (self._output, datatype, shape)
+        ]:
+            outputs = ", ".join(f"{name} {kind} {list(dims)}" for name, kind, dims in found)
             raise EngineFailed(
-                f"Triton's {self.model!r} gave {self._output} {found}, its configuration says "
-                f"{expected}"
+                f"Triton's {model!r} version {version} gave {outputs or 'no output'}; expected "
+                f"{self._output} {datatype} {list(shape)} of {self.model!r} version {self.version}",
+                kind="wrong_answer",
             )
-        return expected
+        return shape
 
 
 def read_spec(config: model_config_pb2.ModelConfig) -> EngineSpec:

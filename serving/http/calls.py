@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.calls.calls import Calls
 from serving.door import Door
-from serving.errors import SegserveError, TooManyRequests, Unauthenticated
+from serving.errors import SegserveError, TooManyRequests, Unauthenticated, code_of_http
 from serving.http.door import read_announced
 
 # Without a key, and not in the log, which probes every few seconds would drown.
@@ -56,7 +56,7 @@ class CallMiddleware:
                 if message["type"] == "http.response.start":
                     call.status = str(message["status"])
                     if message["status"] >= 400 and call.code == "ok":
-                        call.code = "internal" if message["status"] >= 500 else "invalid_request"
+                        call.code = code_of_http(message["status"])
                     marked = MutableHeaders(raw=message["headers"])
                     for name, value in call.marks:
                         marked[name] = value

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from serving.batcher import Batcher
+from serving.batching.assembly import warm as warm_checks
 from serving.batching.batch import BatchLimits
 from serving.engine import Engine
-from serving.errors import InvalidModel
+from serving.errors import InvalidModel, SegserveError
 from serving.metrics import Metrics
-from serving.models.contract import check_contract
+from serving.models.contract import check_contract, check_graph, keep_given_outputs
 from serving.models.model import Model
 from serving.models.warmup import warm_up
 from serving.oip.statistics import InferenceStatistics
@@ -49,7 +50,7 @@ class ModelLoader:
             SegserveError: its engine failed.
         """
         loop = asyncio.get_running_loop()
-        engine = await loop.run_in_executor(pool, self._open, folder, version, old)
+        engine, folder = await loop.run_in_executor(pool, self._open, folder, version, old)
         limits = BatchLimits(
             max_queue_size=self.settings.max_queue_size,
             max_queue_bytes=self.settings.max_queue_bytes,
@@ -61,7 +62,9 @@ class ModelLoader:
         )
         statistics = InferenceStatistics()
         observer = self.metrics.for_model(folder.name, statistics)
-        batcher = Batcher(engine, limits, observer, time.monotonic)
+        batcher = Batcher(
+            engine, limits, observer, time.monotonic, on_failure=observer.engine_failed
+        )
         model = Model(folder, version, batcher, statistics)
 
         def recover(reason: str) -> None:
@@ -74,22 +77,29 @@ class ModelLoader:
         batcher.start()
         return model
 
-    def _open(self, folder: ModelFolder, version: int, old: Model | None) -> Engine:
-        engine = self.open_engine(folder, version, self.settings)
+    def _open(
+        self, folder: ModelFolder, version: int, old: Model | None
+    ) -> tuple[Engine, ModelFolder]:
+        try:
+            engine = self.open_engine(folder, version, self.settings)
+        except SegserveError:
+            raise
+        except Exception as error:
+            raise _unexpected(folder, version, error) from error
         try:
             spec = engine.spec
-            if spec.num_classes not in (0, len(folder.labels.names)):
-                raise InvalidModel(
-                    f"{folder.graph(version)}: {spec.num_classes} channels of logits, "
-                    f"{len(folder.labels.names)} names in labels.txt"
-                )
+            folder = keep_given_outputs(folder, version, spec)
             if old is not None:
                 check_contract(folder, version, spec, old.folder, old.spec)
+            check_graph(folder, version, spec)
+            warm_checks()
             warm_up(engine, folder)
-        except BaseException:
+        except BaseException as error:
             engine.close()
+            if isinstance(error, Exception) and not isinstance(error, SegserveError):
+                raise _unexpected(folder, version, error) from error
             raise
-        return engine
+        return engine, folder
 
     async def _recover(self, model: Model, pool: Executor) -> None:
         """Opens the engine anew until it works, waiting longer after each failure."""
@@ -97,7 +107,7 @@ class ModelLoader:
         loop = asyncio.get_running_loop()
         while not model.batcher.is_closing():
             try:
-                engine = await loop.run_in_executor(
+                engine, _ = await loop.run_in_executor(
                     pool, self._open, model.folder, model.version, model
                 )
             except Exception as error:
@@ -118,3 +128,8 @@ class ModelLoader:
         for task in tuple(self._recoveries):
             task.cancel()
         await asyncio.gather(*self._recoveries, return_exceptions=True)
+
+
+def _unexpected(folder: ModelFolder, version: int, error: Exception) -> InvalidModel:
+    """What no check foresaw is one model's error too: it must not stop the others."""
+    return InvalidModel(f"{folder.graph(version)}: {type(error).__name__}: {error}")

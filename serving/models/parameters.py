@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from serving.errors import InvalidModel
 from serving.geometry import DEFAULT_TILE_OVERLAP, MAX_TILE_OVERLAP, RESIZES
 from serving.palette import MAX_CLASSES, LabelSet, default_palette, parse_palette
+from serving.text_files import read_text
 
 LABELS_FILE = "labels.txt"
+MAX_ID = 255
 
 
 def read_resize(where: Path, parameters: Mapping[str, str]) -> str:
@@ -55,12 +58,14 @@ def read_labels(where: Path, parameters: Mapping[str, str], folder: Path | None)
     """
     source = where if folder is None else folder / LABELS_FILE
     try:
-        declared = tuple(json.loads(parameters["classes"])) if "classes" in parameters else None
+        declared = _parse_classes(parameters["classes"]) if "classes" in parameters else None
         names = declared if folder is None else _read_names(folder / LABELS_FILE)
         palette = parameters.get("palette")
         colors = parse_palette(palette) if palette else default_palette(len(names or ()))
-        ignore_label = int(parameters.get("ignore_label", "255"))
-    except (ValueError, TypeError) as error:
+        ignore_label = _parse_ignore_label(parameters.get("ignore_label", "255"))
+    except OSError as error:
+        raise InvalidModel(f"{source}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise InvalidModel(f"{where}: parameters: {error}") from None
     if names is None:
         raise InvalidModel(
@@ -80,7 +85,24 @@ def read_labels(where: Path, parameters: Mapping[str, str], folder: Path | None)
     return LabelSet(names, colors, ignore_label)
 
 
+def _parse_classes(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"classes is {text[:40]!r}; expected a JSON array of the classes' names")
+    return tuple(names)
+
+
+def _parse_ignore_label(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MAX_ID:
+        raise ValueError(f"ignore_label is {text[:40]!r}; expected 0 to {MAX_ID} (ids are bytes)")
+    return int(text)
+
+
 def _read_names(file: Path) -> tuple[str, ...]:
-    if not file.is_file():
-        raise InvalidModel(f"{file} is missing: one class name a line")
-    return tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    try:
+        text = read_text(file, regular=True)
+    except FileNotFoundError:
+        raise InvalidModel(f"{file} is missing: one class name a line") from None
+    except ValueError as error:
+        raise InvalidModel(str(error)) from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
-from serving.repository import ModelFolder, list_models, read_model
+from serving.errors import InvalidModel
+from serving.repository import (
+    CONFIG_FILE,
+    ModelFolder,
+    list_models,
+    list_other_folders,
+    read_model,
+    show_name,
+)
 from serving.settings import Settings
+
+log = logging.getLogger("segserve")
 
 
 class ModelSource(Protocol):
@@ -48,16 +60,25 @@ class LocalRepository:
 
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.repository
+        self._others: set[Path] = set()
 
     @property
     def title(self) -> str:
         return str(self.folder)
 
     def names(self) -> list[str]:
-        return [path.name for path in list_models(self.folder)]
+        names = [show_name(path) for path in list_models(self.folder)]
+        for path in list_other_folders(self.folder):
+            if path not in self._others:
+                log.info("%s is not a model: it has no %s", ascii(str(path)), CONFIG_FILE)
+                self._others.add(path)
+        return names
 
     def read(self, name: str) -> ModelFolder:
-        return read_model(self.folder / name)
+        for path in list_models(self.folder):
+            if show_name(path) == name:
+                return read_model(path)
+        raise InvalidModel(f"{self.folder / name} is gone")
 
     def is_ready(self, names: Sequence[str]) -> bool:
         return True

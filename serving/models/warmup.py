@@ -50,7 +50,8 @@ def read_warmups(folder: ModelFolder) -> Iterator[Warmup]:
     Raises:
         InvalidModel: see ``warm_up``.
     """
-    shape = tuple(folder.config.input[0].dims)
+    dims = tuple(folder.config.input[0].dims)
+    shape = dims[-3:]  # without the batch, which they hold where max_batch_size is 0
     for entry in folder.config.model_warmup:
         where = f"{folder.path / CONFIG_FILE}: model_warmup {entry.name!r}"
         size = max(1, entry.batch_size)
@@ -61,8 +62,8 @@ def read_warmups(folder: ModelFolder) -> Iterator[Warmup]:
         if set(entry.inputs) != {INPUT}:
             raise InvalidModel(f"{where}: inputs are {sorted(entry.inputs)}; expected {INPUT!r}")
         tensor = entry.inputs[INPUT]
-        if tensor.data_type != model_config_pb2.TYPE_UINT8 or tuple(tensor.dims) != shape:
-            raise InvalidModel(f"{where}: {INPUT} must be TYPE_UINT8 {list(shape)}")
+        if tensor.data_type != model_config_pb2.TYPE_UINT8 or tuple(tensor.dims) != dims:
+            raise InvalidModel(f"{where}: {INPUT} must be TYPE_UINT8 {list(dims)}")
         image = _read_image(where, folder.path, tensor, shape)
         # A larger batch is made of copies, as in Triton.
         batch = np.repeat(image[None], size, axis=0)

@@ -53,15 +53,15 @@ def choose_outputs(request: InferRequest, model: Model) -> tuple[RequestedOutput
     if not asked:
         asked = {name: RequestedOutput(name, request.binary) for name in own}
     for name in asked:
-        if name not in known:
-            raise InvalidRequest(
-                f"unexpected inference output {name!r} for model {model.name!r}; "
-                f"known: {', '.join(known)}"
-            )
         if name in (LOGITS, CONFIDENCE) and model.spec.logits_size is None:
             raise UnsupportedOption(
                 f"{name} needs the model's logits, which {model.name!r} does not give; "
                 f"export it with `segserve export --head mask,logits`"
+            )
+        if name not in known:
+            raise InvalidRequest(
+                f"unexpected inference output {name!r} for model {model.name!r}; "
+                f"known: {', '.join(known)}"
             )
     return tuple(asked[name] for name in known if name in asked)
 

@@ -17,6 +17,7 @@ from serving.errors import (
     SegserveError,
     TooLarge,
     TooManyRequests,
+    code_of_grpc,
 )
 from serving.rpc.call import Context, abort
 from serving.rpc.door import read_announced
@@ -145,7 +146,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._open -= 1
                 call.status = name_status(context.code())
                 if call.status != "OK" and call.code == "ok":
-                    call.code = call.status.lower()
+                    call.code = code_of_grpc(call.status)
 
     async def _admit(self, call: Call, read: Callable[[str], str], context: Context) -> None:
         try:

@@ -19,7 +19,9 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 # Prometheus and its scrape configuration bring these.
 OUTSIDE_METRICS = {"up"}
 OUTSIDE_LABELS = {"instance", "job"}
-FUNCTIONS = {"sum", "rate", "increase", "histogram_quantile", "by", "label_values"}
+FUNCTIONS = {
+    "sum", "max", "rate", "increase", "max_over_time", "histogram_quantile", "by", "label_values",
+}  # fmt: skip
 
 TOKEN = re.compile(
     r'"(?:[^"\\]|\\.)*"|\[[^\]]*\]|\$\w+|[a-zA-Z_:][\w:]*|\d+(?:\.\d+)?|[^\s\w]', re.ASCII

@@ -18,6 +18,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 from serving.calls import tracing
+from serving.calls.call import Call
 from serving.errors import InvalidSetting
 from serving.lifecycle import Server
 from serving.testing import FakeEngine, ServerThread
@@ -31,13 +32,14 @@ STAGES = ["decode", "preprocess", "queue", "infer", "restore", "encode"]
 
 @contextmanager
 def run_traced(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine | None = None
 ) -> Iterator[tuple[Server, InMemorySpanExporter]]:
     """All spans are there once the server has stopped."""
+    engine = engine or FakeEngine(MODEL_SIZE, delay_s=0.01)
     exporter = InMemorySpanExporter()
     monkeypatch.setattr(tracing, "open_exporter", lambda: exporter)
     settings = free_ports(repository).model_copy(update={"tracing": True})
-    with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE, delay_s=0.01))) as server:
+    with ServerThread(settings, serve_fake(engine)) as server:
         yield server, exporter
 
 
@@ -74,14 +76,17 @@ def test_http_spans_follow_the_clients_trace(
     assert good.attributes["segserve.model"] == "bands"
     assert good.resource.attributes["service.name"] == "segserve"
     names = [span.name for span in stages]
-    # Decoding is looked into twice: the header, then the pixels.
-    assert list(dict.fromkeys(names)) == [f"segserve.{stage}" for stage in STAGES]
+    # Each once, though an image's header is read before its pixels.
+    assert names == [f"segserve.{stage}" for stage in STAGES]
+    assert good.attributes["http.request.method"] == "POST"
     assert all(good.start_time <= s.start_time <= s.end_time <= good.end_time for s in stages)
     spent = {span.name: span.end_time - span.start_time for span in stages}
     assert spent["segserve.infer"] >= 10_000_000
     assert failed.parent is None
-    assert failed.status.status_code.name == "ERROR"
-    assert failed.attributes["segserve.code"] == "invalid_image"
+    # The client's own mistake is no error of the server's (OpenTelemetry's conventions).
+    assert failed.status.status_code.name == "UNSET"
+    assert failed.attributes["http.response.status_code"] == 400
+    assert failed.attributes["segserve.code"] == failed.attributes["error.type"] == "invalid_image"
     assert f"{failed.context.trace_id:032x}" in bad.headers["traceparent"]
 
 
@@ -104,6 +109,64 @@ def test_grpc_spans_follow_the_clients_trace(
     assert {span.name for span in stages} == {f"segserve.{stage}" for stage in STAGES}
     assert stream.parent is None
     assert [span.name for span in more].count("segserve.infer") == 2
+
+
+def test_only_the_servers_own_faults_are_errors(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(MODEL_SIZE, failing_runs=frozenset({0, 1}))
+    with run_traced(repository, monkeypatch, engine) as (server, exporter):
+        url = f"http://127.0.0.1:{server.ports.http}"
+        codes = [
+            httpx.post(url + SEGMENT, content=DATA).status_code,
+            httpx.post(url + "/v2/models/nope/segment", content=DATA).status_code,
+            httpx.get(url + "/v2/models/nope/ready").status_code,
+            httpx.get(url + "/v2/logging").status_code,
+            httpx.delete(url + SEGMENT).status_code,
+        ]
+        assert codes == [500, 404, 503, 501, 405]
+        with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
+            stub = segserve_pb2_grpc.SegmenterStub(channel)
+            for request in (
+                pb.SegmentRequest(model="bands", image=DATA),
+                pb.SegmentRequest(model="nope", image=DATA),
+                pb.SegmentRequest(model="bands", image=b"no image"),
+            ):
+                with pytest.raises(grpc.RpcError):
+                    stub.Segment(request)
+    found = [
+        (span.attributes["segserve.code"], span.status.status_code.name)
+        for span in exporter.get_finished_spans()
+        if span.kind.name == "SERVER"
+    ]
+    assert found == [
+        ("engine_failed", "ERROR"),
+        ("model_not_found", "UNSET"),
+        ("not_ready", "ERROR"),
+        ("unsupported", "ERROR"),
+        ("method_not_allowed", "UNSET"),
+        ("engine_failed", "ERROR"),
+        ("model_not_found", "UNSET"),
+        ("invalid_image", "UNSET"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "described"),
+    [
+        (Call("http", "DELETE", "/v2", "", ""), {"http.request.method": "DELETE"}),
+        (
+            Call("http", "BREW", "/v2", "", ""),
+            {"http.request.method": "_OTHER", "http.request.method_original": "BREW"},
+        ),
+        (
+            Call("grpc", "POST", "/segserve.v1.Segmenter/Segment", "", ""),
+            {"rpc.system": "grpc", "rpc.service": "segserve.v1.Segmenter", "rpc.method": "Segment"},
+        ),
+    ],
+)
+def test_what_a_span_starts_with(call: Call, described: dict[str, str]) -> None:
+    assert tracing.describe(call) == {"url.path": call.path, **described}
 
 
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

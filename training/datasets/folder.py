@@ -27,6 +27,7 @@ from PIL import Image
 from serving.errors import SegserveError
 from serving.imaging.decode import decode, probe
 from serving.palette import IGNORE_COLOR, LabelSet, format_palette, parse_labels, read_labels
+from serving.text_files import read_text
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.datasets.pairs import PHOTO_SUFFIXES, Pair, list_files, pair_files
 
@@ -132,7 +133,7 @@ class FolderDataset:
     @cached_property
     def _own_ids(self) -> dict[tuple[int, ...], int]:
         """Class ids by the colours that the file itself gives; none where it gives no colours."""
-        _, colors = parse_labels((self.root / LABELS_FILE).read_text("utf-8"))
+        _, colors = parse_labels(read_text(self.root / LABELS_FILE))
         return {color: index for index, color in enumerate(colors)}
 
     @cached_property

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serving.text_files import read_text
 from training.datasets.base import Sample
 from training.datasets.pairs import name_some
 from training.datasets.pixels import check_size, read_ids, read_photo
@@ -80,7 +81,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     """One name a line, whichever line ends; empty lines are left. Raises FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: one name a line")
-    return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
 def check_present(paths: list[Path]) -> None:

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     repository: Path = Field(Path("model_repository"), description="folder of models")
     host: str = Field(
         "127.0.0.1",
-        description="address or name that all three ports are bound to; :: for all of IPv6 and IPv4",
+        description="address or name that all three ports are bound to; :: takes all, IPv4 too",
     )
     http_port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
     grpc_port: int = Field(8001, ge=0, le=65535, description="0 takes a free port")
@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     refusals_per_second: float = Field(
         100.0,
         gt=0,
-        description="HTTP answers 429 that leave at once; more of them wait, for Retry-After or "
-        "the request's own deadline at most",
+        description="HTTP answers 429 that leave at once; more of them wait, five seconds or half "
+        "of the request's deadline at most",
     )
     send_timeout_s: float = Field(
         60.0, gt=0, description="an HTTP client may stop reading its answer"

@@ -100,8 +100,8 @@ class HttpConnection(asyncio.Protocol):
         if len(connections) >= self.settings.max_http_connections and self.idle:
             longest = next(iter(self.idle))
             longest._close()
-            connections.discard(longest)  # type: ignore[arg-type]
-        connections.add(self)  # type: ignore[arg-type]
+            connections.discard(longest)
+        connections.add(self)
         self.metrics.connections.set(len(connections))
         if len(connections) > self.settings.max_http_connections:
             text = (
@@ -114,7 +114,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.idle.pop(self, None)
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         self.metrics.connections.set(len(self._state.connections))
         self._stop_timer()
         self.resume_writing()
@@ -239,7 +239,7 @@ class HttpConnection(asyncio.Protocol):
         )
         if not self._reader.in_body:
             exchange.add_body(b"", is_last=True)
-        task = self._loop.create_task(exchange.run(self._app))  # type: ignore[arg-type]
+        task = self._loop.create_task(exchange.run(self._app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 

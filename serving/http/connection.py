@@ -90,8 +90,8 @@ class HttpConnection(asyncio.Protocol):
 
     # What the transport calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    # uvloop's transports are asyncio's by what they do alone.
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._peer = _name_address(transport.get_extra_info("peername"))
         self._server = _name_address(transport.get_extra_info("sockname"))

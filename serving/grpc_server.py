@@ -20,7 +20,7 @@ from serving.rpc.health import HealthServicer
 from serving.rpc.inference import InferenceServicer
 from serving.rpc.segmenter import SegmenterServicer
 from serving.service import Segmenter
-from serving.settings import Settings
+from serving.settings import Settings, join_address
 
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -82,7 +82,7 @@ def build_grpc_server(
         HealthServicer(SERVICES, is_ready, stopping), server
     )
     reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
-    address = f"{settings.host}:{settings.grpc_port}"
+    address = join_address(settings.host, settings.grpc_port)
     tls = open_grpc_tls(settings)
     try:
         if tls is None:

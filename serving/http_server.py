@@ -9,12 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
 from serving.errors import InvalidRequest, SegserveError, code_of_http
-from serving.http.calls import CallMiddleware, show
+from serving.http.calls import CallMiddleware, route_method, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
 from serving.http.openapi import complete_openapi
 from serving.http.origins import allow_origins
@@ -81,11 +82,34 @@ def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> 
         return JSONResponse({"error": text, "code": InvalidRequest().code}, 400)
 
     @app.exception_handler(HTTPException)
-    async def show_routing(request: Request, error: HTTPException) -> JSONResponse:
-        text = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+    async def show_routing(request: Request, error: HTTPException) -> Response:
+        path = request.scope["path"]
+        headers = dict(error.headers or {})
+        # The server as a whole, *, has no route.
+        methods = find_methods(app, path) if error.status_code in (404, 405) else set()
+        if methods:
+            headers["Allow"] = ", ".join(sorted(methods))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+        why = f"expected {headers['Allow']}" if methods else error.detail
+        text = f"{request.method} {path}: {why}; see /docs"
         code = code_of_http(error.status_code)
         note_error(code)
-        return JSONResponse({"error": text, "code": code}, error.status_code)
+        return JSONResponse({"error": text, "code": code}, error.status_code, headers=headers)
+
+
+def find_methods(app: FastAPI, path: str) -> set[str]:
+    """Returns the methods that a path is asked by; none where nothing is there."""
+    if path == "*":
+        return {"GET", "HEAD", "OPTIONS", "POST", "PUT"}
+    methods: set[str] = set()
+    for route in app.routes:
+        scope = {"type": "http", "method": "OPTIONS", "path": path, "root_path": "", "headers": []}
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    # Each is answered by another's route (``http/calls.py``).
+    methods |= {m for m in ("HEAD", "PUT") if methods and route_method(m, path) in methods}
+    return methods | {"OPTIONS"} if methods else methods
 
 
 def add_classes(app: FastAPI, segmenter: Segmenter) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import signal
 import socket
@@ -44,7 +43,7 @@ from serving.models.watch import RepositoryWatch
 from serving.observability.loop_watchdog import LoopWatchdog
 from serving.registry import Registry
 from serving.service import Segmenter
-from serving.settings import Settings
+from serving.settings import Settings, join_address, strip_brackets
 from serving.views import blending
 
 log = logging.getLogger("segserve")
@@ -183,7 +182,9 @@ class Server:
             # Its warnings are clients' mistakes, which they could fill a disk with.
             log_level="error",
             access_log=False,
-            timeout_keep_alive=math.ceil(s.keep_alive_s),
+            # Whom to believe is ``trusted_proxies``; what answers need not say which version.
+            proxy_headers=False,
+            server_header=False,
             timeout_graceful_shutdown=int(s.stop_timeout_s) or 1,
             backlog=2048,
         )
@@ -243,26 +244,35 @@ def warm_stages() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, as asyncio otherwise leaves Nagle's algorithm on: 40 ms between header and body.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A socket bound to an address or a name; ``::`` takes IPv4 too."""
+    listener: socket.socket | None = None
     try:
-        listener.bind((host, port))
+        family, _, _, _, address = socket.getaddrinfo(
+            strip_brackets(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # Named, as asyncio otherwise leaves Nagle's algorithm on: 40 ms between header and body.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
         raise OSError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --http-port"
+            f"cannot listen on {join_address(host, port)} ({error.strerror}); "
+            f"choose another with --host or --http-port"
         ) from None
     return listener
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
+    host, port = strip_brackets(settings.host), settings.metrics_port
     try:
-        return start_http_server(settings.metrics_port, settings.host, metrics.registry)
+        return start_http_server(port, host, metrics.registry)
     except OSError as error:
         raise OSError(
-            f"cannot listen on {settings.host}:{settings.metrics_port} ({error.strerror}); "
+            f"cannot listen on {join_address(host, port)} ({error.strerror}); "
             f"choose another with --metrics-port"
         ) from None
 

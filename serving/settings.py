@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SEGSERVE_", frozen=True, extra="forbid")
 
     repository: Path = Field(Path("model_repository"), description="folder of models")
-    host: str = Field("127.0.0.1", description="address that all three ports are bound to")
+    host: str = Field(
+        "127.0.0.1",
+        description="address or name that all three ports are bound to; :: takes all, IPv4 too",
+    )
     http_port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
     grpc_port: int = Field(8001, ge=0, le=65535, description="0 takes a free port")
     metrics_port: int = Field(8002, ge=0, le=65535, description="0 takes a free port")
@@ -85,7 +89,24 @@ class Settings(BaseSettings):
         32 << 10, ge=1024, description="request line and headers, or gRPC metadata"
     )
     header_timeout_s: float = Field(10.0, gt=0, description="for a whole HTTP header")
-    keep_alive_s: float = Field(15.0, gt=0, description="an HTTP connection may idle")
+    max_header_fields: int = Field(256, ge=8, description="of one HTTP request")
+    keep_alive_s: float = Field(
+        180.0,
+        gt=0,
+        description="an HTTP connection may idle; longer than proxies keep theirs, which is 60 to "
+        "120 s. Where max_http_connections are open the longest idle one is closed sooner",
+    )
+    trusted_proxies: frozenset[str] = Field(
+        frozenset(),
+        description="addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed, as 10.0.0.0/8; none by default",
+    )
+    refusals_per_second: float = Field(
+        100.0,
+        gt=0,
+        description="HTTP answers 429 that leave at once; more of them wait, five seconds or half "
+        "of the request's deadline at most",
+    )
     send_timeout_s: float = Field(
         60.0, gt=0, description="an HTTP client may stop reading its answer"
     )
@@ -149,6 +170,24 @@ class Settings(BaseSettings):
     )
     stop_timeout_s: float = Field(30.0, gt=0, description="for requests in flight, after draining")
 
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        return strip_brackets(host)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, networks: frozenset[str]) -> frozenset[str]:
+        for network in sorted(networks):
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ValueError(
+                    f"{network!r} is not a valid address or network: expected one as 10.0.0.5 or "
+                    f"10.0.0.0/8 ({error})"
+                ) from None
+        return networks
+
     @field_validator("allowed_origins")
     @classmethod
     def _check_origins(cls, origins: frozenset[str]) -> frozenset[str]:
@@ -165,3 +204,14 @@ class Settings(BaseSettings):
             known = ", ".join(sorted(DEFAULT_FORMATS))
             raise ValueError(f"{', '.join(unknown) or 'no format'} cannot be decoded; {known} can")
         return formats
+
+
+def strip_brackets(host: str) -> str:
+    """Returns an IPv6 address without the brackets that it has in a URL; else the host itself."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def join_address(host: str, port: int) -> str:
+    """Returns ``HOST:PORT``, with brackets around an IPv6 address."""
+    host = strip_brackets(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

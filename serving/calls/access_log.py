@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Literal, TextIO
@@ -10,6 +11,8 @@ from typing import Literal, TextIO
 from serving.calls.call import Call
 
 Style = Literal["text", "json"]
+# Stands for itself in a line of text; anything else is quoted.
+_WORD = re.compile(r"[A-Za-z0-9._:/+=@-]+")
 
 
 class AccessLog:
@@ -52,23 +55,33 @@ def format_json(call: Call) -> str:
         "stages": stage_milliseconds(call),
     }
     kept = {"request_bytes", "response_bytes"}
-    return json.dumps({k: v for k, v in fields.items() if v or k in kept})
+    shown = json.dumps({k: v for k, v in fields.items() if v or k in kept})
+    return shown.replace("\x7f", "\\u007f")
 
 
 def format_text(call: Call) -> str:
-    """The same for eyes; the path is quoted as JSON, so it cannot start a line."""
+    """The same for eyes; what comes from callers cannot start a line or pass for another word."""
     words = [
-        _now(), call.client, call.method, json.dumps(call.path), call.status, call.code,
+        _now(), _quote(call.client), _quote(call.method), _quote(call.path, always=True),
+        call.status, call.code,
         f"{call.request_bytes}B>{call.response_bytes}B",
         f"{(perf_counter() - call.start) * 1000.0:.1f}ms",
-        f"id={call.request_id}",
+        f"id={_quote(call.request_id)}",
     ]  # fmt: skip
     if call.model:
-        words.append(f"model={call.model}/{call.version}")
+        words.append(f"model={_quote(call.model)}/{call.version}")
     if call.key is not None:
-        words.append(f"key={call.key_name}")
+        words.append(f"key={_quote(call.key_name)}")
     words += [f"{stage}={ms:.1f}" for stage, ms in stage_milliseconds(call).items()]
     return " ".join(words)
+
+
+def _quote(text: str, *, always: bool = False) -> str:
+    """Returns the text, as a JSON string unless it is one plain word."""
+    if not always and _WORD.fullmatch(text):
+        return text
+    # JSON escapes all control characters but this one.
+    return json.dumps(text).replace("\x7f", "\\u007f")
 
 
 def _now() -> str:

@@ -17,6 +17,7 @@ from serving.calls.call import (
     choose_request_id,
     current_call,
 )
+from serving.calls.pacing import RefusalPacer
 from serving.calls.tracing import Tracing, open_tracing
 from serving.errors import CANCELLED, INTERNAL, KeyLimitExceeded, Unauthenticated
 from serving.metrics import Metrics
@@ -34,6 +35,7 @@ class Calls:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
+        self.pacer = RefusalPacer(settings.refusals_per_second)
         self.keys = (
             KeyRing(settings.api_keys_file, time.monotonic) if settings.api_keys_file else None
         )

@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 
 from serving.errors import InvalidModel, InvalidSetting, NotReady
 from serving.lifecycle import Server, run
-from serving.settings import Settings
+from serving.settings import Settings, join_address
 
 
 def serve(
@@ -91,11 +91,11 @@ async def serve_until_signal(settings: Settings) -> None:
 def greeting(server: Server) -> str:
     """Addresses, models, and a line to paste."""
     host, ports = server.settings.host, server.ports
+    http, grpc, metrics = (join_address(host, p) for p in (ports.http, ports.grpc, ports.metrics))
     scheme = "https" if server.tls else "http"
     model = server.registry.models()[0].name
     lines = [
-        f"segserve is ready: {scheme}://{host}:{ports.http}  "
-        f"gRPC {host}:{ports.grpc}  metrics http://{host}:{ports.metrics}/metrics",
+        f"segserve is ready: {scheme}://{http}  gRPC {grpc}  metrics http://{metrics}/metrics",
         "models: "
         + ", ".join(
             f"{m.name} v{m.version} ({m.spec.size}, {m.spec.precision}, {len(m.labels.names)} "
@@ -103,8 +103,8 @@ def greeting(server: Server) -> str:
             for m in server.registry.models()
         ),
         "try:    curl --data-binary @street.jpg "
-        f"'{scheme}://{host}:{ports.http}/v2/models/{model}/segment?format=overlay' -o overlay.png",
-        f"        or {scheme}://{host}:{ports.http}/ in a browser",
+        f"'{scheme}://{http}/v2/models/{model}/segment?format=overlay' -o overlay.png",
+        f"        or {scheme}://{http}/ in a browser",
     ]
     lines += [f"not served: {name}: {why}" for name, why in server.registry.failures.items()]
     return "\n".join(lines)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.calls.calls import Calls
 from serving.door import Door
-from serving.errors import SegserveError, TooManyRequests, Unauthenticated, code_of_http
-from serving.http.door import read_announced
+from serving.errors import (
+    InvalidRequest,
+    SegserveError,
+    TooManyRequests,
+    Unauthenticated,
+    code_of_http,
+)
+from serving.http.door import INFERENCE_PATH, read_announced
+from serving.http.timeouts import TIMEOUT_HEADER, parse_timeout
 
 # Without a key, and not in the log, which probes every few seconds would drown.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
-# Without a key: a browser has none to send before the page is there to type it into.
-PAGE_PATH = "/"
+# Without a key: a browser has none to send before the page is there to type it into, and OPTIONS
+# of the whole server (``*``) tells nothing of it.
+KEYLESS_PATHS = frozenset({"/", "*"})
 
 
 class CallMiddleware:
@@ -29,8 +39,12 @@ class CallMiddleware:
         self.door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        routed = {**scope, "method": route_method(scope["method"], scope["path"])}
+        if scope["path"] in OPEN_PATHS:
+            await self.app(routed, receive, send)
             return
         headers: dict[bytes, str] = {
             name: value.decode("latin-1") for name, value in reversed(scope["headers"])
@@ -41,13 +55,8 @@ class CallMiddleware:
 
         client = scope["client"][0] if scope["client"] else ""
         with self.calls.call("http", scope["method"], scope["path"], client, read) as call:
-            # A client that waits for 100 (Continue) may send its body or not: nobody knows what
-            # comes next on its connection (RFC 9110, 10.1.1).
-            may_wait = bool(read("expect"))
 
             async def receive_counted() -> Message:
-                nonlocal may_wait
-                may_wait = False
                 message = await receive()
                 call.request_bytes += len(message.get("body", b""))
                 return message
@@ -60,23 +69,46 @@ class CallMiddleware:
                     marked = MutableHeaders(raw=message["headers"])
                     for name, value in call.marks:
                         marked[name] = value
-                    if may_wait:
-                        marked["Connection"] = "close"
-                elif message["type"] == "http.response.body":
+                    if message["status"] == 429:
+                        await self.calls.pacer.wait(longest_wait(read(TIMEOUT_HEADER.lower())))
+                elif message["type"] == "http.response.body" and scope["method"] != "HEAD":
                     call.response_bytes += len(message.get("body", b""))
                 await send(message)
 
             try:
-                if scope["path"] != PAGE_PATH:
+                if scope["path"] not in KEYLESS_PATHS:
                     self.calls.admit(call, read)
-                announced = read_announced(scope, headers)
+                announced = read_announced(routed, headers)
                 if announced is not None:
                     self.door.check(announced, "http")
             except SegserveError as error:
                 call.code = error.code
-                await show(error)(scope, receive_counted, send_marked)
+                await show(error)(routed, receive_counted, send_marked)
                 return
-            await self.app(scope, receive_counted, send_marked)
+            await self.app(routed, receive_counted, send_marked)
+
+
+def route_method(method: str, path: str) -> str:
+    """Returns the method whose route answers.
+
+    HEAD is answered wherever GET is, by a GET whose body the connection leaves out. An upload as
+    ``curl -T`` sends it (PUT) is taken as POST.
+    """
+    if method == "HEAD":
+        return "GET"
+    if method == "PUT" and INFERENCE_PATH.fullmatch(path):
+        return "POST"
+    return method
+
+
+def longest_wait(timeout_ms: str) -> float:
+    """Returns the seconds that a refusal may wait for a caller with that ``X-Timeout-Ms``: half
+    of its deadline, so that it still comes in time."""
+    try:
+        timeout_s = parse_timeout(timeout_ms or None)
+    except InvalidRequest:
+        timeout_s = None
+    return math.inf if timeout_s is None else timeout_s / 2.0
 
 
 def show(error: SegserveError) -> JSONResponse:

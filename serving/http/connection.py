@@ -1,10 +1,12 @@
-"""Limits of one HTTP connection, below the application: uvicorn's protocol with clocks and counts.
+"""One HTTP connection: its clocks and counts, around requests that ``framing`` cuts.
 
-uvicorn never closes a connection whose header is unfinished, reads headers of any length, and waits
-for ever for a client that stopped reading. Here a header has ``header_timeout_s`` and
-``max_header_bytes``, an answer that nobody reads ``send_timeout_s``, and the server
-``max_http_connections``. A connection whose client closed its sending side is gone: without
+A header has ``header_timeout_s``, an idle connection ``keep_alive_s``, an answer that nobody reads
+``send_timeout_s``, and the server ``max_http_connections``; where all are taken, the one that has
+idled longest makes room. A connection whose client closed its sending side is gone: without
 reading, a half-closed client cannot be told from one that left.
+
+Requests are answered one after the other: the next is not looked at before the answer to the one
+before it is complete, however many were sent at once.
 
 An answer, mostly a refusal, may come before its request's body has. What is left of the body is
 then read and dropped, within ``max_request_bytes`` and ``upload_timeout_s``: were the connection
@@ -14,220 +16,419 @@ closed instead, a reset could take the answer from a client that still sends (RF
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
-from functools import partial
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn import Config
+from uvicorn.server import ServerState
 
-from serving.http.answer_writer import AnswerWriter
+from serving.http.exchange import Exchange, begin_answer
+from serving.http.framing import ProtocolError, RequestHead, RequestReader
+from serving.http.proxies import TrustedProxies, parse_address
 from serving.metrics import Metrics
 from serving.settings import Settings
 
+# So much is read ahead of the application, or of the answer before it.
+MAX_BUFFERED_BYTES = 1 << 16
+# For a client that was refused to read why, while what it still sends is dropped.
+LINGER_S = 2.0
 
-class HttpConnection(HttpToolsProtocol):
-    """One connection; :func:`limit_connections` binds it to a server."""
+
+class HttpConnection(asyncio.Protocol):
+    """One connection; :func:`limit_connections` binds it to a server.
+
+    uvicorn's server makes one for each client, and asks of it to be in ``connections`` of the
+    server's state while it is open, and to end by ``shutdown``.
+    """
 
     settings: Settings
     metrics: Metrics
+    proxies: TrustedProxies
+    # Those of the server that wait for their next request, the longest waiting first.
+    idle: dict[HttpConnection, None]
 
-    # Of the request being read: None once its header is complete.
-    _header_bytes: int | None = 0
-    _header_timer: asyncio.TimerHandle | None = None
-    _send_timer: asyncio.TimerHandle | None = None
-    _refused: tuple[HTTPStatus, str, str] | None = None
-    # Requests whose header was complete, and of the last of them:
-    _messages = 0
-    _has_body_left = False
-    # While what is left of a body is dropped.
-    _drop_timer: asyncio.TimerHandle | None = None
-    _dropped_bytes = 0
-    _closes_after_body = False
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._app = config.loaded_app
+        self._state = server_state
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        # What goes on after an answer does so outside of the answered request's context.
+        self._context = contextvars.copy_context()
+        self._reader = RequestReader(
+            self.settings.max_header_bytes, self.settings.max_header_fields
+        )
+        self._transport: asyncio.Transport
+        self._peer: tuple[str, int] | None = None
+        self._server: tuple[str, int] | None = None
+        self._scheme = "http"
+        # The request that is being answered, or whose body is being dropped after its answer.
+        self._exchange: Exchange | None = None
+        self._is_dropping = False
+        self._dropped_bytes = 0
+        self._is_refused = False
+        self._closes_after_body = False
+        self._is_paused = False
+        self._is_scheduled = False
+        self._writable: asyncio.Event | None = None
+        # One clock for what is read (a header, trailers, the body's rest, nothing), one for
+        # what is written.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed = ""
+        self._send_timer: asyncio.TimerHandle | None = None
 
+    # What the transport calls.
+
+    # uvloop's transports are asyncio's by what they do alone.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.metrics.connections.set(len(self.connections))
-        if len(self.connections) > self.settings.max_http_connections:
-            self._refuse(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "connections",
+        self._transport = transport
+        self._peer = _name_address(transport.get_extra_info("peername"))
+        self._server = _name_address(transport.get_extra_info("sockname"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        connections = self._state.connections
+        if len(connections) >= self.settings.max_http_connections and self.idle:
+            longest = next(iter(self.idle))
+            longest._close()
+            connections.discard(longest)
+        connections.add(self)
+        self.metrics.connections.set(len(connections))
+        if len(connections) > self.settings.max_http_connections:
+            text = (
                 f"{self.settings.max_http_connections} connections are open already "
-                f"(setting max_http_connections); try again later",
+                f"(setting max_http_connections); try again later"
             )
+            self._refuse(ProtocolError(text, HTTPStatus.SERVICE_UNAVAILABLE, "connections"))
         else:
-            self._start_header_timer()
+            self._time("header")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.metrics.connections.set(len(self.connections))
-        self._stop_header_timer()
-        self._stop_dropping()
+        self.idle.pop(self, None)
+        self._state.connections.discard(self)
+        self.metrics.connections.set(len(self._state.connections))
+        self._stop_timer()
         self.resume_writing()
+        if self._exchange is not None:
+            self._exchange.disconnect()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused is not None or self.transport.is_closing():
+        if self._transport.is_closing() or self._is_refused:
             return
-        drops = self._drop_timer is not None
-        super().data_received(data)
-        if self._refused is not None or self.transport.is_closing():
-            return
-        if self._header_bytes is None and drops:
-            self._dropped_bytes += len(data)
-            if self._dropped_bytes > self.settings.max_request_bytes:
-                self._give_up_body("request_bytes")
-            return
-        if self._header_bytes is None:
-            # What follows an answer is the next header, even where it does not look like one yet.
-            if self.cycle is not None and self.cycle.response_complete:
-                self._start_header_timer()
-            return
-        # The parser holds what of a header has not ended yet.
-        self._header_bytes += len(data)
-        self._start_header_timer()
-        if self._header_bytes > self.settings.max_header_bytes:
-            self._refuse(*self._too_long())
+        self._reader.feed(data)
+        self._advance()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._header_bytes = 0
-        self._start_header_timer()
-
-    def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.settings.max_header_bytes:
-            self._refused = self._too_long()
-            # The parser stops, and send_400_response answers.
-            raise ValueError
-        self._header_bytes = None
-        self._stop_header_timer()
-        self._messages += 1
-        self._has_body_left = True
-        super().on_headers_complete()
-        self.cycle.transport = AnswerWriter(  # type: ignore[assignment]
-            self.transport, self.loop, partial(self._close_after, self._messages)
-        )
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._has_body_left = False
-        if self._drop_timer is None:
-            return
-        self._stop_dropping()
-        if self._closes_after_body:
-            self.transport.close()
-        else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._has_body_left and self.cycle.response_complete:
-            self._unset_keepalive_if_required()
-            self._dropped_bytes = 0
-            self._drop_timer = self.loop.call_later(
-                self.settings.upload_timeout_s, self._give_up_body, "upload_timeout"
-            )
-
-    def _close_after(self, message: int) -> None:
-        """Closes once the body of that message, from 1, has come."""
-        # An answer that broke off is not to be waited with.
-        if message == self._messages and self._has_body_left and self.cycle.response_complete:
-            self._closes_after_body = True
-        else:
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        if self._drop_timer is not None:
-            self._closes_after_body = True
-        else:
-            super().shutdown()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answers what is no request: as the refusal says where there is one."""
-        if self._drop_timer is not None:
-            # Of a request that has its answer.
-            self.transport.close()
-            return
-        refused = self._refused or (HTTPStatus.BAD_REQUEST, "invalid_request", msg)
-        self._refuse(*refused)
+    def eof_received(self) -> None:
+        """Half-closed: the transport closes."""
 
     def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._send_timer is None:
-            self._send_timer = self.loop.call_later(
+        if self._writable is None:
+            self._writable = asyncio.Event()
+            self._send_timer = self._loop.call_later(
                 self.settings.send_timeout_s, self._stop_sending
             )
 
     def resume_writing(self) -> None:
-        super().resume_writing()
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
 
-    def _stop_dropping(self) -> None:
-        if self._drop_timer is not None:
-            self._drop_timer.cancel()
-            self._drop_timer = None
+    # What uvicorn's server calls.
 
-    def _give_up_body(self, reason: str) -> None:
-        self._stop_dropping()
-        self.metrics.reject(reason)
-        self.transport.close()
+    def shutdown(self) -> None:
+        """Closes after the request that is being answered, at once where there is none."""
+        if self._exchange is None:
+            self._close()
+        elif self._is_dropping:
+            self._closes_after_body = True
+        else:
+            self._exchange.keep_alive = False
 
-    def _too_long(self) -> tuple[HTTPStatus, str, str]:
-        return (
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "header_bytes",
-            f"the header is longer than {self.settings.max_header_bytes} bytes "
-            f"(setting max_header_bytes)",
+    # What the exchange calls.
+
+    def write(self, *parts: bytes) -> None:
+        """Writes each part by itself, so that a large one is not copied."""
+        if not self._transport.is_closing():
+            for part in parts:
+                self._transport.write(part)
+
+    async def drain(self) -> None:
+        """Returns once the client has read enough of what was written, or is gone."""
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def resume_body(self) -> None:
+        """Reads on: the application has taken what there was of the body."""
+        if self._reader.in_body:
+            self._set_paused(False)
+            if self._reader.buffered:
+                self._schedule()
+
+    def end_exchange(self) -> None:
+        """The answer is complete; what is left of the body is dropped."""
+        self._state.total_requests += 1
+        exchange = self._exchange
+        if exchange is None or self._transport.is_closing():
+            return
+        self._closes_after_body = not exchange.keep_alive
+        if not self._reader.in_body:
+            self._end_request()
+            return
+        if exchange.awaits_continue:
+            # The client may send its body or not: nobody knows what comes next (RFC 9110, 10.1.1).
+            self._linger()
+            return
+        self._is_dropping, self._dropped_bytes = True, exchange.buffered
+        self._time("body")
+        self._set_paused(False)
+        self._schedule()
+
+    def break_off(self) -> None:
+        """Closes in the middle of an answer."""
+        self._close()
+
+    # Reading.
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._advance_later, context=self._context)
+
+    def _advance_later(self) -> None:
+        self._is_scheduled = False
+        if not self._transport.is_closing() and not self._is_refused:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Reads on in what has come, as far as it may be looked at now."""
+        try:
+            if self._exchange is None:
+                head = self._reader.read_head()
+                if head is None:
+                    if self._reader.has_begun:
+                        self.idle.pop(self, None)
+                        self._time("header")
+                    return
+                self._begin_exchange(head)
+            if self._reader.in_body:
+                self._read_body()
+        except ProtocolError as error:
+            self._refuse(error)
+            return
+        # Not with a body that is dropped: it is read to its end.
+        if not self._is_dropping and self._reader.buffered > MAX_BUFFERED_BYTES:
+            self._set_paused(True)
+
+    def _begin_exchange(self, head: RequestHead) -> None:
+        self._stop_timer()
+        self.idle.pop(self, None)
+        self._exchange = exchange = Exchange(
+            self, head, self._build_scope(head), self._state.default_headers
         )
+        if not self._reader.in_body:
+            exchange.add_body(b"", is_last=True)
+        task = self._loop.create_task(exchange.run(self._app))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
 
-    def _start_header_timer(self) -> None:
-        if self._header_timer is None:
-            self._header_timer = self.loop.call_later(
-                self.settings.header_timeout_s, self._stop_waiting
-            )
+    def _build_scope(self, head: RequestHead) -> Scope:
+        client = self._peer
+        scheme = self._scheme
+        if client is not None and self.proxies.trusts(client[0]):
+            scheme = self.proxies.find_scheme(client[0], scheme, head.headers)
+            client = (self.proxies.find_client(client[0], head.headers), 0)
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": self._server,
+            "client": client,
+            "scheme": scheme,
+            "method": head.method,
+            "root_path": "",
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+        }
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def _read_body(self) -> None:
+        """One step of it: a body of many small chunks lets others have their turn."""
+        exchange = self._exchange
+        assert exchange is not None
+        if not self._is_dropping and exchange.buffered > MAX_BUFFERED_BYTES:
+            return
+        before = self._reader.buffered
+        piece = self._reader.read_body()
+        is_last = not self._reader.in_body
+        if self._is_dropping:
+            self._dropped_bytes += len(piece)
+            if is_last:
+                self._end_request()
+                return
+            if self._dropped_bytes > self.settings.max_request_bytes:
+                self._give_up("request_bytes")
+                return
+        else:
+            exchange.add_body(piece, is_last=is_last)
+            self._set_paused(exchange.buffered > MAX_BUFFERED_BYTES)
+            if self._reader.in_trailers:
+                self._time("header")
+            elif is_last:
+                self._stop_timer()
+        if not is_last and 0 < self._reader.buffered < before:
+            self._schedule()
+
+    def _end_request(self) -> None:
+        """After an answer and its request's body: closes, or waits for the next request."""
+        self._exchange = None
+        self._is_dropping = False
+        if self._closes_after_body and self._reader.buffered:
+            self._linger()
+            return
+        if self._closes_after_body:
+            self._close()
+            return
+        self._set_paused(False)
+        self._time("idle")
+        self.idle[self] = None
+        if self._reader.buffered:
+            self._schedule()
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused != self._is_paused and not self._transport.is_closing():
+            self._is_paused = paused
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # Clocks.
+
+    def _time(self, what: str) -> None:
+        """Starts the clock of what is awaited now, unless it runs already."""
+        if what == self._timed and self._timer is not None:
+            return
+        self._stop_timer()
+        seconds, then = self._clocks()[what]
+        self._timed, self._timer = what, self._loop.call_later(seconds, then)
+
+    def _clocks(self) -> dict[str, tuple[float, Callable[[], None]]]:
+        s = self.settings
+        return {
+            "header": (s.header_timeout_s, self._stop_waiting),
+            "body": (s.upload_timeout_s, lambda: self._give_up("upload_timeout")),
+            "idle": (s.keep_alive_s, self._close),
+        }
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _stop_waiting(self) -> None:
-        self._header_timer = None
-        if self.transport.is_closing():
-            return
-        if self.cycle is not None and not self.cycle.response_complete:
-            # The header of a pipelined request: the answer before it comes first.
-            self._start_header_timer()
-            return
+        self._timer = None
+        what = "trailers were" if self._exchange is not None else "header was"
         self._refuse(
-            HTTPStatus.REQUEST_TIMEOUT,
-            "header_timeout",
-            f"the header was not complete after {self.settings.header_timeout_s:g} s "
-            f"(setting header_timeout_s)",
+            ProtocolError(
+                f"the {what} not complete after {self.settings.header_timeout_s:g} s "
+                f"(setting header_timeout_s)",
+                HTTPStatus.REQUEST_TIMEOUT,
+                "header_timeout",
+            )
         )
 
     def _stop_sending(self) -> None:
         self._send_timer = None
         self.metrics.reject("send_timeout")
-        self.transport.abort()
+        self._transport.abort()
 
-    def _refuse(self, status: HTTPStatus, reason: str, text: str) -> None:
-        """Answers without the application, and closes."""
-        self._refused = (status, reason, text)
+    # Closing.
+
+    def _give_up(self, reason: str) -> None:
         self.metrics.reject(reason)
-        self._stop_header_timer()
-        body = json.dumps({"error": text, "code": reason}).encode()
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._close()
+
+    def _refuse(self, error: ProtocolError) -> None:
+        """Answers without the application, where no answer has begun, and closes."""
+        self._is_refused = True
+        self.metrics.reject(error.reason)
+        self._stop_timer()
+        self.idle.pop(self, None)
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.disconnect()
+        if exchange is not None and exchange.is_begun:
+            self._close()
+            return
+        body = json.dumps({"error": str(error), "code": error.reason}).encode()
+        headers = [
+            *self._state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers.append((b"allow", b"GET, HEAD, OPTIONS, POST, PUT"))
+        self.write(begin_answer(error.status, headers) + b"\r\n" + body)
+        if error.reason == "connections":
+            # One too many is not kept any longer.
+            self._close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Closes once the client has: what it still sends is read and dropped until then.
+
+        Unread, it would make the kernel reset the connection, and the answer with it
+        (RFC 9112, 9.6).
+        """
+        self._is_refused = True
+        if not self._transport.can_write_eof():
+            self._close()
+            return
+        self._set_paused(False)
+        self._transport.write_eof()
+        self._stop_timer()
+        self._timer = self._loop.call_later(LINGER_S, self._close)
+
+    def _close(self) -> None:
+        """Closes behind what was written, which the client has ``send_timeout_s`` to read."""
+        self.idle.pop(self, None)
+        self._stop_timer()
+        self._transport.close()
+        if self._send_timer is None and self._transport.get_write_buffer_size():
+            self._send_timer = self._loop.call_later(
+                self.settings.send_timeout_s, self._stop_sending
+            )
 
 
 def limit_connections(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
-    """The protocol class for one server's uvicorn."""
-    return type("Connection", (HttpConnection,), {"settings": settings, "metrics": metrics})
+    """Returns the protocol class for one server's uvicorn."""
+    bound = {
+        "settings": settings,
+        "metrics": metrics,
+        "proxies": TrustedProxies(settings.trusted_proxies),
+        "idle": {},
+    }
+    return type("Connection", (HttpConnection,), bound)
+
+
+def _name_address(found: object) -> tuple[str, int] | None:
+    """Host and port of a socket's address; None where it has none."""
+    if not isinstance(found, tuple) or len(found) < 2:
+        return None
+    return str(parse_address(str(found[0])) or found[0]), int(found[1])

@@ -14,13 +14,13 @@ from serving.http.segment import choose, split_formats
 from serving.http.timeouts import TIMEOUT_HEADER, parse_timeout
 from serving.oip.protocol import parse_version
 
-_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(segment|infer)")
+INFERENCE_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(segment|infer)")
 _TIMEOUT = TIMEOUT_HEADER.lower().encode()
 
 
 def read_announced(scope: Scope, headers: Mapping[bytes, str]) -> Announced | None:
     """The inference; None where the request is none, or not one that can be answered."""
-    path = _PATH.fullmatch(scope["path"])
+    path = INFERENCE_PATH.fullmatch(scope["path"])
     if path is None or scope["method"] != "POST":
         return None
     model, version, operation = path.groups()

@@ -30,7 +30,7 @@ def allow_origins(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(settings.allowed_origins),
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "PUT"),
             allow_headers=SENT,
             expose_headers=READ,
             max_age=3600,

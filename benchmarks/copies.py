@@ -23,7 +23,6 @@ import numpy as np
 import typer
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-import serving.http.segment
 from benchmarks.loadgen.images import render_images
 from benchmarks.machine import RESULTS, read_machine, write_result
 from export.build import build_model
@@ -35,6 +34,8 @@ from serving.engines.onnx import OnnxEngine
 from serving.forms import png
 from serving.geometry import Size
 from serving.imaging import decode as image
+from serving.http.body import BodyReader
+from serving.http.form import Form
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread
@@ -138,15 +139,15 @@ def _watched() -> Iterator[list[Step]]:
 
         return run
 
-    read_image = serving.http.segment.read_image
+    read_image = BodyReader.read_image
     send = RequestResponseCycle.send
 
-    async def read(*arguments: Any) -> bytes:
+    async def read(*arguments: Any) -> Form:
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        body = await read_image(*arguments)
-        note("receive", body, body, before)
-        return body
+        form = await read_image(*arguments)
+        note("receive", form.image, form.image, before)
+        return form
 
     async def answer(cycle: RequestResponseCycle, message: Any) -> None:
         tracemalloc.reset_peak()
@@ -156,7 +157,7 @@ def _watched() -> Iterator[list[Step]]:
             note("send", message["body"], b"", before)
 
     replaced = [(stage.owner, stage.function, watch(stage)) for stage in STAGES]
-    replaced += [(serving.http.segment, "read_image", read), (RequestResponseCycle, "send", answer)]
+    replaced += [(BodyReader, "read_image", read), (RequestResponseCycle, "send", answer)]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
         for owner, name, function in replaced:

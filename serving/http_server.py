@@ -15,8 +15,10 @@ from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
 from serving.errors import InvalidRequest, SegserveError, code_of_http
+from serving.http.body import BodyReader
 from serving.http.calls import CallMiddleware, route_method, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
+from serving.http.docs_page import add_docs
 from serving.http.openapi import complete_openapi
 from serving.http.origins import allow_origins
 from serving.http.page import add_page
@@ -39,19 +41,21 @@ def build_app(
     is_ready: Callable[[], bool],
 ) -> FastAPI:
     """The application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
-    app = FastAPI(title="segserve", version=SERVER_VERSION, redoc_url=None)
+    app = FastAPI(title="segserve", version=SERVER_VERSION, docs_url=None, redoc_url=None)
     app.add_middleware(CallMiddleware, calls=calls, door=segmenter.door)
     allow_origins(app, settings)
+    bodies = BodyReader(settings, segmenter.pool)
     add_error_handlers(app, segmenter, metrics)
     add_health(app, settings, is_ready)
     add_models(app, dataplane, is_ready)
     add_classes(app, segmenter)
-    add_segment(app, segmenter, settings)
-    add_infer(app, dataplane, settings)
-    add_repository(app, dataplane, settings)
-    add_shared_memory(app, dataplane, settings)
+    add_segment(app, segmenter, bodies)
+    add_infer(app, dataplane, bodies)
+    add_repository(app, dataplane, bodies)
+    add_shared_memory(app, dataplane, bodies)
     add_refusals(app)
     add_page(app)
+    add_docs(app)
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["server"])
     async def show_metrics() -> Response:

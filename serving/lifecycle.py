@@ -32,6 +32,7 @@ from serving.dataplane import Dataplane
 from serving.engines.embedded import open_onnx_engine
 from serving.errors import InvalidModel
 from serving.grpc_server import build_grpc_server
+from serving.http import json_data
 from serving.http.connection import limit_connections
 from serving.http_server import build_app
 from serving.imaging.decoder_pool import RESTART_REASONS, DecoderPool
@@ -239,6 +240,7 @@ def warm_stages() -> None:
     """Compiles the native loops, so that no request waits for it."""
     restore.warm()
     mask.warm()
+    json_data.warm()
     class_statistics.warm()
     blending.warm()
 

@@ -31,6 +31,9 @@ REASONS = (
 STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
 # Its header is read before, to choose a model and to refuse what is too large.
 _IN_PARTS = "decode"
+# Requests whose unknown fields are ignored: JSON of inferences, of the repository and of shared
+# memory; multipart forms.
+IGNORING = ("infer", "control", "form")
 SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
@@ -94,6 +97,14 @@ class Metrics:
         self.rejected = Counter(
             "segserve_rejected", "Requests turned away", ("model", "reason"), registry=registry
         )
+        self.ignored_fields = Counter(
+            "segserve_ignored_fields",
+            "Fields of requests that no protocol names: without effect, perhaps misspelt",
+            ("request",),
+            registry=registry,
+        )
+        for request in IGNORING:
+            self.ignored_fields.labels(request)
         self.model_info = Gauge(
             "segserve_model_info",
             "1 for every loaded model",
@@ -149,6 +160,11 @@ class Metrics:
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
         """Notes a request or connection that was turned away before it reached a model."""
         self.rejected.labels(model, reason).inc()
+
+    def count_ignored(self, request: str, count: int) -> None:
+        """Notes fields without effect of a request, one of ``IGNORING``. Any thread may call it."""
+        if count:
+            self.ignored_fields.labels(request).inc(count)
 
     def count_refusal(self, error: SegserveError, model: str = UNKNOWN_MODEL) -> None:
         """Notes an error that a limit caused, unless it was counted before."""

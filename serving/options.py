@@ -13,10 +13,13 @@ from serving.models.model import Model
 from serving.palette import LabelSet
 from serving.requests import SegmentOptions
 from serving.settings import Settings
+from serving.strict_numbers import find_integer, read_decimal
 
 Labels = npt.NDArray[np.uint8]
 
 FLIP = "flip"
+# Of a list in one option: a class has one byte, and more scales than that are no use.
+MAX_ENTRIES = 256
 SCALES = (0.25, 4.0)
 
 
@@ -93,21 +96,20 @@ def read_augmentation(tta: tuple[str, ...]) -> Augmentation:
     """
     if not tta:
         return PLAIN
+    if len(tta) > MAX_ENTRIES:
+        raise InvalidRequest(f"tta: {len(tta)} entries, expected at most {MAX_ENTRIES}")
     scales = {1.0}
     for entry in tta:
         text = entry.strip().lower()
         if text == FLIP:
             continue
         try:
-            scale = float(text)
-        except ValueError:
-            scale = 0.0
-        if not SCALES[0] <= scale <= SCALES[1]:
+            scales.add(read_decimal(text, "tta", *SCALES))
+        except InvalidRequest:
             raise InvalidRequest(
-                f"tta: {entry!r} is neither {FLIP!r} nor a scale from {SCALES[0]:g} to "
+                f"tta: {entry[:64]!r} is neither {FLIP!r} nor a scale from {SCALES[0]:g} to "
                 f"{SCALES[1]:g}; for example tta=flip,0.75,1.25"
-            )
-        scales.add(scale)
+            ) from None
     flip = any(entry.strip().lower() == FLIP for entry in tta)
     return Augmentation(tuple(sorted(scales)), flip)
 
@@ -118,14 +120,21 @@ def class_ids(classes: tuple[str, ...], labels: LabelSet) -> tuple[int, ...]:
     Raises:
         InvalidRequest: naming the unknown class and the known ones.
     """
+    if len(classes) > MAX_ENTRIES:
+        raise InvalidRequest(f"classes: {len(classes)} entries, expected at most {MAX_ENTRIES}")
     by_name = {name.lower(): index for index, name in enumerate(labels.names)}
     ids = []
     for wanted in classes:
-        found = by_name.get(wanted.strip().lower())
-        if found is None and wanted.strip().isdigit() and int(wanted) < len(labels.names):
-            found = int(wanted)
+        text = wanted.strip()
+        found = by_name.get(text.lower())
+        if found is None and (number := find_integer(text)) is not None:
+            found = number if number < len(labels.names) else None
         if found is None:
-            raise InvalidRequest(f"unknown class {wanted!r}; known: {', '.join(labels.names)}")
+            known = ", ".join(labels.names)
+            raise InvalidRequest(
+                f"unknown class {wanted[:64]!r}; expected a name or an id from 0 to "
+                f"{len(labels.names) - 1}; known: {known}"
+            )
         ids.append(found)
     return tuple(ids)
 

@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     )
 
     max_request_bytes: int = Field(64 << 20, ge=1024, description="body or gRPC message")
+    max_json_bytes: int = Field(
+        1 << 20, ge=1024, description="JSON of an inference request, without its tensors' data"
+    )
+    max_control_bytes: int = Field(
+        64 << 10, ge=1024, description="body of an HTTP request that holds no image"
+    )
     max_image_megapixels: float = Field(100.0, gt=0, description="checked before decoding")
     max_queue_size: int = Field(256, ge=1, description="waiting images a model, over all callers")
     max_queue_bytes: int = Field(1 << 30, ge=1, description="waiting pixels a model")

@@ -49,7 +49,7 @@ export class Client {
     const formats = confidence ? ["png", "confidence"] : ["png"];
     return this.#call(options, async (send) => {
       const { files, headers } = await this.#ask(send, image, formats, rest);
-      const model = headers.get("X-Model-Name");
+      const model = decodeURIComponent(headers.get("X-Model-Name"));
       const version = Number(headers.get("X-Model-Version"));
       const [mask, certain, classes] = await Promise.all([
         read(files.png),

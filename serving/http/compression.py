@@ -1,9 +1,14 @@
 """gzip and deflate of HTTP bodies, bounded.
 
-Source: RFC 9110, section 8.4.1 (``deflate`` is the zlib format).
+Source: RFC 9110, section 8.4.1 (``deflate`` is the zlib format; some clients send it raw, RFC 1951,
+and are understood); RFC 1952, section 2.2 (a gzip body may have several members).
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from io import BytesIO
 
 from isal import isal_zlib
 
@@ -11,54 +16,112 @@ from serving.errors import InvalidRequest, TooLarge, Unsupported
 
 # The window-bits argument of zlib, which also chooses the format.
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
+RAW_DEFLATE_BITS = -15
+ALIASES = {"x-gzip": "gzip"}
 LEVEL = 1
+# Of input that is unpacked in one call. What one gzip member leaves over is copied for the next.
+WINDOW_BYTES = 1 << 16
+# bgzip makes a member of 64 kB; many that are empty would cost time without end.
+MAX_MEMBERS = 4096
+# More codings than anybody knows.
+MAX_CODINGS = 32
+_QUALITY = re.compile(r"[qQ]\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
 
 
-def check_encoding(encoding: str) -> None:
-    """Raises Unsupported for a Content-Encoding other than these."""
-    if encoding not in WINDOW_BITS:
-        raise Unsupported(
-            f"Content-Encoding {encoding!r} is not supported; known: {', '.join(WINDOW_BITS)}"
-        )
-
-
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """The content of a compressed body.
+def read_encoding(values: Sequence[str]) -> str | None:
+    """Returns the coding that the values of ``Content-Encoding`` name; None where there is none.
 
     Raises:
-        TooLarge: it has more than ``limit`` bytes; no more than that is unpacked.
+        Unsupported: another than gzip or deflate, or several on top of each other.
+    """
+    named = [part.strip().lower() for part in ",".join(values).split(",", MAX_CODINGS)]
+    codings = [ALIASES.get(name, name) for name in named if name not in ("", "identity")]
+    if not codings:
+        return None
+    if len(codings) > 1 or codings[0] not in WINDOW_BITS:
+        raise Unsupported(
+            f"Content-Encoding {', '.join(codings)[:64]!r} is not supported; "
+            f"expected one of {', '.join(WINDOW_BITS)}"
+        )
+    return codings[0]
+
+
+def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_request_bytes") -> bytes:
+    """Returns the content of a compressed body. Runs on a pool thread.
+
+    Args:
+        limit: of the content in bytes, which ``setting`` sets.
+
+    Raises:
+        TooLarge: it has more; no more than one byte above ``limit`` is unpacked.
         InvalidRequest: broken, incomplete, or followed by other bytes.
     """
-    stream = isal_zlib.decompressobj(wbits=WINDOW_BITS[encoding])
+    content, written, members, stream = BytesIO(), 0, 0, None
+    bits = _window_bits(body, encoding)
     try:
-        content: bytes = stream.decompress(body, limit + 1)
+        for start in range(0, len(body), WINDOW_BYTES):
+            left = body[start : start + WINDOW_BYTES]
+            while left:
+                if stream is None:
+                    # Like gzip itself: zeros may pad what is whole.
+                    if members and encoding == "gzip" and not (left := left.lstrip(b"\0")):
+                        break
+                    members += 1
+                    _check_member(members, encoding)
+                    stream = isal_zlib.decompressobj(wbits=bits)
+                piece = stream.decompress(left, limit + 1 - written)
+                content.write(piece)
+                written += len(piece)
+                if written > limit:
+                    raise TooLarge(
+                        f"the unpacked body has more than {limit} bytes (setting {setting})",
+                        reason="request_bytes",
+                    )
+                left = stream.unused_data if stream.eof else stream.unconsumed_tail
+                if stream.eof:
+                    stream = None
     except isal_zlib.error as error:  # type: ignore[misc]  # its stub says it is no class
         raise InvalidRequest(f"Content-Encoding {encoding}: {error}") from None
-    if len(content) > limit:
-        raise TooLarge(
-            f"the unpacked body has more than {limit} bytes (setting max_request_bytes)",
-            reason="request_bytes",
+    if stream is not None or not members:
+        raise InvalidRequest(f"Content-Encoding {encoding}: the body is not a whole stream")
+    return content.getvalue()
+
+
+def _window_bits(body: bytes, encoding: str) -> int:
+    """Of the format that the body has: a zlib header says so (RFC 1950, section 2.2)."""
+    is_zlib = len(body) < 2 or (body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0)
+    return WINDOW_BITS[encoding] if encoding == "gzip" or is_zlib else RAW_DEFLATE_BITS
+
+
+def _check_member(members: int, encoding: str) -> None:
+    if members > 1 and encoding != "gzip":
+        raise InvalidRequest(f"Content-Encoding {encoding}: other bytes follow the stream")
+    if members > MAX_MEMBERS:
+        raise InvalidRequest(
+            f"Content-Encoding {encoding}: more than {MAX_MEMBERS} members; send fewer, larger ones"
         )
-    if not stream.eof or stream.unused_data:
-        raise InvalidRequest(f"Content-Encoding {encoding}: the body is not one whole stream")
-    return content
 
 
 def choose_encoding(accept: str) -> str | None:
-    """The one of an Accept-Encoding header that is liked best; None to send it plain."""
+    """Returns the coding that an Accept-Encoding header likes best; None to send it plain."""
     best, best_quality = None, 0.0
-    for part in accept.split(","):
+    for part in accept.split(",", MAX_CODINGS)[:MAX_CODINGS]:
         name, _, rest = part.partition(";")
-        try:
-            quality = float(rest.strip().removeprefix("q=")) if rest.strip() else 1.0
-        except ValueError:
-            continue
-        if name.strip().lower() in WINDOW_BITS and quality > best_quality:
-            best, best_quality = name.strip().lower(), quality
+        name = name.strip().lower()
+        name = ALIASES.get(name, name)
+        quality = read_quality(rest) if rest.strip() else 1.0
+        if name in WINDOW_BITS and quality > best_quality:
+            best, best_quality = name, quality
     return best
 
 
+def read_quality(parameter: str) -> float:
+    """Returns the weight that ``q=0.5`` says (RFC 9110, section 12.4.2); 0 for what is none."""
+    found = _QUALITY.fullmatch(parameter.strip())
+    return float(found[1]) if found else 0.0
+
+
 def compress(body: bytes, encoding: str) -> bytes:
-    """The body in that encoding."""
+    """Returns the body in that encoding."""
     packed: bytes = isal_zlib.compress(body, level=LEVEL, wbits=WINDOW_BITS[encoding])
     return packed

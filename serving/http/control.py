@@ -5,76 +5,74 @@ Source: Triton's extension_model_repository.md, extension_shared_memory.md.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, ValidationError
+from msgspec import Meta, Raw, Struct
 
 from serving.dataplane import Dataplane
-from serving.errors import InvalidRequest, Unsupported
-from serving.http.body import read_body
-from serving.http.json_body import StrictBody, describe
+from serving.errors import Unsupported
+from serving.http.body import BodyReader
+from serving.http.json_body import BOM, NULL, Body, count_ignored, decode, read_parameters
 from serving.models.index import ModelState
-from serving.oip.parameters import ParameterValue
 from serving.oip.protocol import CUDA_REFUSED, LOG_REFUSED, TRACE_REFUSED
 from serving.oip.shared_memory import check_cuda_region
-from serving.settings import Settings
 
-Bytes = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class _Index(StrictBody):
-    ready: bool = False
+Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
-class _Control(StrictBody):
-    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+class _Index(Struct, frozen=True):
+    ready: bool | None = None
 
 
-class _Region(StrictBody):
+class _Control(Struct, frozen=True):
+    parameters: Raw = NULL
+
+
+class _Region(Struct, frozen=True):
     key: str
-    offset: Bytes = 0
     byte_size: Bytes
+    offset: Bytes | None = None
 
 
-Body = TypeVar("Body", bound=StrictBody)
-
-
-async def read_json(request: Request, settings: Settings, form: type[Body]) -> Body:
-    """The JSON body, by default ``{}``.
+async def read_json(
+    request: Request, bodies: BodyReader, dataplane: Dataplane, kind: type[Body]
+) -> Body:
+    """The JSON body, by default ``{}``. It is short enough to be decoded on the event loop.
 
     Raises:
-        InvalidRequest: broken JSON, or a field that is wrong or unknown.
+        InvalidRequest: broken JSON, or a field that is wrong.
+        TooLarge: more than ``max_control_bytes``.
     """
-    body = await read_body(request, settings) or b"{}"
-    try:
-        return form.model_validate_json(body)
-    except ValidationError as error:
-        raise InvalidRequest(f"{request.url.path}: {describe(error)}") from None
+    body = (await bodies.read_control(request)).removeprefix(BOM).strip() or b"{}"
+    found = decode(body, kind, request.url.path)
+    dataplane.segmenter.metrics.count_ignored("control", count_ignored(body, kind))
+    return found
 
 
-def add_repository(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
+def add_repository(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
     """The index of the repository, and loading and unloading of its models."""
 
     @app.post("/v2/repository/index", tags=["repository"])
     async def index(request: Request) -> JSONResponse:
         """Every model of the repository with its state; `{"ready": true}`: the loaded ones."""
-        asked = await read_json(request, settings, _Index)
-        states = await dataplane.index(ready=asked.ready)
+        asked = await read_json(request, bodies, dataplane, _Index)
+        states = await dataplane.index(ready=bool(asked.ready))
         return JSONResponse([show_state(state) for state in states])
 
     @app.post("/v2/repository/models/{model}/load", tags=["repository"])
     async def load(request: Request, model: str) -> Response:
         """Loads a model, or loads it anew (setting `enable_model_control`)."""
-        asked = await read_json(request, settings, _Control)
-        await dataplane.load(model, tuple(asked.parameters))
+        asked = await read_json(request, bodies, dataplane, _Control)
+        await dataplane.load(model, tuple(read_parameters(request.url.path, asked.parameters)))
         return Response(media_type="application/json")
 
     @app.post("/v2/repository/models/{model}/unload", tags=["repository"])
     async def unload(request: Request, model: str) -> Response:
         """Unloads a model once its requests are answered (setting `enable_model_control`)."""
-        await read_json(request, settings, _Control)
+        asked = await read_json(request, bodies, dataplane, _Control)
+        read_parameters(request.url.path, asked.parameters)
         await dataplane.unload(model)
         return Response(media_type="application/json")
 
@@ -85,7 +83,7 @@ def show_state(state: ModelState) -> dict[str, str]:
     return {"name": state.name, **{name: text for name, text in fields.items() if text}}
 
 
-def add_shared_memory(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
+def add_shared_memory(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
     """System shared memory; CUDA shared memory, of which there never is any."""
     memory = dataplane.memory
 
@@ -103,8 +101,8 @@ def add_shared_memory(app: FastAPI, dataplane: Dataplane, settings: Settings) ->
     @app.post("/v2/systemsharedmemory/region/{region}/register", tags=["shared memory"])
     async def register(request: Request, region: str) -> Response:
         """Opens POSIX shared memory under a name (setting `enable_shared_memory`)."""
-        asked = await read_json(request, settings, _Region)
-        memory.register(region, asked.key, asked.offset, asked.byte_size)
+        asked = await read_json(request, bodies, dataplane, _Region)
+        memory.register(region, asked.key, asked.offset or 0, asked.byte_size)
         return Response(media_type="application/json")
 
     @app.post("/v2/systemsharedmemory/unregister", tags=["shared memory"])

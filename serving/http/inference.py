@@ -1,126 +1,175 @@
 """Open Inference Protocol over HTTP: JSON, and JSON followed by binary tensors.
 
+Everything here runs on a pool thread. A request's JSON is bounded before anything is built of it
+(``max_json_bytes``, without the data of tensors), and the data is read only once its shape is
+known to be the model's.
+
 Source: Open Inference Protocol v2; Triton's extension_binary_data.md.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import json
-from typing import Annotated, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import numpy as np
-from pydantic import Field, ValidationError
+import numpy.typing as npt
+from msgspec import Meta, Raw, Struct
 
 from serving.errors import InvalidRequest
-from serving.http.json_body import StrictBody, describe
+from serving.http.json_body import BOM, NULL, count_ignored, decode, read_parameters
+from serving.http.json_data import CutJson, cut_data, read_files, read_numbers
 from serving.models.model import Model
-from serving.oip.image_tensors import INPUT
+from serving.oip.image_tensors import INPUT, check_input, check_input_names
 from serving.oip.inference import InferRequest, InferResponse, OutputTensor, RequestedOutput
 from serving.oip.parameters import (
     EMPTY_FINAL_RESPONSE,
-    ParameterValue,
+    Parameters,
     read_count,
     read_flag,
     read_place,
     read_request_parameters,
     refuse_classification,
 )
-from serving.oip.shared_memory import SharedMemory
-from serving.oip.tensors import Buffer, Tensor, read_tensor
+from serving.oip.shared_memory import RegionSlice, SharedMemory
+from serving.oip.tensors import Buffer, Tensor, bytes_tensor, read_tensor
+from serving.strict_numbers import read_length
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-# What is inside JSON lists: numbers, texts, or lists of them.
-Json: TypeAlias = object
-Dimension = Annotated[int, Field(ge=0, lt=2**31)]
+Dimension = Annotated[int, Meta(ge=0, lt=2**31)]
+WHAT = "inference request"
+# Of outputs in JSON and in base64, in one call of a C function: each keeps the interpreter's lock.
+NUMBERS_AT_ONCE = 1 << 14
+BASE64_AT_ONCE = 3 << 18
 
 
-class _Input(StrictBody):
+class _Input(Struct, frozen=True):
     name: str
-    shape: list[Dimension] = Field(max_length=8)
+    shape: Annotated[list[Dimension], Meta(max_length=8)]
     datatype: str
-    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
-    data: list[Json] | None = None
+    parameters: Raw = NULL
+    data: Raw = NULL
 
 
-class _Output(StrictBody):
+class _Output(Struct, frozen=True):
     name: str
-    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+    parameters: Raw = NULL
 
 
-class _Header(StrictBody):
-    id: str = ""
-    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
-    inputs: list[_Input]
-    outputs: list[_Output] = Field(default_factory=list)
+class _Header(Struct, frozen=True):
+    inputs: Annotated[list[_Input], Meta(max_length=16)]
+    id: str | None = None
+    parameters: Raw = NULL
+    outputs: Annotated[list[_Output], Meta(max_length=64)] | None = None
 
 
-def parse_infer_request(
-    model: str,
-    version: int | None,
-    body: bytes,
-    header_length: str | None,
-    timeout_s: float | None,
-    memory: SharedMemory,
-) -> InferRequest:
-    """Splits and checks a body.
+@dataclass(frozen=True)
+class InferReader:
+    """Reads the bodies of one server.
 
-    Raises:
-        InvalidRequest: broken JSON, unknown fields, or data that does not fit; each named.
-        SegserveError: what is asked for is not supported, or its shared memory is not there.
+    Args:
+        max_json_bytes: of a body's JSON without the data of tensors.
+        ignored: told how many fields of a request are not the protocol's.
     """
-    end = _json_length(body, header_length)
-    try:
-        header = _Header.model_validate_json(body[:end])
-    except ValidationError as error:
-        raise InvalidRequest(f"inference request: {describe(error)}") from None
-    if EMPTY_FINAL_RESPONSE in header.parameters:
-        raise InvalidRequest(f"parameter {EMPTY_FINAL_RESPONSE!r} is for gRPC streams")
-    asked = read_request_parameters(header.parameters)
-    inputs, offset = [], end
-    for item in header.inputs:
-        place = read_place(item.name, item.parameters)
-        size = read_count(item.parameters, "binary_data_size")
-        if (item.data is not None) + (size is not None) + (place is not None) != 1:
+
+    memory: SharedMemory
+    max_json_bytes: int
+    ignored: Callable[[int], None]
+
+    def read(
+        self,
+        model: Model,
+        version: int | None,
+        body: bytes,
+        header_length: str | None,
+        timeout_s: float | None,
+    ) -> InferRequest:
+        """Splits and checks a body.
+
+        Raises:
+            InvalidRequest: broken JSON, or data that does not fit the model; each named.
+            TooLarge: more JSON than allowed.
+            SegserveError: what is asked for is not supported, or its shared memory is not there.
+        """
+        end = _json_length(body, header_length)
+        start = len(BOM) if body.startswith(BOM) else 0
+        json = cut_data(memoryview(body)[start:end], self.max_json_bytes)
+        header = decode(json.text, _Header, WHAT)
+        if ignored := count_ignored(json.text, _Header):
+            self.ignored(ignored)
+        parameters = read_parameters(WHAT, header.parameters)
+        if EMPTY_FINAL_RESPONSE in parameters:
+            raise InvalidRequest(f"parameter {EMPTY_FINAL_RESPONSE!r} is for gRPC streams")
+        asked = read_request_parameters(parameters)
+        outputs = tuple(
+            _read_output(output, asked.binary_output) for output in header.outputs or ()
+        )
+        check_input_names([item.name for item in header.inputs], model)
+        inputs, offset = [], end
+        for item in header.inputs:
+            tensor, offset = self._read_input(item, model, body, offset, json)
+            inputs.append(tensor)
+        if offset != len(body):
+            raise InvalidRequest(
+                f"{len(body) - offset} bytes after the last input's binary data "
+                f"for model {model.name!r}"
+            )
+        return InferRequest(
+            model=model.name,
+            version=version,
+            id=header.id or "",
+            inputs=tuple(inputs),
+            outputs=outputs,
+            timeout_s=timeout_s,
+            policy_timeout_s=asked.timeout_s,
+            priority=asked.priority,
+            binary=asked.binary_output,
+        )
+
+    def _read_input(
+        self, item: _Input, model: Model, body: bytes, offset: int, json: CutJson
+    ) -> tuple[Tensor, int]:
+        """One tensor, and where the next one's binary data begins."""
+        shape = tuple(item.shape)
+        given = read_parameters(f"input {item.name!r}", item.parameters)
+        place = read_place(item.name, given)
+        size = read_count(given, "binary_data_size")
+        data = _find_data(item, json)
+        if (data is not None) + (size is not None) + (place is not None) != 1:
             raise InvalidRequest(
                 f"input {item.name!r} needs one of data, binary_data_size, shared_memory_region"
             )
-        shape = tuple(item.shape)
+        check_input(item.name, item.datatype, shape, model)
         if place is not None:
-            inputs.append(read_tensor(item.name, item.datatype, shape, memory.read(place)))
-        elif size is not None:
+            return self._read_shared(item, shape, place), offset
+        if size is not None:
             if offset + size > len(body):
                 raise InvalidRequest(
                     f"input {item.name!r}: binary_data_size {size} exceeds the body by "
                     f"{offset + size - len(body)} bytes"
                 )
             raw = memoryview(body)[offset : offset + size]
-            inputs.append(read_tensor(item.name, item.datatype, shape, raw))
-            offset += size
-        else:
-            inputs.append(_read_json(item, shape))
-    if offset != len(body):
-        raise InvalidRequest(
-            f"{len(body) - offset} bytes after the last input's binary data for model {model!r}"
-        )
-    return InferRequest(
-        model=model,
-        version=version,
-        id=header.id,
-        inputs=tuple(inputs),
-        outputs=tuple(_read_output(output, asked.binary_output) for output in header.outputs),
-        timeout_s=timeout_s,
-        policy_timeout_s=asked.timeout_s,
-        priority=asked.priority,
-        binary=asked.binary_output,
-    )
+            return read_tensor(item.name, item.datatype, shape, raw), offset + size
+        assert data is not None
+        elements = int(np.prod(shape, dtype=np.int64))
+        if item.datatype == "BYTES":
+            # JSON holds no raw bytes: base64, as in the protocol's gRPC-gateway mapping.
+            files = read_files(item.name, data, elements)
+            return bytes_tensor(item.name, shape, files), offset
+        values = read_numbers(item.name, data, elements)
+        return Tensor(item.name, item.datatype, shape, values.reshape(shape)), offset
+
+    def _read_shared(self, item: _Input, shape: tuple[int, ...], place: RegionSlice) -> Tensor:
+        return read_tensor(item.name, item.datatype, shape, self.memory.read(place))
 
 
-def parse_raw_request(
+def read_raw_request(
     model: Model, version: int | None, body: bytes, timeout_s: float | None
 ) -> InferRequest:
-    """A body that is one image's pixels and nothing else; every output comes back as binary.
+    """Reads a body that is one image's pixels and nothing else; every output comes as binary.
 
     Raises:
         InvalidRequest: another size than the model's.
@@ -133,49 +182,37 @@ def parse_raw_request(
 def _json_length(body: bytes, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
-    # 20 digits: int() itself refuses what is much longer.
-    if not header_length.isdecimal() or len(header_length) > 20 or int(header_length) > len(body):
-        raise InvalidRequest(
-            f"{HEADER_LENGTH}: {header_length!r} does not fit a body of {len(body)} bytes"
-        )
-    return int(header_length)
+    length = read_length(header_length.strip(), HEADER_LENGTH)
+    if length > len(body):
+        raise InvalidRequest(f"{HEADER_LENGTH}: {length} does not fit a body of {len(body)} bytes")
+    return length
+
+
+def _find_data(item: _Input, json: CutJson) -> npt.NDArray[np.uint8] | None:
+    """The JSON text of an input's data; None where there is none."""
+    text = bytes(item.data)
+    if text == b"null":
+        return None
+    # A marker is a text of its own; what a client writes is never one.
+    found = json.arrays.get(text[1:-1].decode("latin-1")) if len(text) < 128 else None
+    return np.frombuffer(text, np.uint8) if found is None else found
 
 
 def _read_output(output: _Output, binary_default: bool) -> RequestedOutput:
-    refuse_classification(output.name, output.parameters)
-    binary = read_flag(output.parameters, "binary_data")
+    given = read_parameters(f"output {output.name!r}", output.parameters)
+    refuse_classification(output.name, given)
     return RequestedOutput(
-        output.name,
-        binary_default if binary is None else binary,
-        read_place(output.name, output.parameters),
+        output.name, _wants_binary(given, binary_default), read_place(output.name, given)
     )
 
 
-def _read_json(item: _Input, shape: tuple[int, ...]) -> Tensor:
-    data = item.data or []
-    if item.datatype == "BYTES":
-        # JSON holds no raw bytes: base64, as in the protocol's gRPC-gateway mapping.
-        try:
-            files = tuple(base64.b64decode(str(text), validate=True) for text in data)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest(
-                f"input {item.name!r}: BYTES in JSON must be base64; better send binary data"
-            ) from None
-        packed = Tensor(item.name, "BYTES", shape, files)
-        return read_tensor(item.name, "BYTES", shape, packed.to_bytes())
-    try:
-        values = np.asarray(data).reshape(-1)
-    except (ValueError, TypeError, OverflowError):
-        raise InvalidRequest(f"input {item.name!r}: data is no array of integers") from None
-    if values.size and values.dtype.kind not in "iu":
-        raise InvalidRequest(f"input {item.name!r}: data is no array of integers")
-    if values.size and (values.min() < 0 or values.max() > 255):
-        raise InvalidRequest(f"input {item.name!r}: UINT8 values lie in 0..255")
-    return read_tensor(item.name, item.datatype, shape, values.astype(np.uint8).tobytes())
+def _wants_binary(given: Parameters, default: bool) -> bool:
+    binary = read_flag(given, "binary_data")
+    return default if binary is None else binary
 
 
 def build_infer_response(response: InferResponse) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part where binary data follows."""
+    """Returns the body, and the length of its JSON part where binary data follows."""
     binary: list[Buffer] = []
     outputs = [_show_output(output, binary) for output in response.outputs]
     head: dict[str, object] = {
@@ -185,8 +222,8 @@ def build_infer_response(response: InferResponse) -> tuple[bytes, int | None]:
     }
     if response.id:
         head["id"] = response.id
-    text = json.dumps(head, separators=(",", ":")).encode()
-    return b"".join([text, *binary]), len(text) if binary else None
+    text = msgspec.json.encode(head)
+    return b"".join([text, *binary]) if binary else text, len(text) if binary else None
 
 
 def _show_output(output: OutputTensor, binary: list[Buffer]) -> dict[str, object]:
@@ -203,7 +240,21 @@ def _show_output(output: OutputTensor, binary: list[Buffer]) -> dict[str, object
         binary.append(tensor.to_buffer())
         shown["parameters"] = {"binary_data_size": len(binary[-1])}
     elif isinstance(tensor.data, tuple):
-        shown["data"] = [base64.b64encode(item).decode() for item in tensor.data]
+        shown["data"] = [_encode_base64(item) for item in tensor.data]
     else:
-        shown["data"] = tensor.data.reshape(-1).tolist()
+        shown["data"] = Raw(b"[" + _encode_numbers(tensor.data.reshape(-1)) + b"]")
     return shown
+
+
+def _encode_numbers(values: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> bytes:
+    return b",".join(
+        msgspec.json.encode(values[start : start + NUMBERS_AT_ONCE].tolist())[1:-1]
+        for start in range(0, len(values), NUMBERS_AT_ONCE)
+    )
+
+
+def _encode_base64(item: bytes) -> str:
+    return b"".join(
+        base64.b64encode(item[start : start + BASE64_AT_ONCE])
+        for start in range(0, len(item), BASE64_AT_ONCE)
+    ).decode("ascii")

@@ -33,6 +33,7 @@ from serving.errors import (
     UploadTimeout,
 )
 from serving.http.calls import OPEN_PATHS
+from serving.http.options import OPTIONS
 
 Errors = Sequence[type[SegserveError]]
 Json = dict[str, Any]
@@ -59,6 +60,8 @@ IMAGE_BODY: Json = {
             "type": "object",
             "properties": {"image": {"type": "string", "format": "binary"}},
             "required": ["image"],
+            # Fields may be options; an image's part and the option ``image`` share a name.
+            "additionalProperties": {"type": "string"},
         }
     },
 }
@@ -72,7 +75,7 @@ BODIES: dict[str, tuple[Json, bool]] = {
     "/register": (JSON_BODY, True),
 }
 # Answers that are a status alone.
-EMPTY = ("/live", "/ready", "/load", "/unload", "/register", "/unregister")
+EMPTY = ("/load", "/unload", "/register", "/unregister")
 TIMEOUT: Json = {
     "name": "X-Timeout-Ms",
     "in": "header",
@@ -110,17 +113,28 @@ def _complete(path: str, operation: Json) -> None:
     if end in EMPTY:
         responses["200"].pop("content", None)
     if end == "/ready":
-        responses["503"] = {"description": "not ready"}
+        responses["503"] = {**responses["200"], "description": "not ready"}
     operation["responses"] = responses
-    if end != "/segment":
-        # A name that is in the path of one route of a pair is no option of the other.
-        asked = [p for p in operation.get("parameters", ()) if p["in"] != "query"]
-        operation["parameters"] = asked
+    # A name that is in the path of one route of a pair is no option of the other.
+    asked = [p for p in operation.get("parameters", ()) if p["in"] != "query"]
+    operation["parameters"] = [*asked, *_options()] if end == "/segment" else asked
     if end in BODIES:
         content, required = BODIES[end]
         operation["requestBody"] = {"content": content, "required": required}
     if end in ("/segment", "/infer"):
         operation["parameters"] = [*operation.get("parameters", ()), TIMEOUT]
+
+
+def _options() -> Iterator[Json]:
+    """The query of ``segment``."""
+    for name, option in OPTIONS.items():
+        yield {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": option.description,
+            "schema": option.schema,
+        }
 
 
 def _errors(path: str, operation: Json) -> Iterator[tuple[str, Json]]:

@@ -22,12 +22,7 @@ PAGE = Path(__file__).with_name("page.html")
 def add_page(app: FastAPI) -> None:
     """Serves the page at ``/``."""
     text = PAGE.read_text("utf-8")
-    headers = {
-        "Content-Security-Policy": build_policy(text),
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
+    headers = page_headers(text)
 
     @app.api_route(
         "/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False
@@ -36,13 +31,23 @@ def add_page(app: FastAPI) -> None:
         return HTMLResponse(text, headers=headers)
 
 
+def page_headers(text: str) -> dict[str, str]:
+    """Returns the headers of an HTML page of this server, which needs nothing from elsewhere."""
+    return {
+        "Content-Security-Policy": build_policy(text),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+
+
 def build_policy(text: str) -> str:
     """A policy under which a page runs its own script and style and asks its own server."""
+    own = [f"{tag}-src {digest}" for tag in ("script", "style") for digest in _digests(text, tag)]
     return "; ".join(
         (
             "default-src 'none'",
-            f"script-src {_digest(text, 'script')}",
-            f"style-src {_digest(text, 'style')}",
+            *own,
             "img-src blob: data:",
             "connect-src 'self'",
             "base-uri 'none'",
@@ -52,7 +57,9 @@ def build_policy(text: str) -> str:
     )
 
 
-def _digest(text: str, tag: str) -> str:
-    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    digest = hashlib.sha256(content.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
+def _digests(text: str, tag: str) -> list[str]:
+    """Of the page's only script or style; none where it has none."""
+    contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    assert len(contents) < 2
+    digests = [hashlib.sha256(content.encode()).digest() for content in contents]
+    return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]

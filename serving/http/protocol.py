@@ -11,14 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from serving.dataplane import Dataplane, ModelMetadata, TensorMetadata
-from serving.http.body import read_body
+from serving.http.body import BodyReader
 from serving.http.compression import choose_encoding, compress
 from serving.http.disconnect import while_connected
 from serving.http.inference import (
     HEADER_LENGTH,
+    InferReader,
     build_infer_response,
-    parse_infer_request,
-    parse_raw_request,
+    read_raw_request,
 )
 from serving.http.timeouts import TIMEOUT_HEADER, parse_timeout, seconds_left
 from serving.models.model import Model
@@ -40,14 +40,15 @@ def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -
     """Liveness, readiness and the server's own metadata."""
 
     @app.get("/v2/health/live", tags=["health"])
-    async def live() -> Response:
+    async def live() -> JSONResponse:
         """200 while the process answers."""
-        return Response()
+        return JSONResponse({"live": True})
 
     @app.get("/v2/health/ready", tags=["health"])
-    async def ready() -> Response:
+    async def ready() -> JSONResponse:
         """200 once all loadable models are warm, 503 before and while draining."""
-        return Response(status_code=200 if is_ready() else 503)
+        found = is_ready()
+        return JSONResponse({"ready": found}, 200 if found else 503)
 
     @app.get("/v2", tags=["server"])
     async def metadata() -> JSONResponse:
@@ -89,14 +90,20 @@ def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool])
 
     @app.get("/v2/models/{model}/ready", tags=["models"])
     @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"])
-    async def ready(model: str, version: str = "") -> Response:
+    async def ready(model: str, version: str = "") -> JSONResponse:
         """200 where requests to that model can be answered."""
         loaded = dataplane.is_loaded(model, parse_version(version)) and is_ready()
-        return Response(status_code=200 if loaded else 503)
+        return JSONResponse({"name": model, "ready": loaded}, 200 if loaded else 503)
 
 
-def add_infer(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
+def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
     """Open Inference Protocol inference."""
+    pool = dataplane.segmenter.pool
+    reader = InferReader(
+        dataplane.memory,
+        dataplane.settings.max_json_bytes,
+        partial(dataplane.segmenter.metrics.count_ignored, "infer"),
+    )
 
     route = partial(
         app.post, tags=["inference"], response_class=Response, responses=dict(INFER_ANSWERS)
@@ -110,17 +117,16 @@ def add_infer(app: FastAPI, dataplane: Dataplane, settings: Settings) -> None:
         timeout_s = parse_timeout(request.headers.get(TIMEOUT_HEADER))
         header_length = request.headers.get(HEADER_LENGTH)
         accepted = choose_encoding(request.headers.get("accept-encoding", ""))
-        body = await read_body(request, settings)
+        # Its shape says how much data is read.
+        found = dataplane.find(model, number, "http")
+        body = await bodies.read(request)
         timeout_s = seconds_left(timeout_s, began)
-        pool, loop = dataplane.segmenter.pool, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
 
         def parse() -> InferRequest:
-            if header_length == "0":
-                found = dataplane.registry.get(model, number)
-                return parse_raw_request(found, number, body, timeout_s)
-            return parse_infer_request(
-                model, number, body, header_length, timeout_s, dataplane.memory
-            )
+            if header_length is not None and header_length.strip() == "0":
+                return read_raw_request(found, number, body, timeout_s)
+            return reader.read(found, number, body, header_length, timeout_s)
 
         # JSON of a whole image takes a while, in both directions.
         parsed = await loop.run_in_executor(pool, parse)

@@ -1,36 +1,32 @@
-"""``segment`` over HTTP: options from the query, the answer in one form or in several parts."""
+"""``segment`` over HTTP: options from the query or a form, the answer in one form or several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+import asyncio
+from collections.abc import Mapping
+from functools import partial
 from time import perf_counter
-from typing import Annotated, Literal
+from urllib.parse import quote
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BeforeValidator, Field
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidImage, SegserveError, UnsupportedImageFormat
 from serving.forms.arrays import NPZ
-from serving.forms.mask_view import MAX_TOLERANCE_PIXELS, Encoded, MaskOptions, Picture
-from serving.http import accept
-from serving.http.body import read_image
+from serving.forms.mask_view import Encoded
+from serving.http.body import BodyReader
 from serving.http.disconnect import while_connected
 from serving.http.multipart import join_parts
+from serving.http.options import MULTIPART, OPTIONS, merge_options, read_options, read_query
 from serving.http.timeouts import TIMEOUT_HEADER, parse_timeout, seconds_left
+from serving.http.upload_hints import find_hint
 from serving.mask import FORMATS
 from serving.oip.protocol import parse_version
-from serving.requests import OutputSize, SegmentOptions, SegmentRequest
+from serving.requests import SegmentRequest, SegmentResult
 from serving.service import Segmenter
-from serving.settings import Settings
 
-FormatName = Literal["png", "overlay", "confidence", "npy", "raw", "stats", "rle", "polygons"]
-OPTIONS = (
-    "format", "size", "smooth", "confidence", "classes", "tta",
-    "image", "quality", "opacity", "legend", "tolerance", "min_area",
-)  # fmt: skip
-MULTIPART = "multipart/form-data"
+# Printable ASCII stands for itself in a header, but for the sign that begins an encoded byte.
+HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 ANSWERS: Mapping[int | str, dict[str, object]] = {
     200: {
         "description": "the label map, in the form asked for; several forms as parts of one body",
@@ -46,110 +42,42 @@ ANSWERS: Mapping[int | str, dict[str, object]] = {
 }
 
 
-def split_formats(entries: Sequence[str]) -> tuple[str, ...]:
-    """``format=png,stats`` and ``format=png&format=stats`` mean the same."""
-    return tuple(part for entry in entries for part in entry.split(","))
-
-
-def _split(entries: object) -> object:
-    return list(split_formats(entries)) if isinstance(entries, list) else entries
-
-
-async def read_options(
-    request: Request,
-    format: Annotated[
-        Annotated[list[FormatName], Field(json_schema_extra={"uniqueItems": True})] | None,
-        BeforeValidator(_split),
-        Query(description=f"beats Accept; several, by comma, are answered as {MULTIPART}"),
-    ] = None,
-    size: Annotated[OutputSize, Query(description="of the answer")] = "original",
-    smooth: Annotated[bool | None, Query(description="interpolate logits, not ids")] = None,
-    confidence: Annotated[
-        bool, Query(description="adds it to npy (then npz), stats, rle and polygons")
-    ] = False,
-    classes: Annotated[
-        str | None, Query(description="names or ids, comma-separated", examples=["0,2"])
-    ] = None,
-    tta: Annotated[
-        str | None,
-        Query(description="test-time augmentation: flip and scales", examples=["flip,0.75,1.25"]),
-    ] = None,
-    image: Annotated[Picture | None, Query(description="of an overlay; beats Accept")] = None,
-    quality: Annotated[
-        int | None, Query(ge=1, le=100, description="of an overlay as JPEG; 90")
-    ] = None,
-    opacity: Annotated[
-        float | None, Query(ge=0, le=1, description="of an overlay's colours; 0.5")
-    ] = None,
-    legend: Annotated[bool, Query(description="below an overlay: names and colours")] = False,
-    tolerance: Annotated[
-        float | None,
-        Query(ge=0, le=MAX_TOLERANCE_PIXELS, description="of polygons, in pixels; 0"),
-    ] = None,
-    min_area: Annotated[
-        int | None, Query(ge=0, le=2**31, description="of polygons, in pixels")
-    ] = None,
-) -> SegmentOptions:
-    """The query's options; async, or FastAPI would hand it to a thread.
-
-    Raises:
-        InvalidRequest: an unknown one; the message lists the known.
-    """
-    unknown = sorted(set(request.query_params) - set(OPTIONS))
-    if unknown:
-        raise InvalidRequest(f"unknown option {', '.join(unknown)}; known: {', '.join(OPTIONS)}")
-    choice = choose(tuple(format or ()), request.headers.get("accept", ""))
-    return SegmentOptions(
-        formats=tuple(format) if format else (choice.format,),
-        size=size,
-        smooth=smooth,
-        classes=tuple(classes.split(",")) if classes is not None else (),
-        form=MaskOptions(
-            confidence=confidence,
-            image=image or choice.image,
-            quality=quality,
-            opacity=opacity,
-            legend=legend,
-            tolerance=tolerance,
-            min_area=min_area,
-        ),
-        tta=tuple(tta.split(",")) if tta is not None else (),
-    )
-
-
-Options = Annotated[SegmentOptions, Depends(read_options)]
-
-
-def add_segment(app: FastAPI, segmenter: Segmenter, settings: Settings) -> None:
+def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
     """An image in, a label map out."""
     route = partial(app.post, tags=["segment"], response_class=Response, responses=dict(ANSWERS))
 
     @route("/v2/models/{model}/segment")
-    async def segment(request: Request, model: str, options: Options) -> Response:
+    async def segment(request: Request, model: str) -> Response:
         """Segments the image in the body (`curl --data-binary @street.jpg`)."""
-        return await answer(request, model, None, options)
+        return await answer(request, model, None)
 
     @route("/v2/models/{model}/versions/{version}/segment")
-    async def segment_by_version(
-        request: Request, model: str, version: str, options: Options
-    ) -> Response:
+    async def segment_by_version(request: Request, model: str, version: str) -> Response:
         """The same by one version of the model."""
-        return await answer(request, model, parse_version(version), options)
+        return await answer(request, model, parse_version(version))
 
-    async def answer(
-        request: Request, model: str, version: int | None, options: SegmentOptions
-    ) -> Response:
+    async def answer(request: Request, model: str, version: int | None) -> Response:
+        accepted = request.headers.get("accept", "")
+        query = read_query(request.scope["query_string"])
+        # What is wrong already is refused before the body is read.
+        options = read_options(query, accepted)
         timeout_s, began = parse_timeout(request.headers.get(TIMEOUT_HEADER)), perf_counter()
-        data = await read_image(request, settings)
+        form = await bodies.read_image(request, OPTIONS)
+        if form.options:
+            options = read_options(merge_options(query, form.options), accepted)
+        segmenter.metrics.count_ignored("form", form.ignored)
         left_s = seconds_left(timeout_s, began)
-        asked = SegmentRequest(model, data, options, version, left_s)
-        result = await while_connected(request, segmenter.segment(asked, "http"))
-        encoded = join(result.parts)
+        asked = SegmentRequest(model, form.image, options, version, left_s)
+        try:
+            result = await while_connected(request, segmenter.segment(asked, "http"))
+        except (InvalidImage, UnsupportedImageFormat) as error:
+            raise _explain(error, form.image, request.headers.get("content-type", "")) from None
+        encoded = await join(result, segmenter)
         return Response(
             encoded.body,
             media_type=encoded.media_type,
             headers={
-                "X-Model-Name": result.model,
+                "X-Model-Name": quote_header(result.model),
                 "X-Model-Version": str(result.version),
                 "X-Image-Size": str(result.image_size),
                 "X-Mask-Size": str(result.answer_size),
@@ -158,14 +86,21 @@ def add_segment(app: FastAPI, segmenter: Segmenter, settings: Settings) -> None:
         )
 
 
-# Callers of one kind send the same; the strings are theirs, so only a few are kept.
-@lru_cache(maxsize=64)
-def choose(formats: tuple[str, ...], header: str) -> accept.Choice:
-    """What ``Accept`` says: of the formats asked for only how, if none was asked for also which."""
-    found = accept.choose(header, [FORMATS[name] for name in formats or FORMATS])
-    return found or accept.Choice("png")
+def quote_header(text: str) -> str:
+    """Returns ``text`` as a header's value: what is not printable ASCII as percent-encoded UTF-8,
+    as in a URL, and ``%`` too, so that decoding is always right."""
+    return quote(text, safe=HEADER_SAFE, errors="replace")
 
 
-def join(parts: Mapping[str, Encoded]) -> Encoded:
-    """The answer itself where there is one, else a body of several parts."""
-    return next(iter(parts.values())) if len(parts) == 1 else join_parts(parts)
+async def join(result: SegmentResult, segmenter: Segmenter) -> Encoded:
+    """Returns the answer itself where there is one, else a body of several parts."""
+    if len(result.parts) == 1:
+        return result.only
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(segmenter.pool, join_parts, result.parts)
+
+
+def _explain(error: SegserveError, data: bytes, content_type: str) -> SegserveError:
+    """The error, and what to do where the body is something that people send for an image."""
+    hint = find_hint(data, content_type)
+    return type(error)(f"{error}; {hint}", reason=error.reason) if hint else error

@@ -203,10 +203,10 @@ def test_accept_encoding(accept: str, chosen: str | None) -> None:
          "enable_shared_memory"),
         ({"inputs": [image(data=[1])]}, 400, "needs one of"),
         ({"inputs": [image(parameters={})]}, 400, "needs one of"),
-        ({"inputs": [image(parameters={}, data=[[1, 2], [3]])]}, 400, "integers"),
+        ({"inputs": [image(parameters={}, data=[[1, 2], [3]])]}, 400, "the data holds 3"),
         ({"inputs": [image(parameters={}, data=[1.5])]}, 400, "integers"),
-        ({"inputs": [image(shape=["1", 32, 48, 3])]}, 400, "inputs.0.shape.0"),
-        ({"inputs": [image(shape=[1, 32, 48, 3] * 3)]}, 400, "inputs.0.shape"),
+        ({"inputs": [image(shape=["1", 32, 48, 3])]}, 400, "inputs[0].shape[0]"),
+        ({"inputs": [image(shape=[1, 32, 48, 3] * 3)]}, 400, "inputs[0].shape"),
         ({"id": 7}, 400, "id"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from serving.http.segment import OPTIONS
+from serving.http.options import OPTIONS
 
 PHOTO = encode(bands(20, 30))
 CONFORMS = [status_code_conformance, content_type_conformance, response_schema_conformance]

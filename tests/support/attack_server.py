@@ -1,0 +1,125 @@
+"""A server in a process of its own, watched from outside while it is attacked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from band_model import band_labels, bands, encode, write_model
+
+SUPPORT = Path(__file__).parent
+MODEL = "bands"
+SEGMENT = f"/v2/models/{MODEL}/segment?format=raw"
+PHOTO = encode(bands(32, 48))
+
+# The client's memory and the client's GIL are not the server's, nor the prober's.
+_SERVER = """
+import asyncio, sys
+from pathlib import Path
+from band_model import MODEL_SIZE, free_ports, serve_fake
+from serving.lifecycle import Server, run
+from serving.testing import FakeEngine
+
+async def main():
+    server = Server(free_ports(Path(sys.argv[1])), serve_fake(FakeEngine(MODEL_SIZE)))
+    ready = asyncio.Event()
+    task = asyncio.create_task(run(server, ready))
+    await ready.wait()
+    print(server.ports.http, server.ports.grpc, server.ports.metrics, flush=True)
+    await task
+
+asyncio.run(main())
+"""
+
+_PROBER = """
+import select, socket, sys, time
+head = b"GET /v2/health/live HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"
+worst, answers = 0.0, 0
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60)
+print("probing", flush=True)
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    start = time.perf_counter()
+    connection.sendall(head)
+    answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    worst, answers = max(worst, time.perf_counter() - start), answers + 1
+print(worst, answers, flush=True)
+"""
+
+
+@dataclass
+class AttackedServer:
+    """The process and its ports on 127.0.0.1."""
+
+    process: subprocess.Popen[str]
+    http: int
+    grpc: int
+    metrics: int
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that the server's own process holds."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", text)
+        assert found, text
+        return int(found[1]) * 1024
+
+    def check_answers(self) -> None:
+        """Asserts that a good photo is answered rightly, with the right labels."""
+        address = f"http://127.0.0.1:{self.http}{SEGMENT}"
+        answer = httpx.post(address, content=PHOTO, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.content == band_labels(32, 48).tobytes()
+
+    @contextlib.contextmanager
+    def probe(self) -> Iterator[list[float]]:
+        """Asks for health every 10 ms meanwhile; gives a list that then holds the longest wait."""
+        found: list[float] = []
+        with subprocess.Popen(
+            [sys.executable, "-c", _PROBER, str(self.http)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as prober:  # fmt: skip
+            assert prober.stdin is not None
+            assert prober.stdout is not None
+            assert prober.stdout.readline() == "probing\n"
+            try:
+                yield found
+            finally:
+                prober.stdin.close()
+                worst, answers = prober.stdout.readline().split()
+                assert int(answers) > 0
+                found.append(float(worst))
+
+    def wait_for_memory(self, limit: float, seconds: float = 30.0) -> float:
+        """Returns the resident bytes once they are below ``limit``, or what they are at the end."""
+        end = time.monotonic() + seconds
+        while (found := self.resident_bytes) > limit and time.monotonic() < end:
+            time.sleep(0.2)
+        return found
+
+
+@contextlib.contextmanager
+def attacked_server(folder: Path) -> Iterator[AttackedServer]:
+    """A server of the band model with default limits; it must still be alive at the end."""
+    write_model(folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER, str(folder)],
+        stdout=subprocess.PIPE, text=True, cwd=SUPPORT,
+        env={name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")},
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            ports = [int(word) for word in process.stdout.readline().split()]
+            yield AttackedServer(process, *ports)
+            assert process.poll() is None, f"the server ended with {process.returncode}"
+        finally:
+            process.terminate()
+            process.wait(60)

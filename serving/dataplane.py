@@ -63,6 +63,18 @@ class Dataplane:
         self.settings = segmenter.settings
         self.memory = SharedMemory(segmenter.settings)
 
+    def find(self, name: str, version: int | None, transport: str) -> Model:
+        """The model of an inference whose tensors are not read yet.
+
+        Raises:
+            ModelNotFound, NotReady: counted as the request that they end.
+        """
+        try:
+            return self.registry.get(name, version)
+        except SegserveError as error:
+            with self.segmenter.observe(name, transport, 0):
+                raise error
+
     def metadata(self, name: str, version: int | None) -> ModelMetadata:
         """Inputs and outputs of a model."""
         model = self.registry.get(name, version)

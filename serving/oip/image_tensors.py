@@ -6,6 +6,7 @@ asked for: each mask as an indexed PNG in its own image's size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +30,8 @@ INPUT = "image"
 LOGITS = "logits"
 CONFIDENCE = "confidence"
 PNG = "png"
+# In an error message.
+MAX_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,43 @@ def choose_outputs(request: InferRequest, model: Model) -> tuple[RequestedOutput
     return tuple(asked[name] for name in known if name in asked)
 
 
+def check_input_names(names: Sequence[str], model: Model) -> None:
+    """Raises InvalidRequest unless the inputs are exactly one, called ``image``."""
+    if list(names) != [INPUT]:
+        found = ", ".join(repr(name) for name in names[:MAX_NAMES]) or "none"
+        more = ", ..." if len(names) > MAX_NAMES else ""
+        raise InvalidRequest(
+            f"expected one input {INPUT!r} for model {model.name!r}, got {len(names)}: "
+            f"{found}{more}"
+        )
+
+
+def check_input(name: str, datatype: str, shape: tuple[int, ...], model: Model) -> None:
+    """Checks an input against the model before any of its data is read.
+
+    Raises:
+        InvalidRequest: another datatype or shape than the model's, or too many images.
+    """
+    size = model.spec.size
+    n = shape[0] if shape else 0
+    # perf_analyzer sends BYTES as [n,1].
+    listed = datatype == "BYTES" and shape in ((n,), (n, 1))
+    pixels = datatype == "UINT8" and shape[1:] == (size.height, size.width, 3)
+    if not listed and not pixels:
+        raise InvalidRequest(
+            f"{name!r}: {datatype} {list(shape)} does not fit model {model.name!r}; "
+            f"expected UINT8 [n,{size.height},{size.width},3] (RGB) "
+            f"or BYTES [n] of encoded images"
+        )
+    if n < 1:
+        raise InvalidRequest(f"input {name!r}: shape {list(shape)} has an empty dimension")
+    if n > model.spec.max_batch_size:
+        raise InvalidRequest(
+            f"inference request batch-size must be <= {model.spec.max_batch_size} "
+            f"for {model.name!r}, got {n}"
+        )
+
+
 def read_images(
     inputs: tuple[Tensor, ...], model: Model
 ) -> tuple[bytes | npt.NDArray[np.uint8], ...]:
@@ -74,28 +114,9 @@ def read_images(
     Raises:
         InvalidRequest: not exactly one input ``image`` of the model's shape.
     """
-    if [tensor.name for tensor in inputs] != [INPUT]:
-        names = ", ".join(repr(tensor.name) for tensor in inputs) or "none"
-        raise InvalidRequest(
-            f"expected one input {INPUT!r} for model {model.name!r}, got {len(inputs)}: {names}"
-        )
-    tensor, size = inputs[0], model.spec.size
-    n = tensor.shape[0] if tensor.shape else 0
-    # perf_analyzer sends BYTES as [n,1].
-    listed = tensor.datatype == "BYTES" and tensor.shape in ((n,), (n, 1))
-    pixels = tensor.datatype == "UINT8" and tensor.shape[1:] == (size.height, size.width, 3)
-    if not listed and not pixels:
-        raise InvalidRequest(
-            f"{INPUT!r}: {tensor.datatype} {list(tensor.shape)} does not fit model {model.name!r}; "
-            f"expected UINT8 [n,{size.height},{size.width},3] (RGB) "
-            f"or BYTES [n] of encoded images"
-        )
-    if n > model.spec.max_batch_size:
-        raise InvalidRequest(
-            f"inference request batch-size must be <= {model.spec.max_batch_size} "
-            f"for {model.name!r}, got {n}"
-        )
-    return tuple(tensor.data)
+    check_input_names([tensor.name for tensor in inputs], model)
+    check_input(INPUT, inputs[0].datatype, inputs[0].shape, model)
+    return tuple(inputs[0].data)
 
 
 def build_outputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 
 from serving.errors import InvalidRequest
@@ -13,6 +14,7 @@ SERVER_VERSION = version("segserve")
 CUDA_REFUSED = "CUDA shared memory is not supported; use system shared memory"
 TRACE_REFUSED = "trace settings are not supported"
 LOG_REFUSED = "log settings are not supported; the log level is the process's own"
+_VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 def list_extensions(settings: Settings) -> tuple[str, ...]:
@@ -33,10 +35,13 @@ def parse_version(text: str) -> int | None:
     """A version from a path or message; None for the empty string.
 
     Raises:
-        InvalidRequest: not a positive integer.
+        InvalidRequest: not a positive integer without leading zeros.
     """
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise InvalidRequest(f"version {text!r} is not a positive integer")
+    if not _VERSION.fullmatch(text):
+        raise InvalidRequest(
+            f"version {text[:64]!r} is not a valid version: expected an integer from 1 to "
+            f"{10**9 - 1} in ASCII digits, without leading zeros"
+        )
     return int(text)

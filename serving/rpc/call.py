@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 
@@ -12,14 +15,30 @@ from serving.calls.call import current_call, note_error, note_refusal
 from serving.errors import Internal, SegserveError, TooManyRequests, drop_traceback, shorten
 
 Context: TypeAlias = grpc.aio.ServicerContext
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 log = logging.getLogger("segserve")
 
+# Longer messages are parsed, read and written on a pool thread.
+INLINE_BYTES: Final = 256 << 10
 # A client takes 8 kB of metadata by default, and whatever is not ASCII travels as three bytes each.
 MAX_DETAIL_BYTES: Final = 4096
 # The server's own timer for a deadline has to come before gRPC's, which only cancels the call: the
 # refusal would be counted as a client that left.
 MARGIN_S: Final = 0.005
+
+
+async def run_sized(
+    pool: Executor, is_small: bool, work: Callable[Arguments, Result],
+    *arguments: Arguments.args, **named: Arguments.kwargs,
+) -> Result:  # fmt: skip
+    """Runs ``work`` at once where its data is small, else on a thread: copying megabytes on the
+    event loop would keep all other calls waiting."""
+    if is_small:
+        return work(*arguments, **named)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(pool, partial(work, *arguments, **named))
 
 
 def time_left(context: Context) -> float | None:

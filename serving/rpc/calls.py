@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -25,11 +24,13 @@ from serving.errors import (
     TooLarge,
 )
 from serving.rpc.call import (
+    INLINE_BYTES,
     MARGIN_S,
     Context,
     cancelled_by_itself,
     end_call,
     fail_call,
+    run_sized,
     time_left,
 )
 from serving.rpc.door import list_wanted, read_announced
@@ -40,8 +41,6 @@ from serving.settings import Settings
 
 # What an entry takes beside its letters, as HTTP/2 counts (RFC 7541, 4.1).
 ENTRY_BYTES = 32
-# Longer messages are parsed and written on a pool thread.
-INLINE_BYTES: Final = 256 << 10
 # Without a key, as over HTTP.
 OPEN_METHODS = (
     "/grpc.health.v1.Health/",
@@ -242,9 +241,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         if len(data) <= INLINE_BYTES:
             return parse(method.handler, data)
-        loop = asyncio.get_running_loop()
         async with self._parsing:
-            return await loop.run_in_executor(self.segmenter.pool, parse, method.handler, data)
+            return await run_sized(self.segmenter.pool, False, parse, method.handler, data)
 
     async def _send_all(
         self,
@@ -268,13 +266,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> None:
         """Sends one answer; the client may take its time, up to ``send_timeout_s``."""
-        if response.ByteSize() > INLINE_BYTES:
-            loop = asyncio.get_running_loop()
-            data = await loop.run_in_executor(
-                self.segmenter.pool, handler.response_serializer, response
-            )
-        else:
-            data = handler.response_serializer(response)
+        is_small = response.ByteSize() <= INLINE_BYTES
+        data: bytes = await run_sized(
+            self.segmenter.pool, is_small, handler.response_serializer, response
+        )
         call.response_bytes += len(data)
         opened.note_sending(done=False)
         await context.write(data)

@@ -16,7 +16,7 @@ from serving.errors import SegserveError, drop_traceback
 from serving.models.model import Model
 from serving.oip.protocol import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
 from serving.oip.statistics import Duration
-from serving.rpc.call import Context, time_left
+from serving.rpc.call import INLINE_BYTES, Context, run_sized, time_left
 from serving.rpc.control import ControlServicer
 from serving.rpc.stream import answer_in_order
 from serving.rpc.tensors import build_infer_message, read_infer_request
@@ -102,8 +102,18 @@ class InferenceServicer(ControlServicer):
         return oip.ModelStatisticsResponse(model_stats=[build_statistics(m) for m in found])
 
     async def _infer(self, request: oip.ModelInferRequest, time_left_s: float | None) -> Message:
-        asked = read_infer_request(request, time_left_s, self.memory)
-        return build_infer_message(await self.dataplane.infer(asked, "grpc"))
+        model = self.dataplane.find(
+            request.model_name, parse_version(request.model_version), "grpc"
+        )
+        pool = self.dataplane.segmenter.pool
+        # A tensor in shared memory has any size, of which the message says nothing.
+        is_small = request.raw_input_contents and request.ByteSize() <= INLINE_BYTES
+        asked = await run_sized(
+            pool, is_small, read_infer_request, request, time_left_s, model, self.memory
+        )
+        response = await self.dataplane.infer(asked, "grpc")
+        size = sum(output.tensor.size for output in response.outputs)
+        return await run_sized(pool, size <= INLINE_BYTES, build_infer_message, response)
 
     async def _infer_in_stream(
         self, request: oip.ModelInferRequest, time_left_s: float | None

@@ -8,6 +8,7 @@
     ├── Unauthenticated               401  UNAUTHENTICATED    no key, or one that is not known
     ├── ModelNotFound                 404  NOT_FOUND
     ├── RegionNotFound                404  NOT_FOUND          no shared memory of that name
+    ├── ServiceNotFound               404  NOT_FOUND          health of a service not served
     ├── UploadTimeout                 408  DEADLINE_EXCEEDED  the body did not arrive in time
     ├── RegionExists                  409  ALREADY_EXISTS     shared memory registered before
     ├── TooLarge                      413  INVALID_ARGUMENT   bytes or pixels above a limit
@@ -24,7 +25,8 @@
     ├── DeadlineExceeded              504  DEADLINE_EXCEEDED
     ├── InvalidSetting                500  INTERNAL           a file that a setting names is wrong
     ├── InvalidModel                  500  INTERNAL           a folder that cannot be served
-    └── EngineFailed                  500  INTERNAL           inference raised
+    ├── EngineFailed                  500  INTERNAL           inference raised
+    └── Internal                      500  INTERNAL           a defect; the log has its cause
 
 The message names the remedy; ``code`` in the JSON answer is the snake-case class name.
 """
@@ -33,6 +35,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Final
 
 import grpc
 
@@ -40,6 +43,35 @@ CANCELLED = "cancelled"
 INTERNAL = "internal"
 # Of segserve_engine_failures_total.
 ENGINE_FAILURES = ("failed", "not_finite", "wrong_answer", "timeout", "died")
+# Longer texts echo what a stranger sent; over gRPC they would not fit into a client's metadata.
+MAX_ERROR_TEXT: Final = 2000
+_KEPT_END: Final = 500
+
+
+def shorten(text: str, limit: int = MAX_ERROR_TEXT) -> str:
+    """Returns ``text``, or where it is longer than ``limit`` characters its beginning and its end,
+    where the remedy stands."""
+    if len(text) <= limit:
+        return text
+    end = min(_KEPT_END, limit // 4)
+    note = f" ... ({len(text) - limit} more characters) ... "
+    return text[: max(0, limit - end - len(note))] + note + text[-end:]
+
+
+def drop_traceback(error: BaseException) -> None:
+    """Takes the frames from an error that has been handled, and from those that led to it.
+
+    A future or call that holds its error is mostly held by a frame in that error's traceback: the
+    request and its images would stay in memory until a rare collection of such cycles.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__)
 
 
 class SegserveError(Exception):
@@ -48,13 +80,15 @@ class SegserveError(Exception):
     Args:
         reason: of ``segserve_rejected_total``, where a limit that is counted nowhere else is the
             cause; empty again once it was counted.
+
+    A text that is longer than ``MAX_ERROR_TEXT`` loses its middle.
     """
 
     http_status: int = 500
     grpc_code: grpc.StatusCode = grpc.StatusCode.INTERNAL
 
     def __init__(self, text: str = "", *, reason: str = "") -> None:
-        super().__init__(text)
+        super().__init__(shorten(text))
         self.reason = reason
 
     @property
@@ -96,6 +130,13 @@ class ModelNotFound(SegserveError):
 
 class RegionNotFound(SegserveError):
     """No shared memory is registered under that name."""
+
+    http_status = 404
+    grpc_code = grpc.StatusCode.NOT_FOUND
+
+
+class ServiceNotFound(SegserveError):
+    """The health of a gRPC service is asked for that this server does not have."""
 
     http_status = 404
     grpc_code = grpc.StatusCode.NOT_FOUND
@@ -226,6 +267,10 @@ class EngineFailed(SegserveError):
     def __init__(self, text: str = "", *, kind: str = "failed") -> None:
         super().__init__(text)
         self.kind = kind
+
+
+class Internal(SegserveError):
+    """A defect of the server; the cause is in its log, under the request's id."""
 
 
 # Of what no error class of ours says: unknown routes and methods, and a defect.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,6 +18,7 @@ from serving.dataplane import Dataplane
 from serving.rpc.calls import CallInterceptor
 from serving.rpc.health import HealthServicer
 from serving.rpc.inference import InferenceServicer
+from serving.rpc.open_calls import OpenCalls
 from serving.rpc.segmenter import SegmenterServicer
 from serving.service import Segmenter
 from serving.settings import Settings, join_address
@@ -27,7 +28,6 @@ SERVICES = tuple(
     for file, name in ((segserve_pb2, "Segmenter"), (oip, "GRPCInferenceService"))
 )
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-KEEPALIVE_MS = 60_000
 # Up to this many times a limit the server answers with the setting's name, and counts; beyond, gRPC
 # refuses by itself, before it takes what is too much into memory.
 OWN_LIMITS = 2
@@ -54,6 +54,7 @@ def build_grpc_server(
         OSError: the port is taken.
         InvalidSetting: a file of the TLS settings is wrong.
     """
+    open_calls = OpenCalls(settings)
     server = grpc.aio.server(
         options=(
             # A second server on the port would silently take half of the calls.
@@ -63,13 +64,14 @@ def build_grpc_server(
             ("grpc.max_metadata_size", OWN_LIMITS * settings.max_header_bytes),
             ("grpc.absolute_max_metadata_size", OWN_LIMITS * settings.max_header_bytes),
             ("grpc.max_allowed_incoming_connections", settings.max_grpc_connections),
+            # A client that keeps to it waits by itself; one that does not loses its connection.
+            ("grpc.max_concurrent_streams", OWN_LIMITS * open_calls.limit),
             ("grpc.server_handshake_timeout_ms", int(settings.header_timeout_s * 1000)),
-            # A client that is gone without a word is noticed.
-            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+            ("grpc.max_connection_idle_ms", int(settings.grpc_connection_idle_s * 1000)),
+            *_list_keepalive_options(settings),
         ),
-        interceptors=(CallInterceptor(calls, settings, segmenter.door),),
-        maximum_concurrent_rpcs=OWN_LIMITS * settings.max_grpc_calls,
+        interceptors=(CallInterceptor(calls, settings, segmenter, open_calls),),
+        maximum_concurrent_rpcs=OWN_LIMITS * open_calls.limit,
         compression=COMPRESSION[settings.grpc_compression],
     )
     segserve_pb2_grpc.add_SegmenterServicer_to_server(
@@ -92,3 +94,17 @@ def build_grpc_server(
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: {error}") from None
     return server, port
+
+
+def _list_keepalive_options(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Pings find clients that are gone without a word; clients ping for the same reason, and gRPC
+    would close the connection of one that pings more often than every five minutes."""
+    interval = settings.grpc_http2_min_recv_ping_interval_without_data_ms
+    yield "grpc.keepalive_time_ms", settings.grpc_keepalive_time_ms
+    yield "grpc.keepalive_timeout_ms", settings.grpc_keepalive_timeout_ms
+    yield "grpc.keepalive_permit_without_calls", int(settings.grpc_keepalive_permit_without_calls)
+    yield "grpc.http2.max_pings_without_data", settings.grpc_http2_max_pings_without_data
+    yield "grpc.http2.min_recv_ping_interval_without_data_ms", interval
+    # An older name of the same, which gRPC reads first where it is set.
+    yield "grpc.http2.min_ping_interval_without_data_ms", interval
+    yield "grpc.http2.max_ping_strikes", settings.grpc_http2_max_ping_strikes

@@ -85,6 +85,34 @@ class Settings(BaseSettings):
     max_http_connections: int = Field(2048, ge=1, description="open at a time")
     max_grpc_connections: int = Field(2048, ge=1, description="open at a time")
     max_grpc_calls: int = Field(2048, ge=1, description="open at a time, streams included")
+    max_grpc_watches: int = Field(
+        256, ge=1, description="streams of the health service, open at a time, beside other calls"
+    )
+    max_grpc_watches_per_address: int = Field(
+        64, ge=1, description="of max_grpc_watches, for one client address"
+    )
+    # Named as Triton's options of the same meaning.
+    grpc_keepalive_time_ms: int = Field(
+        60_000, ge=1000, description="a client that is silent for so long is pinged"
+    )
+    grpc_keepalive_timeout_ms: int = Field(
+        20_000, ge=100, description="for the answer to a ping, before the connection is closed"
+    )
+    grpc_keepalive_permit_without_calls: bool = Field(
+        True, description="pings both ways also while no call is open"
+    )
+    grpc_http2_max_pings_without_data: int = Field(
+        0, ge=0, description="pings to a client between two frames of data; 0 for any number"
+    )
+    grpc_http2_min_recv_ping_interval_without_data_ms: int = Field(
+        5_000, ge=0, description="a client may ping so often while it sends no data"
+    )
+    grpc_http2_max_ping_strikes: int = Field(
+        2, ge=0, description="earlier pings before the connection is closed; 0 for any number"
+    )
+    grpc_connection_idle_s: float = Field(
+        600.0, gt=0, description="a gRPC connection without any call may stay open"
+    )
     max_header_bytes: int = Field(
         32 << 10, ge=1024, description="request line and headers, or gRPC metadata"
     )
@@ -107,9 +135,7 @@ class Settings(BaseSettings):
         description="HTTP answers 429 that leave at once; more of them wait, five seconds or half "
         "of the request's deadline at most",
     )
-    send_timeout_s: float = Field(
-        60.0, gt=0, description="an HTTP client may stop reading its answer"
-    )
+    send_timeout_s: float = Field(60.0, gt=0, description="a client may stop reading its answer")
     allowed_formats: frozenset[str] = Field(
         DEFAULT_FORMATS, description="of encoded images, a subset of these"
     )
@@ -143,7 +169,12 @@ class Settings(BaseSettings):
         False, description="load, reload and unload models as the repository changes"
     )
     poll_interval_s: float = Field(15.0, gt=0, description="between looks at the repository")
-    upload_timeout_s: float = Field(60.0, gt=0, description="for the whole request body")
+    upload_timeout_s: float = Field(
+        60.0, gt=0, description="for the whole request body, or a call's first message"
+    )
+    stream_idle_timeout_s: float = Field(
+        600.0, gt=0, description="a gRPC stream may stay open with nothing asked or answered"
+    )
     max_inflight_requests: int = Field(
         512, ge=1, description="requests being decoded, queued or answered, over all models"
     )

@@ -37,15 +37,29 @@ class ApiKey:
 
 
 class KeyUse:
-    """What one key has used of its limits: a token bucket that holds a second's worth."""
+    """What one key has used of its limits: a token bucket that holds a second's worth.
+
+    Attributes:
+        key: its line as the file has it now; calls that are open go on with new limits.
+        is_revoked: the file does not have it any more.
+    """
 
     def __init__(self, key: ApiKey, clock: Callable[[], float]) -> None:
         self.key = key
+        self.is_revoked = False
         self._clock = clock
         self._running = 0
-        self._burst = max(1.0, key.requests_per_second or 0.0)
         self._tokens = self._burst
         self._counted = clock()
+
+    @property
+    def running(self) -> int:
+        """Calls that have entered and not left."""
+        return self._running
+
+    @property
+    def _burst(self) -> float:
+        return max(1.0, self.key.requests_per_second or 0.0)
 
     def enter(self) -> None:
         """Begins a call; :meth:`leave` ends it.
@@ -127,6 +141,19 @@ class KeyRing:
             )
         return found
 
+    def check(self, use: KeyUse) -> None:
+        """Checks a key that was found before, for a call that goes on.
+
+        Raises:
+            Unauthenticated: it is not in the file any more.
+        """
+        self._reload_if_changed()
+        if use.is_revoked:
+            raise Unauthenticated(
+                f"the API key {use.key.name!r} is not valid any more (setting api_keys_file)",
+                reason="unauthenticated",
+            )
+
     def _reload_if_changed(self) -> None:
         now = self._clock()
         if now - self._looked < RELOAD_SECONDS:
@@ -156,11 +183,17 @@ class KeyRing:
             raise self._unreadable(error) from None
         except ValueError as error:
             raise InvalidSetting(f"setting api_keys_file: {error}") from None
-        before = {use.key: use for use in self._uses}
-        # A key whose line stayed keeps what it has used.
-        self._uses = [
-            before.get(key) or KeyUse(key, self._clock) for key in parse_keys(text, self._path)
-        ]
+        # A key that stays keeps what it has used, whatever its limits are now. A key may have two
+        # names: each is one of its own.
+        before = {(use.key.name, use.key.digest): use for use in self._uses}
+        uses = []
+        for key in parse_keys(text, self._path):
+            use = before.pop((key.name, key.digest), None) or KeyUse(key, self._clock)
+            use.key = key
+            uses.append(use)
+        for gone in before.values():
+            gone.is_revoked = True
+        self._uses = uses
 
     def _unreadable(self, error: OSError) -> InvalidSetting:
         why = error.strerror or error

@@ -52,17 +52,20 @@ class Calls:
         path: str,
         client: str,
         read: Callable[[str], str],
+        *,
+        is_probe: bool = False,
     ) -> Iterator[Call]:
-        """Around one call.
+        """Runs one call inside a ``with``: its id, its span, and at the end its line.
 
         Args:
             read: the value of a header or metadata of that lower-case name, or "".
+            is_probe: comes every few seconds: it has no span, and a line only where it fails.
         """
         call = Call(transport, method, path, client, choose_request_id(read(REQUEST_ID)))
         call.count_refusal = self.metrics.count_refusal
         current_call.set(call)
         span = None
-        if self.tracing is not None:
+        if self.tracing is not None and not is_probe:
             span = self.tracing.begin(call, read(TRACEPARENT), read("tracestate"))
         try:
             yield call
@@ -75,7 +78,7 @@ class Calls:
                 call.key.leave()
             if self.tracing is not None and span is not None:
                 self.tracing.end(call, span)
-            if self.log is not None:
+            if self.log is not None and not (is_probe and call.code in ("ok", "cancelled")):
                 self.log.write(call)
 
     def admit(self, call: Call, read: Callable[[str], str]) -> None:
@@ -95,6 +98,15 @@ class Calls:
             raise
         # Only now: what has not entered must not leave.
         call.key = use
+
+    def check_key(self, call: Call) -> None:
+        """Checks that the key of a call that goes on for long is still in the file.
+
+        Raises:
+            Unauthenticated: it was taken out of it.
+        """
+        if self.keys is not None and call.key is not None:
+            self.keys.check(call.key)
 
     def close(self) -> None:
         """Sends what spans are left."""

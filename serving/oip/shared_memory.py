@@ -2,20 +2,25 @@
 
 Memory is read and written through its descriptor, not mapped: where a client truncates its region
 while it is used, the request gets an error; a mapped page would end the process with SIGBUS. A read
-copies, so a client that writes meanwhile cannot change what was checked.
+copies, so a client that writes meanwhile cannot change what was checked. What is read is as large
+as the tensor's shape says, which is checked against the model before: a region may be of any size.
 
 Source: Triton's extension_shared_memory.md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidRequest, RegionExists, RegionNotFound, Unsupported
+from serving.errors import InvalidRequest, RegionExists, RegionNotFound, TooLarge, Unsupported
+from serving.oip.tensors import Tensor, read_tensor
 from serving.settings import Settings
 
 # Where Linux keeps what shm_open creates.
@@ -110,23 +115,49 @@ class SharedMemory:
         with self._lock:
             self._locate(place)
 
+    def read_tensor(
+        self, name: str, datatype: str, shape: tuple[int, ...], place: RegionSlice
+    ) -> Tensor:
+        """Reads a tensor whose datatype and shape are the model's.
+
+        Raises:
+            InvalidRequest: ``place`` has another size than the tensor; nothing was read.
+            TooLarge: BYTES of more than ``max_request_bytes``.
+            SegserveError: as ``read``.
+        """
+        self.check(place)
+        limit = self.settings.max_request_bytes
+        if datatype == "UINT8" and place.size != math.prod(shape):
+            raise InvalidRequest(
+                f"input {name!r}: UINT8 {list(shape)} takes {math.prod(shape)} bytes, "
+                f"shared_memory_byte_size is {place.size}"
+            )
+        if datatype != "UINT8" and place.size > limit:
+            raise TooLarge(
+                f"input {name!r} has {place.size} bytes in shared memory, the limit is {limit} "
+                f"(setting max_request_bytes)",
+                reason="request_bytes",
+            )
+        return read_tensor(name, datatype, shape, self.read(place))
+
     def read(self, place: RegionSlice) -> bytes:
-        """A copy of what is there.
+        """Returns a copy of what is there.
 
         Raises:
             InvalidRequest: beyond the region, or the object was truncated.
             RegionNotFound, Unsupported: see ``register`` and ``status``.
         """
-        self._check_enabled()
-        with self._lock:
-            region = self._locate(place)
-            parts, start = [], region.offset + place.offset
+        with self._open(place) as (region, descriptor):
+            start = region.offset + place.offset
             end = start + place.size
-            while start < end and (part := os.pread(region.descriptor, end - start, start)):
+            # Before memory for it is taken.
+            _check_length(region, descriptor, end)
+            parts = []
+            while start < end and (part := os.pread(descriptor, end - start, start)):
                 parts.append(part)
                 start += len(part)
-        if start < end:
-            raise InvalidRequest(f"shared memory region {region.name!r}: the object was truncated")
+            if start < end:
+                raise _truncated(region)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, place: RegionSlice, data: bytes | memoryview) -> None:
@@ -141,17 +172,26 @@ class SharedMemory:
                 f"shared memory region {place.region!r}: the output takes {len(data)} bytes, "
                 f"shared_memory_byte_size is {place.size}"
             )
-        with self._lock:
-            region = self._locate(place)
+        with self._open(place) as (region, descriptor):
             start, rest = region.offset + place.offset, memoryview(data)
             # A write beyond the end would make a truncated object grow again.
-            if start + len(data) > os.fstat(region.descriptor).st_size:
-                raise InvalidRequest(
-                    f"shared memory region {region.name!r}: the object was truncated"
-                )
+            _check_length(region, descriptor, start + len(data))
             while rest:
-                written = os.pwrite(region.descriptor, rest, start)
+                written = os.pwrite(descriptor, rest, start)
                 start, rest = start + written, rest[written:]
+
+    @contextlib.contextmanager
+    def _open(self, place: RegionSlice) -> Iterator[tuple[Region, int]]:
+        """Gives the region and a descriptor of its own: others need not wait until megabytes are
+        copied, and the region may be unregistered meanwhile."""
+        self._check_enabled()
+        with self._lock:
+            region = self._locate(place)
+            descriptor = os.dup(region.descriptor)
+        try:
+            yield region, descriptor
+        finally:
+            os.close(descriptor)
 
     def _check_enabled(self) -> None:
         if not self.settings.enable_shared_memory:
@@ -170,6 +210,15 @@ class SharedMemory:
                 f"offset {place.offset} and byte size {place.size} go beyond"
             )
         return region
+
+
+def _check_length(region: Region, descriptor: int, end: int) -> None:
+    if end > os.fstat(descriptor).st_size:
+        raise _truncated(region)
+
+
+def _truncated(region: Region) -> InvalidRequest:
+    return InvalidRequest(f"shared memory region {region.name!r}: the object was truncated")
 
 
 def check_cuda_region(name: str) -> None:

@@ -1,29 +1,45 @@
-"""Every gRPC call passes here first: its id, its key, its span, its line in the log."""
+"""Every gRPC call of every service passes here: its id, key, limits, messages, and its end.
+
+gRPC hands over bytes and takes bytes; what a servicer sees is a message that was found small enough
+to be parsed, and what it raises becomes a status here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from serving.calls.call import Call
 from serving.calls.calls import Calls
-from serving.door import Door
 from serving.errors import (
+    DeadlineExceeded,
     HeaderTooLarge,
     InvalidRequest,
     SegserveError,
     TooLarge,
-    TooManyRequests,
     code_of_grpc,
 )
-from serving.rpc.call import Context, abort
-from serving.rpc.door import read_announced
+from serving.rpc.call import (
+    INLINE_BYTES,
+    MARGIN_S,
+    Context,
+    cancelled_by_itself,
+    end_call,
+    fail_call,
+    run_sized,
+    time_left,
+)
+from serving.rpc.door import list_wanted, read_announced
+from serving.rpc.open_calls import Lane, OpenCall, OpenCalls
+from serving.rpc.wire import NOT_A_MESSAGE, Shape, scan, shape_of
+from serving.service import Segmenter
 from serving.settings import Settings
 
-NO_MESSAGE = "the bytes are not a message of this call; see the .proto file"
 # What an entry takes beside its letters, as HTTP/2 counts (RFC 7541, 4.1).
 ENTRY_BYTES = 32
 # Without a key, as over HTTP.
@@ -33,6 +49,28 @@ OPEN_METHODS = (
     "/inference.GRPCInferenceService/ServerReady",
 )
 
+Run = Callable[[object, Context], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A method of a service and how it is served.
+
+    Attributes:
+        is_open: it takes no key, and is in the log only where it fails.
+        request: what its messages may hold.
+    """
+
+    name: str
+    handler: grpc.RpcMethodHandler
+    is_open: bool
+    lane: Lane
+    request: Shape
+
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.handler.request_streaming)
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Around every handler of the server; here its limits are, with names and counts.
@@ -40,156 +78,203 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
     """
 
-    def __init__(self, calls: Calls, settings: Settings, door: Door) -> None:
+    def __init__(
+        self, calls: Calls, settings: Settings, segmenter: Segmenter, open_calls: OpenCalls
+    ) -> None:
         self.calls = calls
-        self.door = door
         self.settings = settings
-        self._open = 0
+        self.segmenter = segmenter
+        self.open_calls = open_calls
+        self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
+        # A parser keeps the interpreter to itself: one at a time, and the loop runs in between.
+        self._parsing = asyncio.Lock()
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """The handler that was found, wrapped; None where there is none."""
+        """Returns the handler that was found, wrapped; None where there is none."""
         handler = await continuation(details)
         if handler is None:
             return None
-        if details.method.startswith(OPEN_METHODS):
-            return self._wrap_open(handler)
-        if handler.unary_unary:
-            return self._wrap_unary(handler, details.method)
-        return self._wrap_streaming(handler, details.method)
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            wrapped = self._wrapped[details.method] = self._wrap(details.method, handler)
+        return wrapped
 
-    def _wrap_unary(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
-        # As a stream of one message: gRPC would receive it before anybody is asked.
-        async def run(messages: AsyncIterator[bytes], context: Context) -> bytes:
-            with self._call(method, context) as (call, read):
-                await self._admit(call, read, context)
-                try:
-                    data = await receive_one(messages)
-                    request = self._receive(handler, data, call, context)
-                except SegserveError as error:
-                    await abort(context, error)
-                    raise
-                await context.send_initial_metadata(call.marks)
-                return serialize(handler, await handler.unary_unary(request, context), call)
+    def _wrap(self, name: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        is_open = name.startswith(OPEN_METHODS)
+        lane = self.open_calls.calls
+        if is_open:
+            lanes = self.open_calls
+            lane = lanes.watches if handler.response_streaming else lanes.probes
+        method = _Method(name, handler, is_open, lane, find_shape(handler))
 
-        return grpc.stream_unary_rpc_method_handler(run)
+        async def run(messages: object, context: Context) -> None:
+            await self._run(method, context)
 
-    def _wrap_streaming(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
-        async def run(
-            received: bytes | AsyncIterator[bytes], context: Context
-        ) -> AsyncIterator[bytes]:
-            with self._call(method, context) as (call, read):
-                await self._admit(call, read, context)
-                await context.send_initial_metadata(call.marks)
-                if isinstance(received, bytes):
-                    try:
-                        request = self._receive(handler, received, call, context)
-                    except SegserveError as error:
-                        await abort(context, error)
-                        raise
-                    answers = handler.unary_stream(request, context)
-                else:
-                    frames = self._receive_all(handler, received, call)
-                    answers = handler.stream_stream(frames, context)
-                async for response in answers:
-                    yield serialize(handler, response, call)
+        # Also what has one message: gRPC would receive it before anybody is asked, and would send
+        # an answer, which a client may refuse to read, when nobody counts the call any more.
+        return grpc.stream_stream_rpc_method_handler(run)
 
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return make(run)
-
-    def _wrap_open(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-        """Without id, key, span and line, as probes come every few seconds."""
-
-        async def run(data: bytes, context: Context) -> Message:
-            response: Message = await handler.unary_unary(await parse(data, context), context)
-            return response
-
-        async def watch(data: bytes, context: Context) -> AsyncIterator[Message]:
-            async for response in handler.unary_stream(await parse(data, context), context):
-                yield response
-
-        async def parse(data: bytes, context: Context) -> Message:
+    async def _run(self, method: _Method, context: Context) -> None:
+        with self._call(method, context) as (call, read):
+            opened: OpenCall | None = None
+            deadline = find_deadline(context)
             try:
-                return self._parse(handler, data)
+                opened = self.open_calls.enter(method.lane, call.client, is_stream=method.is_stream)
+                self._check_metadata(context)
+                if not method.is_open:
+                    self.calls.admit(call, read)
+                    opened.check_key = lambda: self.calls.check_key(call)
+                await self._serve(method, call, opened, context)
             except SegserveError as error:
-                await abort(context, error)
+                await end_call(context, error)
+            except asyncio.CancelledError:
+                if opened is not None and opened.error is not None:
+                    cancelled_by_itself(opened.task)
+                    await end_call(context, opened.error)
+                    return
+                self._note_cancelled(call, deadline)
                 raise
+            except Exception as error:
+                await fail_call(context, error)
+            finally:
+                if opened is not None:
+                    self.open_calls.leave(opened)
+                    # It holds this call's key and task, and they, by way of this frame, it.
+                    opened.check_key = None
 
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                run, response_serializer=handler.response_serializer
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            watch, response_serializer=handler.response_serializer
-        )
+    async def _serve(self, method: _Method, call: Call, opened: OpenCall, context: Context) -> None:
+        handler = method.handler
+        if method.is_stream:
+            await context.send_initial_metadata(call.marks)
+            requests = self._receive_all(method, call, opened, context)
+            if handler.response_streaming:
+                await self._send_all(handler.stream_stream(requests, context), handler, call,
+                                     opened, context)  # fmt: skip
+            else:
+                response = await handler.stream_unary(requests, context)
+                await self._send(response, handler, call, opened, context)
+            return
+        request = await self._receive_one(method, call, opened, context)
+        if handler.response_streaming:
+            await context.send_initial_metadata(call.marks)
+            await self._send_all(handler.unary_stream(request, context), handler, call, opened,
+                                 context)  # fmt: skip
+            return
+        response = await handler.unary_unary(request, context)
+        await context.send_initial_metadata(call.marks)
+        await self._send(response, handler, call, opened, context)
 
     @contextmanager
-    def _call(self, method: str, context: Context) -> Iterator[tuple[Call, Callable[[str], str]]]:
+    def _call(
+        self, method: _Method, context: Context
+    ) -> Iterator[tuple[Call, Callable[[str], str]]]:
         metadata = dict(context.invocation_metadata() or ())
 
         def read(name: str) -> str:
             value = metadata.get(name, "")
             return value if isinstance(value, str) else ""
 
-        with self.calls.call("grpc", "POST", method, read_address(context.peer()), read) as call:
-            self._open += 1
+        address = read_address(context.peer())
+        with self.calls.call(
+            "grpc", "POST", method.name, address, read, is_probe=method.is_open
+        ) as call:
             try:
                 yield call, read
             finally:
-                self._open -= 1
-                call.status = name_status(context.code())
+                if not call.status:
+                    call.status = name_status(context.code())
                 if call.status != "OK" and call.code == "ok":
                     call.code = code_of_grpc(call.status)
 
-    async def _admit(self, call: Call, read: Callable[[str], str], context: Context) -> None:
-        try:
-            self._check_limits(context)
-            self.calls.admit(call, read)
-        except SegserveError as error:
-            await abort(context, error)
+    def _note_cancelled(self, call: Call, deadline: float | None) -> None:
+        """Notes why gRPC ended a call: its deadline passed, or its client left."""
+        call.status, call.code = "CANCELLED", "cancelled"
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline - MARGIN_S:
+            late = DeadlineExceeded("the call's deadline passed", reason="deadline")
+            call.status, call.code = late.grpc_code.name, late.code
+            call.count_refusal(late)
 
-    def _receive(
-        self, handler: grpc.RpcMethodHandler, data: bytes, call: Call, context: Context
+    async def _receive_one(
+        self, method: _Method, call: Call, opened: OpenCall, context: Context
     ) -> Message:
-        """The one message of a call, unless it is refused before it is parsed.
+        """Returns the one message of a call, unless it is refused before it is parsed.
 
         Raises:
-            SegserveError: as :meth:`_parse`, and what the door says.
+            SegserveError: as ``scan`` and ``_parse``, and what is certain from the head.
         """
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            raise InvalidRequest("the call ended before its message; send one")
+        opened.note_message()
         call.request_bytes = len(data)
         self._check_size(data)
-        announced = read_announced(call.path, data, context.time_remaining())
+        fields = scan(data, method.request, list_wanted(method.name))
+        announced = read_announced(method.name, fields, time_left(context), len(data))
         if announced is not None:
-            self.door.check(announced, "grpc")
-        return self._parse(handler, data)
+            self.segmenter.door.check(announced, "grpc")
+        return await self._parse(method, data)
 
     async def _receive_all(
-        self, handler: grpc.RpcMethodHandler, received: AsyncIterator[bytes], call: Call
+        self, method: _Method, call: Call, opened: OpenCall, context: Context
     ) -> AsyncIterator[Message]:
-        async for data in received:
+        while (data := await context.read()) is not grpc.aio.EOF:
+            opened.note_message()
+            if opened.check_key is not None:
+                opened.check_key()
             call.request_bytes += len(data)
-            yield self._parse(handler, data)
+            self._check_size(data)
+            scan(data, method.request)
+            message = await self._parse(method, data)
+            # Not kept while the next one is waited for.
+            del data
+            yield message
+            del message
 
-    def _parse(self, handler: grpc.RpcMethodHandler, data: bytes) -> Message:
-        """The message; gRPC itself would answer UNKNOWN, with a traceback in the log.
+    async def _parse(self, method: _Method, data: bytes) -> Message:
+        """Returns the message in ``data``, which was scanned before.
 
         Raises:
-            TooLarge: more bytes than ``max_request_bytes``.
-            InvalidRequest: the bytes are no message.
+            InvalidRequest: the bytes are not a message of this call.
         """
-        self._check_size(data)
-        try:
-            message: Message = handler.request_deserializer(data)
-        except DecodeError:
-            raise InvalidRequest(NO_MESSAGE) from None
-        return message
+        if len(data) <= INLINE_BYTES:
+            return parse(method.handler, data)
+        async with self._parsing:
+            return await run_sized(self.segmenter.pool, False, parse, method.handler, data)
+
+    async def _send_all(
+        self,
+        answers: AsyncIterator[Message],
+        handler: grpc.RpcMethodHandler,
+        call: Call,
+        opened: OpenCall,
+        context: Context,
+    ) -> None:
+        async with aclosing(answers):  # type: ignore[type-var]
+            async for response in answers:
+                await self._send(response, handler, call, opened, context)
+                del response
+
+    async def _send(
+        self,
+        response: Message,
+        handler: grpc.RpcMethodHandler,
+        call: Call,
+        opened: OpenCall,
+        context: Context,
+    ) -> None:
+        """Sends one answer; the client may take its time, up to ``send_timeout_s``."""
+        is_small = response.ByteSize() <= INLINE_BYTES
+        data: bytes = await run_sized(
+            self.segmenter.pool, is_small, handler.response_serializer, response
+        )
+        call.response_bytes += len(data)
+        opened.note_sending(done=False)
+        await context.write(data)
+        opened.note_sending(done=True)
 
     def _check_size(self, data: bytes) -> None:
         limit = self.settings.max_request_bytes
@@ -200,13 +285,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 reason="request_bytes",
             )
 
-    def _check_limits(self, context: Context) -> None:
-        limit = self.settings.max_grpc_calls
-        if self._open > limit:
-            raise TooManyRequests(
-                f"{limit} calls are open already (setting max_grpc_calls); try again later",
-                reason="grpc_calls",
-            )
+    def _check_metadata(self, context: Context) -> None:
         limit = self.settings.max_header_bytes
         metadata = context.invocation_metadata() or ()
         if sum(len(name) + len(value) + ENTRY_BYTES for name, value in metadata) > limit:
@@ -216,27 +295,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
 
 
-async def receive_one(messages: AsyncIterator[bytes]) -> bytes:
-    """The first message.
+def parse(handler: grpc.RpcMethodHandler, data: bytes) -> Message:
+    """Returns the message in ``data``; gRPC itself would answer UNKNOWN and log a traceback.
 
     Raises:
-        InvalidRequest: the client ended its side without one.
+        InvalidRequest: the bytes are not a message of this call.
     """
-    async for data in messages:
-        return data
-    raise InvalidRequest(NO_MESSAGE)
+    try:
+        message: Message = handler.request_deserializer(data)
+    except DecodeError:
+        raise InvalidRequest(NOT_A_MESSAGE) from None
+    return message
 
 
-def serialize(handler: grpc.RpcMethodHandler, response: Message, call: Call) -> bytes:
-    """The answer's bytes, noted: a message would have to be serialised once more to be measured."""
-    data: bytes = handler.response_serializer(response)
-    call.response_bytes += len(data)
-    return data
+def find_shape(handler: grpc.RpcMethodHandler) -> Shape:
+    """Returns what the requests of a handler may hold."""
+    return shape_of(handler.request_deserializer(b"").DESCRIPTOR)
+
+
+def find_deadline(context: Context) -> float | None:
+    """Returns a call's deadline on the event loop's clock; None where there is none."""
+    left = context.time_remaining()
+    return None if left is None else asyncio.get_running_loop().time() + float(left)
 
 
 def read_address(peer: str) -> str:
-    """``ipv4:127.0.0.1:5000`` -> ``127.0.0.1``."""
-    return peer.partition(":")[2].rpartition(":")[0] or peer
+    """``ipv4:127.0.0.1:5000`` -> ``127.0.0.1``; ``ipv6:%5B::1%5D:5000`` -> ``::1``."""
+    address = peer.partition(":")[2].rpartition(":")[0] or peer
+    return address.removeprefix("%5B").removesuffix("%5D").removeprefix("[").removesuffix("]")
 
 
 def name_status(code: grpc.StatusCode | int | None) -> str:

@@ -14,7 +14,7 @@ from serving.dataplane import Dataplane
 from serving.errors import Unsupported
 from serving.oip.protocol import CUDA_REFUSED, LOG_REFUSED, TRACE_REFUSED
 from serving.oip.shared_memory import check_cuda_region
-from serving.rpc.call import Context, answer
+from serving.rpc.call import Context
 
 
 class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
@@ -27,27 +27,27 @@ class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(  # noqa: N802
         self, request: oip.RepositoryIndexRequest, context: Context
     ) -> Message:
-        return await answer(context, self._index(request))
+        return await self._index(request)
 
     async def RepositoryModelLoad(  # noqa: N802
         self, request: oip.RepositoryModelLoadRequest, context: Context
     ) -> Message:
-        return await answer(context, self._load(request))
+        return await self._load(request)
 
     async def RepositoryModelUnload(  # noqa: N802
         self, request: oip.RepositoryModelUnloadRequest, context: Context
     ) -> Message:
-        return await answer(context, self._unload(request))
+        return await self._unload(request)
 
     async def SystemSharedMemoryStatus(  # noqa: N802
         self, request: oip.SystemSharedMemoryStatusRequest, context: Context
     ) -> Message:
-        return await answer(context, self._shared_memory_status(request))
+        return await self._shared_memory_status(request)
 
     async def SystemSharedMemoryRegister(  # noqa: N802
         self, request: oip.SystemSharedMemoryRegisterRequest, context: Context
     ) -> Message:
-        return await answer(context, self._register(request))
+        return await self._register(request)
 
     async def SystemSharedMemoryUnregister(  # noqa: N802
         self, request: oip.SystemSharedMemoryUnregisterRequest, context: Context
@@ -58,19 +58,19 @@ class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
     async def CudaSharedMemoryStatus(  # noqa: N802
         self, request: oip.CudaSharedMemoryStatusRequest, context: Context
     ) -> Message:
-        return await answer(context, self._cuda_status(request))
+        return await self._cuda_status(request)
 
     async def CudaSharedMemoryRegister(self, request: Message, context: Context) -> Message:  # noqa: N802
-        return await answer(context, refuse(CUDA_REFUSED))
+        raise Unsupported(CUDA_REFUSED)
 
     async def CudaSharedMemoryUnregister(self, request: Message, context: Context) -> Message:  # noqa: N802
         return oip.CudaSharedMemoryUnregisterResponse()
 
     async def TraceSetting(self, request: Message, context: Context) -> Message:  # noqa: N802
-        return await answer(context, refuse(TRACE_REFUSED))
+        raise Unsupported(TRACE_REFUSED)
 
     async def LogSettings(self, request: Message, context: Context) -> Message:  # noqa: N802
-        return await answer(context, refuse(LOG_REFUSED))
+        raise Unsupported(LOG_REFUSED)
 
     async def _index(self, request: oip.RepositoryIndexRequest) -> Message:
         refuse_repository(request.repository_name)
@@ -106,11 +106,6 @@ class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
     async def _cuda_status(self, request: oip.CudaSharedMemoryStatusRequest) -> Message:
         check_cuda_region(request.name)
         return oip.CudaSharedMemoryStatusResponse()
-
-
-async def refuse(text: str) -> Message:
-    """Raises Unsupported."""
-    raise Unsupported(text)
 
 
 def refuse_repository(name: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
+from serving.errors import ServiceNotFound
 from serving.rpc.call import Context
 
 # How soon a watcher hears of a change.
@@ -32,9 +32,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self, request: pb.HealthCheckRequest, context: Context
     ) -> pb.HealthCheckResponse:
         if request.service not in self.services:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"unknown service {request.service!r}; known: {', '.join(self.services[1:])}",
+            raise ServiceNotFound(
+                f"unknown service {request.service!r}; known: {', '.join(self.services[1:])}"
             )
         return pb.HealthCheckResponse(status=self._status(request.service))
 

@@ -12,11 +12,11 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as oip
 
 from serving.dataplane import Dataplane
-from serving.errors import SegserveError
+from serving.errors import SegserveError, drop_traceback
 from serving.models.model import Model
 from serving.oip.protocol import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
 from serving.oip.statistics import Duration
-from serving.rpc.call import Context, answer, answer_stream
+from serving.rpc.call import INLINE_BYTES, Context, run_sized, time_left
 from serving.rpc.control import ControlServicer
 from serving.rpc.stream import answer_in_order
 from serving.rpc.tensors import build_infer_message, read_infer_request
@@ -47,36 +47,34 @@ class InferenceServicer(ControlServicer):
     async def ModelReady(  # noqa: N802
         self, request: oip.ModelReadyRequest, context: Context
     ) -> Message:
-        return await answer(context, self._ready(request))
+        return await self._ready(request)
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> Message:
-        return await answer(context, self._metadata(request))
+        return await self._metadata(request)
 
     async def ModelConfig(  # noqa: N802
         self, request: oip.ModelConfigRequest, context: Context
     ) -> Message:
-        return await answer(context, self._config(request))
+        return await self._config(request)
 
     async def ModelStatistics(  # noqa: N802
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> Message:
-        return await answer(context, self._statistics(request))
+        return await self._statistics(request)
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> Message:  # noqa: N802
-        return await answer(context, self._infer(request, context.time_remaining()))
+        return await self._infer(request, time_left(context))
 
-    async def ModelStreamInfer(  # noqa: N802
+    def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
     ) -> AsyncIterator[Message]:
         async def work(index: int, request: oip.ModelInferRequest) -> Message:
-            return await self._infer_in_stream(request, context.time_remaining())
+            return await self._infer_in_stream(request, time_left(context))
 
         limit = self.dataplane.settings.max_stream_frames
-        answers = answer_in_order(requests, work, limit, self.stopping)
-        async for message in answer_stream(context, answers):
-            yield message
+        return answer_in_order(requests, work, limit, self.stopping)
 
     async def _ready(self, request: oip.ModelReadyRequest) -> Message:
         loaded = self.dataplane.is_loaded(request.name, parse_version(request.version))
@@ -104,8 +102,18 @@ class InferenceServicer(ControlServicer):
         return oip.ModelStatisticsResponse(model_stats=[build_statistics(m) for m in found])
 
     async def _infer(self, request: oip.ModelInferRequest, time_left_s: float | None) -> Message:
-        asked = read_infer_request(request, time_left_s, self.memory)
-        return build_infer_message(await self.dataplane.infer(asked, "grpc"))
+        model = self.dataplane.find(
+            request.model_name, parse_version(request.model_version), "grpc"
+        )
+        pool = self.dataplane.segmenter.pool
+        # A tensor in shared memory has any size, of which the message says nothing.
+        is_small = request.raw_input_contents and request.ByteSize() <= INLINE_BYTES
+        asked = await run_sized(
+            pool, is_small, read_infer_request, request, time_left_s, model, self.memory
+        )
+        response = await self.dataplane.infer(asked, "grpc")
+        size = sum(output.tensor.size for output in response.outputs)
+        return await run_sized(pool, size <= INLINE_BYTES, build_infer_message, response)
 
     async def _infer_in_stream(
         self, request: oip.ModelInferRequest, time_left_s: float | None
@@ -113,6 +121,7 @@ class InferenceServicer(ControlServicer):
         try:
             response = await self._infer(request, time_left_s)
         except SegserveError as error:
+            drop_traceback(error)
             failed = oip.ModelInferResponse(id=request.id)
             return oip.ModelStreamInferResponse(error_message=str(error), infer_response=failed)
         # One answer a request: it is always the last one.

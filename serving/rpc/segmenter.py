@@ -10,11 +10,11 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 from serving import mask
-from serving.errors import InvalidRequest, SegserveError
+from serving.errors import InvalidRequest, SegserveError, drop_traceback
 from serving.forms.mask_view import MaskOptions, Picture
 from serving.models.families import find_described
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
-from serving.rpc.call import Context, answer, answer_stream
+from serving.rpc.call import Context, time_left
 from serving.rpc.stream import answer_in_order
 from serving.service import Segmenter
 
@@ -30,26 +30,25 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
         self.stopping = stopping
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> Message:  # noqa: N802
-        return await answer(context, self._segment(request, context.time_remaining()))
+        return await self._segment(request, time_left(context))
 
-    async def SegmentStream(  # noqa: N802
+    def SegmentStream(  # noqa: N802
         self, requests: AsyncIterator[pb.SegmentRequest], context: Context
     ) -> AsyncIterator[Message]:
         async def work(index: int, request: pb.SegmentRequest) -> Message:
             try:
-                response = await self._segment(request, context.time_remaining())
+                response = await self._segment(request, time_left(context))
             except SegserveError as error:
+                drop_traceback(error)
                 failed = pb.FrameError(code=error.code, message=str(error))
                 return pb.SegmentStreamResponse(index=index, error=failed)
             return pb.SegmentStreamResponse(index=index, response=response)
 
         limit = self.segmenter.settings.max_stream_frames
-        answers = answer_in_order(requests, work, limit, self.stopping)
-        async for message in answer_stream(context, answers):
-            yield message
+        return answer_in_order(requests, work, limit, self.stopping)
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> Message:  # noqa: N802
-        return await answer(context, self._describe(request))
+        return await self._describe(request)
 
     async def _segment(self, request: pb.SegmentRequest, timeout_s: float | None) -> Message:
         options = read_options(request)

@@ -7,7 +7,7 @@ therefore keeps the next request from being read, and HTTP/2's flow control then
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ async def answer_in_order(
     work: Callable[[int, Request], Awaitable[Response]],
     limit: int,
     stopping: asyncio.Event,
-) -> AsyncIterator[Response]:
+) -> AsyncGenerator[Response, None]:
     """Answers ``work(index, request)`` for each request.
 
     Raises:
@@ -37,6 +37,8 @@ async def answer_in_order(
             await slots.acquire()
             async for request in requests:
                 begun.put_nowait(asyncio.ensure_future(work(index, request)))
+                # Of a stream that goes quiet nothing is to stay in memory.
+                del request
                 index += 1
                 await slots.acquire()
         finally:
@@ -51,6 +53,7 @@ async def answer_in_order(
     try:
         while (answer := await begun.get()) is not None:
             yield await answer
+            del answer
             slots.release()
         with suppress(asyncio.CancelledError):
             await reader

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
+import numpy as np
 from tritonclient.grpc import service_pb2 as oip
 
 from serving.errors import InvalidRequest
+from serving.models.model import Model
+from serving.oip.image_tensors import check_input, check_input_names
 from serving.oip.inference import InferRequest, InferResponse, RequestedOutput
 from serving.oip.parameters import (
     ParameterValue,
@@ -20,15 +23,19 @@ from serving.oip.parameters import (
 )
 from serving.oip.protocol import parse_version
 from serving.oip.shared_memory import SharedMemory
-from serving.oip.tensors import Tensor, read_tensor
+from serving.oip.tensors import Tensor, bytes_tensor, read_tensor
 
 InputTensor: TypeAlias = oip.ModelInferRequest.InferInputTensor
+InferTensorContents: TypeAlias = oip.InferTensorContents
 
 
 def read_infer_request(
-    request: oip.ModelInferRequest, time_left_s: float | None, memory: SharedMemory
+    request: oip.ModelInferRequest,
+    time_left_s: float | None,
+    model: Model,
+    memory: SharedMemory,
 ) -> InferRequest:
-    """Checks a message.
+    """Checks a message, first against the model, then its data.
 
     Raises:
         InvalidRequest: data that does not fit, or a parameter of another type.
@@ -40,11 +47,12 @@ def read_infer_request(
         parameters = read_parameters(output.parameters)
         refuse_classification(output.name, parameters)
         outputs.append(RequestedOutput(output.name, place=read_place(output.name, parameters)))
+    check_input_names([item.name for item in request.inputs], model)
     return InferRequest(
         model=request.model_name,
         version=parse_version(request.model_version),
         id=request.id,
-        inputs=read_inputs(request, memory),
+        inputs=(_read_input(request, model, memory),),
         outputs=tuple(outputs),
         timeout_s=time_left_s,
         policy_timeout_s=asked.timeout_s,
@@ -61,33 +69,31 @@ def read_parameters(given: Mapping[str, oip.InferParameter]) -> dict[str, Parame
     return values
 
 
-def read_inputs(request: oip.ModelInferRequest, memory: SharedMemory) -> tuple[Tensor, ...]:
-    """Tensors from shared memory, ``raw_input_contents``, or ``contents`` where there are none.
+def _read_input(request: oip.ModelInferRequest, model: Model, memory: SharedMemory) -> Tensor:
+    """Reads the one input from shared memory, ``raw_input_contents``, or ``contents``.
 
     Raises:
-        InvalidRequest: both, too few or too many, or data that does not fit.
+        InvalidRequest: several of them, or data that does not fit.
     """
-    raw = list(request.raw_input_contents)
-    places = [read_place(item.name, read_parameters(item.parameters)) for item in request.inputs]
-    if raw and len(raw) != places.count(None):
+    item, raw = request.inputs[0], request.raw_input_contents
+    place = read_place(item.name, read_parameters(item.parameters))
+    inline = int(place is None)
+    if raw and len(raw) != inline:
         raise InvalidRequest(
-            f"{places.count(None)} inputs are not in shared memory, raw_input_contents holds "
+            f"{inline} inputs are not in shared memory, raw_input_contents holds "
             f"{len(raw)}, for model {request.model_name!r}"
         )
-    tensors, contents = [], iter(raw)
-    for item, place in zip(request.inputs, places, strict=True):
-        shape = tuple(item.shape)
-        if item.HasField("contents") and (raw or place is not None):
-            raise InvalidRequest(
-                f"input {item.name!r} has contents beside raw_input_contents or shared memory"
-            )
-        if place is not None:
-            tensors.append(read_tensor(item.name, item.datatype, shape, memory.read(place)))
-        elif raw:
-            tensors.append(read_tensor(item.name, item.datatype, shape, next(contents)))
-        else:
-            tensors.append(_read_contents(item, shape))
-    return tuple(tensors)
+    if item.HasField("contents") and (raw or place is not None):
+        raise InvalidRequest(
+            f"input {item.name!r} has contents beside raw_input_contents or shared memory"
+        )
+    shape = tuple(item.shape)
+    check_input(item.name, item.datatype, shape, model)
+    if place is not None:
+        return memory.read_tensor(item.name, item.datatype, shape, place)
+    if raw:
+        return read_tensor(item.name, item.datatype, shape, raw[0])
+    return _read_contents(item, shape)
 
 
 def _read_contents(item: InputTensor, shape: tuple[int, ...]) -> Tensor:
@@ -99,12 +105,33 @@ def _read_contents(item: InputTensor, shape: tuple[int, ...]) -> Tensor:
             f"not {', '.join(sorted(present - {expected}))}"
         )
     if expected == "bytes_contents":
-        packed = Tensor(item.name, "BYTES", shape, tuple(item.contents.bytes_contents))
-        return read_tensor(item.name, "BYTES", shape, packed.to_bytes())
-    values = item.contents.uint_contents
-    if any(value > 255 for value in values):
+        return bytes_tensor(item.name, shape, item.contents.bytes_contents)
+    return read_tensor(item.name, item.datatype, shape, _read_numbers(item))
+
+
+def _read_numbers(item: InputTensor) -> bytes:
+    """Returns ``uint_contents`` as bytes; by NumPy, as there may be millions of them.
+
+    On the wire a number below 128 is one byte, one up to 255 is two: its low seven bits with the
+    highest bit set, then a 1.
+    """
+    packed = InferTensorContents(uint_contents=item.contents.uint_contents).SerializeToString()
+    if not packed:
+        return b""
+    wire = np.frombuffer(packed, np.uint8)
+    # Behind the field's tag and its length.
+    head = 1 + int(np.argmin(wire[1:] >= 0x80)) + 1
+    wire = wire[head:]
+    is_first = wire >= 0x80
+    if not is_first.any():
+        return wire.tobytes()
+    is_second = np.zeros_like(is_first)
+    is_second[1:] = is_first[:-1]
+    if (is_first & is_second).any() or (wire[is_second] != 1).any():
         raise InvalidRequest(f"input {item.name!r}: a value is above 255, the largest UINT8")
-    return read_tensor(item.name, item.datatype, shape, bytes(values))
+    values = wire[~is_first]
+    values[is_second[~is_first]] = wire[is_first]
+    return values.tobytes()
 
 
 def build_infer_message(response: InferResponse) -> oip.ModelInferResponse:

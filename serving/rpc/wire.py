@@ -1,0 +1,227 @@
+"""Walks over the bytes of a message before it is parsed, and bounds what a parser would make of it.
+
+A message of a few megabytes can hold millions of empty fields, each of which becomes an object:
+parsing takes seconds then, and a hundred times the memory. So fields are counted first, at every
+depth, by the message's own descriptor; what is longer than a budget is refused with the parser
+never called. Fields that the descriptor does not know, and groups, count as well.
+
+=================  =====================================================================
+``MAX_FIELDS``     fields of a message, those of its parts included
+``MAX_TEXT_BYTES``  bytes of all its texts: names, formats, classes, parameters
+``MAX_NUMBERS``    numbers in packed fields, such as ``uint_contents``
+``MAX_DEPTH``      messages and groups inside each other
+=================  =====================================================================
+
+Fields of type ``bytes`` (images, tensors) are skipped, not read: their length is bounded by
+``max_request_bytes`` alone. A walk is over after ``MAX_FIELDS`` steps whatever the bytes are.
+
+Source: protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final, TypeAlias
+
+import numpy as np
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from serving.errors import InvalidRequest, TooLarge
+
+# The largest honest message names some hundred classes; a batch of encoded images has a few dozen.
+MAX_FIELDS: Final = 4096
+MAX_TEXT_BYTES: Final = 64 << 10
+# A UINT8 tensor of 1024x2048x3 has 6.3 million; a parser needs some 8 ns and 4 bytes for each.
+MAX_NUMBERS: Final = 8 << 20
+# The deepest message of ours has four levels; of a group nothing is known.
+MAX_DEPTH: Final = 16
+
+VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
+FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
+NUMBER_BYTES = {
+    **dict.fromkeys(
+        (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64, FieldDescriptor.TYPE_SFIXED64),
+        8,
+    ),
+    **dict.fromkeys(
+        (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_SFIXED32),
+        4,
+    ),
+}
+# What is counted at a time: a stranger's numbers must not be copied to be counted.
+COUNT_BYTES = 1 << 20
+
+# Number and wire type of a field: one of another wire type is unknown to a parser.
+Key: TypeAlias = tuple[int, int]
+Fields: TypeAlias = Mapping[Key, bytes | int]
+
+NOT_A_MESSAGE = "the bytes are not a message of this call; see the .proto file"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a message type may hold, by a field's tag (number and wire type in one).
+
+    Attributes:
+        messages: the shapes of fields that hold messages.
+        texts: tags of strings.
+        numbers: of packed numbers, the bytes that each takes; 0 where that varies.
+    """
+
+    name: str
+    messages: dict[int, Shape] = field(default_factory=dict)
+    texts: set[int] = field(default_factory=set)
+    numbers: dict[int, int] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+
+
+@cache
+def shape_of(descriptor: Descriptor) -> Shape:
+    """Returns the shape of a message type and, inside it, of all that it is made of."""
+    return _build(descriptor, {})
+
+
+def _build(descriptor: Descriptor, known: dict[str, Shape]) -> Shape:
+    if descriptor.full_name in known:
+        return known[descriptor.full_name]
+    shape = known[descriptor.full_name] = Shape(descriptor.name)
+    for item in descriptor.fields:
+        tag = item.number << 3 | LENGTH
+        shape.names[tag] = item.name
+        if item.message_type is not None:
+            shape.messages[tag] = _build(item.message_type, known)
+        elif item.type == FieldDescriptor.TYPE_STRING:
+            shape.texts.add(tag)
+        elif item.type != FieldDescriptor.TYPE_BYTES:
+            shape.numbers[tag] = NUMBER_BYTES.get(item.type, 0)
+    return shape
+
+
+def scan(data: bytes, shape: Shape, wanted: Collection[Key] = ()) -> Fields:
+    """Counts what a message holds, and returns those of its top-level texts and integers that
+    are ``wanted``; of one that is repeated, the last.
+
+    Raises:
+        TooLarge: more than a budget of this module; the text names it.
+        InvalidRequest: the bytes are not a well-formed message.
+    """
+    return _Walk(data).run(shape, wanted)
+
+
+class _Walk:
+    """One walk over one message."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.text_bytes = 0
+        self.numbers = 0
+
+    def run(self, shape: Shape, wanted: Collection[Key]) -> Fields:
+        found: dict[Key, bytes | int] = {}
+        data, at, end = self.data, 0, len(self.data)
+        # Where the messages around this one end, and their shapes; None: inside an unknown group.
+        outer: list[tuple[int, Shape | None]] = []
+        inner: Shape | None = shape
+        for _ in range(MAX_FIELDS + 1):
+            while at == end and outer and inner is not None:
+                end, inner = outer.pop()
+            if at == end:
+                if inner is None:
+                    raise InvalidRequest(NOT_A_MESSAGE)
+                return found
+            tag, at = self._read_varint(at, end)
+            kind = tag & 7
+            start = at
+            if kind == VARINT:
+                value, at = self._read_varint(at, end)
+                if not outer and (key := (tag >> 3, kind)) in wanted:
+                    found[key] = value
+                continue
+            if kind == LENGTH:
+                size, start = self._read_varint(at, end)
+            elif kind == START_GROUP:
+                self._check_depth(outer)
+                outer.append((end, inner))
+                inner = None
+                continue
+            elif kind == END_GROUP:
+                if inner is not None or not outer:
+                    raise InvalidRequest(NOT_A_MESSAGE)
+                _, inner = outer.pop()
+                continue
+            else:
+                size = FIXED_BYTES.get(kind, len(data))
+            at = start + size
+            if at > end:
+                raise InvalidRequest(NOT_A_MESSAGE)
+            if inner is None or kind != LENGTH:
+                continue
+            if (part := inner.messages.get(tag)) is not None:
+                self._check_depth(outer)
+                outer.append((end, inner))
+                at, end, inner = start, at, part
+            elif tag in inner.texts:
+                self._count_text(size, inner.names[tag])
+                if not outer and (key := (tag >> 3, kind)) in wanted:
+                    found[key] = data[start:at]
+            elif tag in inner.numbers:
+                self._count_numbers(start, at, inner.numbers[tag], inner.names[tag])
+        raise TooLarge(
+            f"the message has more than {MAX_FIELDS} fields, the limit of one request; "
+            f"send pixels as one packed field or in raw_input_contents",
+            reason="message_fields",
+        )
+
+    def _check_depth(self, outer: list[tuple[int, Shape | None]]) -> None:
+        if len(outer) >= MAX_DEPTH:
+            raise TooLarge(
+                f"the message is nested more than {MAX_DEPTH} deep", reason="message_fields"
+            )
+
+    def _count_text(self, size: int, name: str) -> None:
+        self.text_bytes += size
+        if self.text_bytes > MAX_TEXT_BYTES:
+            raise TooLarge(
+                f"the texts of the message are longer than {MAX_TEXT_BYTES} bytes together, the "
+                f"limit of one request; the last one read, {name}, has {size}",
+                reason="message_fields",
+            )
+
+    def _count_numbers(self, start: int, end: int, size: int, name: str) -> None:
+        room = MAX_NUMBERS - self.numbers
+        if size:
+            self.numbers += (end - start) // size
+        elif end - start <= room:
+            # None takes less than a byte.
+            self.numbers += end - start
+        else:
+            bits = np.frombuffer(self.data, np.int8, end - start, start)
+            for first in range(0, len(bits), COUNT_BYTES):
+                # The last byte of each number, and no other, has its highest bit unset.
+                self.numbers += int(np.count_nonzero(bits[first : first + COUNT_BYTES] >= 0))
+                if self.numbers > MAX_NUMBERS:
+                    break
+        if self.numbers > MAX_NUMBERS:
+            raise TooLarge(
+                f"{name} holds more than {MAX_NUMBERS} numbers, the limit of one request; "
+                f"send the tensor's bytes in raw_input_contents",
+                reason="message_fields",
+            )
+
+    def _read_varint(self, at: int, end: int) -> tuple[int, int]:
+        """Returns the number, which is never negative, and where it ends."""
+        data = self.data
+        if at < end and (byte := data[at]) < 0x80:
+            return byte, at + 1
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= end:
+                break
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+        raise InvalidRequest(NOT_A_MESSAGE)

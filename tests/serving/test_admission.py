@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from batching import Notes, batching
+from waiting import until
 
 from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits, Inferred
@@ -24,8 +25,7 @@ async def occupy(batcher: Batcher, engine: FakeEngine) -> asyncio.Task[Inferred]
     engine.hold.clear()
     before = len(engine.batch_sizes)
     task = asyncio.create_task(batcher.submit(IMAGE))
-    while len(engine.batch_sizes) == before:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(engine.batch_sizes) > before)
     return task
 
 
@@ -33,8 +33,7 @@ async def enter(batcher: Batcher, timeout_s: float | None) -> asyncio.Task[Infer
     """A task whose image is in the queue."""
     before = batcher.waiting
     task = asyncio.create_task(batcher.submit(IMAGE, timeout_s=timeout_s))
-    while batcher.waiting == before:
-        await asyncio.sleep(0)
+    await until(lambda: batcher.waiting > before or task.done())
     return task
 
 
@@ -71,8 +70,7 @@ async def test_an_image_that_is_being_decoded_counts() -> None:
                 batcher.reserve(IMAGE.nbytes)
         place = batcher.reserve(IMAGE.nbytes, timeout_s=250.0)
         waiting = asyncio.create_task(batcher.submit(IMAGE, timeout_s=250.0, place=place))
-        while not batcher.waiting:
-            await asyncio.sleep(0)
+        await until(lambda: batcher.waiting)
         # It counts once, not twice.
         with batcher.reserve(IMAGE.nbytes):
             pass

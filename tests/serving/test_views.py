@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from band_model import band_labels, bands
 from batching import batching
+from waiting import until
 
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceeded, EngineFailed
@@ -72,8 +73,7 @@ async def test_no_more_than_allowed_are_in_flight(batcher, engine, pool) -> None
     blending = asyncio.create_task(
         blend_views(views, Blender(views.plan, IMAGE, MODEL), batcher, pool, Timings(), in_flight=3)
     )
-    while sum(engine.batch_sizes) + len(batcher._queue) < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: sum(engine.batch_sizes) + len(batcher._queue) >= 3)
     await asyncio.sleep(0.05)
     seen.append(sum(engine.batch_sizes) + len(batcher._queue))
     engine.hold.set()
@@ -98,8 +98,7 @@ async def test_a_cancelled_request_takes_its_tiles_out_of_the_queue(batcher, eng
     blending = asyncio.create_task(
         blend_views(views, Blender(views.plan, IMAGE, MODEL), batcher, pool, Timings(), in_flight=8)
     )
-    while len(batcher._queue) < 4:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(batcher._queue) >= 4)
     blending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await blending

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from band_model import band_labels, bands
-from batching import batching
+from batching import LIMITS, Notes, batching
 from waiting import until
 
 from serving.batcher import Batcher
+from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed
 from serving.geometry import PLAIN, Augmentation, Size, plan
 from serving.metrics import Timings
@@ -65,6 +66,29 @@ async def test_tiles_of_an_image_become_one_label_map(batcher, engine, pool) -> 
     assert set(timings.seconds) == {"preprocess", "infer", "restore", "queue"}
     # Two rows of five tiles, and what is in flight.
     assert blender.most <= (10 + 3) * 8 * 16 * 24 * 4
+
+
+async def test_the_engines_time_is_counted_once_however_many_share_a_run(pool) -> None:
+    """By a clock that only runs go by: half a second each, for up to four of the 20 tiles."""
+    now = 0.0
+
+    class Slow(FakeEngine):
+        def run(self, batch: np.ndarray) -> Prediction:
+            nonlocal now
+            found = super().run(batch)
+            now += 0.5
+            return found
+
+    engine, views, timings = Slow(MODEL), tiles(), Timings()
+    batcher = Batcher(engine, LIMITS, Notes(), lambda: now)
+    batcher.start()
+    blender = Blender(views.plan, IMAGE, MODEL)
+    await blend_views(views, blender, batcher, pool, timings, in_flight=8)
+    await asyncio.wait_for(batcher.drain(), 20)
+    assert max(engine.batch_sizes) > 1
+    assert timings.seconds["infer"] == pytest.approx(0.5 * len(engine.batch_sizes))
+    # The longest wait of one tile, not all of theirs.
+    assert timings.seconds["queue"] <= now
 
 
 async def test_no_more_than_allowed_are_in_flight(batcher, engine, pool) -> None:

@@ -28,8 +28,8 @@ CORNERS = 'mode="linear", coordinate_transformation_mode="align_corners"'
 def network(body: str, output: str = "y", opset: int = 17, **shapes: tuple[int, ...]) -> ModelProto:
     """A model of ONNX's own text, ``data`` [N,3,12,21] to ``output``; constants by their shapes.
 
-    Constants that the body does not name are left out. They are random; those whose name begins with ``var`` positive, with ``to_`` the scales of
-    a resize (then the shape is the scales of height and width).
+    Constants that the body does not name are left out. They are random; those whose name begins
+    with ``var`` are positive, and ``to_...`` are a resize's scales of height and width.
     """
     version = {17: 8, 19: 9}[opset]
     text = f"""<ir_version: {version}, opset_import: ["" : {opset}]>
@@ -81,12 +81,12 @@ def assert_left(model: ModelProto, rewrite: Callable[[ModelProto], int]) -> None
 
 
 # A map, one branch of it from 2x3 positions, and a convolution of both.
-PYRAMID = f"""
+PYRAMID = """
     base = Conv(data, w_base)
     small = AveragePool<kernel_shape=[6,7], strides=[6,7]>(data)
-    up = Resize<{{resize}}>(small, , to_full)
+    up = Resize<{resize}>(small, , to_full)
     joined = Concat<axis=1>(base, up)
-    y = Conv<{{conv}}>(joined, w, b)
+    y = Conv<{conv}>(joined, w, b)
 """
 PYRAMID_SHAPES: Mapping[str, tuple[int, ...]] = {
     "w_base": (4, 3, 1, 1), "to_full": (6, 7), "w": (5, 7, 3, 2), "b": (5,),
@@ -238,9 +238,7 @@ def test_image_pooling_under_any_padding_stays(pads: str) -> None:
 
 
 def test_a_branch_of_three_positions_is_no_image_pooling() -> None:
-    assert_left(
-        pooled(pool="AveragePool<kernel_shape=[12,7], strides=[12,7]>"), image_pooling_bias
-    )
+    assert_left(pooled(pool="AveragePool<kernel_shape=[12,7], strides=[12,7]>"), image_pooling_bias)
 
 
 COMMUTED = """
@@ -443,16 +441,14 @@ def test_the_scale_stays_an_operator_where_weights_or_image_have_other_readers(
 def head(classes: int, values: np.ndarray, heads: tuple[str, ...]) -> list[np.ndarray]:
     """Mask and others of logits that are ``values`` [classes] at every position of 3x5."""
     model = network(
-        f"""
+        """
         zero = Sub(data, data)
         small = AveragePool<kernel_shape=[4,4], strides=[4,4]>(zero)
         y = Conv<kernel_shape=[1,1]>(small, w, b)
         """,
         w=(classes, 3, 1, 1), b=(classes,),
     )  # fmt: skip
-    model.graph.output[0].CopyFrom(
-        onnx.helper.make_tensor_value_info("y", 1, ["N", classes, 3, 5])
-    )
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, ["N", classes, 3, 5]))
     (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "b"]
     bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), "b"))
     mask_head(model, HEIGHT, WIDTH, heads)

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 COMPARISONS: dict[type[ast.cmpop], tuple[str, str]] = {
     ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
@@ -132,7 +133,7 @@ class _Finder:
                 yield from self._between(left, right, "comparison", *COMPARISONS[type(op)])
         elif isinstance(node, ast.BoolOp):
             old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
-            for left, right in zip(node.values, node.values[1:], strict=False):
+            for left, right in pairwise(node.values):
                 yield from self._between(left, right, "and, or", old, new)
                 if len(node.values) > 2:
                     span = self._span(left)[1], self._span(right)[1]
@@ -143,7 +144,9 @@ class _Finder:
             yield self._replace(node, "sign or not", self._text(node.operand))
         elif isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in ARITHMETIC:
             left, right = (
-                (node.left, node.right) if isinstance(node, ast.BinOp) else (node.target, node.value)
+                (node.left, node.right)
+                if isinstance(node, ast.BinOp)
+                else (node.target, node.value)
             )
             yield from self._between(left, right, "arithmetic", *ARITHMETIC[type(node.op)])
         elif isinstance(node, ast.Constant):
@@ -187,7 +190,7 @@ class _Finder:
 
     def _call(self, node: ast.Call) -> Iterator[Edit]:
         plain = [a for a in node.args if not isinstance(a, ast.Starred)]
-        for one, other in zip(plain, plain[1:], strict=False):
+        for one, other in pairwise(plain):
             yield from self._swap(one, other, "arguments")
         for keyword in node.keywords:
             if keyword.arg is not None:
@@ -208,16 +211,16 @@ class _Finder:
             yield self._replace(node.test, "condition", "False")
             if isinstance(node, ast.If):
                 yield self._replace(node.test, "condition", "True")
-        elif isinstance(node, ast.AugAssign) or (
-            isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Await))
-        ):
+        elif self._is_left_out(node):
             yield self._replace(node, "statement left out", "pass")
-        elif isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name):
-            yield self._replace(node, "statement left out", "pass")
-        elif isinstance(node, (ast.Continue, ast.Break)):
-            yield self._replace(node, "statement left out", "pass")
-        elif isinstance(node, ast.Raise):
-            yield self._replace(node, "statement left out", "pass")
-        elif isinstance(node, ast.Return) and node.value is not None:
-            if not (isinstance(node.value, ast.Constant) and node.value.value is None):
-                yield self._replace(node, "result", "return None")
+        elif isinstance(node, ast.Return) and node.value and ast.unparse(node.value) != "None":
+            yield self._replace(node, "result", "return None")
+
+    @staticmethod
+    def _is_left_out(node: ast.stmt) -> bool:
+        """Whether the module can do without a statement, as far as Python goes."""
+        if isinstance(node, ast.Expr):
+            return isinstance(node.value, (ast.Call, ast.Await))
+        if isinstance(node, ast.Assign):
+            return not isinstance(node.targets[0], ast.Name)
+        return isinstance(node, (ast.AugAssign, ast.Continue, ast.Break, ast.Raise))

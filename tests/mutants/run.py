@@ -4,15 +4,15 @@
 serving/batching/*.py --sample 60 --seed 3"`` a sample of others; ``ARGS=--known`` the faults of
 ``known.toml``, all of which were once unnoticed. What survives is printed with its place.
 
-A file's tests are those that name it, then those that import it by the fewest steps; ``near.toml``
-says more. They run in one process that ends at the first failure, or when its time is over, which
-counts as noticed too.
+A file's tests are those of ``near.toml``, else those that import it by the fewest steps. They run
+in one process that ends at the first failure, or when its time is over, which counts as noticed.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import fnmatch
 import os
 import random
@@ -104,6 +104,8 @@ class Project:
     def tests_of(self, name: str, most: int) -> tuple[str, ...]:
         """Returns the test files of a source file, the nearest first."""
         named = [t for p, tests in self.near.items() if fnmatch.fnmatch(name, p) for t in tests]
+        if named:
+            return tuple(dict.fromkeys(f"tests/{test}" for test in named))
         stem = Path(name).stem
         tests = [t for t in self.files if fnmatch.fnmatch(t, "tests/*/test_*.py")]
         steps = {name: 0}
@@ -113,8 +115,16 @@ class Project:
             edge = [m for m in importers if m not in steps]
             steps.update({m: steps[next(iter(self.imports[m] & steps.keys()))] + 1 for m in edge})
         reached = [t for t in tests if t in steps]
-        reached.sort(key=lambda t: (steps[t], stem not in Path(t).stem, len(self.imports[t]), t))
-        return tuple(dict.fromkeys([*named, *reached]))[: max(most, len(named))]
+        area = name.removesuffix(".py").split("/")[0]
+        # Tests of another part of the product count as two steps further.
+        reached.sort(
+            key=lambda t: (
+                steps[t] + 2 * (t.split("/")[1] != area) - 2 * (stem in Path(t).stem),
+                len(self.imports[t]),
+                t,
+            )
+        )
+        return tuple(reached[:most])
 
     def copy_to(self, target: Path) -> None:
         """Copies every file that git knows, or would."""
@@ -197,10 +207,8 @@ class Runner:
             return None
         finally:
             # Also what the tests started: the session is theirs alone.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
 

@@ -30,7 +30,7 @@ bench: $(VENV)/test.done
 
 # One fault after the other in a copy of what differs from main: which do the tests not notice?
 mutants: $(VENV)/test.done
-	$(BIN)/python tests/mutants/run.py $(ARGS)
+	$(BIN)/python tests/mutants/mutate.py $(ARGS)
 
 # Old tools on purpose: generated code demands at least the protobuf that made it.
 proto:

@@ -149,6 +149,8 @@ class _Finder:
                 else (node.target, node.value)
             )
             yield from self._between(left, right, "arithmetic", *ARITHMETIC[type(node.op)])
+            if isinstance(node, ast.AugAssign):
+                yield from self._statement(node)
         elif isinstance(node, ast.Constant):
             yield from self._constant(node)
         elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):

@@ -5,7 +5,8 @@ serving/batching/*.py --sample 60 --seed 3"`` a sample of others; ``ARGS=--known
 ``known.toml``, all of which were once unnoticed. What survives is printed with its place.
 
 A file's tests are those of ``near.toml``, else those that import it by the fewest steps. They run
-in one process that ends at the first failure, or when its time is over, which counts as noticed.
+in a fork of this process, in which other people's packages are imported already, and end at the
+first failure, or when their time is over, which counts as noticed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import fnmatch
+import importlib
 import os
 import random
 import shutil
@@ -25,6 +27,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 try:
     import tomllib
@@ -38,6 +42,10 @@ HERE = Path(__file__).parent
 # Others (schemathesis, playwright) take longer to start than most tests to run; they are loaded for
 # the tests that name them.
 PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
+PRELOADED = (
+    "numpy", "numba", "cv2", "onnx", "onnxruntime", "grpc", "hypothesis", "PIL.Image", "fastapi",
+    "uvicorn", "pydantic_settings", "tritonclient.grpc", "prometheus_client", "httpx",
+)  # fmt: skip
 LARGE_PLUGINS = ("schemathesis", "playwright")
 ROOTS = ("serving", "export", "training", "benchmarks", "clients/python/segserve_client")
 
@@ -192,34 +200,61 @@ class Runner:
 
     def _run(self, tests: Sequence[str], seconds: float) -> int | None:
         """Returns the exit status of pytest; None where its time was over."""
-        command = [
-            sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
-            "--hypothesis-seed=0", f"--timeout={seconds:g}", *tests,
+        arguments = [
+            "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--timeout={seconds:g}",
         ]  # fmt: skip
-        paths = os.pathsep.join([str(self.copy), str(self.copy / "clients/python")])
-        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
         texts = [(self.copy / test).read_text("utf-8") for test in tests]
-        if any(plugin in text for plugin in LARGE_PLUGINS for text in texts):
-            command += ["-p", "no:randomly"]
+        large = any(plugin in text for plugin in LARGE_PLUGINS for text in texts)
+        if large:
+            arguments += ["-p", "no:randomly"]
         else:
-            environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-            command += [word for plugin in PLUGINS for word in ("-p", plugin)]
-        environment["NUMBA_CACHE_DIR"] = str(self.copy / ".numba")
-        # Compiled loops are found again by their file alone: another file's fault would not show.
-        shutil.rmtree(self.copy / ".numba", ignore_errors=True)
-        process = subprocess.Popen(
-            command, cwd=self.copy, env=environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            arguments += [word for plugin in PLUGINS for word in ("-p", plugin)]
+        process = os.fork()
+        if process == 0:
+            os._exit(self._run_here([*arguments, *tests], all_plugins=large))
+        end = time.monotonic() + seconds
         try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
+            while time.monotonic() < end:
+                ended, status = os.waitpid(process, os.WNOHANG)
+                if ended:
+                    return os.waitstatus_to_exitcode(status)
+                time.sleep(0.02)
             return None
         finally:
             # Also what the tests started: the session is theirs alone.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                os.killpg(process, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process, 0)
+
+    def _run_here(self, arguments: Sequence[str], *, all_plugins: bool) -> int:
+        """Runs pytest in this process, which has a session, modules and outputs of its own."""
+        os.setsid()
+        os.chdir(self.copy)
+        for output in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        paths = [str(self.copy), str(self.copy / "clients/python")]
+        sys.path[:0] = paths
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        if not all_plugins:
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        code = 3  # pytest's own for an error inside of it
+        with contextlib.suppress(BaseException):
+            code = int(pytest.main(list(arguments)))
+        return code
+
+
+def prepare_forks(folder: Path) -> None:
+    """Imports what most tests import, but for the project's own packages; nothing starts threads.
+
+    Compiled loops go into ``folder``: they are found again by their file and its time.
+    """
+    os.environ["NUMBA_CACHE_DIR"] = str(folder / ".numba")
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def collect(project: Project, files: Sequence[str], most: int) -> list[Mutant]:
@@ -284,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         project.copy_to(Path(folder))
+        prepare_forks(Path(folder))
         runner = Runner(project, Path(folder), options.seconds)
         for number, mutant in enumerate(mutants, 1):
             if time.monotonic() > end:

@@ -17,6 +17,7 @@ from segserve_client import Client, Form, Result, SegserveError, Tls
 from segserve_client.errors import REASON_KEY
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
+from segserve_client.result import decode_map
 
 from serving.forms import png
 from serving.palette import plte
@@ -253,6 +254,30 @@ def test_colours_and_the_saved_file_are_the_servers(client, image, tmp_path):
     assert np.array_equal(np.asarray(saved), result.mask)
     assert np.array_equal(np.asarray(saved.convert("RGB")), np.asarray(served.convert("RGB")))
     assert np.array_equal(result.colored(), np.asarray(served.convert("RGB")))
+
+
+def test_the_ignored_label_has_its_colour_wherever_it_is():
+    mask = np.array([[0, 3, 7], [1, 9, 2]], np.uint8)
+    result = Result(mask, NAMES, COLORS, {}, "icnet", 1, (2, 3), ignore_label=7)
+    colors = result.colored()
+    assert colors.shape == (2, 3, 3)
+    assert [tuple(c) for c in colors[0]] == [COLORS[0], (0, 0, 0), (224, 224, 192)]
+    assert [tuple(c) for c in colors[1]] == [COLORS[1], (0, 0, 0), COLORS[2]]
+
+
+def test_a_label_map_is_an_indexed_or_gray_file(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="not RGB"):
+        decode_map(buffer.getvalue())
+    gray = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(gray, "PNG")
+    assert np.array_equal(decode_map(gray.getvalue()), image[..., 0])
+    damaged = bytearray(gray.getvalue())
+    damaged[20] ^= 255
+    for broken in (b"no image", bytes(damaged), gray.getvalue()[:40]):
+        with pytest.raises(OSError, match=r"PNG|truncated|file"):
+            decode_map(broken)
 
 
 def test_more_than_four_megabytes_go_through(client):

@@ -30,6 +30,8 @@ NAMES = {
     )
     for one, other in (pair.split(), pair.split()[::-1])
 }  # fmt: skip
+# The order of their arguments makes no difference.
+COMMUTATIVE = re.compile(r"(\w+\.)*(min|max|minimum|maximum|hypot|isclose|gcd|allclose)$")
 # Their arguments are texts for people.
 TALKERS = re.compile(r"(log|logger|warnings|console|typer|print|echo)\b")
 
@@ -192,6 +194,8 @@ class _Finder:
 
     def _call(self, node: ast.Call) -> Iterator[Edit]:
         plain = [a for a in node.args if not isinstance(a, ast.Starred)]
+        if COMMUTATIVE.match(ast.unparse(node.func)):
+            plain = []
         for one, other in pairwise(plain):
             yield from self._swap(one, other, "arguments")
         for keyword in node.keywords:

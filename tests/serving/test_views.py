@@ -48,13 +48,15 @@ def tiles(augmentation: Augmentation = PLAIN) -> Views:
 
 
 class Counting(Blender):
-    """Knows the most that it has held."""
+    """Knows the most that it has held, with what its arrays are parts of."""
 
     most = 0
 
     def add(self, index: int, logits: np.ndarray) -> None:
         super().add(index, logits)
-        self.most = max(self.most, self.held_bytes)
+        wholes = {id(a if a.base is None else a.base): a if a.base is None else a.base
+                  for a in self._held.values()}  # fmt: skip
+        self.most = max(self.most, sum(whole.nbytes for whole in wholes.values()))
 
 
 async def test_tiles_of_an_image_become_one_label_map(batcher, engine, pool) -> None:

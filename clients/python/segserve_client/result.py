@@ -69,8 +69,11 @@ def decode_map(png: bytes) -> npt.NDArray[np.uint8]:
         ValueError: a PNG of another kind.
         OSError: no PNG at all.
     """
-    # Image.open would refuse sizes that the server allows.
-    with PngImageFile(io.BytesIO(png)) as image:
-        if image.mode not in ("P", "L"):
-            raise ValueError(f"a label map is an 8-bit indexed or gray PNG, not {image.mode}")
-        return np.array(image)
+    try:
+        # Image.open would refuse sizes that the server allows.
+        with PngImageFile(io.BytesIO(png)) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"a label map is an 8-bit indexed or gray PNG, not {image.mode}")
+            return np.array(image)
+    except SyntaxError as error:  # Pillow's, for a file that is damaged or of another kind
+        raise OSError(f"the answer is not a readable PNG: {error}") from None

@@ -265,6 +265,18 @@ def test_the_ignored_label_has_its_colour_wherever_it_is():
     assert [tuple(c) for c in colors[1]] == [COLORS[1], (0, 0, 0), COLORS[2]]
 
 
+@pytest.mark.parametrize("ignore_label", [-1, 0, 2, 3, 44, 255, 256, 300])
+def test_colours_are_the_servers_for_every_ignored_label(ignore_label, tmp_path):
+    every = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    result = Result(every, NAMES, COLORS, {}, "icnet", 1, (8, 32), ignore_label)
+    expected = np.frombuffer(plte(COLORS, ignore_label), np.uint8).reshape(8, 32, 3)
+    assert np.array_equal(result.colored(), expected)
+    result.save(tmp_path / "mask")
+    saved = Image.open(tmp_path / "mask")
+    assert np.array_equal(np.asarray(saved), every)
+    assert np.array_equal(np.asarray(saved.convert("RGB")), expected)
+
+
 def test_a_label_map_is_an_indexed_or_gray_file(image):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")

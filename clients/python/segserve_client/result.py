@@ -27,7 +27,7 @@ class Result:
         timings: seconds the server spent in each stage.
         model: the model that answered, and its ``version``.
         image_size: height and width of the image that was sent, after EXIF orientation.
-        ignore_label: the id of pixels that belong to no class.
+        ignore_label: the id of pixels that belong to no class; outside of 0 to 255: there are none.
         confidence: uint8 ``[H,W]``, 255 for certain, where it was asked for.
     """
 
@@ -57,7 +57,8 @@ class Result:
 
     def _colors(self) -> npt.NDArray[np.uint8]:
         colors = np.zeros((256, 3), np.uint8)
-        colors[self.ignore_label & 255] = IGNORE_COLOR
+        if 0 <= self.ignore_label < 256:
+            colors[self.ignore_label] = IGNORE_COLOR
         colors[: len(self.palette)] = np.array(self.palette, np.uint8).reshape(-1, 3)
         return colors
 

@@ -241,6 +241,22 @@ def test_a_branch_of_three_positions_is_no_image_pooling() -> None:
     assert_left(pooled(pool="AveragePool<kernel_shape=[12,7], strides=[12,7]>"), image_pooling_bias)
 
 
+@pytest.mark.parametrize("rewrite", [factor_pyramid, image_pooling_bias])
+def test_what_grows_by_learnt_weights_is_no_resize(rewrite) -> None:
+    """A transposed convolution of one position is another value at each."""
+    model = network(
+        """
+        base = Conv(data, w_base)
+        small = GlobalAveragePool(data)
+        up = ConvTranspose(small, w_up)
+        joined = Concat<axis=1>(up, base)
+        y = Conv(joined, w, b)
+        """,
+        w_base=(4, 3, 1, 1), w=(5, 7, 3, 2), b=(5,), w_up=(3, 3, HEIGHT, WIDTH),
+    )  # fmt: skip
+    assert_left(model, rewrite)
+
+
 COMMUTED = """
     small = Conv<strides=[2,2], pads=[0,0,1,0], kernel_shape=[3,2]>(data, w_small)
     up = Resize<mode="linear">(small, , to_full)
@@ -452,6 +468,9 @@ def head(classes: int, values: np.ndarray, heads: tuple[str, ...]) -> list[np.nd
     (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "b"]
     bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), "b"))
     mask_head(model, HEIGHT, WIDTH, heads)
+    names = [node.name for node in model.graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     data = np.zeros((2, 3, HEIGHT, WIDTH), np.float32)

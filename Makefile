@@ -9,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_i
 CONSTRAIN := $(addprefix -c ,$(wildcard constraints/$(VERSION).txt))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAIN)
 
-.PHONY: serve test lint setup bench proto clean
+.PHONY: serve test lint setup bench mutants proto clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/segserve serve --repository model_repository $(ARGS)
@@ -27,6 +27,10 @@ setup: $(VENV)/test.done
 bench: $(VENV)/test.done
 	$(BIN)/python benchmarks/fps.py --model icnet --served
 	$(BIN)/python benchmarks/guard.py
+
+# One fault after the other in a copy of what differs from main: which do the tests not notice?
+mutants: $(VENV)/test.done
+	$(BIN)/python tests/mutants/mutate.py $(ARGS)
 
 # Old tools on purpose: generated code demands at least the protobuf that made it.
 proto:

@@ -230,13 +230,8 @@ def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
 
 
 def _run_where_shapes_are_known(rewrite: Callable[[ModelProto], int], model: ModelProto) -> int:
-    """How often a pass applied that needs every shape, and paddings written out."""
-    automatic = any(
-        a.name == "auto_pad" and a.s != b"NOTSET" for n in model.graph.node for a in n.attribute
-    )
-    if automatic:
-        return 0
+    """Returns how often a pass applied that needs the sizes of tensors."""
     try:
         return rewrite(model)
-    except (shape_inference.InferenceError, KeyError):
-        return 0  # ONNX does not infer all of this network's shapes
+    except shape_inference.InferenceError:
+        return 0  # ONNX does not infer the shapes of this network

@@ -43,7 +43,8 @@ Rewrite: TypeAlias = Callable[[OnnxGraph, JoinedConvolution, Shapes], bool]
 def rewrite_concatenations(model: ModelProto, rewrite: Rewrite) -> int:
     """Offers every such convolution to ``rewrite``; returns how many took.
 
-    ``rewrite`` gets static shapes by tensor, 0 where symbolic.
+    ``rewrite`` gets shapes by tensor: the channels, heights and widths of the convolution, of what
+    it joins and of what was resized for it are known; a convolution where one is not, stays.
     """
     graph = OnnxGraph(model)
     candidates = [conv for conv in graph.graph.node if _joined(graph, conv) is not None]
@@ -57,8 +58,16 @@ def rewrite_concatenations(model: ModelProto, rewrite: Rewrite) -> int:
     taken = 0
     for conv in candidates:
         joined = _joined(graph, conv)  # a rewrite may have changed others
-        taken += joined is not None and rewrite(graph, joined, shapes)
+        if joined is not None and _are_known(graph, joined, shapes):
+            taken += rewrite(graph, joined, shapes)
     return taken
+
+
+def _are_known(graph: OnnxGraph, joined: JoinedConvolution, shapes: Shapes) -> bool:
+    names = [*joined.concat.input, joined.concat.output[0], joined.conv.output[0]]
+    resizes = [graph.producer(name) for name in joined.concat.input]
+    names += [node.input[0] for node in resizes if node is not None and node.op_type == "Resize"]
+    return all(len(shapes.get(name, ())) == 4 and min(shapes[name][1:]) > 0 for name in names)
 
 
 def _joined(graph: OnnxGraph, conv: NodeProto) -> JoinedConvolution | None:
@@ -70,6 +79,8 @@ def _joined(graph: OnnxGraph, conv: NodeProto) -> JoinedConvolution | None:
     shared = len(graph.consumers(joined)) > 1 or graph.is_output(joined)
     if weight is None or shared or len(graph.consumers(conv.input[1])) > 1:
         return None
-    if integers(conv, "group", (1,)) != (1,):
+    # Padding that is not written out as numbers would be taken for none.
+    automatic = any(a.name == "auto_pad" and a.s != b"NOTSET" for a in conv.attribute)
+    if automatic or integers(conv, "group", (1,)) != (1,):
         return None
     return JoinedConvolution(conv, concat, weight)

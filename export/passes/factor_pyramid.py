@@ -127,7 +127,7 @@ def _shifted(
     read at the positions that the tap sees; zero where it sees the padding."""
     matrix = np.zeros((size, length))
     positions = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)
-    low = np.minimum(positions.astype(int), max(length - 2, 0))
+    low = positions.astype(int)
     high = np.minimum(low + 1, length - 1)
     np.add.at(matrix, (np.arange(size), low), 1 - (positions - low))
     np.add.at(matrix, (np.arange(size), high), positions - low)

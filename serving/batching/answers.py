@@ -25,7 +25,8 @@ class Answers:
 
     def give(self, item: Item, result: Inferred | SegserveError) -> None:
         """Answers an item, or holds the answer back until its elders have theirs."""
-        if self._ordered:
+        # What nobody waits for is not kept: no later release would find it.
+        if self._ordered and not item.future.done():
             self._finished[item] = result
             self.release()
         else:

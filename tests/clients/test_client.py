@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,10 +13,11 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from segserve_client import Client, Form, Result, SegserveError
+from segserve_client import Client, Form, Result, SegserveError, Tls
 from segserve_client.errors import REASON_KEY
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
+from segserve_client.result import decode_map
 
 from serving.forms import png
 from serving.palette import plte
@@ -31,6 +33,19 @@ class RedSegmenter(segserve_pb2_grpc.SegmenterServicer):
         self.segment_requests: list[pb.SegmentRequest] = []
         self.describe_requests: list[pb.DescribeRequest] = []
         self.delay_s = 0.0
+        self.stream_ended = threading.Event()
+        self.metadata: dict[str, str] = {}
+
+    def SegmentStream(self, requests, context):  # noqa: N802
+        self.metadata = dict(context.invocation_metadata())
+        context.add_callback(self.stream_ended.set)
+        for request in requests:
+            frame = pb.SegmentStreamResponse()
+            if request.image == b"refused":
+                frame.error.code, frame.error.message = "invalid_image", "no image"
+            else:
+                frame.response.CopyFrom(self.Segment(request, context))
+            yield frame
 
     def Segment(self, request, context):  # noqa: N802
         self.segment_requests.append(request)
@@ -83,14 +98,18 @@ def servicer():
 
 @pytest.fixture
 def health():
-    """Answers of ServerReady, one after the other; the last one stays."""
+    """Answers of ServerReady, or status codes, one after the other; the last one stays."""
     return [b"\x08\x01"]
 
 
 @pytest.fixture
 def address(servicer, health):
     def ready(request, context):
-        return health.pop(0) if len(health) > 1 else health[0]
+        servicer.metadata = dict(context.invocation_metadata())
+        answer = health.pop(0) if len(health) > 1 else health[0]
+        if isinstance(answer, grpc.StatusCode):
+            context.abort(answer, "as told")
+        return answer
 
     with ThreadPoolExecutor(4) as threads:
         server = grpc.server(threads, options=(("grpc.max_receive_message_length", -1),))
@@ -237,6 +256,42 @@ def test_colours_and_the_saved_file_are_the_servers(client, image, tmp_path):
     assert np.array_equal(result.colored(), np.asarray(served.convert("RGB")))
 
 
+def test_the_ignored_label_has_its_colour_wherever_it_is():
+    mask = np.array([[0, 3, 7], [1, 9, 2]], np.uint8)
+    result = Result(mask, NAMES, COLORS, {}, "icnet", 1, (2, 3), ignore_label=7)
+    colors = result.colored()
+    assert colors.shape == (2, 3, 3)
+    assert [tuple(c) for c in colors[0]] == [COLORS[0], (0, 0, 0), (224, 224, 192)]
+    assert [tuple(c) for c in colors[1]] == [COLORS[1], (0, 0, 0), COLORS[2]]
+
+
+@pytest.mark.parametrize("ignore_label", [-1, 0, 2, 3, 44, 255, 256, 300])
+def test_colours_are_the_servers_for_every_ignored_label(ignore_label, tmp_path):
+    every = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    result = Result(every, NAMES, COLORS, {}, "icnet", 1, (8, 32), ignore_label)
+    expected = np.frombuffer(plte(COLORS, ignore_label), np.uint8).reshape(8, 32, 3)
+    assert np.array_equal(result.colored(), expected)
+    result.save(tmp_path / "mask")
+    saved = Image.open(tmp_path / "mask")
+    assert np.array_equal(np.asarray(saved), every)
+    assert np.array_equal(np.asarray(saved.convert("RGB")), expected)
+
+
+def test_a_label_map_is_an_indexed_or_gray_file(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="not RGB"):
+        decode_map(buffer.getvalue())
+    gray = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(gray, "PNG")
+    assert np.array_equal(decode_map(gray.getvalue()), image[..., 0])
+    damaged = bytearray(gray.getvalue())
+    damaged[20] ^= 255
+    for broken in (b"no image", bytes(damaged), gray.getvalue()[:40]):
+        with pytest.raises(OSError, match=r"PNG|truncated|file"):
+            decode_map(broken)
+
+
 def test_more_than_four_megabytes_go_through(client):
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
     assert len(client.encode(noise, "raw")) == 1500 * 1500
@@ -276,6 +331,133 @@ def test_waiting_ends_when_the_models_are_loaded(client, health):
     with pytest.raises(SegserveError, match="is still loading") as caught:
         client.wait_until_ready(1.0)
     assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_a_proxy_that_has_no_server_yet_is_asked_again(client, health):
+    health[:] = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, b"\x08\x01"]
+    client.wait_until_ready(60)
+    assert health == [b"\x08\x01"]
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "UNIMPLEMENTED", "PERMISSION_DENIED"])
+def test_what_waiting_does_not_mend_is_an_error_at_once(client, health, code):
+    health[:] = [grpc.StatusCode[code]]
+    with pytest.raises(SegserveError, match="as told") as caught:
+        client.wait_until_ready(600)
+    assert caught.value.code == code
+
+
+def test_a_server_that_starts_later_is_found(servicer, image):
+    """While nobody listens, and once somebody does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started: list[grpc.Server] = []
+
+    def start() -> None:
+        server = grpc.server(ThreadPoolExecutor(2))
+        handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x01")
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "inference.GRPCInferenceService", {"ServerReady": handler}
+                ),
+            )
+        )
+        assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+        server.start()
+        started.append(server)
+
+    timer = threading.Timer(0.7, start)
+    timer.start()
+    try:
+        with Client(f"127.0.0.1:{port}", model="icnet") as client:
+            client.wait_until_ready(60)
+            assert started, "ready before there was a server"
+    finally:
+        timer.join()
+        for server in started:
+            server.stop(None).wait()
+
+
+@pytest.mark.parametrize("tls", [None, Tls()])
+def test_connecting_is_tried_again_every_two_seconds(monkeypatch, tls):
+    """gRPC's own pauses grow to two minutes; and messages may have any size."""
+    given: dict[str, int] = {}
+    name = "insecure_channel" if tls is None else "secure_channel"
+    opened = getattr(grpc, name)
+
+    def watch(*arguments, options):
+        given.update(options)
+        return opened(*arguments, options=options)
+
+    monkeypatch.setattr(grpc, name, watch)
+    Client("127.0.0.1:1", tls=tls).close()
+    assert 50 <= given["grpc.initial_reconnect_backoff_ms"] <= 500
+    assert 500 <= given["grpc.max_reconnect_backoff_ms"] <= 5000
+    assert given["grpc.max_send_message_length"] == given["grpc.max_receive_message_length"] == -1
+
+
+def test_every_call_carries_the_key(address, servicer, image):
+    """Also the question whether the server is ready: a gateway in front may ask for it."""
+    with Client(address, model="icnet", api_key="secret") as client:
+        client.wait_until_ready(30)
+        assert servicer.metadata["authorization"] == "Bearer secret"
+        servicer.metadata = {}
+        list(client.segment_stream([image]))
+        assert servicer.metadata["authorization"] == "Bearer secret"
+
+
+def test_a_stream_that_is_left_ends_at_the_server(client, servicer, image):
+    """While the client lives on, and whoever else still refers to the call."""
+    calls, open_stream = [], client._stub.SegmentStream
+
+    def keep(*arguments, **options):
+        calls.append(open_stream(*arguments, **options))
+        return calls[-1]
+
+    client._stub.SegmentStream = keep
+
+    def endless():
+        while not servicer.stream_ended.wait(0.01):
+            yield image
+
+    answers = client.segment_stream(endless())
+    for _ in range(2):
+        assert isinstance(next(answers), Result)
+    assert not servicer.stream_ended.is_set()
+    answers.close()
+    assert servicer.stream_ended.wait(20)
+    assert client.segment(image).model == "icnet"
+
+
+def test_a_refused_frame_is_in_its_place(client, image):
+    first, refused, last = client.segment_stream([image, b"refused", image])
+    assert isinstance(first, Result)
+    assert isinstance(last, Result)
+    assert isinstance(refused, SegserveError)
+    assert (str(refused), refused.code, refused.reason) == ("no image", "", "invalid_image")
+
+
+def test_waiting_has_one_deadline_however_often_it_asks(client, health, monkeypatch):
+    health[:] = [b"", b"", b"", b"\x08\x01"]
+    left, open_call = [], client._channel.unary_unary
+
+    def watched(method):
+        call = open_call(method)
+
+        def ask(*arguments, timeout, **options):
+            left.append(timeout)
+            return call(*arguments, timeout=timeout, **options)
+
+        return ask
+
+    monkeypatch.setattr(client._channel, "unary_unary", watched)
+    client.wait_until_ready(60)
+    assert len(left) == 4
+    assert left[0] <= 60
+    # A tenth of a second lies between two questions.
+    assert (np.diff(left) < -0.05).all()
 
 
 def test_a_model_must_be_named(address, image):

@@ -48,6 +48,51 @@ def test_reads_every_generation(tmp_path, array, name):
     np.testing.assert_array_equal(found.find("w"), FLOATS.reshape(2, 3))
 
 
+@pytest.mark.parametrize(
+    ("stored", "name", "kind"),
+    [
+        (b"arg:w", "w", "arguments"),
+        (b"aux:w", "w", "auxiliary"),
+        (b"w", "w", "arguments"),
+        # Bare names that only begin like a prefix.
+        (b"auxiliary_weight", "auxiliary_weight", "arguments"),
+        (b"aux_conv:weight", "aux_conv:weight", "arguments"),
+        (b"aux", "aux", "arguments"),
+        (b"argument", "argument", "arguments"),
+        (b"arg:aux:w", "aux:w", "arguments"),
+        (b"aux:arg:w", "arg:w", "auxiliary"),
+        (b"arg:auxgamma", "auxgamma", "arguments"),
+        (b"aux:argaxu", "argaxu", "auxiliary"),
+    ],
+)
+def test_the_prefix_says_which_kind_an_array_is(tmp_path, stored, name, kind):
+    found = read(tmp_path, HEAD + V2 + FLOATS.tobytes() + names(stored))
+    assert found.names() == [name]
+    assert list(getattr(found, kind)) == [name]
+    np.testing.assert_array_equal(found.find(name), FLOATS.reshape(2, 3))
+    assert found.find("absent") is None
+
+
+def test_the_same_name_may_be_looked_up_in_both_kinds():
+    found = Parameters({"w": FLOATS}, {"w": -FLOATS, "mean": FLOATS + 1})
+    assert found.find("w")[1] == 1.0, "an argument goes first"
+    assert found.find("mean")[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("array", "text"), [(np.float32(3).reshape(()), r"float32 \(\)"), (np.ones(2, "u2"), "uint16")]
+)
+def test_what_mxnet_cannot_hold_is_not_written(tmp_path, array, text):
+    with pytest.raises(InvalidParams, match=f"w: cannot store {text}"):
+        write_params(Parameters({"w": array}, {}), tmp_path / "net.params")
+
+
+def test_an_array_in_another_order_is_written_row_by_row(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    write_params(Parameters({"w": array}, {}), tmp_path / "net.params")
+    np.testing.assert_array_equal(read_params(tmp_path / "net.params").find("w"), array)
+
+
 def test_writes_what_it_reads(tmp_path):
     arrays = {
         "weight": np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32),

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from batching import Notes, batching
+from waiting import until
 
 from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits, Inferred
@@ -24,8 +25,7 @@ async def occupy(batcher: Batcher, engine: FakeEngine) -> asyncio.Task[Inferred]
     engine.hold.clear()
     before = len(engine.batch_sizes)
     task = asyncio.create_task(batcher.submit(IMAGE))
-    while len(engine.batch_sizes) == before:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(engine.batch_sizes) > before)
     return task
 
 
@@ -33,8 +33,7 @@ async def enter(batcher: Batcher, timeout_s: float | None) -> asyncio.Task[Infer
     """A task whose image is in the queue."""
     before = batcher.waiting
     task = asyncio.create_task(batcher.submit(IMAGE, timeout_s=timeout_s))
-    while batcher.waiting == before:
-        await asyncio.sleep(0)
+    await until(lambda: batcher.waiting > before or task.done())
     return task
 
 
@@ -58,6 +57,67 @@ async def test_what_would_be_late_is_refused_at_the_door() -> None:
     assert notes.rejections[:2] == ["predicted_late"] * 2
 
 
+async def test_what_follows_inference_is_part_of_the_answer() -> None:
+    """100 s at work and 100 s of its own: with 30 s more for the answer it takes 230 s."""
+    engine, notes = FakeEngine(SIZE, max_batch_size=1), Notes()
+    async with batching(engine, SHEDDING, notes) as batcher:
+        busy = await occupy(batcher, engine)
+        batcher.costs.learn(1, 100.0)
+        for answer_s, timeout_s, refused in (
+            (0.0, 195.0, True),
+            (0.0, 205.0, False),
+            (30.0, 205.0, True),
+            (30.0, 225.0, True),
+            (30.0, 235.0, False),
+        ):
+            if refused:
+                with pytest.raises(PredictedLate):
+                    batcher.reserve(1, timeout_s=timeout_s, answer_s=answer_s)
+            else:
+                batcher.reserve(1, timeout_s=timeout_s, answer_s=answer_s).leave()
+        # And by when the image must have been inferred.
+        before = asyncio.create_task(batcher.submit(IMAGE, timeout_s=500.0, answer_s=30.0))
+        await until(lambda: batcher.waiting)
+        (item,) = batcher._queue._items
+        assert item.deadline == item.arrived + 470.0
+        engine.hold.set()
+        await asyncio.gather(busy, before)
+    assert notes.rejections == ["predicted_late"] * 3
+
+
+async def test_images_of_one_request_are_in_time_together_or_not_at_all() -> None:
+    engine = FakeEngine(SIZE, max_batch_size=2)
+    async with batching(engine, SHEDDING) as batcher:
+        busy = await occupy(batcher, engine)
+        for size in (1, 2):
+            batcher.costs.learn(size, 100.0)
+        # One or two share the next batch: 200 s with the one at work; three take another.
+        for images, seconds in ((1, 200), (2, 200), (3, 300), (4, 300), (5, 400)):
+            with pytest.raises(PredictedLate):
+                batcher.check_time(images, seconds - 5.0, 0.0)
+            batcher.check_time(images, seconds + 5.0, 0.0)
+            with pytest.raises(PredictedLate):
+                batcher.check_time(images, seconds + 5.0, 10.0)
+        batcher.check_time(99, None, 0.0)
+        engine.hold.set()
+        await busy
+
+
+async def test_caution_is_larger_before_decoding_than_after() -> None:
+    """A mean of 120 s and a spread of 20: two spreads at the door, where nothing is lost yet."""
+    engine = FakeEngine(SIZE, max_batch_size=1)
+    async with batching(engine, SHEDDING) as batcher:
+        busy = await occupy(batcher, engine)
+        for seconds in (100.0, 200.0):
+            batcher.costs.learn(1, seconds)
+        # Both the one at work and its own: 2 x (120 + 2 x 20).
+        with pytest.raises(PredictedLate):
+            batcher.reserve(1, timeout_s=315.0)
+        batcher.reserve(1, timeout_s=325.0).leave()
+        engine.hold.set()
+        await busy
+
+
 async def test_an_image_that_is_being_decoded_counts() -> None:
     engine = FakeEngine(SIZE, max_batch_size=1)
     limits = BatchLimits(2, 1 << 20, 20_000, shed_late=True)
@@ -71,8 +131,7 @@ async def test_an_image_that_is_being_decoded_counts() -> None:
                 batcher.reserve(IMAGE.nbytes)
         place = batcher.reserve(IMAGE.nbytes, timeout_s=250.0)
         waiting = asyncio.create_task(batcher.submit(IMAGE, timeout_s=250.0, place=place))
-        while not batcher.waiting:
-            await asyncio.sleep(0)
+        await until(lambda: batcher.waiting)
         # It counts once, not twice.
         with batcher.reserve(IMAGE.nbytes):
             pass

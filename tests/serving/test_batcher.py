@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from batching import Notes, batching
+from batching import LIMITS, Notes, batching
 from waiting import until
 
 from serving.batcher import Batcher
-from serving.batching.batch import BatchLimits
+from serving.batching.batch import BatchLimits, Execution
 from serving.batching.queue_policy import Scheduling
+from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.geometry import Size
 from serving.testing import FakeEngine
@@ -63,7 +65,7 @@ async def test_images_that_wait_run_as_one_batch() -> None:
 
 
 async def test_the_delay_waits_for_company() -> None:
-    limits = BatchLimits(100, 1 << 20, 60_000, Scheduling(delay_s=60.0))
+    limits = BatchLimits(100, 1 << 20, 20_000, Scheduling(delay_s=60.0))
     engine = FakeEngine(SIZE)
     async with batching(engine, limits) as batcher:
         tasks = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]
@@ -73,6 +75,58 @@ async def test_the_delay_waits_for_company() -> None:
         tasks.append(asyncio.create_task(label_of(batcher, 4)))
         assert await asyncio.wait_for(asyncio.gather(*tasks), 30) == [1, 2, 3, 4]
     assert engine.batch_sizes == [4]
+
+
+async def test_the_delay_is_the_oldest_image_s_whoever_else_arrives() -> None:
+    """Others keep coming within the delay; were it theirs, the oldest would never leave."""
+    delay_s, engine = 0.3, FakeEngine(SIZE, max_batch_size=10_000)
+    limits = BatchLimits(10_000, 1 << 30, 20_000, Scheduling(delay_s=delay_s))
+    async with batching(engine, limits) as batcher:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        tasks = [asyncio.create_task(batcher.submit(image_of(1)))]
+        while not engine.batch_sizes and loop.time() < begin + 20 * delay_s:
+            await asyncio.sleep(delay_s / 30)
+            tasks.append(asyncio.create_task(batcher.submit(image_of(2))))
+        assert engine.batch_sizes, "the first image still waits"
+        found = await asyncio.gather(*tasks)
+        assert found[0].queue_seconds >= delay_s
+        assert found[0].batch_size == engine.batch_sizes[0] > 1
+
+
+async def test_times_are_seconds_of_the_batchers_clock() -> None:
+    """An engine that takes half a second by that clock, after three seconds of waiting."""
+    now = 100.0
+
+    class Slow(FakeEngine):
+        def run(self, batch: npt.NDArray[np.uint8]) -> Prediction:
+            nonlocal now
+            found = super().run(batch)
+            now += 0.5
+            return found
+
+    @dataclass
+    class Times(Notes):
+        executions: list[Execution] = field(default_factory=list)
+
+        def batch_done(self, execution: Execution) -> None:
+            self.executions.append(execution)
+
+    engine, notes = Slow(SIZE), Times()
+    batcher = Batcher(engine, LIMITS, notes, lambda: now)
+    batcher.start()
+    running = await occupy(batcher, engine)
+    waiting = [asyncio.create_task(batcher.submit(image_of(n))) for n in (1, 2)]
+    await until(lambda: batcher.waiting == 2)
+    now += 2.5
+    engine.hold.set()
+    found = await asyncio.gather(*waiting)
+    await running
+    assert [(f.queue_seconds, f.infer_seconds, f.batch_size) for f in found] == [(3.0, 0.5, 2)] * 2
+    assert notes.executions == [Execution(1, 0.0, 3.0, 0.0), Execution(2, 0.0, 0.5, 0.0)]
+    # The next that comes would wait for nobody.
+    assert batcher.costs.predict(2) == 0.5
+    await asyncio.wait_for(batcher.drain(), 20)
 
 
 async def test_a_cancelled_caller_does_not_disturb_its_batch_mates() -> None:
@@ -108,7 +162,7 @@ async def test_a_caller_cancelled_while_its_batch_runs_does_not_disturb_it() -> 
 
 
 async def test_a_full_queue_refuses_and_names_the_setting() -> None:
-    limits, notes, engine = BatchLimits(2, 1 << 20, 60_000), Notes(), FakeEngine(SIZE)
+    limits, notes, engine = BatchLimits(2, 1 << 20, 20_000), Notes(), FakeEngine(SIZE)
     async with batching(engine, limits, notes) as batcher:
         running = await occupy(batcher, engine)
         waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2)]
@@ -123,7 +177,7 @@ async def test_a_full_queue_refuses_and_names_the_setting() -> None:
 
 async def test_a_queue_is_bounded_by_bytes() -> None:
     image_bytes = SIZE.height * SIZE.width * 3
-    limits, notes, engine = BatchLimits(100, image_bytes * 3, 60_000), Notes(), FakeEngine(SIZE)
+    limits, notes, engine = BatchLimits(100, image_bytes * 3, 20_000), Notes(), FakeEngine(SIZE)
     async with batching(engine, limits, notes) as batcher:
         running = await occupy(batcher, engine)
         waiting = [asyncio.create_task(label_of(batcher, n)) for n in (1, 2, 3)]

@@ -36,6 +36,46 @@ def test_an_image_waits_for_those_before_it() -> None:
     assert predict(4, [], 2, 2) == pytest.approx(1.0)
 
 
+def test_the_average_and_its_spread_by_hand() -> None:
+    """TCP's estimators: the spread learns how far an observation lies from the mean before it."""
+    average = Average()
+    assert average.predict() is None
+    average.learn(1.0)
+    assert (average.predict(), average.predict(5.0)) == (1.0, 1.0)
+    average.learn(2.0)
+    assert average.predict() == pytest.approx(1.2)
+    assert average.predict(1.0) == pytest.approx(1.2 + 0.2)
+    average.learn(0.2)
+    assert average.predict() == pytest.approx(1.0)
+    assert average.predict(1.0) == pytest.approx(1.0 + 0.2 + 0.2 * (1.0 - 0.2))
+
+
+def test_sizes_that_were_not_seen_cost_as_the_nearest_and_smaller_one() -> None:
+    costs = CostModel()
+    costs.learn(2, 1.0)
+    costs.learn(6, 12.0)
+    assert costs.predict(3) == pytest.approx(1.5)
+    assert costs.predict(4) == pytest.approx(2.0), "as near to both: the smaller one"
+    assert costs.predict(5) == pytest.approx(10.0)
+    assert costs.predict(8) == pytest.approx(16.0)
+    assert costs.predict(2) == 1.0
+
+
+def test_the_free_instance_is_taken_and_then_the_next_to_be_free() -> None:
+    costs = CostModel()
+    costs.learn(4, 1.0)
+    costs.learn(1, 0.5)
+    predict = costs.predict_done
+    # Three instances, two at work for 0.2 s and 0.9 s more.
+    running = [(4, 0.8), (4, 0.1)]
+    assert predict(0, running, 3, 4) == pytest.approx(0.5)
+    assert predict(3, running, 3, 4) == pytest.approx(1.0), "the fourth of a batch"
+    assert predict(4, running, 3, 4) == pytest.approx(0.2 + 0.5)
+    assert predict(8, running, 3, 4) == pytest.approx(0.9 + 0.5)
+    assert predict(12, running, 3, 4) == pytest.approx(1.0 + 0.5)
+    assert predict(16, running, 3, 4) == pytest.approx(1.2 + 0.5)
+
+
 def test_a_margin_grows_with_the_spread_and_no_hiccup_makes_all_look_impossible() -> None:
     steady, varying, hiccup = Average(), Average(), Average()
     for number in range(50):

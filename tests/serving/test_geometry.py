@@ -14,6 +14,7 @@ from serving.geometry import (
     prepare,
     source_positions,
 )
+from serving.views.windows import Window
 
 lengths = st.integers(1, 300)
 sizes = st.builds(Size, st.integers(1, 90), st.integers(1, 90))
@@ -117,6 +118,29 @@ def test_a_longer_image_is_covered_evenly():
     ]
 
 
+@pytest.mark.parametrize("shared", [2, 8])
+def test_windows_fade_into_one_another_by_squared_sines(shared):
+    """Half in the middle of what they share, sin^2(pi/8) a quarter in."""
+    first = Window(canvas=40, model=24, start=0, length=24, fall=shared)
+    second = Window(canvas=40, model=24, start=24 - shared, length=24, rise=shared)
+    fine = 4000  # a hundred pixels of the image each pixel of the canvas
+    weights = np.zeros((2, fine))
+    for weight, window in zip(weights, (first, second), strict=True):
+        weight[slice(*window.reach(fine))] = window.taper(fine)
+
+    def at(pixels):
+        """Weights where ``pixels`` of what is shared lie behind."""
+        return weights[:, round((24 - shared + pixels) * 100)]
+
+    assert at(shared / 2) == pytest.approx([0.5, 0.5], abs=0.01)
+    quarter = np.sin(np.pi / 8) ** 2
+    assert at(shared / 4) == pytest.approx([1 - quarter, quarter], abs=0.01)
+    assert at(3 * shared / 4) == pytest.approx([quarter, 1 - quarter], abs=0.01)
+    np.testing.assert_allclose(weights.sum(0)[: 46 * 100 - 600], 1.0, atol=1e-9)
+    assert (weights[0, : (24 - shared) * 100] == 1).all()
+    assert (weights[1, 24 * 100 :] == 1).all()
+
+
 def test_scales_multiply_the_canvas():
     scales = Augmentation((0.5, 1.0, 1.5))
     made = plan(Size(40, 40), Size(20, 30), "stretch", augmentation=scales)
@@ -148,12 +172,12 @@ def test_a_pixel_lies_in_a_view_where_cutting_put_it(original, model, way, overl
     assume(made.view_count <= 20)
     for view in made.views:
         canvas = view.canvas
-        # Each pixel of the canvas says where it is.
-        where = np.stack(np.mgrid[: canvas.height, : canvas.width], -1).astype(np.float64)
-        shown = np.zeros((model.height, model.width, 2))
+        # Each pixel of the canvas says where it is: its row, its column (from 1: 0 is padding).
+        where = np.zeros((canvas.height, canvas.width, 3), np.uint8)
+        where[..., :2] = np.stack(np.mgrid[: canvas.height, : canvas.width], -1) % 255 + 1
+        shown = cut(where, view)
+        assert shown.shape == (model.height, model.width, 3)
         rows, columns = view.rows, view.columns
-        shown[view.content] = where[rows.start :, columns.start :][: rows.length, : columns.length]
-        shown = shown[:, ::-1] if view.flip else shown
         y = rows.positions(canvas.height, model.height)
         x = columns.positions(canvas.width, model.width, view.flip)
         inside = np.ix_(range(*rows.reach(canvas.height)), range(*columns.reach(canvas.width)))

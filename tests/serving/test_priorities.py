@@ -24,7 +24,7 @@ from serving.testing import FakeEngine, ServerThread
 
 SIZE = Size(4, 6)
 LEVELS = BatchLimits(
-    max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=60_000,
+    max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=20_000,
     scheduling=Scheduling(priority_levels=3, default_level=2),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from batching import Notes, batching
+from waiting import until
 
 from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits
@@ -45,8 +46,7 @@ class Crowd:
         self.engine.hold.clear()
         before = len(self.engine.batch_sizes)
         self.submit(-1)
-        while len(self.engine.batch_sizes) == before:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(self.engine.batch_sizes) > before)
 
     def submit(
         self, number: int, priority: int = 0, policy_timeout_s: float | None = None
@@ -122,8 +122,7 @@ async def test_delay_puts_what_has_waited_too_long_behind_the_others() -> None:
         crowd.submit(1, policy_timeout_s=0.001)
         crowd.submit(2)
         await settle()
-        while batcher._queue._items[0].number != 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: batcher._queue._items[0].number == 2)
         crowd.submit(3)
         await settle()
         assert await crowd.release() == [2, 3, 1]
@@ -157,8 +156,7 @@ async def test_preserve_ordering_holds_answers_back(ordered: bool, expected: lis
         gone.cancel()  # holds nobody back
         for number in (1, 0, 2):
             engine.gates[number].set()
-            while len(engine.batch_sizes) < 3 and number == 1:
-                await asyncio.sleep(0.001)
+            await until(lambda n=number: len(engine.batch_sizes) == 3 or n != 1)
             if not ordered:
                 await tasks[number]
         await asyncio.gather(*tasks)
@@ -203,8 +201,7 @@ async def test_runs_that_fail_in_a_row_break_the_engine_and_what_waits_runs_on_t
         crowd.submit(1)
         await settle()
         engine.hold.set()
-        while not broken:
-            await asyncio.sleep(0.001)
+        await until(lambda: broken)
         assert "2 runs in a row failed" in broken[0]
         with pytest.raises(NotReady, match="opened anew"):
             await batcher.submit(IMAGE)
@@ -230,5 +227,4 @@ async def test_a_run_that_hangs_breaks_the_engine_and_is_left_behind() -> None:
         assert (await batcher.submit(IMAGE)).batch_size == 1
         assert not engine.closed
         engine.hold.set()
-        while not engine.closed:
-            await asyncio.sleep(0.001)
+        await until(lambda: engine.closed)

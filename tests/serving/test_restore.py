@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from serving import interpolation
 from serving.geometry import Size
 from serving.restore import (
+    _interpolated,
     confidence_from_logits,
     confidence_reference,
     labels_and_confidence,
@@ -62,6 +63,30 @@ def test_confidence_is_that_of_the_reference(classes, height, width, model, orig
     assert confidence.dtype == np.uint8
     assert confidence.shape == (original.height, original.width)
     assert np.abs(confidence.astype(int) - expected).max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), lengths, lengths, sizes, sizes, st.integers(0, 2**32))
+def test_confidence_is_rounded_to_the_nearest(classes, height, width, model, original, seed):
+    """Half a step at most, but for float32: cut off, it would be a whole one."""
+    logits = random_logits((classes, height, width), seed)
+    values = _interpolated(logits, model, original)
+    exact = 255 / np.exp(values - values.max(axis=0)).sum(axis=0)
+    assert np.abs(confidence_from_logits(logits, model, original) - exact).max() < 0.51
+
+
+@pytest.mark.parametrize(
+    ("probability", "steps"),
+    [(0.9, 230), (0.8, 204), (0.7, 179), (0.6, 153), (199.6 / 255, 200), (199.4 / 255, 199)],
+)
+def test_confidence_by_hand(probability, steps):
+    """Two classes; 0.9 x 255 is 229.5 but for float32, so a little more is asked for."""
+    odds = (probability + 1e-4) / (1 - probability - 1e-4)
+    logits = np.zeros((2, 3, 4), np.float32)
+    logits[1] = np.log(odds)
+    labels, confidence = labels_and_confidence(logits, Size(6, 8), Size(5, 9))
+    assert (labels == 1).all()
+    assert set(np.unique(confidence)) == {steps}
 
 
 @settings(max_examples=100, deadline=None)

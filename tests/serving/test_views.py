@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from band_model import band_labels, bands
-from batching import batching
+from batching import LIMITS, Notes, batching
+from waiting import until
 
 from serving.batcher import Batcher
+from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed
 from serving.geometry import PLAIN, Augmentation, Size, plan
 from serving.metrics import Timings
@@ -46,13 +48,15 @@ def tiles(augmentation: Augmentation = PLAIN) -> Views:
 
 
 class Counting(Blender):
-    """Knows the most that it has held."""
+    """Knows the most that it has held, with what its arrays are parts of."""
 
     most = 0
 
     def add(self, index: int, logits: np.ndarray) -> None:
         super().add(index, logits)
-        self.most = max(self.most, self.held_bytes)
+        wholes = {id(a if a.base is None else a.base): a if a.base is None else a.base
+                  for a in self._held.values()}  # fmt: skip
+        self.most = max(self.most, sum(whole.nbytes for whole in wholes.values()))
 
 
 async def test_tiles_of_an_image_become_one_label_map(batcher, engine, pool) -> None:
@@ -66,14 +70,36 @@ async def test_tiles_of_an_image_become_one_label_map(batcher, engine, pool) -> 
     assert blender.most <= (10 + 3) * 8 * 16 * 24 * 4
 
 
+async def test_the_engines_time_is_counted_once_however_many_share_a_run(pool) -> None:
+    """By a clock that only runs go by: half a second each, for up to four of the 20 tiles."""
+    now = 0.0
+
+    class Slow(FakeEngine):
+        def run(self, batch: np.ndarray) -> Prediction:
+            nonlocal now
+            found = super().run(batch)
+            now += 0.5
+            return found
+
+    engine, views, timings = Slow(MODEL), tiles(), Timings()
+    batcher = Batcher(engine, LIMITS, Notes(), lambda: now)
+    batcher.start()
+    blender = Blender(views.plan, IMAGE, MODEL)
+    await blend_views(views, blender, batcher, pool, timings, in_flight=8)
+    await asyncio.wait_for(batcher.drain(), 20)
+    assert max(engine.batch_sizes) > 1
+    assert timings.seconds["infer"] == pytest.approx(0.5 * len(engine.batch_sizes))
+    # The longest wait of one tile, not all of theirs.
+    assert timings.seconds["queue"] <= now
+
+
 async def test_no_more_than_allowed_are_in_flight(batcher, engine, pool) -> None:
     views, seen = tiles(), []
     engine.hold.clear()
     blending = asyncio.create_task(
         blend_views(views, Blender(views.plan, IMAGE, MODEL), batcher, pool, Timings(), in_flight=3)
     )
-    while sum(engine.batch_sizes) + len(batcher._queue) < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: sum(engine.batch_sizes) + len(batcher._queue) >= 3)
     await asyncio.sleep(0.05)
     seen.append(sum(engine.batch_sizes) + len(batcher._queue))
     engine.hold.set()
@@ -98,8 +124,7 @@ async def test_a_cancelled_request_takes_its_tiles_out_of_the_queue(batcher, eng
     blending = asyncio.create_task(
         blend_views(views, Blender(views.plan, IMAGE, MODEL), batcher, pool, Timings(), in_flight=8)
     )
-    while len(batcher._queue) < 4:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(batcher._queue) >= 4)
     blending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await blending

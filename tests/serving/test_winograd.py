@@ -195,6 +195,33 @@ def test_factors_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     assert apply_winograd(model).model is model
 
 
+def test_the_bound_is_of_all_factors_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers one after the other: what the first takes is not left for the second."""
+    model = make_layer(LAYER)
+    (weight,) = [t for t in model.graph.initializer if t.name == "w"]
+    again = numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), "w2")
+    model.graph.initializer.append(again)
+    second = helper.make_node("Conv", ["y", "w2"], ["z"], kernel_shape=[3, 3], pads=[1] * 4)
+    model.graph.node.append(second)
+    model.graph.output[0].name = "z"
+    model.graph.value_info.append(
+        helper.make_tensor_value_info(
+            "y", TensorProto.FLOAT, ["N", LAYER.outputs, LAYER.height, LAYER.width]
+        )
+    )
+    expected = run(model, images_for(LAYER, 1))
+    for layers in (2, 1, 0):
+        for spare in (0, LAYER.factor_bytes - 1):
+            bound = layers * LAYER.factor_bytes + spare
+            monkeypatch.setattr(winograd, "MAX_FACTOR_BYTES", bound)
+            found = apply_winograd(model)
+            left = [n.output[0] for n in found.model.graph.node if n.op_type == "Conv"]
+            assert left == ["c", "z"][layers:]
+            assert len(found.factors) == layers
+            difference = np.abs(run(found, images_for(LAYER, 1)) - expected).max()
+            assert difference < 2 * BOUND * np.abs(expected).max()
+
+
 def test_large_maps_are_cut_into_strips_and_patches() -> None:
     layer = Layer(2048, 512, 128, 256, 1)
     plan = choose_plan(layer)

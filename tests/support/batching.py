@@ -12,7 +12,7 @@ from serving.batcher import Batcher
 from serving.batching.batch import BatchLimits, Execution
 from serving.testing import FakeEngine
 
-LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=60_000)
+LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=20_000)
 
 
 @dataclass
@@ -43,4 +43,4 @@ async def batching(
         yield batcher
     finally:
         engine.hold.set()
-        await asyncio.wait_for(batcher.drain(), 60)
+        await asyncio.wait_for(batcher.drain(), 20)

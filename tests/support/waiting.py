@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 # What never comes fails then; a pass never takes it.
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 def wait_for(condition: Callable[[], Found], seconds: float = SECONDS) -> Found:

@@ -17,8 +17,30 @@ def confusion(truth: list[int], prediction: list[int], classes: int = 3) -> Conf
 
 
 def test_counts_truth_by_rows() -> None:
-    matrix = confusion([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 2])
-    assert matrix.matrix.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    matrix = confusion([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 2, 2])
+    assert matrix.matrix.tolist() == [[1, 2, 0], [0, 1, 1], [0, 0, 1]]
+
+
+def test_accuracies_are_of_the_truth_and_shares_too() -> None:
+    """Three pixels of class 0, two of 1, one of 2; none of 3, which is guessed once."""
+    matrix = confusion([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 3, 2], classes=4)
+    accuracy = matrix.class_accuracy
+    assert accuracy[:3].tolist() == pytest.approx([1 / 3, 1 / 2, 1.0])
+    assert math.isnan(accuracy[3])
+    assert matrix.mean_accuracy == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
+    assert matrix.class_shares.tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6, 0])
+    assert matrix.intersection_over_union.tolist() == pytest.approx([1 / 3, 1 / 4, 1.0, 0.0])
+    assert matrix.absent == ()
+    assert matrix.mean_iou == matrix.legacy_mean_iou == pytest.approx((1 / 3 + 1 / 4 + 1) / 4)
+    assert ConfusionMatrix(3).class_shares.tolist() == [0.0, 0.0, 0.0]
+    assert math.isnan(ConfusionMatrix(3).mean_accuracy)
+
+
+def test_matrices_add_up_row_by_row() -> None:
+    one, other = confusion([0, 1], [1, 2]), confusion([2, 2], [0, 2])
+    one.add(other)
+    assert one.matrix.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 1]]
+    assert other.matrix.sum() == 2, "the other one is left alone"
 
 
 def test_scores_by_hand() -> None:

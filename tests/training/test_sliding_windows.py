@@ -164,6 +164,33 @@ def test_cityscapes_at_the_published_sizes() -> None:
     assert scaled_size(Size(500, 375), 520 * 0.75) == Size(390, 293)
 
 
+def test_the_long_edge_is_rounded_up_and_the_short_one_to_the_nearest() -> None:
+    assert scaled_size(Size(500, 375), 390.5) == Size(391, 293)  # 293.25
+    assert scaled_size(Size(375, 500), 390.01) == Size(293, 391)
+    assert scaled_size(Size(30, 40), 50.0) == Size(38, 50)  # 37.5
+    assert scaled_size(Size(30, 40), 49.2) == Size(38, 50)
+    assert scaled_size(Size(7, 7), 3.1) == Size(4, 4)
+    assert scaled_size(Size(1, 90), 30.0) == Size(1, 30)
+    assert scaled_size(Size(90, 1), 30.0) == Size(30, 1)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "starts"),
+    [
+        (24, 24, (0,)),
+        (25, 24, (0, 16)),
+        (40, 24, (0, 16)),
+        (41, 24, (0, 16, 32)),
+        (5, 1, (0, 1, 2, 3, 4)),
+        (10, 25, (0,)),
+    ],
+)
+def test_windows_follow_each_other_until_the_end_is_seen(
+    length: int, window: int, starts: tuple[int, ...]
+) -> None:
+    assert window_starts(length, window) == starts
+
+
 def test_enlarging_keeps_the_corners() -> None:
     maps = np.random.default_rng(1).standard_normal((2, 3, 4)).astype(np.float32)
     found = enlarge(maps, Size(9, 11))

@@ -135,12 +135,13 @@ def given_batch(step: Path, repeats: int = 1) -> Batch:
     return Batch(images.astype(np.float32), labels.astype(np.uint8), ("a", "b") * repeats)
 
 
-def test_accumulated_parts_add_up_to_the_batch(step: Path) -> None:
-    """The batch is one pair twice: each half has the whole's batch-norm statistics."""
+@pytest.mark.parametrize("more", [(), ("--ohem", "0.1", "--ohem-share", "0.25")])
+def test_accumulated_parts_add_up_to_the_batch(step: Path, more: tuple[str, ...]) -> None:
+    """The batch is one pair twice: each half has the whole's statistics, and its hard pixels."""
     batch = given_batch(step, repeats=2)
     batch = Batch(batch.images.astype(np.float64), batch.labels, batch.names)
-    whole = stepped(step, batch, "--batch-size", "4")
-    parts = stepped(step, batch, "--batch-size", "4", "--accumulate", "2")
+    whole = stepped(step, batch, "--batch-size", "4", *more)
+    parts = stepped(step, batch, "--batch-size", "4", "--accumulate", "2", *more)
     for name, weight in whole.module.weights.items():
         expected, found = weight.grad.numpy(), parts.module.weights[name].grad.numpy()
         assert np.abs(found - expected).max() <= 1e-9 * max(1e-3, np.abs(expected).max()), name

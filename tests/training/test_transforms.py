@@ -111,6 +111,27 @@ def test_an_all_void_image_can_still_be_cropped() -> None:
     assert 0 <= column < 30
 
 
+@pytest.mark.parametrize("degrees", [90.0, -90.0, 180.0])
+def test_a_turn_is_around_the_middle(degrees: float) -> None:
+    """Exactly: a square's pixels fall on pixels, and positive angles turn to the left."""
+    label = np.arange(7 * 7, dtype=np.uint8).reshape(7, 7)
+    image = np.stack([label, label + 50, label + 100], -1)
+    turned, classes = rotate(image, label, degrees)
+    np.testing.assert_array_equal(classes, np.rot90(label, round(degrees / 90)))
+    np.testing.assert_array_equal(turned, np.rot90(image, round(degrees / 90)))
+
+
+def test_what_turns_in_from_outside_is_black_and_ignored() -> None:
+    image, label = np.full((9, 31, 3), 200, np.uint8), np.full((9, 31), 3, np.uint8)
+    turned, classes = rotate(image, label, 90.0)
+    assert classes.shape == (9, 31)
+    assert (classes[:, 11:20] == 3).all()
+    assert (classes[:, :11] == IGNORE_LABEL).all()
+    assert (classes[:, 20:] == IGNORE_LABEL).all()
+    assert not turned[:, :10].any()
+    assert not turned[:, 21:].any()
+
+
 def test_a_rotation_turns_image_and_label_together() -> None:
     image, label = make_sample(60, 90, 30)
     turned, classes = rotate(image, label, 90.0)
@@ -122,8 +143,9 @@ def test_a_rotation_turns_image_and_label_together() -> None:
     assert right.mean() > 0.9
 
 
-def test_labels_are_never_mixed() -> None:
-    augmentation = Augmentation(64, 64, 150, (0.5, 2.0))
+@pytest.mark.parametrize("more", [{}, {"rotation": 20.0}, {"aspect": 0.3, "class_crops": 0.5}])
+def test_labels_are_never_mixed(more: dict[str, float]) -> None:
+    augmentation = Augmentation(64, 64, 150, (0.5, 2.0), **more)
     image, label = make_sample()
     label = np.where(label < 5, np.uint8(0), np.uint8(10))
     for seed in range(10):
@@ -246,3 +268,27 @@ def test_images_are_resized_as_the_server_does() -> None:
     np.testing.assert_array_equal(found, served)
     assert set(np.unique(small)) <= set(np.unique(label))
     assert small.shape == (33, 51)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "taken"),
+    [
+        (3, 2, [0, 2]),  # centres at 0.75 and 2.25
+        (5, 2, [1, 3]),
+        (5, 3, [0, 2, 4]),
+        (7, 3, [1, 3, 5]),
+        (3, 5, [0, 0, 1, 2, 2]),  # at 0.3, 0.9, 1.5, 2.1 and 2.7
+    ],
+)
+def test_a_label_is_that_of_the_pixel_which_holds_the_centre(
+    before: int, after: int, taken: list[int]
+) -> None:
+    """As the image's: OpenCV's older nearest neighbour takes the one before."""
+    label = np.arange(before, dtype=np.uint8)[None].repeat(4, 0) + np.uint8(10) * np.arange(
+        4, dtype=np.uint8
+    ).reshape(-1, 1)
+    image = np.zeros((*label.shape, 3), np.uint8)
+    _, found = resize_pair(image, label, 4, after)
+    np.testing.assert_array_equal(found, label[:, taken])
+    _, turned = resize_pair(image.transpose(1, 0, 2), label.T, after, 4)
+    np.testing.assert_array_equal(turned, found.T)

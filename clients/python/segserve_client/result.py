@@ -27,7 +27,7 @@ class Result:
         timings: seconds the server spent in each stage.
         model: the model that answered, and its ``version``.
         image_size: height and width of the image that was sent, after EXIF orientation.
-        ignore_label: the id of pixels that belong to no class.
+        ignore_label: the id of pixels that belong to no class; outside of 0 to 255: there are none.
         confidence: uint8 ``[H,W]``, 255 for certain, where it was asked for.
     """
 
@@ -57,7 +57,8 @@ class Result:
 
     def _colors(self) -> npt.NDArray[np.uint8]:
         colors = np.zeros((256, 3), np.uint8)
-        colors[self.ignore_label & 255] = IGNORE_COLOR
+        if 0 <= self.ignore_label < 256:
+            colors[self.ignore_label] = IGNORE_COLOR
         colors[: len(self.palette)] = np.array(self.palette, np.uint8).reshape(-1, 3)
         return colors
 
@@ -69,8 +70,11 @@ def decode_map(png: bytes) -> npt.NDArray[np.uint8]:
         ValueError: a PNG of another kind.
         OSError: no PNG at all.
     """
-    # Image.open would refuse sizes that the server allows.
-    with PngImageFile(io.BytesIO(png)) as image:
-        if image.mode not in ("P", "L"):
-            raise ValueError(f"a label map is an 8-bit indexed or gray PNG, not {image.mode}")
-        return np.array(image)
+    try:
+        # Image.open would refuse sizes that the server allows.
+        with PngImageFile(io.BytesIO(png)) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"a label map is an 8-bit indexed or gray PNG, not {image.mode}")
+            return np.array(image)
+    except SyntaxError as error:  # Pillow's, for a file that is damaged or of another kind
+        raise OSError(f"the answer is not a readable PNG: {error}") from None

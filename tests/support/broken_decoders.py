@@ -20,6 +20,13 @@ def crash(data: bytes, *, max_megapixels: float) -> Pixels:
     raise AssertionError
 
 
+def die_of_text(data: bytes, *, max_megapixels: float) -> Pixels:
+    """Dies of a PNG with a text chunk, and reads nothing else."""
+    if b"tEXt" in data:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    raise InvalidImage("it is broken")
+
+
 def hang(data: bytes, *, max_megapixels: float) -> Pixels:
     """Never comes back."""
     time.sleep(3600)

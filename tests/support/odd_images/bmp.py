@@ -282,7 +282,9 @@ def run_lengths() -> Iterator[OddImage]:
     yield of("nothing", end, empty, RLE8)
     yield of("nothing", end, empty, RLE4)
     long = bmp(4, 6, 8, b"\xff\5" + end, compression=RLE8, palette=palette)
-    yield OddImage("bmp rle8 run beyond the line", long)
+    line = np.zeros((4, 6), np.uint32)
+    line[3] = 5
+    yield OddImage("bmp rle8 run beyond the line", long, "either", palette[line])
     top = bmp(-4, 6, 8, rle8 + end, compression=RLE8, palette=palette)
     yield OddImage("bmp rle8 from the top", top, "either", palette[expected[::-1]])
 

@@ -27,6 +27,7 @@ class OddImage:
         pixels: the right answer, uint8 ``[H,W,3]``, upright; None where Pillow is the reference.
         tolerance: the largest difference of a sample; 0 for lossless files.
         orientation: of EXIF, applied to Pillow's pixels; ``pixels`` are upright already.
+        like: an ordinary file that shows the same, where Pillow refuses this one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class OddImage:
     pixels: Pixels | None = None
     tolerance: int = 0
     orientation: int = 1
+    like: bytes | None = None
 
     @property
     def format(self) -> str:

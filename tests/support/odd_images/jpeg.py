@@ -112,8 +112,10 @@ def photo(**options: object) -> bytes:
     return jpeg(quantised(planes_of()[1], FULL, STEP), **options)
 
 
-def _of(name: str, data: bytes, duty: Duty = "either", orientation: int = 1) -> OddImage:
-    return OddImage(f"jpeg {name}", data, duty, None, TOLERANCE, orientation)
+def _of(
+    name: str, data: bytes, duty: Duty = "either", orientation: int = 1, like: bytes | None = None
+) -> OddImage:
+    return OddImage(f"jpeg {name}", data, duty, None, TOLERANCE, orientation, like)
 
 
 def samplings() -> Iterator[OddImage]:
@@ -263,12 +265,14 @@ def markers() -> Iterator[OddImage]:
     ordinary = ("no JFIF", "thumbnail in EXIF", "profile", "comment", "xmp", "JFIF with a thumbnail")
     for name, head in heads.items():
         duty: Duty = "decode" if name in ordinary else "either"
-        yield _of(name, photo(head=head, wide=name == "tables of 16 bits", marker=0xC1), duty)
+        like = photo() if name == "TEM" else None
+        data = photo(head=head, wide=name == "tables of 16 bits", marker=0xC1)
+        yield _of(name, data, duty, like=like)
         if name not in ("tables of 16 bits", "fill bytes"):
-            yield _of(f"behind the frame {name}", photo(behind_frame=head))
+            yield _of(f"behind the frame {name}", photo(behind_frame=head), like=like)
             components = quantised(planes_of()[1], FULL, STEP)
             data = jpeg(components, SCRIPTS["bits"], marker=0xC2, between=head)
-            yield _of(f"between scans {name}", data)
+            yield _of(f"between scans {name}", data, like=like)
     good = photo()
     for name, behind in {
         "a byte": b"x",
@@ -369,7 +373,7 @@ def refused() -> Iterator[OddImage]:
     higher = good[: sof + 5] + struct.pack(">H", 90) + good[sof + 7 :]
     yield _of("more rows than its scan", higher)
     yield _of("arithmetic by Huffman", photo(marker=0xC9))
-    yield _of("progressive told baseline", jpeg(components, SCRIPTS["bits"], marker=0xC0))
+    yield _of("progressive told baseline", jpeg(components, SCRIPTS["bits"], marker=0xC0), "refuse")
     yield _of("EXIF turned and cut", photo(head=segment(0xE1, b"Exif\0\0" + tiff(6)))[:-2], "refuse")
 
 

@@ -33,7 +33,7 @@ def right_answer(item: OddImage) -> Pixels | None:
     """The pixels that are known, else Pillow's."""
     if item.pixels is not None:
         return item.pixels
-    return by_pillow(item.data, item.orientation)
+    return by_pillow(item.like or item.data, item.orientation)
 
 
 def largest_difference(found: Pixels, expected: Pixels) -> int:

@@ -100,7 +100,9 @@ def _fault_of(found: Decoded) -> str:
     return ""
 
 
-def run_images(numbers: Iterable[int], crashes: Path | None = None, decoder: str = DECODER) -> Report:
+def run_images(
+    numbers: Iterable[int], crashes: Path | None = None, decoder: str = DECODER
+) -> Report:
     """Decodes the image mutants of these numbers.
 
     Faults are reduced and kept in ``crashes``, where it is given.
@@ -137,7 +139,7 @@ def _same(target: ImageTarget, data: bytes, label: str) -> bool:
 
 
 def run_protocols(numbers: Iterable[int], crashes: Path | None = None) -> Report:
-    """Sends the protocol mutants of these numbers to a server, which is started anew when it dies."""
+    """Sends the protocol mutants of these numbers to a server; one that dies is started anew."""
     report = Report()
     recent: list[int] = []
     with ExitStack() as stack:
@@ -179,9 +181,7 @@ def _health(target: ProtocolTarget) -> str:
         return f"gone: {str(error)[-2000:]}"
 
 
-def _guilty(
-    target: ProtocolTarget, numbers: list[int], anew: Callable[[], ProtocolTarget]
-) -> int:
+def _guilty(target: ProtocolTarget, numbers: list[int], anew: Callable[[], ProtocolTarget]) -> int:
     """The mutant among these after which a fresh server is not healthy; the last if none alone."""
     for number in reversed(numbers):
         _sent(target, number)

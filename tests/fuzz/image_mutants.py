@@ -136,7 +136,9 @@ def _pieces_changed(chance: random.Random, pieces: list[Piece], format: str) -> 
 
 def _exif(chance: random.Random) -> bytes:
     order = chance.choice("<>")
-    block = tiff(chance.randrange(10), order, offset=chance.randint(8, 30), before=chance.randrange(4))
+    block = tiff(
+        chance.randrange(10), order, offset=chance.randint(8, 30), before=chance.randrange(4)
+    )
     return _bytes_changed(chance, block) if chance.random() < 0.6 else block
 
 
@@ -318,7 +320,9 @@ def _change_jpeg(chance: random.Random, pieces: list[Piece]) -> list[Piece]:
                 Piece(b"\xcc", bytes((chance.randrange(256), chance.randrange(256)))),
                 Piece(b"\xee", b"Adobe\0\x64\0\0\0\0" + bytes([chance.randrange(4)])),
                 Piece(b"\xe2", b"ICC_PROFILE\0" + chance.randbytes(40)),
-                Piece(b"\xc4", bytes([chance.choice((0, 1, 0x10, 0x11, 0x20))]) + chance.randbytes(30)),
+                Piece(
+                    b"\xc4", bytes([chance.choice((0, 1, 0x10, 0x11, 0x20))]) + chance.randbytes(30)
+                ),
                 Piece(b"\xdb", bytes([chance.choice((0, 1, 0x10, 4))]) + chance.randbytes(64)),
                 Piece(b"\xd8"),
                 Piece(b"\xd9"),

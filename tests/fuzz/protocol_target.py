@@ -18,7 +18,7 @@ from band_model import MODEL_SIZE, band_labels
 from protocol_mutants import IMAGE, GrpcMutant, HttpMutant, http
 
 ROOT = Path(__file__).parents[2]
-# What may be answered: done, the caller's mistake, not in this server, too late by its own deadline.
+# Done, the caller's mistake, not in this server, or too late by the caller's own deadline.
 STATUSES = {*range(200, 300), *range(400, 500), 501, 504, 505}
 CODES = {
     grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND,

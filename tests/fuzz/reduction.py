@@ -23,7 +23,9 @@ class Budget:
         return self.left >= 0
 
 
-def reduced_image(format: str, data: bytes, fails: Callable[[bytes], bool], tries: int = 150) -> bytes:
+def reduced_image(
+    format: str, data: bytes, fails: Callable[[bytes], bool], tries: int = 150
+) -> bytes:
     """The smallest file found: pieces are left out, then bytes of each, with checksums mended."""
     budget = Budget(tries)
     pieces = split(format, data)

@@ -12,13 +12,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from campaign import Progress, run_blocks
+from campaign import Progress, run_blocks  # noqa: E402
 
 
 def main() -> int:
     """Returns 1 where a fault was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--start", type=int, help="first number; default: where the last run stopped")
+    parser.add_argument(
+        "--start", type=int, help="first number; default: where the last run stopped"
+    )
     parser.add_argument("--count", type=int, default=200_000, help="how many mutants")
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "fuzz")
     parser.add_argument("--block", type=int, default=1000, help="mutants between two reports")

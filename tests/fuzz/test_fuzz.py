@@ -68,7 +68,7 @@ def test_an_image_mutant_is_a_function_of_its_number(format: str) -> None:
 def test_a_request_mutant_is_a_function_of_its_number(kind: str) -> None:
     requests = [protocol_mutants.mutant(kind, number) for number in range(50)]
     assert requests == [protocol_mutants.mutant(kind, number) for number in range(50)]
-    assert len(set(requests)) > 40
+    assert len(set(requests)) > 30
 
 
 @pytest.mark.parametrize("format", image_mutants.FORMATS)
@@ -93,12 +93,18 @@ def test_a_fault_is_found_reduced_and_kept(tmp_path: Path) -> None:
 
 
 def _has_text(number: int) -> bool:
-    return any(p.kind == b"tEXt" for p in image_mutants.split("PNG", image_mutants.mutant("PNG", number)))
+    return any(
+        p.kind == b"tEXt" for p in image_mutants.split("PNG", image_mutants.mutant("PNG", number))
+    )
 
 
 @pytest.mark.parametrize(
     ("decoder", "label"),
-    [("leave_unwritten", "unwritten"), ("take_memory", "memory"), ("raise_another_error", "wrong_error")],
+    [
+        ("leave_unwritten", "unwritten"),
+        ("take_memory", "memory"),
+        ("raise_another_error", "wrong_error"),
+    ],
 )
 def test_each_kind_of_harm_has_its_name(decoder: str, label: str) -> None:
     target = ImageTarget(f"broken_decoders:{decoder}")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-
 from odd_images.item import Duty, OddImage, Pixels, noise, scene
 
 RGB, RLE8, RLE4, BITFIELDS, JPEG, PNG, ALPHABITFIELDS = range(7)
@@ -147,7 +146,9 @@ def headers() -> Iterator[OddImage]:
                     if palette is not None:
                         pixels = palette[values]
                     else:
-                        pixels = by_masks(values, MASKS_16["555"] if bits == 16 else MASKS_32["BGRX"])
+                        pixels = by_masks(
+                            values, MASKS_16["555"] if bits == 16 else MASKS_32["BGRX"]
+                        )
                     data = rows_of(values, bits, top_down=top_down)
                     tall = -height if top_down else height
                     file = bmp(tall, width, bits, data, size=size, palette=palette)
@@ -186,9 +187,14 @@ def fields() -> Iterator[OddImage]:
                     yield OddImage(
                         f"bmp fields {name} header {size}{' from the top' if top_down else ''}",
                         bmp(
-                            -8 if top_down else 8, 11, bits, data,
-                            size=size, compression=BITFIELDS, masks=three,
-                        ),  # fmt: skip
+                            -8 if top_down else 8,
+                            11,
+                            bits,
+                            data,
+                            size=size,
+                            compression=BITFIELDS,
+                            masks=three,
+                        ),
                         "decode" if name in ORDINARY and size in (40, 124) else "either",
                         by_masks(values, four),
                         tolerance=1,
@@ -246,7 +252,9 @@ def run_lengths() -> Iterator[OddImage]:
     end_line, end, delta = b"\0\0", b"\0\1", b"\0\2"
     expected = np.zeros((4, 6), np.uint32)
 
-    def of(name: str, data: bytes, labels: Values, compression: int, duty: Duty = "either") -> OddImage:
+    def of(
+        name: str, data: bytes, labels: Values, compression: int, duty: Duty = "either"
+    ) -> OddImage:
         bits = 8 if compression == RLE8 else 4
         file = bmp(4, 6, bits, data, compression=compression, palette=palette)
         return OddImage(f"bmp rle{bits} {name}", file, duty, palette[labels])
@@ -313,7 +321,7 @@ def refused() -> Iterator[OddImage]:
         "compression 99": bmp(7, 10, 24, data, compression=99),
         "rle8 of 24 bits": bmp(7, 10, 24, data, compression=RLE8),
         "rle4 of 8 bits": bmp(7, 10, 8, data, compression=RLE4, palette=palette_of(256)),
-        "fields of 8 bits": bmp(7, 10, 8, data, masks=(1, 2, 4, 0), palette=palette_of(4), **fields),
+        "fields of 8 bits": bmp(7, 10, 8, data, masks=(1, 2, 4, 0), **fields),
         "pixels beyond the file": bmp(7, 10, 24, data, offset=100_000),
         "fields that overlap": bmp(7, 10, 32, pixels, masks=(0xFF, 0xFF, 0xFF, 0), **fields),
         "fields with holes": bmp(7, 10, 32, pixels, masks=(0xF0F, 0xF0000, 0xF0, 0), **fields),

@@ -81,14 +81,10 @@ def tiff(orientation: int, order: str = "<", *, offset: int = 8, before: int = 0
     ``order`` is ``<`` or ``>``, ``offset`` where the directory lies, ``before`` the number of
     entries in front of the orientation.
     """
-    entries = b"".join(
-        struct.pack(order + "HHII", 0x0100 + k, 4, 1, 7 + k) for k in range(before)
-    )
+    entries = b"".join(struct.pack(order + "HHII", 0x0100 + k, 4, 1, 7 + k) for k in range(before))
     entries += struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, offset)
-    return (
-        head.ljust(offset, b"\0") + struct.pack(order + "H", before + 1) + entries + bytes(4)
-    )
+    return head.ljust(offset, b"\0") + struct.pack(order + "H", before + 1) + entries + bytes(4)
 
 
 def encoded(pixels: Pixels, format: str, **options: object) -> bytes:

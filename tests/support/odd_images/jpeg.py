@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-
 from odd_images.item import Duty, OddImage, encoded, scene, tiff, turned
 from odd_images.jpeg_encoder import (
     Component,
@@ -223,7 +222,9 @@ def colours() -> Iterator[OddImage]:
     for across, down in ((1, 1), (2, 2), (4, 1), (1, 4), (3, 3)):
         gray = quantised(ycc[:1], ((across, down),), STEP)
         data = jpeg(gray, (Scan((0,)),))
-        yield _of(f"gray sampled {across}x{down}", data, "decode" if across * down == 1 else "either")
+        yield _of(
+            f"gray sampled {across}x{down}", data, "decode" if across * down == 1 else "either"
+        )
     two = quantised(ycc[:2], FULL[:2], STEP)
     yield _of("two components", jpeg(two, (Scan((0, 1)),)), "refuse")
 
@@ -262,7 +263,14 @@ def markers() -> Iterator[OddImage]:
         "tables of 16 bits": b"",
         "DRI of 0": JFIF + segment(0xDD, b"\0\0"),
     }
-    ordinary = ("no JFIF", "thumbnail in EXIF", "profile", "comment", "xmp", "JFIF with a thumbnail")
+    ordinary = (
+        "no JFIF",
+        "thumbnail in EXIF",
+        "profile",
+        "comment",
+        "xmp",
+        "JFIF with a thumbnail",
+    )
     for name, head in heads.items():
         duty: Duty = "decode" if name in ordinary else "either"
         like = photo() if name == "TEM" else None
@@ -358,7 +366,7 @@ def refused() -> Iterator[OddImage]:
         "no quantisation": no_tables,
         "sampling 0": photo().replace(b"\1\x11\0\2\x11\0\3\x11\0", b"\1\x01\0\2\x11\0\3\x11\0"),
         "sampling 5": photo().replace(b"\1\x11\0\2\x11\0\3\x11\0", b"\1\x51\0\2\x11\0\3\x11\0"),
-        "too large an MCU": photo().replace(b"\1\x11\0\2\x11\0\3\x11\0", b"\1\x44\0\2\x11\0\3\x11\0"),
+        "too large an MCU": photo().replace(b"\1\x11\0\2\x11\0\3", b"\1\x44\0\2\x11\0\3"),
         "five components": photo().replace(b"\x08\0\x1e\0\x2c\3", b"\x08\0\x1e\0\x2c\5"),
         "no component": photo().replace(b"\x08\0\x1e\0\x2c\3", b"\x08\0\x1e\0\x2c\0"),
         "frame cut": good[: sof + 8],
@@ -374,7 +382,9 @@ def refused() -> Iterator[OddImage]:
     yield _of("more rows than its scan", higher)
     yield _of("arithmetic by Huffman", photo(marker=0xC9))
     yield _of("progressive told baseline", jpeg(components, SCRIPTS["bits"], marker=0xC0), "refuse")
-    yield _of("EXIF turned and cut", photo(head=segment(0xE1, b"Exif\0\0" + tiff(6)))[:-2], "refuse")
+    yield _of(
+        "EXIF turned and cut", photo(head=segment(0xE1, b"Exif\0\0" + tiff(6)))[:-2], "refuse"
+    )
 
 
 def all_jpegs() -> Iterator[OddImage]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
 from odd_images.item import Duty, OddImage, Pixels, noise, scene, tiff, turned
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -82,7 +81,9 @@ def _filtered(
     return bytes(((row - predicted) % 256).astype(np.uint8))
 
 
-def stream(samples: Samples, depth: int, interlace: int = 0, filters: Sequence[int] = (0,)) -> bytes:
+def stream(
+    samples: Samples, depth: int, interlace: int = 0, filters: Sequence[int] = (0,)
+) -> bytes:
     """The rows, or those of the seven passes one behind the other."""
     if not interlace:
         return packed(samples, depth, filters)
@@ -189,7 +190,9 @@ def streams() -> Iterator[OddImage]:
     for strategy in (1, 2, 3, 4):
         packer = zlib.compressobj(6, zlib.DEFLATED, 15, 8, strategy)
         data = packer.compress(rows) + packer.flush()
-        yield OddImage(f"png strategy {strategy}", png(samples, RGB, 8, idat=[data]), "decode", pixels)
+        yield OddImage(
+            f"png strategy {strategy}", png(samples, RGB, 8, idat=[data]), "decode", pixels
+        )
     packer = zlib.compressobj()
     flushed = b"".join(
         packer.compress(rows[k : k + 40]) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -206,7 +209,9 @@ def streams() -> Iterator[OddImage]:
         "last": [data, b""],
         "inside": [data[:20], b"", b"", data[20:]],
     }.items():
-        yield OddImage(f"png empty idat {where}", png(samples, RGB, 8, idat=pieces), "either", pixels)
+        yield OddImage(
+            f"png empty idat {where}", png(samples, RGB, 8, idat=pieces), "either", pixels
+        )
     extra = zlib.compress(rows + b"\0" * 67 * 4)
     yield OddImage("png more rows", png(samples, RGB, 8, idat=[extra]), "either", pixels)
     yield OddImage("png behind zlib", png(samples, RGB, 8, idat=[data + b"abc"]), "either", pixels)
@@ -267,7 +272,9 @@ def ancillary() -> Iterator[OddImage]:
     many = chunk(b"tEXt", b"a\0b") * 500
     yield OddImage("png 500 texts", png(samples, RGB, 8, before=many), "either", pixels)
     suggested = chunk(b"PLTE", palette_of(4).tobytes()) + chunk(b"hIST", bytes(32))
-    yield OddImage("png suggested palette", png(samples, RGB, 8, before=suggested), "decode", pixels)
+    yield OddImage(
+        "png suggested palette", png(samples, RGB, 8, before=suggested), "decode", pixels
+    )
     for trailer in (b"x", b"trailer" * 100, chunk(b"IDAT", b"x" * 50), chunk(b"IEND")):
         data = png(samples, RGB, 8) + trailer
         yield OddImage(f"png {len(trailer)} bytes behind the end", data, "decode", pixels)
@@ -297,7 +304,14 @@ def orientations() -> Iterator[OddImage]:
 def animations() -> Iterator[OddImage]:
     """APNG: the default image is what a still image decoder shows."""
     height, width = 12, 16
-    for colour, depth in ((RGB, 8), (RGBA, 8), (GRAY, 8), (PALETTE, 8), (RGB, 16), (GRAY_ALPHA, 16)):
+    for colour, depth in (
+        (RGB, 8),
+        (RGBA, 8),
+        (GRAY, 8),
+        (PALETTE, 8),
+        (RGB, 16),
+        (GRAY_ALPHA, 16),
+    ):
         samples = samples_of(height, width, colour, depth)
         for dispose in (0, 1, 2):
             for blend in (0, 1):
@@ -362,7 +376,14 @@ def refused() -> Iterator[OddImage]:
     def of(name: str, file: bytes, duty: Duty = "refuse") -> OddImage:
         return OddImage(f"png {name}", file, duty, pixels if duty == "either" else None)
 
-    for colour, depth, interlace in ((5, 8, 0), (2, 4, 0), (3, 16, 0), (0, 3, 0), (2, 8, 2), (6, 1, 0)):
+    for colour, depth, interlace in (
+        (5, 8, 0),
+        (2, 4, 0),
+        (3, 16, 0),
+        (0, 3, 0),
+        (2, 8, 2),
+        (6, 1, 0),
+    ):
         file = start + header(15, 22, colour, depth, interlace) + rest
         yield of(f"bad header {colour} {depth} {interlace}", file)
     yield of("compression 1", start + header(15, 22, RGB, 8, 0, 1, 0) + rest)
@@ -375,7 +396,9 @@ def refused() -> Iterator[OddImage]:
     yield of("no IHDR", start + rest)
     yield of("filter 5", png(samples, RGB, 8, filters=(5,)))
     yield of("filter 200 in the last row", png(samples, RGB, 8, filters=(0,) * 14 + (200,)))
-    yield of("half of the rows", png(samples, RGB, 8, idat=[zlib.compress(stream(samples, 8)[:400])]))
+    yield of(
+        "half of the rows", png(samples, RGB, 8, idat=[zlib.compress(stream(samples, 8)[:400])])
+    )
     yield of("a zlib stream that is cut", png(samples, RGB, 8, idat=[data[: len(data) // 2]]))
     yield of("no zlib", png(samples, RGB, 8, idat=[b"abc" * 30]))
     yield of("a preset dictionary", png(samples, RGB, 8, idat=[b"\x78\xbb" + data[2:]]))

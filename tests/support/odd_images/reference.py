@@ -6,9 +6,8 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
-
 from odd_images.item import OddImage, Pixels, turned
+from PIL import Image
 
 
 def by_pillow(data: bytes, orientation: int = 1) -> Pixels | None:

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
-
 from odd_images.item import Duty, OddImage, Pixels, encoded, noise, scene, tiff, turned
 
 # Flags of VP8X.
@@ -65,10 +64,14 @@ def streams() -> Iterator[OddImage]:
         pixels = scene(height, width)
         for method in (0, 4, 6):
             data = encoded(pixels, "WEBP", lossless=True, method=method)
-            yield OddImage(f"webp lossless {height}x{width} method {method}", data, "decode", pixels)
+            yield OddImage(
+                f"webp lossless {height}x{width} method {method}", data, "decode", pixels
+            )
         for quality in (1, 50, 100):
             data = encoded(pixels, "WEBP", quality=quality)
-            yield OddImage(f"webp lossy {height}x{width} quality {quality}", data, "decode", None, 2)
+            yield OddImage(
+                f"webp lossy {height}x{width} quality {quality}", data, "decode", None, 2
+            )
     few = noise((20, 20, 3), 1, 5).astype(np.uint8) * 200
     for name, picture in {
         "two colours": few,

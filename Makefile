@@ -9,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_i
 CONSTRAIN := $(addprefix -c ,$(wildcard constraints/$(VERSION).txt))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAIN)
 
-.PHONY: serve test lint setup bench mutants proto clean
+.PHONY: serve test lint setup bench fuzz mutants proto clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/segserve serve --repository model_repository $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/test.done
 	$(BIN)/mypy
 
 setup: $(VENV)/test.done
+
+# 200,000 mutants of images and requests (docs/testing.md); goes on where it was stopped.
+fuzz: $(VENV)/test.done
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 bench: $(VENV)/test.done
 	$(BIN)/python benchmarks/fps.py --model icnet --served

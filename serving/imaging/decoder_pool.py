@@ -2,8 +2,9 @@
 
 A pool starts one zygote and forks its decoders from that (:mod:`serving.imaging.decoder_process`).
 An image's file goes to a decoder in memory that both see, behind room for the pixels; what comes
-back is a view of the same memory, so that no pixel is copied. It is zeroed first. A decoder that dies, takes too long, or whose caller has
-gone is killed and replaced; only its own image is lost.
+back is a view of the same memory, so that no pixel is copied. The decoder zeroes it first, and
+shares it with no other decoder. A decoder that dies, takes too long, or whose caller has gone is
+killed and replaced; only its own image is lost.
 """
 
 from __future__ import annotations
@@ -292,7 +293,8 @@ class DecoderPool:
             raise
         except _Lost as lost:
             late = ("deadline" if is_deadline else "timeout") if lost.is_late else ""
-            return self._bury(decoder, still, decoding.detach() or late)
+            self._bury(decoder, still, decoding.detach() or late)
+            return None
         finally:
             aborted = decoding.detach()
             with self._changed:

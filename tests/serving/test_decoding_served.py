@@ -55,7 +55,7 @@ APNG = {
         (b"IEND", b""),
     ),
     "no frame at all": png((b"IHDR", IHDR), *ANIMATION, (b"IDAT", ROWS), (b"IEND", b"")),
-    "behind the end": png((b"IHDR", IHDR), (b"IDAT", ROWS), (b"IEND", b"")) + b"\x7f\xff\xff\xffzTX",
+    "behind the end": png((b"IHDR", IHDR), (b"IDAT", ROWS), (b"IEND", b"")) + b"\x7f\xff\xff",
 }  # fmt: skip
 
 

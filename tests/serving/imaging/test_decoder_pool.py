@@ -236,9 +236,13 @@ def test_what_spends_the_processor_is_ended_by_the_kernel(monkeypatch: pytest.Mo
         monkeypatch.setattr(
             child, "pack_request", lambda still, seconds, buffer: pack(still, 0.001, buffer)
         )
-        with pytest.raises(InvalidImage, match="decode_timeout_s"):
+
+        def decode_many() -> None:
             for _ in range(40):
                 decoders.decode(BIG)
+
+        with pytest.raises(InvalidImage, match="decode_timeout_s"):
+            decode_many()
         assert decoders.restarts == {"cpu": 1}
 
 

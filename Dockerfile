@@ -15,9 +15,9 @@ RUN apt-get update \
 
 FROM base-${GPU}
 ARG GPU
-# opencv-python links these two.
+# opencv-python links the first two; decoder processes confine themselves by the third.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 libseccomp2 \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PATH=/opt/segserve/bin:$PATH \

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,17 +141,16 @@ def decode(data: memoryview, out: _Bytes) -> None:
     """
     layout = read_layout(data)
     rows = out if layout.top_down else out[::-1]
+    palette = _palette(data, layout)
     if layout.compression in (_RLE8, _RLE4):
         indices = np.zeros((layout.height, layout.width), np.uint8)
         _unpack_runs(bytes(data[layout.pixels_start :]), indices, layout.compression == _RLE4)
-        palette = _palette(data, layout)
         for band in _bands(layout):
             rows[band] = palette[indices[band]]
         return
     stored = np.frombuffer(
         data, np.uint8, layout.row_bytes * layout.height, layout.pixels_start
     ).reshape(layout.height, layout.row_bytes)
-    palette = _palette(data, layout) if layout.bits <= 8 else None
     for band in _bands(layout):
         rows[band] = _convert(stored[band], layout, palette)
 
@@ -171,28 +171,30 @@ def _palette(data: memoryview, layout: Layout) -> _Bytes:
     return palette
 
 
-def _convert(stored: _Bytes, layout: Layout, palette: _Bytes | None) -> _Bytes:
-    if palette is not None:
+def _convert(stored: _Bytes, layout: Layout, palette: _Bytes) -> _Bytes:
+    """Stored rows to ``[rows,W,3]``."""
+    if layout.bits <= 8:
         if layout.bits == 1:
             indices = np.unpackbits(stored, axis=1)
         elif layout.bits == 4:
             indices = np.stack([stored >> 4, stored & 15], axis=-1).reshape(len(stored), -1)
         else:
             indices = stored
-        return palette[indices[:, : layout.width]]
+        colors: _Bytes = palette[indices[:, : layout.width]]
+        return colors
     if layout.bits == 24:
         return stored[:, : 3 * layout.width].reshape(len(stored), layout.width, 3)[..., ::-1]
     words = stored[:, : layout.width * layout.bits // 8].view(f"<u{layout.bits // 8}")
     return np.stack([_field(words, mask) for mask in layout.masks], axis=-1)
 
 
-def _field(words: npt.NDArray[np.unsignedinteger], mask: int) -> _Bytes:
+def _field(words: npt.NDArray[np.unsignedinteger[Any]], mask: int) -> _Bytes:
+    """One colour of each word, 0 to 255."""
     shift = (mask & -mask).bit_length() - 1
     most = mask >> shift
-    values = (words & words.dtype.type(mask)) >> words.dtype.type(shift)
-    if most == 255:
-        return values.astype(np.uint8)
-    return (values.astype(np.uint64) * 255 // most).astype(np.uint8)
+    values = (words.astype(np.uint64) & mask) >> shift
+    scaled = values if most == 255 else values * 255 // most
+    return np.asarray(scaled, np.uint8)
 
 
 def _unpack_runs(data: bytes, indices: _Bytes, nibbles: bool) -> None:

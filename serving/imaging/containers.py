@@ -98,12 +98,12 @@ def walk_jpeg(data: memoryview) -> StillImage:
             position = end
             continue
         elif marker == 0xE1:
-            if not orientation and data[body : body + 6] == b"Exif\0\0":
+            if not orientation and bytes(data[body : body + 6]) == b"Exif\0\0":
                 orientation = read_orientation(data[body + 6 : position])
             continue
         elif marker == 0xE0 or marker == 0xEE:
             name = b"JFIF\0" if marker == 0xE0 else b"Adobe"
-            if data[body : body + 5] != name:
+            if bytes(data[body : body + 5]) != name:
                 continue
         elif 0xE2 <= marker <= 0xEF or marker in (0xFE, 0xDC):
             continue
@@ -293,7 +293,7 @@ def walk_webp(data: memoryview) -> StillImage:
             break
         if kind == b"EXIF" and not orientation:
             exif = data[body:end]
-            orientation = read_orientation(exif[6:] if exif[:6] == b"Exif\0\0" else exif)
+            orientation = read_orientation(exif[6:] if bytes(exif[:6]) == b"Exif\0\0" else exif)
         elif still is not None:
             pass
         elif kind == b"ANMF" and flags & _WEBP_ANIMATED:

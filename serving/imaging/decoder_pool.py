@@ -2,8 +2,9 @@
 
 A pool starts one zygote and forks its decoders from that (:mod:`serving.imaging.decoder_process`).
 An image's file goes to a decoder in memory that both see, behind room for the pixels; what comes
-back is a view of the same memory, so that no pixel is copied. It is zeroed first. A decoder that dies, takes too long, or whose caller has
-gone is killed and replaced; only its own image is lost.
+back is a view of the same memory, so that no pixel is copied. The decoder zeroes it first, and
+shares it with no other decoder. A decoder that dies, takes too long, or whose caller has gone is
+killed and replaced; only its own image is lost.
 """
 
 from __future__ import annotations
@@ -263,14 +264,16 @@ class DecoderPool:
         """
         if deadline is not None and time.monotonic() >= deadline:
             raise DeadlineExceeded("the deadline passed before the image was decoded")
-        while (pixels := self._try(still, decoding, deadline)) is None:
-            pass
+        pixels = self._try(still, decoding, deadline, may_repeat=True)
+        if pixels is None:
+            pixels = self._try(still, decoding, deadline, may_repeat=False)
+        assert pixels is not None
         return pixels
 
     def _try(
-        self, still: StillImage, decoding: Decoding, deadline: float | None
+        self, still: StillImage, decoding: Decoding, deadline: float | None, *, may_repeat: bool
     ) -> npt.NDArray[np.uint8] | None:
-        """Decodes once; None where the decoder died with its zygote, through no fault of the image.
+        """Decodes once; None where the decoder was killed from outside, with ``may_repeat``.
 
         Raises:
             SegserveError: as :meth:`decode`.
@@ -292,7 +295,8 @@ class DecoderPool:
             raise
         except _Lost as lost:
             late = ("deadline" if is_deadline else "timeout") if lost.is_late else ""
-            return self._bury(decoder, still, decoding.detach() or late)
+            self._bury(decoder, still, decoding.detach() or late, may_repeat)
+            return None
         finally:
             aborted = decoding.detach()
             with self._changed:
@@ -333,6 +337,12 @@ class DecoderPool:
         """The decoders that are idle now."""
         with self._changed:
             return [decoder.process for decoder in self._idle]
+
+    @property
+    def zygote(self) -> int:
+        """The process that decoders are forked from; 0 where there is none."""
+        with self._starting:
+            return self._zygote.process.pid if self._zygote is not None else 0
 
     @staticmethod
     def _fill(decoder: _Decoder, still: StillImage) -> shared_memory.Buffer:
@@ -432,7 +442,7 @@ class DecoderPool:
                 return
         decoder.socket.close()
 
-    def _bury(self, decoder: _Decoder, still: StillImage, ended: str) -> None:
+    def _bury(self, decoder: _Decoder, still: StillImage, ended: str, may_repeat: bool) -> None:
         """Replaces a decoder that gave no answer. Returns where the image may be tried again.
 
         Args:
@@ -441,7 +451,6 @@ class DecoderPool:
         Raises:
             SegserveError: what the image is answered with.
         """
-        zygote_died = not decoder.zygote.is_alive
         reason = self._discard(decoder, ended)
         if self._closed or ended == "stop":
             raise NotReady("the image was not decoded: the server stops")
@@ -449,7 +458,8 @@ class DecoderPool:
             raise NotReady("the image was not decoded: the request was ended")
         if ended == "deadline":
             raise DeadlineExceeded("the deadline passed while the image was being decoded")
-        if zygote_died:
+        if reason == "killed" and may_repeat:
+            # Memory that ran out, its zygote, an operator: mostly no fault of the image.
             return
         if reason in ("timeout", "cpu"):
             raise InvalidImage(

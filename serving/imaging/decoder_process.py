@@ -96,10 +96,13 @@ def main(control_fd: int, with_filter: bool) -> None:
                     _be_decoder(control, descriptors[0], zygote, syscalls, max_memory_bytes)
                 os.close(descriptors[0])
                 decoders.add(process)
-                control.send(REPLY.pack(process))
+                reply = process
             else:
                 decoders.discard(process)
-                control.send(REPLY.pack(_end(process)))
+                reply = _end(process)
+            # Where this fails the server has gone; the next message says so.
+            with contextlib.suppress(OSError):
+                control.send(REPLY.pack(reply))
     # Orphans would be left to a container's first process, which may not bury them.
     for process in decoders:
         _end(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -151,6 +152,30 @@ def test_sigterm_under_load_fails_no_request(tmp_path: Path) -> None:
         assert failures == []
         assert set(http_codes) == {200}
         assert set(grpc_sizes) == {60 * 80}
+
+
+def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
+    """Also while engine and decoders are at work."""
+    write_model(tmp_path)
+    with serving_process(tmp_path) as (process, url, _):
+        callers = [
+            threading.Thread(target=ask, args=(url + SEGMENT,), daemon=True) for _ in range(4)
+        ]
+        for caller in callers:
+            caller.start()
+        with httpx.Client(base_url=url, timeout=60) as http:
+            wait_for(lambda: "segserve_inflight_requests 4.0" in http.get("/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: http.get("/v2/health/ready").status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 1
+        for caller in callers:
+            caller.join(60)
+
+
+def ask(url: str) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(url, content=encode(bands(60, 80)), timeout=60)
 
 
 @pytest.mark.parametrize("port", ["http", "grpc", "metrics"])

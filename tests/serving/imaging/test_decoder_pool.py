@@ -1,0 +1,433 @@
+"""Decoder processes: confined, replaced when they fail, and gone when the server is."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photos import LOSSLESS, LOSSY, PHOTO, encoded, exif
+from PIL import Image
+from waiting import wait_for
+
+from serving.errors import DeadlineExceeded, InvalidImage, NotReady, TooLarge
+from serving.imaging import decoder_process as child
+from serving.imaging.decode import check_still, decode, read_still
+from serving.imaging.decoder_pool import DecoderPool, Decoding
+from serving.settings import Settings
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="decoder processes need memory files, which Linux has"
+)
+MAX_MEGAPIXELS = 20.0
+
+
+class Decoders:
+    """A pool, and what it counted."""
+
+    def __init__(self, **settings: object) -> None:
+        self.restarts: Counter[str] = Counter()
+        chosen = {"max_image_megapixels": MAX_MEGAPIXELS, "decoder_processes": 2, **settings}
+        self.pool = DecoderPool(
+            Settings.model_validate(chosen), lambda reason: self.restarts.update([reason])
+        )
+        self.pool.start()
+        try:
+            self.pool.wait_ready()
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def decode(self, data: bytes, deadline: float | None = None) -> np.ndarray:
+        still = read_still(data)
+        check_still(still, MAX_MEGAPIXELS)
+        return self.pool.decode(still, Decoding(), deadline)
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.pool.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Decoders]:
+    with Decoders() as decoders:
+        yield decoders
+
+
+def big_png(side: int = 4000) -> bytes:
+    """Some tenths of a second's work."""
+    noise = np.random.default_rng(1).integers(0, 255, (side, side), np.uint8)
+    return encoded(Image.fromarray(noise), "PNG", compress_level=1)
+
+
+BIG = big_png()
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, *LOSSY])
+def test_pixels_are_those_of_this_process(shared: Decoders, kind: str) -> None:
+    data = {**LOSSLESS, **LOSSY}[kind]
+    np.testing.assert_array_equal(shared.decode(data), decode(data, max_megapixels=1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned(shared: Decoders, orientation: int) -> None:
+    data = encoded(PHOTO, "JPEG", exif=exif(orientation))
+    np.testing.assert_array_equal(shared.decode(data), decode(data, max_megapixels=1))
+
+
+def test_errors_are_those_of_this_process(shared: Decoders) -> None:
+    broken = LOSSLESS["png"][:60] + b"\0" + LOSSLESS["png"][61:]
+    with pytest.raises(InvalidImage) as here:
+        decode(broken, max_megapixels=1)
+    with pytest.raises(InvalidImage) as there:
+        shared.decode(broken)
+    assert str(here.value) == str(there.value)
+
+
+def limits_of(process: int) -> dict[str, str]:
+    lines = Path(f"/proc/{process}/limits").read_text().splitlines()[1:]
+    return {line[:26].strip(): line[26:].split()[0] for line in lines}
+
+
+def test_decoders_are_confined(shared: Decoders) -> None:
+    for process in shared.pool.processes():
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{process}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"].strip() == "2", "is libseccomp2 installed?"
+        assert status["Threads"].strip() == "1"
+        limits = limits_of(process)
+        assert limits["Max core file size"] == "0"
+        assert limits["Max file size"] == "0"
+        assert limits["Max processes"] == "0"
+        assert int(limits["Max address space"]) < 2 << 30
+        # Its three standard files, its socket, its own size: nothing of the server.
+        files = [os.readlink(f"/proc/{process}/fd/{name}") for name in
+                 os.listdir(f"/proc/{process}/fd")]  # fmt: skip
+        assert sorted(name.split(":")[0] for name in files) == [
+            "/dev/null", "/dev/null", "/dev/null", f"/proc/{process}/statm", "socket",
+        ]  # fmt: skip
+        environment = Path(f"/proc/{process}/environ").read_text()
+        assert "SEGSERVE" not in environment
+        assert "PATH=" not in environment.replace("LD_LIBRARY_PATH=", "")
+        assert os.readlink(f"/proc/{process}/cwd") == "/"
+
+
+FORBIDDEN = {
+    "open a file": "open('/etc/passwd')",
+    "write a file": "open('/tmp/segserve-decoder-test', 'w')",
+    "list a folder": "os.listdir('/')",
+    "open a socket": "socket.socket()",
+    "make a pair of sockets": "socket.socketpair()",
+    "fork": "os.fork()",
+    "start a program": "os.execv('/bin/true', ['true'])",
+    "signal another process": "os.kill(os.getppid(), 0)",
+    "make memory executable": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
+    "trace": "check(libc.ptrace(16, os.getppid(), 0, 0))",
+    "read another's memory": "check(libc.process_vm_readv(os.getppid(), 0, 0, 0, 0, 0))",
+    "raise another's limits": "resource.prlimit(os.getppid(), resource.RLIMIT_CPU)",
+    "start a thread": "threading.Thread(target=print).start()",
+}
+
+
+def test_what_a_confined_process_cannot_do() -> None:
+    """The confinement itself, without a decoder: each action works before it and fails after."""
+    code = f"""
+import ctypes, errno, mmap, os, resource, socket, threading
+from serving.imaging import sandbox
+libc = ctypes.CDLL(None, use_errno=True)
+def check(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+answer = socket.socket(fileno=int(os.environ["ANSWER"]))
+syscalls = sandbox.SyscallFilter()
+sandbox.confine(syscalls, 64 << 20)
+done = []
+for name, action in {FORBIDDEN!r}.items():
+    try:
+        exec(action)
+        done.append(name)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            done.append(name + ": " + str(error))
+    except RuntimeError:
+        pass  # Threads have an error of their own.
+try:
+    bytearray(200 << 20)
+    done.append("take memory")
+except MemoryError:
+    pass
+answer.send(", ".join(done).encode() + b"end")
+os._exit(0)
+"""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"ANSWER": str(theirs.fileno())},
+            )
+        said = ours.recv(10_000)
+    assert (said, process.wait(60)) == (b"end", 0)
+
+
+def test_a_decoder_that_was_killed_while_idle_costs_nobody_anything() -> None:
+    with Decoders() as decoders:
+        before = decoders.pool.processes()
+        for process in before:
+            os.kill(process, signal.SIGKILL)
+        for _ in range(2):
+            decoders.decode(LOSSY["jpeg"])
+        wait_for(lambda: len(decoders.pool.processes()) == 2)
+        assert decoders.restarts["killed"] >= 1
+        assert decoders.pool.processes() != before
+
+
+def kill_later(processes: list[int], number: signal.Signals) -> None:
+    """Stops them, so that they begin nothing, and ends them a little later."""
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+
+    def kill() -> None:
+        for process in processes:
+            os.kill(process, number)
+            os.kill(process, signal.SIGCONT)
+
+    threading.Timer(0.1, kill).start()
+
+
+def test_a_decoder_that_crashes_costs_its_own_image() -> None:
+    with Decoders() as decoders:
+        kill_later(decoders.pool.processes(), signal.SIGSEGV)
+        with pytest.raises(InvalidImage, match="crashed"):
+            decoders.decode(LOSSY["jpeg"])
+        assert decoders.restarts["crash"] == 1
+        assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+
+
+def test_an_image_whose_decoder_was_killed_is_tried_once_more() -> None:
+    with Decoders(decoder_processes=1) as decoders:
+        kill_later(decoders.pool.processes(), signal.SIGKILL)
+        assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        assert decoders.restarts == {"killed": 1}
+
+
+def test_what_spends_the_processor_is_ended_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is the decoder's own: it holds where the server's clock does not run out."""
+    with Decoders(decode_timeout_s=30) as decoders:
+        pack = child.pack_request
+        monkeypatch.setattr(
+            child, "pack_request", lambda still, seconds, buffer: pack(still, 0.001, buffer)
+        )
+
+        def decode_many() -> None:
+            for _ in range(40):
+                decoders.decode(BIG)
+
+        with pytest.raises(InvalidImage, match="decode_timeout_s"):
+            decode_many()
+        assert decoders.restarts == {"cpu": 1}
+
+
+def test_a_decoder_that_hangs_is_ended_in_time() -> None:
+    with Decoders(decode_timeout_s=0.3) as decoders:
+        for process in decoders.pool.processes():
+            os.kill(process, signal.SIGSTOP)
+        with pytest.raises(InvalidImage, match=r"decode_timeout_s = 0\.3"):
+            decoders.decode(LOSSY["jpeg"])
+        assert decoders.restarts == {"timeout": 1}
+
+
+def test_a_deadline_that_passes_ends_the_decoder() -> None:
+    with Decoders() as decoders:
+        for process in decoders.pool.processes():
+            os.kill(process, signal.SIGSTOP)
+        with pytest.raises(DeadlineExceeded):
+            decoders.decode(LOSSY["jpeg"], time.monotonic() + 0.2)
+        assert decoders.restarts == {"deadline": 1}
+        with pytest.raises(DeadlineExceeded):
+            decoders.decode(LOSSY["jpeg"], time.monotonic() - 1)
+        assert decoders.restarts == {"deadline": 1}
+
+
+def test_an_image_may_be_given_up_from_another_thread() -> None:
+    with Decoders() as decoders:
+        for process in decoders.pool.processes():
+            os.kill(process, signal.SIGSTOP)
+        decoding, still = Decoding(), read_still(LOSSY["jpeg"])
+        threading.Timer(0.1, decoding.abort, ("cancelled",)).start()
+        with pytest.raises(NotReady, match="ended"):
+            decoders.pool.decode(still, decoding)
+        assert decoders.restarts == {"cancelled": 1}
+        with pytest.raises(NotReady):
+            decoders.pool.decode(still, decoding)
+
+
+def test_memory_is_limited_by_the_image_s_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that needs more than the cost model says is refused; the decoder lives on."""
+    monkeypatch.setattr("serving.imaging.still.FIXED_MEMORY_BYTES", -(60 << 20))
+    with Decoders(decoder_processes=1) as decoders:
+        before = decoders.pool.processes()
+        with pytest.raises((TooLarge, InvalidImage)):
+            decoders.decode(big_png(2000))
+        assert decoders.pool.processes() == before
+
+
+def test_the_zygote_s_death_is_survived() -> None:
+    with Decoders() as decoders:
+        zygote = decoders.pool.zygote
+        os.kill(zygote, signal.SIGKILL)
+        wait_for(lambda: decoders.pool.zygote != zygote or not Path(f"/proc/{zygote}/exe").exists())
+        for _ in range(3):
+            assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        assert decoders.pool.zygote != zygote
+
+
+def children_of(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def shared_bytes() -> int:
+    """Memory of this process that lies in memory files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssShmem:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no RssShmem")
+
+
+def test_a_thousand_images_leak_nothing() -> None:
+    with Decoders() as decoders:
+        good, bad = LOSSY["jpeg"], LOSSLESS["png"][:60] + b"\0" + LOSSLESS["png"][61:]
+        larger = encoded(PHOTO.resize((3000, 2000)), "JPEG")
+
+        def some(count: int) -> None:
+            for k in range(count):
+                if k % 10 == 3:
+                    with pytest.raises(InvalidImage):
+                        decoders.decode(bad)
+                elif k % 50 == 7:
+                    decoders.decode(larger)
+                else:
+                    decoders.decode(good)
+
+        some(50)
+        gc.collect()
+        files, memory = len(os.listdir("/proc/self/fd")), shared_bytes()
+        processes = sorted(decoders.pool.processes())
+        some(1000)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) <= files + 2
+        assert shared_bytes() <= memory + (20 << 20)
+        assert sorted(decoders.pool.processes()) == processes
+        assert sorted(children_of(decoders.pool.zygote)) == processes
+        assert decoders.restarts == {}
+
+
+def test_pixels_live_as_long_as_they_are_used(shared: Decoders) -> None:
+    """Images that are held at a time never share memory, also beyond what is used again."""
+    held = [shared.decode(encoded(PHOTO.rotate(k), "PNG")) for k in range(40)]
+    for k, pixels in enumerate(held):
+        np.testing.assert_array_equal(pixels, np.asarray(PHOTO.rotate(k)))
+
+
+def test_nothing_of_an_earlier_image_is_there_for_a_decoder(shared: Decoders) -> None:
+    """The buffers that are used again are zero but for the new image's file."""
+    secret = np.full((500, 700, 3), 0xA7, np.uint8)
+    with Decoders(decoder_processes=1) as decoders:
+        data = encoded(Image.fromarray(secret), "BMP")
+        for _ in range(12):
+            assert (decoders.decode(data) == secret).all()
+        gc.collect()
+        # Rows that run lengths leave out stay as the decoder found them.
+        sparse = sparse_bmp(700, 500)
+        assert not decoders.decode(sparse).any()
+        assert not (decoders.decode(truncated_scan()) == 0xA7).any()
+
+
+def sparse_bmp(width: int, height: int) -> bytes:
+    """Run lengths that end before the first pixel; every index is 0, which is black."""
+    palette = bytes(1024)
+    runs = b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    start = 14 + 40 + 1024
+    return b"BM" + struct.pack("<IHHI", start + 2, 0, 0, start) + head + palette + runs
+
+
+def truncated_scan() -> bytes:
+    """A JPEG whose scan holds a tenth of its blocks; libjpeg makes the others gray."""
+    data = encoded(Image.new("RGB", (700, 500), (10, 20, 30)), "JPEG")
+    scan = data.index(b"\xff\xda")
+    return data[: scan + 14 + (len(data) - scan) // 10] + b"\xff\xd9"
+
+
+def test_no_process_outlives_a_server_that_was_killed() -> None:
+    code = """
+import logging, sys, time
+from serving.imaging.decoder_pool import DecoderPool
+from serving.settings import Settings
+pool = DecoderPool(Settings(decoder_processes=2), print)
+pool.start()
+pool.wait_ready()
+print(pool.zygote, *pool.processes(), flush=True)
+time.sleep(600)
+"""
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        processes = [int(number) for number in server.stdout.readline().split()]
+        assert len(processes) == 3
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    wait_for(lambda: not any(is_running(process) for process in processes))
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_closing_ends_every_process_and_whoever_waits() -> None:
+    decoders = Decoders()
+    processes = [decoders.pool.zygote, *decoders.pool.processes()]
+    for process in processes[1:]:
+        os.kill(process, signal.SIGSTOP)
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            decoders.decode(LOSSY["jpeg"])
+        except Exception as error:
+            errors.append(error)
+
+    callers = [threading.Thread(target=ask) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.2)
+    decoders.pool.close()
+    for caller in callers:
+        caller.join(30)
+    assert [type(error) for error in errors] == [NotReady] * 4
+    assert not any(is_running(process) for process in processes)

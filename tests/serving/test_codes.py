@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -78,7 +77,7 @@ def counts(sample: Sample) -> bool:
 
 
 @pytest.fixture
-def seen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[set[str]]:
+def seen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> set[str]:
     """The codes of the access log and of the metrics after a run of all sorts of errors."""
     repository = tmp_path / "models"
     write_model(repository)
@@ -136,7 +135,7 @@ def seen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[set[str]
     ready = [line for line in lines if line["path"].endswith("/nope/ready")]
     assert [line["code"] for line in ready] == ["not_ready"]
     codes |= {line["code"] for line in lines}
-    yield codes
+    return codes
 
 
 def test_every_code_that_is_seen_is_in_the_table(seen: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Literal, TextIO
@@ -23,9 +24,14 @@ class AccessLog:
         self._stream = stream
 
     def write(self, call: Call) -> None:
-        """One line, in one write."""
-        self._stream.write(self._format(call) + "\n")
-        self._stream.flush()
+        """One line, in one write; lost where it cannot be written.
+
+        A full disk, or a collector that has ended, is no reason to fail the request.
+        """
+        # ValueError: the stream was closed.
+        with suppress(OSError, ValueError):
+            self._stream.write(self._format(call) + "\n")
+            self._stream.flush()
 
 
 def stage_milliseconds(call: Call) -> dict[str, float]:

@@ -59,9 +59,7 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, object]]:
         """The instant vector of an expression."""
-        answer = httpx.get(
-            f"{self.address}/api/v1/query", params={"query": expression}
-        ).json()
+        answer = httpx.get(f"{self.address}/api/v1/query", params={"query": expression}).json()
         assert answer["status"] == "success", answer
         return answer["data"]["result"]
 

@@ -1,0 +1,191 @@
+"""A machine that runs out: of disk for the log, of files, of threads; and a clock that jumps."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from band_model import bands, encode, write_model
+from own_environment import unavailable
+from waiting import wait_for
+
+SEGMENT = "/v2/models/bands/segment?format=raw"
+PHOTO = encode(bands(32, 48))
+SUPPORT = Path(__file__).parents[1] / "support"
+
+# As `segserve serve` runs it, but for the engine.
+SERVER = """
+import json, resource, sys
+from pathlib import Path
+import uvloop
+from band_model import MODEL_SIZE, free_ports
+from serving.commands import serve
+from serving.lifecycle import Server
+from serving.testing import FakeEngine
+
+given = json.loads(sys.argv[2])
+limit = given.pop("limit", None)
+settings = free_ports(Path(sys.argv[1])).model_copy(update=given)
+
+class Faked(Server):
+    def __init__(self, settings):
+        super().__init__(settings, lambda folder, version, settings: FakeEngine(MODEL_SIZE))
+        if limit:
+            resource.setrlimit(getattr(resource, limit[0]), (limit[1], limit[1]))
+
+serve.Server = Faked
+uvloop.run(serve.serve_until_signal(settings))
+"""
+
+
+@dataclass
+class Process:
+    popen: subprocess.Popen[str]
+    http: str
+    metrics: str
+
+    def segment(self, **headers: str) -> httpx.Response:
+        return httpx.post(self.http + SEGMENT, content=PHOTO, headers=headers, timeout=60)
+
+    @property
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def files(self) -> int:
+        return len(os.listdir(f"/proc/{self.popen.pid}/fd"))
+
+
+@contextmanager
+def serving(
+    repository: Path, settings: str = "{}", stderr: Path | None = None, **variables: str
+) -> Iterator[Process]:
+    with ExitStack() as stack:
+        target = None if stderr is None else stack.enter_context(stderr.open("wb"))
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(repository), settings],
+            stdout=subprocess.PIPE, stderr=target, text=True, cwd=SUPPORT,
+            env={**os.environ, **variables},
+        )  # fmt: skip
+        assert process.stdout is not None
+        stack.callback(process.stdout.close)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        line = process.stdout.readline()
+        found = re.search(r"(http://127\.0\.0\.1:\d+) .*metrics (http://127\.0\.0\.1:\d+)", line)
+        assert found, line
+        yield Process(process, found[1], found[2])
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_a_full_disk_under_the_log_fails_no_request(repository: Path, style: str) -> None:
+    settings = f'{{"access_log": "{style}"}}'
+    with serving(repository, settings, Path("/dev/full")) as process:
+        for _ in range(50):
+            assert process.segment().status_code == 200
+        assert httpx.get(process.http + "/v2/models/nope").status_code == 404
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(60) == 0
+
+
+def test_a_log_whose_reader_has_ended_fails_no_request(repository: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with serving(repository, '{"access_log": "json"}', tmp_path / "pipe") as process:
+        assert process.segment().status_code == 200
+        os.close(reader)
+        for _ in range(20):
+            assert process.segment().status_code == 200
+
+
+def find_faketime() -> str:
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        unavailable("libfaketime is not installed (Debian's package libfaketime)")
+    return str(found[0])
+
+
+@pytest.mark.parametrize("jump", ["-3600", "+3600", "-86400"])
+def test_a_clock_that_jumps_moves_no_deadline(repository: Path, tmp_path: Path, jump: str) -> None:
+    """As NTP or a resumed machine sets it; monotonic clocks go on."""
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    variables = {
+        "LD_PRELOAD": find_faketime(),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    settings = '{"access_log": "json", "keep_alive_s": 30}'
+    log = tmp_path / "log"
+    with serving(repository, settings, log, **variables) as process:
+        with httpx.Client(base_url=process.http, timeout=60) as http:
+            before = http.post(SEGMENT, content=PHOTO, headers={"X-Timeout-Ms": "30000"})
+            offset.write_text(jump)
+            after = http.post(SEGMENT, content=PHOTO, headers={"X-Timeout-Ms": "30000"})
+            assert before.status_code == after.status_code == 200
+            assert http.get("/v2/health/ready").status_code == 200
+        page = httpx.get(process.metrics + "/metrics").text
+        (lag,) = (x for x in page.splitlines() if x.startswith("segserve_event_loop_lag_seconds "))
+        assert float(lag.split()[1]) < 1000.0
+        (spent,) = (
+            x for x in page.splitlines() if x.startswith("segserve_request_duration_seconds_sum{")
+            and 'model="bands"' in x and 'transport="http"' in x
+        )  # fmt: skip
+        assert 0.0 < float(spent.split()[-1]) < 1000.0
+    # The clock was set indeed: the log is dated by it.
+    hours = [re.findall(r'"time": "([0-9T:-]+)', line)[0] for line in log.read_text().splitlines()
+             if "segment" in line]  # fmt: skip
+    first, second = (time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S")) for text in hours)
+    assert second - first == pytest.approx(float(jump), abs=600)
+
+
+def test_more_connections_than_files_spin_nothing_and_are_answered_later(
+    repository: Path,
+) -> None:
+    with serving(repository, '{"limit": ["RLIMIT_NOFILE", 90]}') as process:
+        address = tuple(process.http.removeprefix("http://").split(":"))
+        metrics = tuple(process.metrics.removeprefix("http://").split(":"))
+        with ExitStack() as stack:
+            for _ in range(150):
+                stack.enter_context(socket.create_connection(address, timeout=60))
+                stack.enter_context(socket.create_connection(metrics, timeout=60))
+            wait_for(lambda: process.files >= 80)
+            before = process.cpu_s
+            time.sleep(3.0)
+            # A loop that tries again at once would take all of the time.
+            assert process.cpu_s - before < 1.5
+        wait_for(lambda: _answers(process))
+        wait_for(lambda: httpx.get(process.metrics + "/metrics", timeout=60).is_success)
+
+
+def _answers(process: Process) -> bool:
+    try:
+        return process.segment().status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_two_servers_may_have_one_repository(repository: Path) -> None:
+    settings = '{"watch_repository": true, "poll_interval_s": 0.1, "enable_model_control": true}'
+    with serving(repository, settings) as one, serving(repository, settings) as other:
+        write_model(repository, "later")
+        url = "/v2/models/later/ready"
+        for process in (one, other):
+            wait_for(lambda at=process: httpx.get(at.http + url).status_code == 200)
+        assert httpx.post(one.http + "/v2/repository/models/later/unload").status_code == 200
+        assert httpx.get(one.http + url).status_code == 503
+        assert httpx.get(other.http + url).status_code == 200
+        assert one.segment().status_code == other.segment().status_code == 200

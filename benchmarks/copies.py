@@ -21,7 +21,6 @@ from typing import Annotated, Any
 import httpx
 import numpy as np
 import typer
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import serving.http.segment
 from benchmarks.loadgen.images import render_images
@@ -34,6 +33,7 @@ from serving import image, restore
 from serving.engines.onnx import OnnxEngine
 from serving.forms import png
 from serving.geometry import Size
+from serving.http.exchange import Exchange
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread
@@ -138,7 +138,7 @@ def _watched() -> Iterator[list[Step]]:
         return run
 
     read_image = serving.http.segment.read_image
-    send = RequestResponseCycle.send
+    send = Exchange.send
 
     async def read(*arguments: Any) -> bytes:
         tracemalloc.reset_peak()
@@ -147,15 +147,15 @@ def _watched() -> Iterator[list[Step]]:
         note("receive", body, body, before)
         return body
 
-    async def answer(cycle: RequestResponseCycle, message: Any) -> None:
+    async def answer(exchange: Exchange, message: Any) -> None:
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        await send(cycle, message)
+        await send(exchange, message)
         if message["type"] == "http.response.body":
             note("send", message["body"], b"", before)
 
     replaced = [(stage.owner, stage.function, watch(stage)) for stage in STAGES]
-    replaced += [(serving.http.segment, "read_image", read), (RequestResponseCycle, "send", answer)]
+    replaced += [(serving.http.segment, "read_image", read), (Exchange, "send", answer)]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
         for owner, name, function in replaced:

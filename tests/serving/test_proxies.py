@@ -83,7 +83,7 @@ def test_nginx_in_front(served: Served, tmp_path: Path, lines: str, upgrade: str
         "option httpchk",
         "option httpchk HEAD /v2/health/live",
         "option httpchk OPTIONS /v2/health/ready",
-        "option httpchk\n    http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host here",
+        "option httpchk\n    http-check send meth GET uri /v2 ver HTTP/1.1 hdr Host here",
     ],
 )
 def test_haproxy_in_front_keeps_the_server_up(served: Served, tmp_path: Path, check: str) -> None:

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 import httpx
 import numpy as np
 import typer
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from benchmarks.loadgen.images import render_images
 from benchmarks.machine import RESULTS, read_machine, write_result
@@ -33,9 +32,10 @@ from serving import restore
 from serving.engines.onnx import OnnxEngine
 from serving.forms import png
 from serving.geometry import Size
-from serving.imaging import decode as image
 from serving.http.body import BodyReader
+from serving.http.exchange import Exchange
 from serving.http.form import Form
+from serving.imaging import decode as image
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread
@@ -140,7 +140,7 @@ def _watched() -> Iterator[list[Step]]:
         return run
 
     read_image = BodyReader.read_image
-    send = RequestResponseCycle.send
+    send = Exchange.send
 
     async def read(*arguments: Any) -> Form:
         tracemalloc.reset_peak()
@@ -149,15 +149,15 @@ def _watched() -> Iterator[list[Step]]:
         note("receive", form.image, form.image, before)
         return form
 
-    async def answer(cycle: RequestResponseCycle, message: Any) -> None:
+    async def answer(exchange: Exchange, message: Any) -> None:
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        await send(cycle, message)
+        await send(exchange, message)
         if message["type"] == "http.response.body":
             note("send", message["body"], b"", before)
 
     replaced = [(stage.owner, stage.function, watch(stage)) for stage in STAGES]
-    replaced += [(BodyReader, "read_image", read), (RequestResponseCycle, "send", answer)]
+    replaced += [(BodyReader, "read_image", read), (Exchange, "send", answer)]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
         for owner, name, function in replaced:

@@ -61,7 +61,11 @@ def serve_refusing(pipe: Connection, repository: Path, profile: bool) -> None:
 
 async def _serve_refusing(pipe: Connection, repository: Path, profile: bool) -> None:
     settings = Settings(
-        repository=repository, http_port=0, grpc_port=0, metrics_port=0, drain_seconds=0.0,
+        repository=repository,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        drain_seconds=0.0,
         refusals_per_second=1e6,
     )
     engines = []

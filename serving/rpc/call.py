@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -88,7 +89,8 @@ async def fail_call(context: Context, error: Exception) -> None:
     whole error in the log alone."""
     call = current_call.get()
     name = f"{call.path}, request {call.request_id}" if call else "a call"
-    log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=error)
+    # As text: a record that a handler keeps would keep the frames, and the message in them.
+    log.error("%s: %s", name, "".join(traceback.format_exception(error)).rstrip())
     drop_traceback(error)
     await end_call(
         context, Internal("the server failed; its log has the cause under the id in x-request-id")

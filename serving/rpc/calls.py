@@ -193,7 +193,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _note_cancelled(self, call: Call, deadline: float | None) -> None:
         """Notes why gRPC ended a call: its deadline passed, or its client left."""
         call.status, call.code = "CANCELLED", "cancelled"
-        if deadline is not None and asyncio.get_running_loop().time() >= deadline - MARGIN_S:
+        if has_passed(deadline):
             late = DeadlineExceeded("the call's deadline passed", reason="deadline")
             call.status, call.code = late.grpc_code.name, late.code
             call.count_refusal(late)
@@ -206,8 +206,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         Raises:
             SegserveError: as ``scan`` and ``_parse``, and what is certain from the head.
         """
+        deadline = find_deadline(context)
         data = await context.read()
         if data is grpc.aio.EOF:
+            # A call that gRPC has ended looks the same, a moment before this task is cancelled.
+            await asyncio.sleep(0)
+            if has_passed(deadline):
+                raise DeadlineExceeded(
+                    "the deadline passed before the message came", reason="deadline"
+                )
             raise InvalidRequest("the call ended before its message; send one")
         opened.note_message()
         call.request_bytes = len(data)
@@ -317,6 +324,11 @@ def find_deadline(context: Context) -> float | None:
     """Returns a call's deadline on the event loop's clock; None where there is none."""
     left = context.time_remaining()
     return None if left is None else asyncio.get_running_loop().time() + float(left)
+
+
+def has_passed(deadline: float | None) -> bool:
+    """Returns whether a deadline on the event loop's clock has passed, or is about to."""
+    return deadline is not None and asyncio.get_running_loop().time() >= deadline - MARGIN_S
 
 
 def read_address(peer: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from waiting import wait_for
 
 from serving.lifecycle import Server
 from serving.rpc import open_calls
+from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
 
 FRAME = pb.SegmentRequest(
@@ -157,7 +158,7 @@ def test_of_silent_calls_those_of_the_greediest_address_go_first() -> None:
     assert lane.find_idle(9.0) is None
     for one in calls:
         lane.remove(one)
-    assert not (lane.calls or lane.addresses or lane.silent)
+    assert (lane.calls, lane.addresses, lane.silent) == ({}, {}, {})
 
 
 def test_a_quiet_stream_ends(tmp_path: Path) -> None:
@@ -314,21 +315,21 @@ def test_keepalive_of_clients_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_an_idle_connection_is_closed(tmp_path: Path) -> None:
-    with limited(tmp_path, grpc_connection_idle_s=1.0) as (server, _):
-        with open_channel(address(server)) as channel:
-            states: list[grpc.ChannelConnectivity] = []
-            channel.subscribe(states.append)
-            assert call(channel, INDEX, b"").code == "OK"
-            wait_for(lambda: states and states[-1] is grpc.ChannelConnectivity.IDLE)
-            # The next call opens another.
-            assert call(channel, INDEX, b"").code == "OK"
+    with (
+        limited(tmp_path, grpc_connection_idle_s=1.0) as (server, _),
+        open_channel(address(server)) as channel,
+    ):
+        states: list[grpc.ChannelConnectivity] = []
+        channel.subscribe(states.append)
+        assert call(channel, INDEX, b"").code == "OK"
+        wait_for(lambda: states and states[-1] is grpc.ChannelConnectivity.IDLE)
+        # The next call opens another.
+        assert call(channel, INDEX, b"").code == "OK"
 
 
 def test_the_defaults_suit_a_client_that_pings_every_ten_seconds() -> None:
-    from serving.settings import Settings
-
     settings = Settings()
     assert settings.grpc_http2_min_recv_ping_interval_without_data_ms < 10_000
     assert settings.grpc_keepalive_permit_without_calls
-    check: Callable[[str], bool] = lambda name: bool(Settings.model_fields[name].description)
-    assert all(check(name) for name in Settings.model_fields if name.startswith("grpc_"))
+    for name, field in Settings.model_fields.items():
+        assert field.description, name

@@ -11,7 +11,17 @@ import grpc
 import httpx
 import pytest
 from band_model import Served, bands, encode
-from raw_grpc import CHECK, INDEX, INFER, INFER_STREAM, SEGMENT, SEGMENT_STREAM, call, part
+from raw_grpc import (
+    CHECK,
+    INDEX,
+    INFER,
+    INFER_STREAM,
+    SEGMENT,
+    SEGMENT_STREAM,
+    Messages,
+    call,
+    part,
+)
 from raw_grpc import open_channel as open_raw
 from segserve_client.proto import segserve_pb2 as pb
 from tritonclient.grpc import service_pb2 as oip
@@ -105,9 +115,7 @@ def test_a_refused_call(channel: grpc.Channel, reason: str) -> None:
 
 
 @pytest.mark.parametrize("method", [SEGMENT, SEGMENT_STREAM])
-def test_a_call_whose_deadline_passes(
-    channel: grpc.Channel, served: Served, method: str
-) -> None:
+def test_a_call_whose_deadline_passes(channel: grpc.Channel, served: Served, method: str) -> None:
     served.engine.hold.clear()
     try:
         check_nothing_is_kept(lambda: call(channel, method, SEGMENT_FRAME + LONG, timeout=0.4))
@@ -164,8 +172,6 @@ def test_a_quiet_stream_keeps_no_frame(channel: grpc.Channel) -> None:
     before = read_rss()
     streams = []
     for _ in range(CALLS):
-        from raw_grpc import Messages
-
         messages = Messages(SEGMENT_FRAME + LONG)
         stream = channel.stream_stream(SEGMENT_STREAM)(messages)
         assert next(stream)

@@ -72,6 +72,8 @@ def drain(stream: grpc.Call, limit: int | None = None) -> Ended:
                 stream.cancel()
                 break
     except grpc.RpcError as error:
+        # The error is the call: with its frames it would keep the message that was sent.
+        error.__traceback__ = None
         trailing = dict(error.trailing_metadata() or ())
         return Ended(error.code().name, error.details(), trailing, tuple(answers))
     return Ended("OK", answers=tuple(answers))

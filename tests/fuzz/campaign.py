@@ -162,7 +162,7 @@ def run_protocols(
                 _found(report, crashes, number, wrong)
             if wrong or len(recent) == HEALTH_EVERY:
                 sick = _health(target)
-                # A wrong answer may leave a traceback, which is neither a second fault nor an illness.
+                # The traceback of a wrong answer is neither a second fault nor an illness.
                 if sick and not (wrong and _label(sick) == "log"):
                     target = anew()
                     if not wrong:

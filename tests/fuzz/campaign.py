@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,8 +138,13 @@ def _same(target: ImageTarget, data: bytes, label: str) -> bool:
     return _label(target.verdict(data)[1]) == label
 
 
-def run_protocols(numbers: Iterable[int], crashes: Path | None = None) -> Report:
-    """Sends the protocol mutants of these numbers to a server; one that dies is started anew."""
+def run_protocols(
+    numbers: Iterable[int], crashes: Path | None = None, most: int | None = None
+) -> Report:
+    """Sends the protocol mutants of these numbers to a server; one that falls ill is replaced.
+
+    ``most`` findings end the run: each may cost a new server.
+    """
     report = Report()
     recent: list[int] = []
     with ExitStack() as stack:
@@ -157,13 +162,15 @@ def run_protocols(numbers: Iterable[int], crashes: Path | None = None) -> Report
                 _found(report, crashes, number, wrong)
             if wrong or len(recent) == HEALTH_EVERY:
                 sick = _health(target)
-                if sick:
+                # The traceback of a wrong answer is neither a second fault nor an illness.
+                if sick and not (wrong and _label(sick) == "log"):
                     target = anew()
-                    guilty = _guilty(target, recent, anew)
-                    if guilty != number or not wrong:
-                        _found(report, crashes, guilty, sick)
-                    target = anew()
+                    if not wrong:
+                        _found(report, crashes, _guilty(target, recent), sick)
+                        target = anew()
                 recent = []
+            if most is not None and len(report.findings) >= most:
+                break
     return report
 
 
@@ -181,9 +188,9 @@ def _health(target: ProtocolTarget) -> str:
         return f"gone: {str(error)[-2000:]}"
 
 
-def _guilty(target: ProtocolTarget, numbers: list[int], anew: Callable[[], ProtocolTarget]) -> int:
-    """The mutant among these after which a fresh server is not healthy; the last if none alone."""
-    for number in reversed(numbers):
+def _guilty(target: ProtocolTarget, numbers: list[int]) -> int:
+    """The first of these mutants after which a fresh server is ill; the last where none is."""
+    for number in numbers:
         _sent(target, number)
         if _health(target):
             return number
@@ -239,10 +246,11 @@ def _keep(crashes: Path, number: int, ending: str, wrong: str, data: bytes, smal
     (crashes / f"{number}.txt").write_text(wrong + "\n", "utf-8", "replace")
 
 
-def run(numbers: range, crashes: Path | None = None) -> Report:
-    """All mutants of these numbers."""
-    images = [number for number in numbers if kind_of(number) in image_mutants.FORMATS]
-    requests = [number for number in numbers if kind_of(number) not in image_mutants.FORMATS]
+def run(numbers: range, crashes: Path | None = None, kinds: Container[str] = SCHEDULE) -> Report:
+    """The mutants of these numbers that are of one of the kinds."""
+    chosen = [number for number in numbers if kind_of(number) in kinds]
+    images = [number for number in chosen if kind_of(number) in image_mutants.FORMATS]
+    requests = [number for number in chosen if kind_of(number) not in image_mutants.FORMATS]
     report = run_images(images, crashes)
     others = run_protocols(requests, crashes) if requests else Report()
     return Report(report.counts + others.counts, report.findings + others.findings)
@@ -279,7 +287,11 @@ class Progress:
 
 
 def run_blocks(
-    start: int | None, count: int, folder: Path, block: int = 1000
+    start: int | None,
+    count: int,
+    folder: Path,
+    block: int = 1000,
+    kinds: Container[str] = SCHEDULE,
 ) -> Iterable[tuple[Progress, float]]:
     """Blocks of mutants up to number ``count`` (from ``start``, or where the last run stopped).
 
@@ -294,7 +306,7 @@ def run_blocks(
     for begin in range(first, end, block):
         numbers = range(begin, min(begin + block, end))
         began = time.monotonic()
-        report = run(numbers, folder / "crashes")
+        report = run(numbers, folder / "crashes", kinds)
         seconds = time.monotonic() - began
         progress.add(report, numbers.stop, seconds)
         yield progress, seconds

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from campaign import Progress, run_blocks  # noqa: E402
+from campaign import SCHEDULE, Progress, run_blocks  # noqa: E402
 
 
 def main() -> int:
@@ -24,9 +24,14 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200_000, help="how many mutants")
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "fuzz")
     parser.add_argument("--block", type=int, default=1000, help="mutants between two reports")
+    parser.add_argument(
+        "--kinds", nargs="+", default=SCHEDULE, choices=sorted({*SCHEDULE}), help="default: all"
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    for progress, seconds in run_blocks(arguments.start, arguments.count, folder, arguments.block):
+    for progress, seconds in run_blocks(
+        arguments.start, arguments.count, folder, arguments.block, arguments.kinds
+    ):
         found = len(progress.findings)
         print(f"{progress.next_number} mutants, {found} findings, {seconds:.0f} s", flush=True)
     findings = Progress(folder / "progress.json").findings

@@ -55,6 +55,7 @@ class Counting(Blender):
 
     def add(self, index: int, logits: np.ndarray) -> None:
         super().add(index, logits)
+        assert logits.base is None or logits.base.nbytes == logits.nbytes, "it keeps all of a batch"
         wholes = {id(a if a.base is None else a.base): a if a.base is None else a.base
                   for a in self._held.values()}  # fmt: skip
         self.most = max(self.most, sum(whole.nbytes for whole in wholes.values()))
@@ -100,6 +101,15 @@ async def test_the_engines_time_is_counted_once_however_many_share_a_run(pool) -
     assert timings.seconds["infer"] == pytest.approx(0.5 * len(engine.batch_sizes))
     # The longest wait of one tile, not all of theirs.
     assert timings.seconds["queue"] == max(waits) > min(waits)
+
+
+async def test_the_requests_place_is_left_by_its_first_view(batcher, engine, pool) -> None:
+    views = tiles()
+    place = batcher.reserve(1)
+    blender = Blender(views.plan, IMAGE, MODEL)
+    await blend_views(views, blender, batcher, pool, Timings(), in_flight=4, place=place)
+    assert batcher._admission.coming == 0
+    np.testing.assert_array_equal(blender.labels, band_labels(IMAGE.height, IMAGE.width))
 
 
 async def test_no_more_than_allowed_are_in_flight(batcher, engine, pool) -> None:

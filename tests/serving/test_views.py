@@ -22,6 +22,9 @@ from serving.testing import FakeEngine
 from serving.views.blending import Blender
 from serving.views.views import Views, blend_views
 
+# Nothing here takes long; what hangs is to be red soon.
+pytestmark = pytest.mark.timeout(60)
+
 MODEL = Size(16, 24)
 IMAGE = Size(50, 80)
 

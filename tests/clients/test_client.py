@@ -76,6 +76,7 @@ class RedSegmenter(segserve_pb2_grpc.SegmenterServicer):
 
     def Describe(self, request, context):  # noqa: N802
         self.describe_requests.append(request)
+        time.sleep(self.delay_s)
         return pb.DescribeResponse(
             model=request.model,
             version=request.version or 3,
@@ -309,6 +310,9 @@ def test_without_a_server_the_error_names_address_and_remedy(image, unused_addre
         with pytest.raises(SegserveError, match=f"{unused_address}.*segserve serve") as caught:
             client.segment(image)
         assert caught.value.code == "UNAVAILABLE"
+        for call in (client.describe, lambda: list(client.segment_stream([image]))):
+            with pytest.raises(SegserveError, match=f"{unused_address}.*segserve serve"):
+                call()
         with pytest.raises(SegserveError, match=r"does not answer after 0\.3 s"):
             client.wait_until_ready(0.3)
 
@@ -321,6 +325,15 @@ def test_a_slow_answer_names_the_limit(address, image, servicer):
     ):
         client.segment(image)
     assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_a_slow_description_names_the_limit(address, servicer):
+    servicer.delay_s = 0.5
+    with (
+        Client(address, model="icnet", timeout_s=0.1) as client,
+        pytest.raises(SegserveError, match=rf"{address} within 0\.1 s; raise timeout_s"),
+    ):
+        client.describe()
 
 
 def test_waiting_ends_when_the_models_are_loaded(client, health):

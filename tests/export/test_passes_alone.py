@@ -183,11 +183,12 @@ def test_a_branch_must_be_four_times_smaller_than_the_result() -> None:
 def test_concatenations_that_others_need_stay(rewrite, what: str) -> None:
     """Two convolutions with one weight, two readers of one concatenation, and so on."""
     body = {
-        "weights": "one = Conv(joined, w) two = Conv(turned, w) y = Add(one, two)",
+        "weights": """turned = Concat<axis=1>(up, base)
+                      one = Conv(joined, w) two = Conv(turned, w) y = Add(one, two)""",
         "concatenation": "one = Conv(joined, w) two = Conv(joined, w2) y = Add(one, two)",
         "result": "y = Conv(joined, w)",
-        "axis": "y = Conv(tall, w3)",
-        "computed": "y = Conv(joined, made)",
+        "axis": "tall = Concat<axis=2>(data, up) y = Conv(tall, w3)",
+        "computed": "made = Neg(w) y = Conv(joined, made)",
     }[what]
     model = network(
         f"""
@@ -195,20 +196,30 @@ def test_concatenations_that_others_need_stay(rewrite, what: str) -> None:
         small = GlobalAveragePool(data)
         up = Resize<{CORNERS}>(small, , to_full)
         joined = Concat<axis=1>(base, up)
-        turned = Neg(joined)
-        tall = Concat<axis=2>(data, up)
-        made = Neg(w)
         {body}
         """,
         w_base=(4, 3, 1, 1), to_full=(HEIGHT, WIDTH), w=(5, 7, 3, 2), w2=(5, 7, 3, 2),
         w3=(5, 3, 3, 2),
     )  # fmt: skip
     if what == "result":
-        model.graph.output.append(onnx.helper.make_empty_tensor_value_info("joined"))
-        model.graph.output[1].CopyFrom(
+        model.graph.output.append(
             onnx.helper.make_tensor_value_info("joined", 1, ["N", 7, HEIGHT, WIDTH])
         )
     assert_left(model, rewrite)
+
+
+def test_what_nobody_else_needs_is_rewritten_by_either() -> None:
+    """The same network without what the cases above add."""
+    text = f"""
+        base = Conv(data, w_base)
+        small = GlobalAveragePool(data)
+        up = Resize<{CORNERS}>(small, , to_full)
+        joined = Concat<axis=1>(base, up)
+        y = Conv(joined, w)
+    """
+    shapes = {"w_base": (4, 3, 1, 1), "to_full": (HEIGHT, WIDTH), "w": (5, 7, 3, 2)}
+    for rewrite in (factor_pyramid, image_pooling_bias):
+        assert_exact(network(text, **shapes), rewrite, 1)
 
 
 def pooled(conv: str = "", pool: str = "GlobalAveragePool", resize: str = CORNERS) -> ModelProto:

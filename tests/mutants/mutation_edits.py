@@ -30,6 +30,9 @@ NAMES = {
     )
     for one, other in (pair.split(), pair.split()[::-1])
 }  # fmt: skip
+LARGEST_COUNT = 64
+# Aliases of types, which nothing looks at while the program runs.
+TYPES = re.compile(r"(tuple|dict|list|set|type|Callable|Mapping|Sequence|npt\.NDArray|NDArray)\[")
 # The order of their arguments makes no difference.
 COMMUTATIVE = re.compile(r"(\w+\.)*(min|max|minimum|maximum|hypot|isclose|gcd|allclose)$")
 # Their arguments are texts for people.
@@ -95,6 +98,8 @@ class _Finder:
 
     def _is_talk(self, node: ast.AST) -> bool:
         if isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)):
+            return True
+        if isinstance(node, ast.Subscript) and TYPES.match(ast.unparse(node)):
             return True
         if isinstance(node, ast.Expr):
             node = node.value
@@ -177,8 +182,10 @@ class _Finder:
         if isinstance(value, bool):
             yield self._replace(node, "constant", str(not value))
         elif isinstance(value, int):
-            yield self._replace(node, "constant", str(value + 1))
-            yield self._replace(node, "constant", f"({value - 1})")
+            # One more of a large number is mostly as good: it is a bound or a unit.
+            small = value <= LARGEST_COUNT
+            yield self._replace(node, "constant", str(value + 1 if small else value * 1000))
+            yield self._replace(node, "constant", f"({value - 1})" if small else str(value // 10))
         elif isinstance(value, float):
             yield self._replace(node, "constant", repr(value * 1000.0 if value else 1.0))
 

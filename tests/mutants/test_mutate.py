@@ -64,6 +64,8 @@ def test_faults_of_many_kinds_are_made() -> None:
 def test_texts_annotations_and_logging_are_left_alone() -> None:
     assert not {line for line, _, _ in made(SOURCE)} & {1, 3, 9, 15}
     assert not made(b"x: int | None\n")
+    assert not made(b"Pairs = tuple[tuple[str, int], ...]\n")
+    assert made(b"x = 4096\n") == {(1, "4096", "4096000"), (1, "4096", "409")}
     assert made(b"f(a, b, max(c, d))\n") == {
         (1, "f(a, b, max(c, d))", "pass"),
         (1, "a, b", "b, a"),

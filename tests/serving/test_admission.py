@@ -16,6 +16,9 @@ from serving.errors import NotReady, PredictedLate, QueueFull
 from serving.geometry import Size
 from serving.testing import FakeEngine
 
+# Nothing here takes long; what hangs is to be red soon.
+pytestmark = pytest.mark.timeout(60)
+
 SIZE = Size(4, 6)
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 SHEDDING = BatchLimits(100, 1 << 20, 20_000, shed_late=True)

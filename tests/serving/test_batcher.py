@@ -19,6 +19,9 @@ from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.geometry import Size
 from serving.testing import FakeEngine
 
+# Nothing here takes long; what hangs is to be red soon.
+pytestmark = pytest.mark.timeout(60)
+
 SIZE = Size(4, 6)
 
 

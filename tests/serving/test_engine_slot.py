@@ -15,6 +15,9 @@ from serving.errors import EngineFailed, NotReady
 from serving.geometry import Size
 from serving.testing import FakeEngine
 
+# Nothing here takes a second; what hangs is to be red soon.
+pytestmark = pytest.mark.timeout(60)
+
 SIZE = Size(4, 6)
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 
@@ -131,7 +134,6 @@ async def test_a_run_that_ends_while_its_engine_is_still_there_closes_nothing() 
     assert not made.slot.hangs
 
 
-@pytest.mark.timeout(120)
 async def test_an_instance_that_still_runs_is_waited_for() -> None:
     """Two instances: one run fails and breaks the engine, the other one is under way."""
     broken: list[str] = []

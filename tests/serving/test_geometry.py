@@ -1,9 +1,12 @@
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from export.pixels import IMAGENET_MEAN
 from serving.geometry import (
     PADDING,
     RESIZES,
@@ -14,7 +17,7 @@ from serving.geometry import (
     prepare,
     source_positions,
 )
-from serving.views.windows import Window
+from serving.views.windows import Axis, Window
 
 lengths = st.integers(1, 300)
 sizes = st.builds(Size, st.integers(1, 90), st.integers(1, 90))
@@ -106,6 +109,32 @@ def test_an_image_that_fits_is_one_tile_in_its_own_pixels(image):
     beside = np.ones((33, 44), bool)
     beside[1:31, 2:42] = False
     assert (shown[beside] == PADDING).all()
+
+
+def test_padding_is_the_mean_that_networks_subtract():
+    """Red, green and blue as in an image."""
+    assert PADDING == tuple(round(255 * mean) for mean in IMAGENET_MEAN) == (124, 116, 104)
+
+
+@pytest.mark.parametrize(
+    ("canvas", "overlap", "count"),
+    [(40, 10, 1), (41, 10, 2), (70, 10, 2), (71, 10, 3), (80, 0, 2), (81, 0, 3), (39, 20, 1)],
+)
+def test_as_few_windows_as_the_overlap_allows(canvas, overlap, count):
+    axis = Axis(canvas, 40, overlap)
+    windows = axis.windows()
+    assert axis.count == len(windows) == count
+    assert windows[0].start == 0
+    assert windows[-1].start + windows[-1].length == canvas
+    for one, other in itertools.pairwise(windows):
+        assert one.fall == other.rise == one.start + one.length - other.start >= overlap
+    assert (windows[0].rise, windows[-1].fall) == (0, 0)
+
+
+def test_windows_that_overlap_by_their_length_are_refused():
+    for canvas, model, overlap in ((0, 4, 0), (4, 0, 0), (4, 4, 4), (4, 4, -1)):
+        with pytest.raises(ValueError, match="less than their length"):
+            Axis(canvas, model, overlap)
 
 
 def test_a_longer_image_is_covered_evenly():

@@ -35,7 +35,8 @@ from serving.errors import (
 from serving.geometry import Size
 from serving.testing import FakeEngine
 
-pytestmark = pytest.mark.timeout(120)
+# Nothing here takes a second; what hangs is to be red soon.
+pytestmark = pytest.mark.timeout(60)
 
 SIZE = Size(4, 6)
 IMAGE = np.zeros((4, 6, 3), np.uint8)
@@ -91,8 +92,8 @@ class Case:
     async def release(self) -> None:
         self.engine.hold.set()
         if self.busy is not None:
-            await asyncio.gather(self.busy, return_exceptions=True)
-        await self.batcher._workers.idle.wait()
+            await asyncio.wait([self.busy], timeout=20)
+        await asyncio.wait_for(self.batcher._workers.idle.wait(), 20)
 
 
 async def expect(

@@ -13,6 +13,7 @@ from batching import LIMITS, Notes, batching
 from waiting import until
 
 from serving.batcher import Batcher
+from serving.batching.batch import Inferred
 from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed
 from serving.geometry import PLAIN, Augmentation, Size, plan
@@ -20,6 +21,9 @@ from serving.metrics import Timings
 from serving.testing import FakeEngine
 from serving.views.blending import Blender
 from serving.views.views import Views, blend_views
+
+# Nothing here takes long; what hangs is to be red soon.
+pytestmark = pytest.mark.timeout(60)
 
 MODEL = Size(16, 24)
 IMAGE = Size(50, 80)
@@ -54,6 +58,7 @@ class Counting(Blender):
 
     def add(self, index: int, logits: np.ndarray) -> None:
         super().add(index, logits)
+        assert logits.base is None or logits.base.nbytes == logits.nbytes, "it keeps all of a batch"
         wholes = {id(a if a.base is None else a.base): a if a.base is None else a.base
                   for a in self._held.values()}  # fmt: skip
         self.most = max(self.most, sum(whole.nbytes for whole in wholes.values()))
@@ -81,8 +86,16 @@ async def test_the_engines_time_is_counted_once_however_many_share_a_run(pool) -
             now += 0.5
             return found
 
+    waits: list[float] = []
+
+    class Watched(Batcher):
+        async def submit(self, *arguments: object, **options: object) -> Inferred:
+            inferred = await super().submit(*arguments, **options)  # type: ignore[arg-type]
+            waits.append(inferred.queue_seconds)
+            return inferred
+
     engine, views, timings = Slow(MODEL), tiles(), Timings()
-    batcher = Batcher(engine, LIMITS, Notes(), lambda: now)
+    batcher = Watched(engine, LIMITS, Notes(), lambda: now)
     batcher.start()
     blender = Blender(views.plan, IMAGE, MODEL)
     await blend_views(views, blender, batcher, pool, timings, in_flight=8)
@@ -90,7 +103,16 @@ async def test_the_engines_time_is_counted_once_however_many_share_a_run(pool) -
     assert max(engine.batch_sizes) > 1
     assert timings.seconds["infer"] == pytest.approx(0.5 * len(engine.batch_sizes))
     # The longest wait of one tile, not all of theirs.
-    assert timings.seconds["queue"] <= now
+    assert timings.seconds["queue"] == max(waits) > min(waits)
+
+
+async def test_the_requests_place_is_left_by_its_first_view(batcher, engine, pool) -> None:
+    views = tiles()
+    place = batcher.reserve(1)
+    blender = Blender(views.plan, IMAGE, MODEL)
+    await blend_views(views, blender, batcher, pool, Timings(), in_flight=4, place=place)
+    assert batcher._admission.coming == 0
+    np.testing.assert_array_equal(blender.labels, band_labels(IMAGE.height, IMAGE.width))
 
 
 async def test_no_more_than_allowed_are_in_flight(batcher, engine, pool) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Found = TypeVar("Found")
-# What never comes fails then; a pass never takes it.
-SECONDS = 30.0
+# What never comes fails then; a pass never takes it. Other processes may have to start first, what
+# an event loop of this one waits for is there at once, or late on a busy machine.
+SECONDS = 60.0
+LOOP_SECONDS = 20.0
 
 
 def wait_for(condition: Callable[[], Found], seconds: float = SECONDS) -> Found:
@@ -25,7 +27,7 @@ def wait_for(condition: Callable[[], Found], seconds: float = SECONDS) -> Found:
     return found
 
 
-async def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+async def until(condition: Callable[[], object], seconds: float = LOOP_SECONDS) -> None:
     """The same on an event loop, which goes on meanwhile."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -101,7 +101,8 @@ class HttpConnection(asyncio.Protocol):
             longest = next(iter(self.idle))
             longest._close()
             connections.discard(longest)
-        connections.add(self)
+        # uvicorn names its own protocol classes; it asks no more than ``shutdown`` of them.
+        connections.add(self)  # type: ignore[arg-type]
         self.metrics.connections.set(len(connections))
         if len(connections) > self.settings.max_http_connections:
             text = (

@@ -86,7 +86,7 @@ def _operation(method: str, path: str, operation: Json) -> Iterator[str]:
     yield f'<section id="{_anchor(method, path)}">'
     yield f'<h3><b class="{method}">{method.upper()}</b> {escape(path)}</h3>'
     yield f"<p>{escape(operation.get('description', ''))}</p>"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (p["name"], p["in"], _describe_schema(p["schema"]), p.get("description", ""))
         for p in operation.get("parameters", ())
     ]

@@ -41,7 +41,7 @@ def parse_version(text: str) -> int | None:
         return None
     if not _VERSION.fullmatch(text):
         raise InvalidRequest(
-            f"version {text[:64]!r} is not a valid version: expected an integer from 1 to "
-            f"{10**9 - 1} in ASCII digits, without leading zeros"
+            f"version {text[:64]!r} is not a valid version: expected a positive integer "
+            f"(1 to {10**9 - 1}, ASCII digits, no leading zeros)"
         )
     return int(text)

@@ -34,7 +34,7 @@ from serving import restore
 from serving.engines.onnx import OnnxEngine
 from serving.forms import png
 from serving.geometry import Size
-from serving.imaging import decode as image
+from serving.imaging.decoder_pool import DecoderPool
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread
@@ -80,7 +80,14 @@ class _Stage:
 
 
 STAGES = (
-    _Stage("decode", image, "decode", lambda data, **_: data, lambda photo: photo),
+    # The file goes to another process, which writes the pixels into memory that both see.
+    _Stage(
+        "decode",
+        DecoderPool,
+        "decode",
+        lambda pool, still, *_: still.parts[0],
+        lambda photo: photo,
+    ),
     _Stage("preprocess", Views, "of", lambda photo, plan: photo, lambda views: _only(views)),
     _Stage("infer", OnnxEngine, "run", lambda engine, batch: batch, lambda found: found.logits),
     _Stage("restore", restore, "labels_at", lambda logits, *_: logits, lambda labels: labels),
@@ -180,7 +187,8 @@ def _size(buffer: object) -> int:
 def _same(given: object, before: object) -> bool:
     """Whether both are the same memory."""
     one, other = (
-        np.frombuffer(b, np.uint8) if isinstance(b, bytes) else b for b in (given, before)
+        np.frombuffer(b, np.uint8) if isinstance(b, bytes | memoryview) else b
+        for b in (given, before)
     )
     return bool(np.shares_memory(one, other)) and _size(given) == _size(before)  # type: ignore[arg-type]
 

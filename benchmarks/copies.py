@@ -35,7 +35,7 @@ from serving.geometry import Size
 from serving.http.body import BodyReader
 from serving.http.exchange import Exchange
 from serving.http.form import Form
-from serving.imaging import decode as image
+from serving.imaging.decoder_pool import DecoderPool
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread
@@ -81,7 +81,14 @@ class _Stage:
 
 
 STAGES = (
-    _Stage("decode", image, "decode", lambda data, **_: data, lambda photo: photo),
+    # The file goes to another process, which writes the pixels into memory that both see.
+    _Stage(
+        "decode",
+        DecoderPool,
+        "decode",
+        lambda pool, still, *_: still.parts[0],
+        lambda photo: photo,
+    ),
     _Stage("preprocess", Views, "of", lambda photo, plan: photo, lambda views: _only(views)),
     _Stage("infer", OnnxEngine, "run", lambda engine, batch: batch, lambda found: found.logits),
     _Stage("restore", restore, "labels_at", lambda logits, *_: logits, lambda labels: labels),
@@ -181,7 +188,8 @@ def _size(buffer: object) -> int:
 def _same(given: object, before: object) -> bool:
     """Whether both are the same memory."""
     one, other = (
-        np.frombuffer(b, np.uint8) if isinstance(b, bytes) else b for b in (given, before)
+        np.frombuffer(b, np.uint8) if isinstance(b, bytes | memoryview) else b
+        for b in (given, before)
     )
     return bool(np.shares_memory(one, other)) and _size(given) == _size(before)  # type: ignore[arg-type]
 

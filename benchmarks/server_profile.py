@@ -21,8 +21,8 @@ from benchmarks.contest.processes import Unavailable
 RATE = 200
 # Of a stack the innermost of these tells what was being done.
 STAGES = (
-    ("serving/imaging/decode.py", "decode"),
-    ("serving/imaging/header.py", "probe"),
+    ("serving/imaging/decoder_pool.py", "decode"),
+    ("serving/imaging/header.py", "read_still"),
     ("serving/geometry.py", "scale"),
     ("serving/restore.py", "labels_at"),
     ("serving/forms/pictures.py", "write_png"),

@@ -118,9 +118,11 @@ def _find_marker(codes: npt.NDArray[np.uint8], position: int) -> int | None:
     step, last = 256, len(codes) - 1
     while position < last:
         end = min(position + step, last)
-        found = np.flatnonzero(codes[position:end] == 0xFF)
+        # In a scan nearly every FF has a stuffed zero behind it: those go first.
+        behind = codes[position + 1 : end + 1]
+        found = np.flatnonzero((codes[position:end] == 0xFF) & (behind != 0))
         if found.size:
-            hits = found[_IS_MARKER[codes[position + 1 + found]]]
+            hits = found[_IS_MARKER[behind[found]]]
             if hits.size:
                 return position + int(hits[0])
         position, step = end, min(4 * step, 1 << 18)

@@ -104,7 +104,7 @@ class _Decoder:
 
     def is_usable(self) -> bool:
         """An idle decoder has nothing to say: what is readable is its end."""
-        return not select.select([self.socket], [], [], 0)[0]
+        return not _wait_readable(self.socket, 0.0)
 
 
 class _Zygote:
@@ -371,9 +371,7 @@ class DecoderPool:
         try:
             passed = [] if buffer.is_known else [buffer.descriptor]
             socket.send_fds(decoder.socket, [request], passed)
-            poll = select.poll()
-            poll.register(decoder.socket, select.POLLIN)
-            if not poll.poll(math.ceil(max(0.0, ends - time.monotonic()) * 1000)):
+            if not _wait_readable(decoder.socket, ends - time.monotonic()):
                 raise _Lost(is_late=True)
             answer = decoder.socket.recv(1 + child.MAX_TEXT)
         except OSError:
@@ -489,7 +487,8 @@ class DecoderPool:
             self._release(self._spawn())
         except OSError as error:
             # The next image tries again.
-            log.error("%s", error)
+            if not self._closed:
+                log.error("%s", error)
             with self._changed:
                 self._alive -= 1
                 self._changed.notify()
@@ -516,6 +515,13 @@ class DecoderPool:
                 log.warning("decoders run with limits but without a system call filter: %s", text)
             self._warned = True
         return decoder
+
+
+def _wait_readable(waited: socket.socket, seconds: float) -> bool:
+    """Whether there is something to read, or an end. Unlike ``select`` it takes any descriptor."""
+    poll = select.poll()
+    poll.register(waited, select.POLLIN)
+    return bool(poll.poll(math.ceil(max(0.0, seconds) * 1000)))
 
 
 def _reason(status: int | None) -> str:

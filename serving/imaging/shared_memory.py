@@ -64,7 +64,7 @@ def map_bytes(memory: int, size: int) -> npt.NDArray[np.uint8]:
     buffer = (ctypes.c_uint8 * size).from_address(address)
     ending = weakref.finalize(buffer, _LIBC.munmap, address, size)
     ending.atexit = False
-    return np.ctypeslib.as_array(buffer)
+    return np.frombuffer(memoryview(buffer), np.uint8)
 
 
 class Buffer:
@@ -100,7 +100,7 @@ class Buffer:
         owner = (ctypes.c_uint8 * size).from_address(self._bytes.ctypes.data)
         ending = weakref.finalize(owner, give_back, self)
         ending.atexit = False
-        return np.ctypeslib.as_array(owner)
+        return np.frombuffer(memoryview(owner), np.uint8)
 
     def close_descriptor(self) -> None:
         """What is mapped stays; the buffer cannot be sent any more."""

@@ -31,6 +31,7 @@ from waiting import wait_for
 
 from serving.errors import UnsupportedImageFormat
 from serving.imaging.decode import DEFAULT_FORMATS, decode, probe
+from serving.imaging.decoder_pool import DecoderPool
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
 
@@ -206,7 +207,7 @@ def test_no_other_format_reaches_a_decoder(
     def never(*arguments: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(cv2, "imdecode", never)
+    monkeypatch.setattr(DecoderPool, "decode", never)
     answer = http.post(SEGMENT, content=OTHERS[name])
     assert answer.status_code in (400, 415), answer.text
     assert answer.json()["code"] in ("invalid_image", "unsupported_image_format")

@@ -195,3 +195,15 @@ def test_two_servers_may_have_one_repository(repository: Path) -> None:
         assert httpx.get(one.http + url).status_code == 503
         assert httpx.get(other.http + url).status_code == 200
         assert one.segment().status_code == other.segment().status_code == 200
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    code = """
+import resource
+from serving.commands.serve import OPEN_FILES, _raise_file_limit
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+_raise_file_limit()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, OPEN_FILES), hard)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ from rich.logging import RichHandler
 from serving.errors import InvalidModel, InvalidSetting, NotReady
 from serving.lifecycle import Server, run
 from serving.settings import Settings, join_address
+
+OPEN_FILES = 65_536
 
 
 def serve(
@@ -59,6 +62,7 @@ def serve(
         format="%(message)s",
         handlers=[RichHandler(console=console, show_path=False)],
     )
+    _raise_file_limit()
     try:
         settings = Settings.model_validate(
             Settings().model_dump() | {k: v for k, v in given.items() if v is not None}
@@ -70,6 +74,15 @@ def serve(
         sys.exit(f"segserve serve: setting {name}: {first['msg']}, got {first['input']!r}")
     except (InvalidModel, InvalidSetting, NotReady, OSError) as error:
         sys.exit(f"segserve serve: {error}")
+
+
+def _raise_file_limit() -> None:
+    """Lets the process open as many files as it may: many systems allow 1,024 until it asks for
+    more, which is below ``max_http_connections``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if wanted > soft >= 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def serve_until_signal(settings: Settings) -> None:

@@ -86,6 +86,25 @@ async def test_models_of_different_classes_are_no_family(make, tmp_path: Path) -
         choose("bands", [], Size(4, 4))
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"palette": " ".join(f"#{index:02x}0000" for index in range(1, 9))},
+        {"ignore_label": "254"},
+    ],
+)
+async def test_models_of_other_colours_or_another_ignore_label_are_no_family(
+    make, tmp_path: Path, parameters: dict[str, str]
+) -> None:
+    """Of the same class names: a client could not tell whose answer it has."""
+    members = [make("a", Size(32, 48))]
+    folder = read_model(write_model(tmp_path, "b", family="bands", **parameters))
+    other = Model(folder, 1, members[0].batcher)
+    assert other.labels.names == members[0].labels.names
+    with pytest.raises(ModelNotFound, match=r"different classes \(a, b\)"):
+        choose("bands", [*members, other], Size(4, 4))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("repository")

@@ -101,7 +101,7 @@ class HttpConnection(asyncio.Protocol):
             longest = next(iter(self.idle))
             longest._close()
             connections.discard(longest)
-        connections.add(self)
+        connections.add(self)  # type: ignore[arg-type]
         self.metrics.connections.set(len(connections))
         if len(connections) > self.settings.max_http_connections:
             text = (

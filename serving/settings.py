@@ -130,9 +130,9 @@ class Settings(BaseSettings):
         "believed, as 10.0.0.0/8; none by default",
     )
     refusals_per_second: float = Field(
-        100.0,
+        50.0,
         gt=0,
-        description="HTTP answers 429 that leave at once; more of them wait, five seconds or half "
+        description="HTTP answers 429 that leave at once; more of them wait, four seconds or half "
         "of the request's deadline at most",
     )
     send_timeout_s: float = Field(60.0, gt=0, description="a client may stop reading its answer")

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-# A refusal waits no longer, whatever its caller would bear.
-MAX_DELAY_S = 5.0
+# A refusal waits no longer: many clients give up after five seconds, and would come back.
+MAX_DELAY_S = 4.0
 # Refusals that come at once, in seconds of the rate.
 BURST_S = 1.0
 

@@ -172,10 +172,10 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_body(self) -> None:
         """Reads on: the application has taken what there was of the body."""
-        if self._reader.in_body:
+        if self._reader.in_body and self._reader.buffered:
+            self._schedule()
+        elif self._reader.in_body:
             self._set_paused(False)
-            if self._reader.buffered:
-                self._schedule()
 
     def end_exchange(self) -> None:
         """The answer is complete; what is left of the body is dropped."""
@@ -228,9 +228,7 @@ class HttpConnection(asyncio.Protocol):
         except ProtocolError as error:
             self._refuse(error)
             return
-        # Not with a body that is dropped: it is read to its end.
-        if not self._is_dropping and self._reader.buffered > MAX_BUFFERED_BYTES:
-            self._set_paused(True)
+        self._set_paused(self._reader.buffered > MAX_BUFFERED_BYTES or self._exchange_is_full)
 
     def _begin_exchange(self, head: RequestHead) -> None:
         self._stop_timer()
@@ -266,11 +264,21 @@ class HttpConnection(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
 
+    @property
+    def _exchange_is_full(self) -> bool:
+        """Whether the application has more of a body to take than is read ahead of it."""
+        exchange = self._exchange
+        return (
+            exchange is not None
+            and not self._is_dropping
+            and exchange.buffered > MAX_BUFFERED_BYTES
+        )
+
     def _read_body(self) -> None:
         """One step of it: a body of many small chunks lets others have their turn."""
         exchange = self._exchange
         assert exchange is not None
-        if not self._is_dropping and exchange.buffered > MAX_BUFFERED_BYTES:
+        if self._exchange_is_full:
             return
         before = self._reader.buffered
         piece = self._reader.read_body()
@@ -285,7 +293,6 @@ class HttpConnection(asyncio.Protocol):
                 return
         else:
             exchange.add_body(piece, is_last=is_last)
-            self._set_paused(exchange.buffered > MAX_BUFFERED_BYTES)
             if self._reader.in_trailers:
                 self._time("header")
             elif is_last:

@@ -8,8 +8,8 @@ An offer to switch protocols (``Upgrade``) is ignored, as RFC 9110, 7.8 allows: 
 request's body whatever the offer says. CONNECT is refused.
 
 Nothing grows with what a client sends but the body: a header is bounded by bytes and by fields,
-and what frames a chunked body (sizes, extensions, trailers) may exceed the body by
-``max_header_bytes`` at most. Trailers are checked and dropped.
+what frames a chunked body (sizes, extensions) may exceed the body by ``max_header_bytes`` at most.
+Trailers have that limit too; they are checked and dropped.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class RequestReader:
             raise ProtocolError("a line of the header does not end in CR LF")
         if buffer and buffer != b"\r" and buffer[:1].translate(None, TOKEN_BYTES):
             raise ProtocolError("this is not an HTTP/1.1 request: expected METHOD TARGET HTTP/1.1")
-        if not self._has_line and (end := buffer.find(b"\r\n")) >= 0:
+        if not self._has_line and (end := buffer.find(b"\r\n", max(0, self._searched - 1))) >= 0:
             _split_request_line(bytes(buffer[:end]))
             self._has_line = True
         self._searched = len(buffer)
@@ -310,15 +310,23 @@ class RequestReader:
             if size is None:
                 raise ProtocolError("a chunk's size: expected hexadecimal digits")
             self._left = int(size[1], 16)
-            self._state = _State.CHUNK_DATA if self._left else _State.TRAILERS
+            self._state = _State.CHUNK_DATA
+            if not self._left:
+                self._state = _State.TRAILERS
+                self._body_bytes = self._framing_bytes = 0
         del buffer[:at]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _check_framing(self, more: int) -> None:
-        if self._framing_bytes + more > self._max_bytes + self._body_bytes:
+    def _check_framing(self, line_bytes: int) -> None:
+        """Bounds one line of it, all of it against the body, and trailers by themselves."""
+        whole = self._framing_bytes + line_bytes
+        if line_bytes > self._max_bytes or whole > self._max_bytes + self._body_bytes:
             raise ProtocolError(
-                f"chunk sizes, extensions and trailers exceed the body by more than "
-                f"{self._max_bytes} bytes (setting max_header_bytes)",
+                f"chunk sizes and extensions exceed the body by more than {self._max_bytes} bytes "
+                f"(setting max_header_bytes)"
+                if not self.in_trailers
+                else f"the trailers are longer than {self._max_bytes} bytes "
+                f"(setting max_header_bytes)",
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "header_bytes",
             )

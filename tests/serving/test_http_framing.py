@@ -372,8 +372,19 @@ def test_trailers_do_not_become_headers(served: Served, reached: list[str]) -> N
         b"5;x=" + b"a" * 8000,
         chunk(b"a", b";" + b"b" * 100) * 100,
         chunk(b"a") * 5000,
+        chunk(bytes(20_000)) + b"5;x=" + b"a" * 8000,
+        chunk(bytes(20_000)) + b"0\r\n" + b"X: y\r\n" * 2000,
     ],
-    ids=["one", "many", "no colon", "extension", "extensions", "small chunks"],
+    ids=[
+        "one",
+        "many",
+        "no colon",
+        "extension",
+        "extensions",
+        "small chunks",
+        "extension behind a body",
+        "trailers behind a body",
+    ],
 )
 def test_what_frames_a_body_is_bounded(served: Served, reached: list[str], tail: bytes) -> None:
     with Wire(served) as wire:
@@ -382,6 +393,17 @@ def test_what_frames_a_body_is_bounded(served: Served, reached: list[str], tail:
         assert answer.status == 431
         assert b"max_header_bytes" in body
         assert wire.rest() == b""
+
+
+@pytest.mark.parametrize("path", ["/v2/models/nope/segment", PATH])
+def test_a_body_of_many_small_chunks_is_taken_or_dropped(served: Served, path: str) -> None:
+    """Each costs a step of the reader, in many turns of the event loop; none is lost."""
+    body = chunk(bytes(10)) * 50_000 + b"0\r\n\r\n"
+    with Wire(served) as wire:
+        wire.send(post(CHUNKED, path=path) + body)
+        answer, content = wire.read()
+        assert answer.status == (400 if path == PATH else 404), content
+        check_goes_on(wire)
 
 
 def test_trailers_that_never_end_are_ended(served: Served) -> None:

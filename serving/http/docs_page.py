@@ -7,7 +7,7 @@ is the page at ``/``; each operation here has its ``curl`` line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -107,7 +107,7 @@ def _operation(method: str, path: str, operation: Json) -> Iterator[str]:
     yield "</section>"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "<table><tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"
     for first, *rest in rows:
         cells = "".join(f"<td>{escape(text)}</td>" for text in rest)

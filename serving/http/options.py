@@ -169,8 +169,10 @@ def read_query(query: bytes) -> dict[str, list[str]]:
 
 
 def _pairs(query: bytes) -> list[tuple[str, str]]:
+    # What is not percent-encoded is UTF-8 as well: curl sends a URL as it was typed.
+    text = query.decode("utf-8", "replace")
     try:
-        return parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
         raise InvalidRequest(f"the query has more than {MAX_FIELDS} options") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.http.options import OPTIONS, read_options
+from serving.http.options import OPTIONS, read_options, read_query
 from serving.http.timeouts import parse_timeout
 from serving.oip.protocol import parse_version
 from serving.options import class_ids, read_augmentation
@@ -92,6 +92,15 @@ def test_class_ids_are_names_or_ids() -> None:
             class_ids((wrong,), labels)
     with pytest.raises(InvalidRequest, match="expected at most 256"):
         class_ids(("0",) * 257, labels)
+
+
+def test_queries_are_utf_8_however_they_are_written() -> None:
+    for query in ("classes=дорога", "classes=%D0%B4%D0%BE%D1%80%D0%BE%D0%B3%D0%B0"):
+        assert read_query(query.encode()) == {"classes": ["дорога"]}
+    with pytest.raises(InvalidRequest, match="more than 64 options"):
+        read_query(b"format=png&" * 65 + b"format=png")
+    with pytest.raises(InvalidRequest, match="unknown option formt; known: format"):
+        read_query(b"formt=png")
 
 
 def test_options_are_bounded_before_they_are_split() -> None:

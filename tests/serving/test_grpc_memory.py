@@ -169,10 +169,12 @@ def test_an_engine_that_fails(channel: grpc.Channel, served: Served) -> None:
 
 def test_a_quiet_stream_keeps_no_frame(channel: grpc.Channel) -> None:
     """Neither the last message nor its answer stays while the next is waited for."""
+    # The client's sender keeps it too: one object for all.
+    message = SEGMENT_FRAME + LONG
     before = read_rss()
     streams = []
     for _ in range(CALLS):
-        messages = Messages(SEGMENT_FRAME + LONG)
+        messages = Messages(message)
         stream = channel.stream_stream(SEGMENT_STREAM)(messages)
         assert next(stream)
         streams.append((stream, messages))

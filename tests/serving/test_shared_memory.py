@@ -236,3 +236,102 @@ def test_cuda_shared_memory_is_refused_by_name(client: Client) -> None:
     assert not (status if isinstance(status, list) else status.regions)
     with pytest.raises(InferenceServerException, match="no CUDA shared memory region 'gpu'"):
         client.get_cuda_shared_memory_status("gpu")
+
+
+@pytest.fixture
+def huge(client: Client) -> Iterator[str]:
+    """The name of a region of 2 GiB, of which no page is there."""
+    path = FOLDER / f"segserve_test_huge_{os.getpid()}"
+    with path.open("wb") as file:
+        file.truncate(2 << 30)
+    try:
+        client.register_system_shared_memory("huge", f"/{path.name}", 2 << 30)
+        # It stays where it is although it has no name any more.
+        path.unlink()
+        yield "huge"
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "size", "text"),
+    [
+        ("UINT8", [1, 32, 48, 3], 2 << 30, "takes 4608 bytes"),
+        ("UINT8", [1, 32768, 21845, 3], 2147450880, "does not fit model"),
+        ("UINT8", [2 << 30], 2 << 30, "does not fit model"),
+        ("FP32", [1, 32, 48, 3], 2 << 30, "does not fit model"),
+        ("BYTES", [1], 2 << 30, "max_request_bytes"),
+        ("BYTES", [1000], 2 << 30, "batch-size must be <= 4"),
+        ("UINT8", [400_000, 32, 48, 3], 1843200000, "batch-size must be <= 4"),
+    ],
+)
+def test_nothing_is_read_that_does_not_fit(
+    client: Client,
+    huge: str,
+    monkeypatch: pytest.MonkeyPatch,
+    datatype: str,
+    shape: list[int],
+    size: int,
+    text: str,
+) -> None:
+    module = CLIENTS["http" if "http" in type(client).__module__ else "grpc"]
+    item = module.InferInput("image", shape, datatype)
+    item.set_shared_memory(huge, size)
+
+    def read(self: SharedMemory, place: RegionSlice) -> bytes:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(SharedMemory, "read", read)
+    with pytest.raises(InferenceServerException, match=text):
+        client.infer("bands", [item])
+
+
+def test_a_region_that_shrinks_while_it_is_registered(client: Client) -> None:
+    """The request gets an error; a mapped page would end the server."""
+    path = FOLDER / f"segserve_test_shrinks_{os.getpid()}"
+    path.write_bytes(PIXELS.tobytes())
+    try:
+        client.register_system_shared_memory("in", f"/{path.name}", PIXELS.nbytes)
+        module = CLIENTS["http" if "http" in type(client).__module__ else "grpc"]
+        item = module.InferInput("image", list(PIXELS.shape), "UINT8")
+        item.set_shared_memory("in", PIXELS.nbytes)
+        assert client.infer("bands", [item]).as_numpy("mask") is not None
+        os.truncate(path, 100)
+        with pytest.raises(InferenceServerException, match="truncated"):
+            client.infer("bands", [item])
+        path.write_bytes(PIXELS.tobytes())
+        assert client.infer("bands", [item]).as_numpy("mask") is not None
+        path.unlink()
+        assert client.infer("bands", [item]).as_numpy("mask") is not None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(2**63 - 1, 2**63 - 1), (0, 2**63 - 1), (2**62, 1)])
+def test_offsets_that_would_overflow(
+    client: Client, create: Callable[[int], str], offset: int, size: int
+) -> None:
+    key = create(100)
+    with pytest.raises(InferenceServerException):
+        client.register_system_shared_memory("far", key, size, offset=offset)
+    client.register_system_shared_memory("near", key, 100)
+    inputs, outputs = tensors_of(client, PIXELS.nbytes, MASK_BYTES)
+    inputs[0].set_shared_memory("near", size, offset)
+    with pytest.raises(InferenceServerException, match="go beyond"):
+        client.infer("bands", inputs, outputs=outputs)
+
+
+def test_another_thread_may_unregister_what_is_being_read(
+    memory: SharedMemory, create: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = create(100)
+    memory.register("part", key, 0, 100)
+    pread = os.pread
+
+    def unregister(descriptor: int, size: int, start: int) -> bytes:
+        memory.unregister("part")
+        return pread(descriptor, size, start)
+
+    monkeypatch.setattr(os, "pread", unregister)
+    assert memory.read(RegionSlice("part", 0, 100)) == bytes(100)
+    assert count_handles(key) == 0

@@ -15,7 +15,9 @@ from types import TracebackType
 
 import grpc
 from band_model import MODEL_SIZE, band_labels
-from protocol_mutants import IMAGE, GrpcMutant, HttpMutant, http
+from grpc_mutants import GrpcMutant
+from mutant_values import IMAGE
+from protocol_mutants import HttpMutant, http
 
 ROOT = Path(__file__).parents[2]
 # Done, the caller's mistake, not in this server, or too late by the caller's own deadline.

@@ -31,7 +31,7 @@ CODES = {
 ANSWER_S = 30.0
 LOOP_S, GROWN_BYTES = 0.5, 512 << 20
 _STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
-_QUIET_S = 0.2
+_QUIET_S = 0.1
 
 
 class ServerGone(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from band_model import MODEL_SIZE, free_ports, write_model
-from protocol_mutants import REGION_BYTES, REGION_KEY, SPARE
+from mutant_values import REGION_BYTES, REGION_KEY, SPARE
 
 from serving.repository import ModelFolder
 from serving.settings import Settings

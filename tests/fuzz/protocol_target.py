@@ -15,7 +15,9 @@ from types import TracebackType
 
 import grpc
 from band_model import MODEL_SIZE, band_labels
-from protocol_mutants import IMAGE, GrpcMutant, HttpMutant, http
+from grpc_mutants import GrpcMutant
+from mutant_values import IMAGE
+from protocol_mutants import HttpMutant, http
 
 ROOT = Path(__file__).parents[2]
 # Done, the caller's mistake, not in this server, or too late by the caller's own deadline.
@@ -29,7 +31,7 @@ CODES = {
 ANSWER_S = 30.0
 LOOP_S, GROWN_BYTES = 0.5, 512 << 20
 _STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
-_QUIET_S = 0.2
+_QUIET_S = 0.1
 
 
 class ServerGone(Exception):

@@ -15,6 +15,7 @@ import pytest
 from campaign import SCHEDULE, Finding, ImageTarget, Progress, Report, kind_of, run_blocks
 from campaign import run_images as run_image_mutants
 from campaign import run_protocols as run_protocol_mutants
+from mutant_values import IMAGE
 from odd_images import png
 from odd_images.corpus import of_format
 from protocol_target import ProtocolTarget
@@ -123,7 +124,7 @@ def test_reducing_leaves_what_the_fault_needs() -> None:
 
 def test_answers_of_the_server_are_judged() -> None:
     """An answer passes, an error of two fields too; then the server is as healthy as before."""
-    http, image = protocol_mutants.http, protocol_mutants.IMAGE
+    http, image = protocol_mutants.http, IMAGE
     with ProtocolTarget() as target:
         for data in (
             http("/v2/models/bands/segment?format=raw", image),

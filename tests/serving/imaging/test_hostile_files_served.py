@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from mutant_values import IMAGE
 from odd_images import png, webp
 from odd_images.item import encoded, noise, scene
 from odd_images.jpeg_encoder import segment, tables
-from protocol_mutants import IMAGE, http
+from protocol_mutants import http
 from protocol_target import ProtocolTarget
 
 SEGMENT = "/v2/models/bands/segment?format=raw"

@@ -38,6 +38,7 @@ def test_a_size_survives_its_text(height, width):
 def test_a_size_is_height_first():
     assert Size.parse("352x480") == Size(height=352, width=480)
     assert str(Size(height=352, width=480)) == "352x480"
+    assert Size(352, 480).pixels == 352 * 480
 
 
 @pytest.mark.parametrize("text", ["", "352", "352x", "x480", "0x5", "-1x5", "3.5x4", "352*480"])

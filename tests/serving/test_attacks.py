@@ -1,0 +1,44 @@
+"""Attacks on a server in a process of its own: it lives, answers health, keeps no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attack_server import AttackedServer, attacked_server
+from attacks import ATTACKS, Attack
+
+# Where /proc is absent nothing can be read of the server's memory.
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+# Seconds that another caller may wait for health. A real stall is there at every try; a machine
+# that does much else delays some.
+LONGEST_WAIT_S = 0.1
+TRIES = 4
+# Above what the server held before: allocators keep some of what is free.
+KEPT_SHARE, KEPT_BYTES = 0.10, 8 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedServer]:
+    with attacked_server(tmp_path_factory.mktemp("repository")) as server:
+        for _ in range(20):
+            server.check_answers()
+        yield server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
+def test_an_attack_harms_nobody_else(server: AttackedServer, attack: Attack) -> None:
+    before, waits = server.resident_bytes, []
+    for _ in range(TRIES):
+        with server.probe() as longest:
+            answer = attack.send(server.http, server.grpc)
+        assert answer in attack.allowed
+        waits.append(longest[0])
+        server.check_answers()
+        if waits[-1] < LONGEST_WAIT_S:
+            break
+    assert min(waits) < LONGEST_WAIT_S
+    limit = before * (1 + KEPT_SHARE) + KEPT_BYTES
+    assert server.wait_for_memory(limit) <= limit

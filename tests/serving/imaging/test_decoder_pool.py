@@ -21,7 +21,8 @@ from photos import LOSSLESS, LOSSY, PHOTO, encoded, exif
 from PIL import Image
 from waiting import wait_for
 
-from serving.errors import DeadlineExceeded, InvalidImage, NotReady, TooLarge
+from serving.errors import DeadlineExceeded, InvalidImage, InvalidSetting, NotReady, TooLarge
+from serving.imaging import decoder_pool
 from serving.imaging import decoder_process as child
 from serving.imaging.decode import check_still, decode, read_still
 from serving.imaging.decoder_pool import DecoderPool, Decoding
@@ -431,3 +432,37 @@ def test_closing_ends_every_process_and_whoever_waits() -> None:
         caller.join(30)
     assert [type(error) for error in errors] == [NotReady] * 4
     assert not any(is_running(process) for process in processes)
+
+
+@pytest.fixture
+def without_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zygote finds no library of that name."""
+    boot = decoder_pool._BOOT.replace(
+        "from serving.imaging.decoder_process",
+        "import ctypes; ctypes.CDLL = lambda name, kind=ctypes.CDLL, **more:"
+        " kind(name and name.replace('seccomp', 'nothing'), **more);"
+        "from serving.imaging.decoder_process",
+    )
+    monkeypatch.setattr(decoder_pool, "_BOOT", boot)
+
+
+@pytest.mark.usefixtures("without_libseccomp")
+def test_without_libseccomp_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with Decoders(decoder_sandbox="auto") as decoders:
+        assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+    assert caplog.text.count("without a system call filter") == 1
+
+
+@pytest.mark.usefixtures("without_libseccomp")
+def test_without_libseccomp_what_is_required_stops_the_start() -> None:
+    with pytest.raises(InvalidSetting, match="decoder_sandbox = required"):
+        Decoders(decoder_sandbox="required")
+
+
+def test_the_filter_can_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with Decoders(decoder_sandbox="off") as decoders:
+        assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        status = Path(f"/proc/{decoders.pool.processes()[0]}/status").read_text()
+        assert "Seccomp:\t0" in status
+        assert "NoNewPrivs:\t1" in status
+    assert caplog.text == ""

@@ -85,13 +85,8 @@ def _read(
         folder = describe_remote(config, choose_versions(folder_path, config))
     else:
         folder = read_model(folder_path)
-    present = tuple(
-        sorted(
-            version
-            for path in folder_path.iterdir()
-            if (version := parse_version_folder(path.name)) is not None and path.is_dir()
-        )
-    )
+    names = (parse_version_folder(p.name) for p in folder_path.iterdir() if p.is_dir())
+    present = tuple(sorted(name for name in names if name is not None))
     chosen = folder.versions[-1] if version is None else version
     if chosen not in present:
         raise InvalidNetwork(

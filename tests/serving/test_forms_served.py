@@ -148,7 +148,7 @@ def test_several_forms_are_parts_of_one_answer(http: httpx.Client, form: str | l
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        ("format=png,gif", "format: Input should be 'png'"),
+        ("format=png,gif", "unknown format 'gif'; known: png"),
         ("format=", "format"),
         ("format=png,png", "'png' is named twice"),
         ("format=png&opacity=0.5", "opacity goes with format=overlay"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from serving import restore
 from serving.geometry import RESIZES, Augmentation, Plan, Size, cut, plan, scale
+from serving.views import blending
 from serving.views.blending import Blender
 
 Logits = npt.NDArray[np.float32]
@@ -36,8 +37,13 @@ def photo_of(size: Size, seed: int = 0) -> npt.NDArray[np.uint8]:
     return rng.integers(0, 256, (size.height, size.width, 3), np.uint8)
 
 
-def blend(photo: npt.NDArray[np.uint8], made: Plan, order: list[int] | None = None) -> Blender:
-    blender = Blender(made, made.original, made.model, confidence=True)
+def blend(
+    photo: npt.NDArray[np.uint8],
+    made: Plan,
+    order: list[int] | None = None,
+    confidence: bool = True,
+) -> Blender:
+    blender = Blender(made, made.original, made.model, confidence)
     for index in order or range(len(made.views)):
         view = made.views[index]
         blender.add(index, local_logits(cut(scale(photo, view.canvas), view)))
@@ -99,6 +105,23 @@ def test_blending_is_the_weighted_mean_of_logits(
     assert blender.held_bytes == 0
     expected = blended_reference(photo, made)
     assert_labels_are_of(blender.labels, expected)
+    powers = np.exp(expected - expected.max(0))
+    np.testing.assert_allclose(blender.confidence, 255 / powers.sum(0), atol=0.6)
+
+
+@pytest.mark.parametrize("way", RESIZES)
+@pytest.mark.parametrize("original", [Size(37, 150), Size(150, 37), Size(18, 200)])
+def test_blocks_are_put_beside_and_below_each_other(monkeypatch, way, original):
+    """Of 64 columns and 16 rows, as images have them that are wide or of many classes."""
+    monkeypatch.setattr(blending, "BLOCK_BYTES", 0)
+    augmentation = Augmentation((0.75, 1.0), flip=True)
+    made = plan(original, Size(20, 90), way, augmentation=augmentation)
+    photo = photo_of(original)
+    blender = blend(photo, made)
+    expected = blended_reference(photo, made)
+    assert_labels_are_of(blender.labels, expected)
+    # Where no confidence is asked for, another loop writes the labels.
+    assert_labels_are_of(blend(photo, made, confidence=False).labels, expected)
     powers = np.exp(expected - expected.max(0))
     np.testing.assert_allclose(blender.confidence, 255 / powers.sum(0), atol=0.6)
 

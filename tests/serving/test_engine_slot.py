@@ -162,3 +162,15 @@ async def test_an_instance_that_still_runs_is_waited_for() -> None:
         await batcher.submit(IMAGE)
     assert (engine.batch_sizes, fresh.batch_sizes) == ([1, 1], [1])
     assert len(broken) == 1
+
+
+async def test_two_failures_are_bad_luck_and_the_third_breaks_the_engine() -> None:
+    broken: list[str] = []
+    engine = FakeEngine(SIZE, max_batch_size=1, failing_runs=frozenset(range(9)))
+    async with batching(engine) as batcher:
+        batcher.on_broken = broken.append
+        for failures in (1, 2, 3):
+            with pytest.raises(EngineFailed):
+                await batcher.submit(IMAGE)
+            assert len(broken) == (failures == 3)
+        await batcher.replace(FakeEngine(SIZE))

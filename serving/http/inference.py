@@ -34,7 +34,7 @@ from serving.oip.parameters import (
     read_request_parameters,
     refuse_classification,
 )
-from serving.oip.shared_memory import RegionSlice, SharedMemory
+from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Buffer, Tensor, bytes_tensor, read_tensor
 from serving.strict_numbers import read_length
 
@@ -144,7 +144,7 @@ class InferReader:
             )
         check_input(item.name, item.datatype, shape, model)
         if place is not None:
-            return self._read_shared(item, shape, place), offset
+            return self.memory.read_tensor(item.name, item.datatype, shape, place), offset
         if size is not None:
             if offset + size > len(body):
                 raise InvalidRequest(
@@ -161,9 +161,6 @@ class InferReader:
             return bytes_tensor(item.name, shape, files), offset
         values = read_numbers(item.name, data, elements)
         return Tensor(item.name, item.datatype, shape, values.reshape(shape)), offset
-
-    def _read_shared(self, item: _Input, shape: tuple[int, ...], place: RegionSlice) -> Tensor:
-        return read_tensor(item.name, item.datatype, shape, self.memory.read(place))
 
 
 def read_raw_request(

@@ -258,7 +258,7 @@ def huge(client: Client) -> Iterator[str]:
     [
         ("UINT8", [1, 32, 48, 3], 2 << 30, "takes 4608 bytes"),
         ("UINT8", [1, 32768, 21845, 3], 2147450880, "does not fit model"),
-        ("UINT8", [2 << 30], 2 << 30, "does not fit model"),
+        ("UINT8", [(2 << 30) - 1], (2 << 30) - 1, "does not fit model"),
         ("FP32", [1, 32, 48, 3], 2 << 30, "does not fit model"),
         ("BYTES", [1], 2 << 30, "max_request_bytes"),
         ("BYTES", [1000], 2 << 30, "batch-size must be <= 4"),

@@ -74,7 +74,7 @@ class CostModel:
         if full is None:
             return None
         free = [max(0.0, (self.predict(size, spreads) or 0.0) - since) for size, since in running]
-        free = free[:instances] + [0.0] * (instances - len(free))
+        free += [0.0] * (instances - len(free))
         heapq.heapify(free)
         for _ in range(ahead // max_batch_size):
             heapq.heapreplace(free, free[0] + full)

@@ -320,6 +320,22 @@ async def test_a_drained_batcher_has_nothing_left(drained: str) -> None:
     assert len(engine.batch_sizes) == (3 if drained == "in time" else 1)
 
 
+async def test_the_threads_of_a_drained_batcher_end() -> None:
+    """Also the one that replaced a thread which was left behind in a run."""
+    before = set(threading.enumerate())
+    engine = Engine(instances=2)
+    batcher = Batcher(engine, replace(LIMITS, run_timeout_s=0.05), Notes(), time.monotonic)
+    batcher.start()
+    await until(lambda: len(set(threading.enumerate()) - before) == 2)
+    engine.hold.clear()
+    await expect(EngineFailed, "engine_timeout_s", batcher.submit(IMAGE))
+    await until(lambda: len(set(threading.enumerate()) - before) == 3)
+    engine.hold.set()
+    await batcher.replace(Engine(instances=2))
+    await asyncio.wait_for(batcher.drain(), 20)
+    await until(lambda: not set(threading.enumerate()) - before)
+
+
 async def test_a_caller_who_left_is_not_counted_as_late() -> None:
     """The timer fires between the cancellation and the caller's own clean-up."""
     notes, removed = Notes(), []

@@ -12,6 +12,7 @@ from mask_views import CITYS, citys_view, opened
 
 from serving.errors import InvalidRequest
 from serving.forms import png
+from serving.forms.legend import draw_legend
 from serving.forms.mask_view import Encoded, MaskView
 from serving.mask import FORMATS, MaskOptions, check_options, encode, warm
 from serving.palette import IGNORE_COLOR, plte
@@ -49,6 +50,29 @@ def test_any_label_map_survives_the_png(labels):
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
 def test_any_rgb_image_survives_the_png(pixels):
     assert np.array_equal(np.asarray(opened(png.rgb(pixels))), pixels)
+
+
+def test_a_legend_has_a_swatch_and_the_name_beside_it():
+    """At 600 pixels: letters of 11, lines of 19, and 5 between."""
+    color = (10, 200, 30)
+    strip = draw_legend([("road", color), ("sky", (1, 2, 3))], 600).astype(int)
+    assert strip.shape == (19, 600, 3)
+    rows, columns = np.nonzero((strip == color).all(-1))
+    # Inside of an outline of one pixel, from (4, 5) to (14, 15).
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 13, 6, 14)
+    outline = strip[4:15, 5:16].copy()
+    outline[1:-1, 1:-1] = 0
+    assert not outline.any()
+    dark = np.flatnonzero((strip[:, 16:] < 128).all(-1).any(0)) + 16
+    assert 18 <= dark[0] <= 22, "the name begins a little to the right"
+    # Nothing but the background above and below the swatch.
+    assert (strip[:4, :16] == 255).all()
+    assert (strip[15:, :16] == 255).all()
+    # Half as wide, the second entry has a line of its own.
+    names = [("a class of many words", color), ("another class of many words", color)]
+    assert draw_legend(names, 190).shape == (38, 190, 3)
+    assert draw_legend(names, 600).shape == (19, 600, 3)
+    assert draw_legend([], 600).shape == (0, 600, 3)
 
 
 def test_png_of_a_large_map_and_of_a_view():

@@ -39,6 +39,8 @@ def test_every_field_is_read(tmp_path: Path) -> None:
     [
         ("preferred_batch_size: [ 5 ]", "max_batch_size, 4"),
         ("preferred_batch_size: [ 0 ]", "preferred_batch_size"),
+        ("preferred_batch_size: [ 4, 0, 2 ]", r"preferred_batch_size is \[0, 2, 4\]"),
+        ("preferred_batch_size: [ 1, 5 ]", r"preferred_batch_size is \[1, 5\]"),
         ("priority_queue_policy { key: 1 value { } }", "priority_queue_policy names level 1"),
         (
             "preserve_ordering: true priority_levels: 2 default_priority_level: 1",
@@ -54,6 +56,15 @@ def test_every_field_is_read(tmp_path: Path) -> None:
 def test_what_contradicts_itself_is_refused(tmp_path: Path, queue: str, text: str) -> None:
     with pytest.raises(InvalidModel, match=text):
         read_queue(tmp_path, queue)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [("1", (1,)), ("4", (4,)), ("4, 4", (4,)), ("4, 1", (1, 4))]
+)
+def test_preferred_sizes_may_be_one_or_the_largest(
+    tmp_path: Path, sizes: str, expected: tuple[int, ...]
+) -> None:
+    assert read_queue(tmp_path, f"preferred_batch_size: [ {sizes} ]").preferred_sizes == expected
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from benchmarks.obvious import png as obvious_png
 from benchmarks.obvious import restore_by_onnx
 from benchmarks.plain_graph import plain_model
 from benchmarks.timing import Spread, ratios, time_in_turn
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol_lookup import NetworkName
+from export.symbols.find import NetworkName
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving import image, lifecycle, restore
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnx import OnnxEngine

@@ -8,31 +8,25 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from export import network_flags as networks
-from export import precision_flags as precisions
-from export import repository_flags as written
-from export.build import build_model, check_opset, number_of_classes, set_metadata
+from export import options as given
 from export.errors import ExportError
 from export.existing import CopyOptions, check_outputs, read_existing, write_copy
-from export.gate import Limits
-from export.given_options import refuse_given
-from export.image_size import parse_size
-from export.labels import check_labels, find_labels, generic_labels
-from export.model_files import ONNX_FILE, onnx_files
-from export.mxnet_model import mxnet_files
-from export.own_size import own_size
-from export.params import read_params
-from export.pixels import IMAGENET, choose_pixels
-from export.precision import PrecisionOptions, check_options, lower_precision
-from export.pretrained import NamedNetwork, name_network
+from export.options import parse_size, refuse_given, split_head
+from export.passes.build import build_model, check_opset, number_of_classes, set_metadata
+from export.precision.gate import Limits
+from export.precision.lower import PrecisionOptions, check_options, lower_precision
 from export.progress import show_steps
-from export.provenance import digest, tool_version
-from export.random_params import random_params
-from export.repository_flags import split_head
-from export.retarget import retarget
-from export.symbol import SYMBOL_FILE, read_symbol
-from export.symbol_lookup import FoundSymbol, find_symbol
-from export.triton import ModelFacts, variant_name, write_version
+from export.repository.files import ONNX_FILE, onnx_files
+from export.repository.labels import check_labels, find_labels, generic_labels
+from export.repository.mxnet_model import mxnet_files
+from export.repository.triton import ModelFacts, variant_name, write_version
+from export.source import NamedNetwork, name_network
+from export.symbols.find import FoundSymbol, find_symbol, own_size
+from export.symbols.graph import SYMBOL_FILE, read_symbol
+from export.symbols.initial import random_params
+from export.symbols.normalisation import IMAGENET, choose_pixels
+from export.symbols.params import digest, read_params, tool_version
+from export.symbols.sizes import retarget
 from export.verify import mxnet_installed, verify
 
 _STEPS = 6
@@ -40,16 +34,16 @@ _IMAGES = "Classes and pixels"
 
 
 def export(
-    model: networks.Model = None,
-    backbone: networks.Backbone = None,
-    width: networks.Width = None,
-    aux: networks.Aux = None,
-    output_stride: networks.OutputStride = None,
-    existing: networks.From = None,
-    symbol: networks.Symbol = None,
-    params: networks.Params = None,
-    pretrained: networks.Pretrained = None,
-    size: networks.Size = None,
+    model: given.Model = None,
+    backbone: given.Backbone = None,
+    width: given.Width = None,
+    aux: given.Aux = None,
+    output_stride: given.OutputStride = None,
+    existing: given.From = None,
+    symbol: given.Symbol = None,
+    params: given.Params = None,
+    pretrained: given.Pretrained = None,
+    size: given.Size = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -80,22 +74,22 @@ def export(
         bool | None,
         typer.Option("--bgr/--rgb", help="Blue comes first.", rich_help_panel=_IMAGES),
     ] = None,
-    precision: precisions.Precision = PrecisionOptions.precision,
-    root: precisions.Root = None,
-    calibration: precisions.Calibration = None,
-    calibration_images: precisions.CalibrationImages = PrecisionOptions.calibration_images,
-    validation_images: precisions.ValidationImages = None,
-    max_miou_drop: precisions.MaxMiouDrop = Limits.max_miou_drop,
-    min_agreement: precisions.MinAgreement = Limits.min_agreement,
-    search: precisions.Search = False,
-    force: precisions.Force = False,
-    head: written.Head = written.DEFAULT_HEAD,
+    precision: given.Precision = PrecisionOptions.precision,
+    root: given.Root = None,
+    calibration: given.Calibration = None,
+    calibration_images: given.CalibrationImages = PrecisionOptions.calibration_images,
+    validation_images: given.ValidationImages = None,
+    max_miou_drop: given.MaxMiouDrop = Limits.max_miou_drop,
+    min_agreement: given.MinAgreement = Limits.min_agreement,
+    search: given.Search = False,
+    force: given.Force = False,
+    head: given.Head = given.DEFAULT_HEAD,
     file_format: Annotated[
         str,
         typer.Option(
             "--format",
             help="onnx, or mxnet: the MXNet graph itself, for Triton's Python backend alone.",
-            rich_help_panel=written.PANEL,
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = "onnx",
     opset: Annotated[
@@ -103,29 +97,31 @@ def export(
         typer.Option(
             help="17 samples deformable convolutions, for ONNX Runtime and Triton releases without"
             " DeformConv. Default: 19 for networks that have some, else 17.",
-            rich_help_panel=written.PANEL,
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
-    repository: written.Repository = written.DEFAULT_REPOSITORY,
+    repository: given.Repository = given.DEFAULT_REPOSITORY,
     name: Annotated[
         str | None,
-        typer.Option(help="Default: --model, _PRECISION after it.", rich_help_panel=written.PANEL),
+        typer.Option(
+            help="Default: --model, _PRECISION after it.", rich_help_panel=given.WRITTEN_PANEL
+        ),
     ] = None,
-    family: written.Family = None,
+    family: given.Family = None,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Default: 4, or the existing model's.", rich_help_panel=written.PANEL
+            min=0, help="Default: 4, or the existing model's.", rich_help_panel=given.WRITTEN_PANEL
         ),
     ] = None,
-    accuracy: written.Accuracy = None,
-    provenance: written.Provenance = None,
+    accuracy: given.Accuracy = None,
+    provenance: given.Provenance = None,
     check: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
             help="Compare with MXNet where installed.",
-            rich_help_panel=written.PANEL,
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = True,
 ) -> None:
@@ -180,7 +176,7 @@ def export(
             typer.echo(start.summary(folder, precision))
             return
         check_options(options)
-        written.check_format(file_format, precision, opset)
+        given.check_format(file_format, precision, opset)
         wanted = parse_size(size)
         check_opset(opset)
         pixels = choose_pixels(model, mean, std, bgr, named.backbone)
@@ -233,7 +229,7 @@ def export(
             stem = model or found.source.partition(".")[0].removesuffix("-symbol")
             variant = "mxnet" if file_format == "mxnet" else precision
             title = name or variant_name(stem, variant)
-            group = family or written.family_name(stem, dataset)
+            group = family or given.family_name(stem, dataset)
             facts = ModelFacts(label_set, group, dataset, measured, "; ".join(origin))
             if file_format == "onnx":
                 set_metadata(lowered.model, facts.parameters())
@@ -249,4 +245,4 @@ def export(
     for line in filter(None, outcomes):
         console.print(line, markup=False, soft_wrap=True)
     main_file = ONNX_FILE if file_format == "onnx" else SYMBOL_FILE
-    typer.echo(written.summary(folder, main_file, classes, (height, columns), precision, heads))
+    typer.echo(given.summary(folder, main_file, classes, (height, columns), precision, heads))

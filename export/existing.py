@@ -9,17 +9,17 @@ from pathlib import Path
 from onnx import ModelProto
 from rich.console import Console
 
-from export.build import set_metadata
 from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
-from export.model_files import ONNX_FILE, onnx_files
-from export.onnx_source import read_network
+from export.onnx_import.source import read_network
+from export.options import summary
+from export.passes.build import set_metadata
 from export.passes.mask_head import HEADS
-from export.precision import PrecisionOptions, lower_precision
+from export.precision.half import is_half, widen
+from export.precision.lower import PrecisionOptions, lower_precision
 from export.progress import show_steps
-from export.provenance import tool_version
-from export.repository_flags import summary
-from export.triton import ModelFacts, variant_name, write_version
-from export.widen import is_half, widen
+from export.repository.files import ONNX_FILE, onnx_files
+from export.repository.triton import ModelFacts, variant_name, write_version
+from export.symbols.params import tool_version
 from serving.engines.cut import find_precision
 from serving.errors import InvalidModel
 from serving.palette import LabelSet

@@ -14,14 +14,13 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from export.convert import DATA
 from export.errors import VerificationFailed
-from export.params import Parameters, write_params
-from export.passes.cut_at_logits import cut_at_logits, without_softmax
-from export.passes.prune_heads import prune_heads
-from export.pixels import IMAGENET, Pixels
-from export.shape_rules import DEFORMABLE
-from export.symbol import Entry, Graph, write_symbol
+from export.lowering.convert import DATA
+from export.passes.cut_at_logits import cut_at_logits, prune_heads, without_softmax
+from export.symbols.graph import Entry, Graph, write_symbol
+from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.params import Parameters, write_params
+from export.symbols.shape_rules import DEFORMABLE
 
 # What docs/parity.md states of every network; beyond it the outcome says so.
 STATED_DIFFERENCE, STATED_AGREEMENT = 1e-4, 0.9999

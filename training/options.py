@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from export.pixels import Pixels, pixels_of
+from export.symbols.normalisation import Pixels, pixels_of
 from training.backbones import default_backbone
 from training.datasets import KNOWN, canonical_name
 from training.flags import parser

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.params import Parameters
-from export.random_params import random_params
-from export.shape_rules import DEFORMABLE
-from export.symbol import Graph
+from export.symbols.graph import Graph
+from export.symbols.initial import random_params
+from export.symbols.params import Parameters
+from export.symbols.shape_rules import DEFORMABLE
 
 
 def start_parameters(graph: Graph, height: int, width: int, seed: int) -> Parameters:

@@ -13,8 +13,8 @@ import json
 import os
 from pathlib import Path
 
-from export.symbol import SYMBOL_FILE
-from export.traced_symbol import NAMES_FILE
+from export.symbols.find import NAMES_FILE
+from export.symbols.graph import SYMBOL_FILE
 from training.backbones import default_backbone
 from training.flags import parse_size
 from training.mxnet_import import mx

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from export.pixels import Pixels
+from export.symbols.normalisation import Pixels
 from serving.geometry import Size, plan, prepare
 from serving.palette import LabelSet
 from serving.restore import labels_from_logits

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from export.onnx_graph import OnnxGraph, integers
 from export.passes.concatenations import JoinedConvolution, Shapes, rewrite_concatenations
+from export.passes.onnx_graph import OnnxGraph, integers
 
 # Fewer multiplications by at least this factor, or the branch stays.
 _MIN_GAIN = 4

@@ -6,8 +6,8 @@ import typer
 from typer.testing import CliRunner
 
 from export import cli
-from export.params import write_params
-from export.symbol import write_symbol
+from export.symbols.graph import write_symbol
+from export.symbols.params import write_params
 from serving.repository import read_model
 
 SIZE = (32, 64)

@@ -9,14 +9,13 @@ from precision_model import write_scenes
 from typer.testing import CliRunner
 
 from export import cli
-from export.build import build_model
 from export.errors import UnsupportedPrecision
-from export.graph_ends import name_nodes
-from export.model_files import onnx_files
-from export.precision_half import to_half
-from export.triton import ModelFacts, write_version
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.precision.half import is_half, to_half, widen
+from export.repository.files import onnx_files
+from export.repository.triton import ModelFacts, write_version
 from export.verify import example_images
-from export.widen import is_half, widen
 from serving.engines.cut import find_precision
 from serving.palette import LabelSet
 from serving.repository import read_model

@@ -9,14 +9,14 @@ from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_UINT8, ModelConfi
 from typer.testing import CliRunner
 
 from export import cli
-from export.build import build_model
 from export.errors import ExportError, IllegalSize, IncompatibleModel, InvalidParams
-from export.labels import generic_labels
-from export.mxnet_model import write_mxnet_model
-from export.params import Parameters, read_params
-from export.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
-from export.symbol import read_symbol, write_symbol
-from export.triton import ModelFacts, write_model
+from export.passes.build import build_model
+from export.repository.labels import generic_labels
+from export.repository.mxnet_model import write_mxnet_model
+from export.repository.triton import ModelFacts, write_model
+from export.symbols.graph import read_symbol, write_symbol
+from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from export.symbols.params import Parameters, read_params
 from export.verify import example_images
 from serving.errors import InvalidModel
 from serving.geometry import Size

@@ -142,9 +142,9 @@ def mxnet_results(tmp_path_factory, run_mxnet):
 
 def read_case(folder, name):
     """The converted model, its input, and MXNet's answer."""
-    from export.convert import convert
-    from export.params import read_params
-    from export.symbol import read_symbol
+    from export.lowering.convert import convert
+    from export.symbols.graph import read_symbol
+    from export.symbols.params import read_params
 
     graph, parameters = read_symbol(folder / f"{name}.json"), read_params(folder / f"{name}.params")
     data, expected = (np.load(folder / f"{name}-{part}.npy") for part in ("data", "output"))

@@ -6,15 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
-from export.build import build_model
-from export.convert import convert
 from export.errors import InvalidSymbol, UnsupportedOperator
-from export.params import Parameters
+from export.lowering.convert import convert
+from export.passes.build import build_model
 from export.passes.cut_at_logits import cut_at_logits, without_softmax
 from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.image_pooling_bias import image_pooling_bias
-from export.shapes import infer_shapes
+from export.symbols.params import Parameters
+from export.symbols.shapes import infer_shapes
 
 SIZE = (26, 34)
 
@@ -191,7 +191,7 @@ def test_without_softmax_drops_identities_too(writer):
 
 def test_bilinear_deconvolution_of_random_params(writer):
     """The fixed kernel: what it upsamples from a constant is constant inside."""
-    from export.random_params import random_params
+    from export.symbols.initial import random_params
 
     weight = random_params(msra_head(writer, 45, 70), 45, 70).find("upsampling_weight")
     assert weight.shape == (5, 1, 32, 32)
@@ -200,7 +200,7 @@ def test_bilinear_deconvolution_of_random_params(writer):
 
 
 def test_random_statistics_are_not_neutral(make_network):
-    from export.random_params import random_params
+    from export.symbols.initial import random_params
 
     graph = make_network(32, 64)
     varied = random_params(graph, 32, 64, neutral=False)

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 from precision_model import write_scenes
 
 from export.errors import ExportError
-from export.onnx_import import ImportOptions, InputFormat, import_network
-from export.onnx_source import opset_of, read_network
+from export.onnx_import.network import ImportOptions, InputFormat, import_network
+from export.onnx_import.source import opset_of, read_network
+from export.onnx_import.verify import resize_scores
 from export.verify import example_images
-from export.verify_import import resize_scores
 
 if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed (extra 'test')", allow_module_level=True)

@@ -121,9 +121,9 @@ def mxnet_results(tmp_path_factory, run_mxnet):
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_mxnet(name, mxnet_results, run_onnx):
-    from export.convert import convert
-    from export.params import read_params
-    from export.symbol import read_symbol
+    from export.lowering.convert import convert
+    from export.symbols.graph import read_symbol
+    from export.symbols.params import read_params
 
     graph = read_symbol(mxnet_results / f"{name}.json")
     parameters = read_params(mxnet_results / f"{name}.params")

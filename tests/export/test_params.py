@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from export.errors import InvalidParams
-from export.params import Parameters, read_params, write_params
+from export.symbols.params import Parameters, read_params, write_params
 
 HEAD = struct.pack("<QQQ", 0x112, 0, 1)
 FLOATS = np.arange(6, dtype="<f4")

@@ -2,17 +2,16 @@ import numpy as np
 import onnx
 import pytest
 
-from export.build import build_model
-from export.convert import convert
 from export.errors import ExportError, InvalidSymbol
+from export.lowering.convert import convert
+from export.passes.build import build_model
 from export.passes.commute_resize import commute_resize
-from export.passes.cut_at_logits import cut_at_logits
+from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import fold_normalisation
 from export.passes.mask_head import mask_head
-from export.passes.prune_heads import prune_heads
-from export.pixels import IMAGENET_MEAN, IMAGENET_STD
+from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (32, 64)
 

@@ -8,11 +8,10 @@ from precision_model import scene, write_image, write_scenes
 from typer.testing import CliRunner
 
 from export import cli
-from export.build import build_model
 from export.errors import AccuracyLost, InvalidImages
-from export.gate import Comparison, Gate, Limits, Scores, pass_gate
-from export.params import write_params
-from export.precision_images import (
+from export.passes.build import build_model
+from export.precision.gate import Comparison, Gate, Limits, Scores, pass_gate
+from export.precision.images import (
     DatasetSplit,
     ImageFiles,
     Selection,
@@ -20,8 +19,9 @@ from export.precision_images import (
     find_images,
     validation_source,
 )
-from export.served_graph import serve_graph
-from export.symbol import write_symbol
+from export.precision.served_graph import serve_graph
+from export.symbols.graph import write_symbol
+from export.symbols.params import write_params
 from serving.engines.onnx import OnnxEngine
 from serving.repository import read_model
 

@@ -3,12 +3,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from precision_model import scene
 
-from export.build import build_model
-from export.graph_ends import name_nodes
-from export.onnx_graph import OnnxGraph
-from export.precision_half import to_half
-from export.precision_half_rounding import round_to_half
-from export.served_graph import serve_graph
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import OnnxGraph
+from export.precision.half import round_to_half, to_half
+from export.precision.served_graph import serve_graph
 from serving.engines.cut import find_precision
 
 SIZE = (64, 96)

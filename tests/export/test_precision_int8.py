@@ -8,18 +8,17 @@ import pytest
 from precision_model import scene, write_scenes
 from rich.console import Console
 
-from export.build import build_model
-from export.calibration import METHODS, calibrate, usable_methods
-from export.gate import Comparison, Gate, Limits, Scores
-from export.graph_ends import graph_ends
-from export.onnx_graph import OnnxGraph
-from export.precision_images import ImageFiles, PreparedImages, find_images
+from export.passes.build import build_model
+from export.passes.graph_ends import graph_ends
+from export.passes.onnx_graph import OnnxGraph
+from export.precision.calibration import METHODS, calibrate, usable_methods
+from export.precision.gate import Comparison, Gate, Limits, Scores
+from export.precision.images import ImageFiles, PreparedImages, find_images
+from export.precision.quantise import Recipe, convolutions, quantise
+from export.precision.search import Try, choose, layer_errors, search, tries_table, variants
+from export.precision.served_graph import serve_graph
+from export.precision.timing import TimeRatio
 from export.progress import show_steps
-from export.quantise import Recipe, convolutions, quantise
-from export.quantise_search import Try, choose, search, tries_table, variants
-from export.quantise_sensitivity import layer_errors
-from export.served_graph import serve_graph
-from export.timing import TimeRatio
 from serving.engines.cut import cut_graph, find_precision
 from serving.geometry import Size
 

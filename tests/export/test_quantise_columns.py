@@ -5,10 +5,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.build import build_model
-from export.calibration import calibrate
-from export.onnx_graph import OnnxGraph
-from export.quantise import Recipe, quantise
+from export.passes.build import build_model
+from export.passes.onnx_graph import OnnxGraph
+from export.precision.calibration import calibrate
+from export.precision.quantise import Recipe, quantise
 from training.datasets.synthetic import render_scene
 
 HEIGHT, WIDTH = 32, 48

@@ -6,12 +6,12 @@ import onnxruntime
 import pytest
 from onnx import ModelProto
 
-from export.build import build_model
-from export.calibration import calibrate
-from export.onnx_graph import OnnxGraph
-from export.pixels import Pixels
-from export.quantise import Recipe, quantise
-from export.quantise_image import centre_bytes
+from export.passes.build import build_model
+from export.passes.onnx_graph import OnnxGraph
+from export.precision.calibration import calibrate
+from export.precision.quantise import Recipe, quantise
+from export.precision.quantise_image import centre_bytes
+from export.symbols.normalisation import Pixels
 from serving.engines.cut import cut_graph
 from training.datasets.synthetic import render_scene
 

@@ -1,10 +1,9 @@
 import pytest
 
 from export.errors import IllegalSize, InvalidSymbol
-from export.own_size import own_size
-from export.retarget import retarget, size_rule
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED, FoundSymbol
+from export.symbols.find import PUBLISHED, FoundSymbol, own_size
+from export.symbols.graph import read_symbol
+from export.symbols.sizes import retarget, size_rule
 
 GENERATE = """
 import sys

@@ -8,11 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from export import cli
-from export.build import build_model
 from export.errors import UnsupportedOperator
-from export.params import write_params
+from export.passes.build import build_model
 from export.passes.sample_deformable import sample_deformable
-from export.symbol import write_symbol
+from export.symbols.graph import write_symbol
+from export.symbols.params import write_params
 from serving.repository import read_model
 
 SIZE = (32, 48)

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from export.convert import convert
 from export.errors import InvalidParams, InvalidSymbol, UnsupportedOperator
-from export.params import Parameters
-from export.random_params import random_params
-from export.shapes import infer_shapes
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.lowering.convert import convert
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import Parameters
+from export.symbols.shapes import infer_shapes
 
 
 def test_icnet_has_the_published_number_of_parameters():

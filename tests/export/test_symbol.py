@@ -4,7 +4,7 @@ import json
 import pytest
 
 from export.errors import InvalidSymbol
-from export.symbol import Entry, Node, parse_symbol, read_symbol, write_symbol
+from export.symbols.graph import Entry, Node, parse_symbol, read_symbol, write_symbol
 
 CONVOLUTION = {"kernel": "(3, 3)", "num_filter": "4"}
 

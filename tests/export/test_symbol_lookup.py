@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from export import cli
 from export.errors import SymbolNotFound
-from export.shapes import infer_shapes
-from export.symbol import write_symbol
-from export.symbol_lookup import NetworkName, find_symbol
+from export.symbols.find import NetworkName, find_symbol
+from export.symbols.graph import write_symbol
+from export.symbols.shapes import infer_shapes
 
 SIZE = (65, 97)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from export import timing
-from export.build import build_model
-from export.cpu import has_vnni
-from export.timing import compare_times, median_ratio
+from export.passes.build import build_model
+from export.precision import timing
+from export.precision.quantise import has_vnni
+from export.precision.timing import compare_times, median_ratio
 
 SIZE = (32, 48)
 

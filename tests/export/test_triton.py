@@ -5,11 +5,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from export import triton
-from export.build import build_model
 from export.errors import ExportError, IncompatibleModel
-from export.labels import generic_labels
-from export.triton import ModelFacts, write_model
+from export.passes.build import build_model
+from export.repository import triton
+from export.repository.labels import generic_labels
+from export.repository.triton import ModelFacts, write_model
 from serving.palette import LabelSet
 from serving.repository import read_model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.symbol import Graph, Node, read_symbol, write_symbol
+from export.symbols.graph import Graph, Node, read_symbol, write_symbol
 
 IGNORED = 255
 

@@ -21,10 +21,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from tf_deeplab import TensorFlowDeepLab  # noqa: E402
 from torch_icnets import FastSegICNet, LiminnICNet, randomise  # noqa: E402
 
-from export.build import build_model  # noqa: E402
-from export.params import read_params  # noqa: E402
-from export.pixels import IMAGENET, pixels_of  # noqa: E402
-from export.symbol import read_symbol  # noqa: E402
+from export.passes.build import build_model  # noqa: E402
+from export.symbols.graph import read_symbol  # noqa: E402
+from export.symbols.normalisation import IMAGENET, pixels_of  # noqa: E402
+from export.symbols.params import read_params  # noqa: E402
 from serving.cli import SUMMARIES  # noqa: E402
 from training.trained_heads import trained_heads  # noqa: E402
 from training.trainers.symbol_module import SymbolModule  # noqa: E402

@@ -40,9 +40,9 @@ from tiny_datasets import write_citys, write_mhp, write_pascal_aug
 from typer import Typer
 from typer.testing import CliRunner
 
-from export.params import read_params, write_params
-from export.random_params import random_params
-from export.symbol import read_symbol
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import read_params, write_params
 from training.datasets import open_dataset
 from training.datasets.archive import Archive
 from training.datasets.cli import dataset

@@ -17,7 +17,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export.cli import export
-from export.params import read_params
+from export.symbols.params import read_params
 from training.evaluation.weights_options import parse_evaluation
 from training.options import parse_options
 from training.weights import zoo

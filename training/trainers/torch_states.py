@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from export.params import read_params, write_params
+from export.symbols.params import read_params, write_params
 from training.parameter_fit import misfits, refuse_misfits
 from training.trainers.symbol_module import SymbolModule
 from training.trainers.torch_average import WeightAverage

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from export.symbol import write_symbol
+from export.symbols.graph import write_symbol
 from training.frozen_blocks import frozen_names
 from training.guard.finite import NonFiniteStep, choose_finding, first_finding
 from training.loader import Batch, Shard, join_shards

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import InvalidParams
-from export.params import read_params
+from export.symbols.params import read_params
 from training.weights.errors import WeightsError
 from training.weights.tensor_bundle import INDEX_ENDING, read_bundle
 from training.weights.torch_file import read_torch_file

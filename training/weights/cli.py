@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 from export.errors import ExportError
-from export.image_size import parse_size
-from export.pixels import pixels_of
+from export.options import parse_size
 from export.progress import show_bytes
+from export.symbols.normalisation import pixels_of
 from training.weights.array_file import stored_file
 from training.weights.errors import WeightsError
 from training.weights.importing import SOURCES, import_weights

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import TracingFailed
-from export.params import Parameters, write_params
-from export.provenance import digest
-from export.shapes import infer_shapes
-from export.symbol import BATCH_NORMS, SYMBOL_FILE, Graph, write_symbol
-from export.traced_symbol import NetworkSpec, trace_symbol
+from export.symbols.find import NetworkSpec, trace_symbol
+from export.symbols.graph import BATCH_NORMS, SYMBOL_FILE, Graph, write_symbol
+from export.symbols.params import Parameters, digest, write_params
+from export.symbols.shapes import infer_shapes
 from training.parameter_fit import misfits
 from training.weights.array_file import Arrays, read_arrays, stored_file
 from training.weights.errors import WeightsError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.pixels import IMAGENET
+from export.symbols.normalisation import IMAGENET
 from training.mxnet_import import mx
 from training.transforms import normalize
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from export.geometry import (
+from export.symbols.conv_arithmetic import (
     bilinear_upsampling_geometry,
     convolution_geometry,
     deconvolution_geometry,

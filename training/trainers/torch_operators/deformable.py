@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.geometry import Shape, convolution_geometry
+from export.symbols.conv_arithmetic import Shape, convolution_geometry
 from training.trainers.torch_operators.call import Call
 
 HALVES = (torch.float16, torch.bfloat16)

@@ -10,8 +10,8 @@ import typer
 
 from export.errors import ExportError, IllegalSize, UnsupportedPrecision
 from export.passes.mask_head import LOGITS, MASK
+from export.symbols.networks import NETWORKS
 from serving.geometry import Size as ImageSize
-from training.model_names import NETWORKS
 
 NETWORK_PANEL = "Network"
 Model: TypeAlias = Annotated[

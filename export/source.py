@@ -11,8 +11,8 @@ from export.errors import ExportError
 from export.options import refuse_given
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
-from training.backbones import default_backbone
-from training.model_names import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY
+from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone
+from export.weights.zoo import resolve
 
 WITH_STRIDES = "deeplabv3plus"
 
@@ -64,14 +64,8 @@ def name_network(
         _check_form(told)
     if pretrained is None:
         return told
-    # Fetching weights needs packages that exporting does not.
-    from training.weights.zoo import resolve
-
-    try:
-        with show_bytes(console, f"weights {pretrained}") as on_bytes:
-            found = resolve(pretrained, on_bytes)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
+    with show_bytes(console, f"weights {pretrained}") as on_bytes:
+        found = resolve(pretrained, on_bytes)
     return NamedNetwork(
         found.model, found.backbone, found.width, found.aux,
         found.output_stride if found.model == WITH_STRIDES else None,

@@ -1,7 +1,7 @@
-"""Random parameters for a symbol: He-normal convolutions, batch norms neutral or not.
+"""Parameters that nobody trained: random ones, and those that training from scratch starts from.
 
-Speed does not depend on the values, so benchmarks and trials need no trained weights. Comparisons
-need batch norms that do something.
+Convolutions are He-normal, batch norms neutral or not. Speed does not depend on the values, so
+benchmarks and trials need no trained weights. Comparisons need batch norms that do something.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from export.symbols.graph import BATCH_NORMS, Graph
 from export.symbols.params import Array, Parameters
-from export.symbols.shape_rules import BINARY
+from export.symbols.shape_rules import BINARY, DEFORMABLE
 from export.symbols.shapes import infer_shapes
 
 # Gamma where a sum reads the batch norm (residual sums must stay bounded), and elsewhere.
@@ -77,3 +77,20 @@ def _bilinear(rows: int, columns: int) -> Array:
         sides.append(1 - np.abs(np.arange(length) - centre) / factor)
     kernel: Array = np.outer(*sides).astype(np.float32)
     return kernel
+
+
+def start_parameters(graph: Graph, height: int, width: int, seed: int) -> Parameters:
+    """Of ``random_params``; the convolutions that give a deformable one its offsets start at zero,
+    so that it begins as a plain one (Dai et al., arXiv 1703.06211)."""
+    parameters = random_params(graph, height, width, seed)
+    zero = {
+        graph.nodes[entry.node].name
+        for _, node in graph.operators()
+        if node.op in DEFORMABLE
+        for entry in graph.nodes[node.inputs[1].node].inputs[1:]
+    }
+    started = {
+        name: np.zeros_like(array) if name in zero else array
+        for name, array in parameters.arguments.items()
+    }
+    return Parameters(started, parameters.auxiliary)

@@ -2,7 +2,8 @@
 
 Little endian: ``u64 0x112, u64 0, u64 n``, n arrays, ``u64 n``, n names (``u64`` length, bytes).
 An array is ``u32 magic``, shape, context (2 x ``i32``), ``i32`` dtype, data; the magic tells how
-the shape is stored. Source of the format: ``src/ndarray/ndarray.cc``.
+the shape is stored. Source of the format: ``src/ndarray/ndarray.cc``. Whether the arrays of a file
+are a network's is decided here too, for every trainer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,3 +185,36 @@ def tool_version() -> str:
         return version("segserve")
     except PackageNotFoundError:
         return "(not installed)"
+
+
+Shape = tuple[int, ...]
+
+
+class Shaped(Protocol):
+    """NumPy's, MXNet's and PyTorch's arrays alike."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
+def misfits(wanted: Mapping[str, Shape], found: Mapping[str, Shaped | None]) -> dict[str, str]:
+    """Why a parameter cannot be loaded, by name; empty where all can."""
+    problems = {}
+    for name, shape in wanted.items():
+        array = found.get(name)
+        if array is None:
+            problems[name] = f"{name} is missing"
+        elif tuple(array.shape) != shape:
+            problems[name] = f"{name} is {tuple(array.shape)}, the network has {shape}"
+    return problems
+
+
+def refuse_misfits(
+    problems: Mapping[str, str], wanted: int, path: Path, partial: bool = False
+) -> None:
+    """Raises ValueError, naming them; with ``partial`` only where none of ``wanted`` fits."""
+    if problems and not (partial and len(problems) < wanted):
+        raise ValueError(
+            f"{path} does not fit this network ({len(problems)} problems): "
+            + "; ".join(list(problems.values())[:5])
+        )

@@ -21,17 +21,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from tf_deeplab import TensorFlowDeepLab  # noqa: E402
 from torch_icnets import FastSegICNet, LiminnICNet, randomise  # noqa: E402
 
+from export.errors import WeightsError  # noqa: E402
 from export.passes.build import build_model  # noqa: E402
 from export.symbols.graph import read_symbol  # noqa: E402
 from export.symbols.normalisation import IMAGENET, pixels_of  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
-from serving.cli import SUMMARIES  # noqa: E402
-from training.trained_heads import trained_heads  # noqa: E402
-from training.trainers.symbol_module import SymbolModule  # noqa: E402
-from training.weights.array_file import read_arrays  # noqa: E402
-from training.weights.cli import import_weights_command  # noqa: E402
-from training.weights.errors import WeightsError  # noqa: E402
-from training.weights.importing import (  # noqa: E402
+from export.weights.cli import import_weights_command  # noqa: E402
+from export.weights.files import read_arrays  # noqa: E402
+from export.weights.importing import (  # noqa: E402
     SOURCES,
     ImportedWeights,
     build_symbol,
@@ -39,7 +36,10 @@ from training.weights.importing import (  # noqa: E402
     import_weights,
     read_imported,
 )
-from training.weights.tf_deeplab import rename  # noqa: E402
+from export.weights.sources import rename_tf_variable as rename  # noqa: E402
+from serving.cli import SUMMARIES  # noqa: E402
+from training.trained_heads import trained_heads  # noqa: E402
+from training.trainers.symbol_module import SymbolModule  # noqa: E402
 
 CLASSES, WIDTH = 7, 0.25
 SIZES = {"fast_seg": (128, 192), "liminn": (128, 192), "tf_deeplab": (129, 161)}

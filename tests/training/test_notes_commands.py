@@ -296,7 +296,7 @@ def in_torch(home: Home, in_mxnet: dict[str, Done]) -> dict[str, Done]:
         else:
             command = scoring(line, best, "", "--resume", str(best.parent))
         commands[line.text] = command
-    # Weights from elsewhere, which training/weights imports.
+    # Weights from elsewhere, which export/weights imports.
     network = symbol_of(told(VAL))
     start = write_start(home.path, network)
     commands[VAL.text] = scoring(

@@ -13,9 +13,9 @@ import pytest
 from export.errors import InvalidParams
 from export.lowering.convert import convert
 from export.symbols.graph import read_symbol
+from export.symbols.networks import NETWORKS
 from export.symbols.params import read_params
 from export.symbols.shapes import infer_shapes
-from training.model_names import NETWORKS
 
 Facts = dict[str, Any]
 

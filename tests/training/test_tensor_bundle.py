@@ -12,9 +12,9 @@ from bundle_writer import MAGIC, crc32c, field, make_entry, make_table, mask, va
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.weights import crc32c as ours
-from training.weights.errors import WeightsError
-from training.weights.tensor_bundle import read_bundle
+from export.errors import WeightsError
+from export.weights import tf_checkpoint as ours
+from export.weights.tf_checkpoint import read_bundle
 
 HEADER = (b"", field(1, 1) + field(3, field(1, 1)))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.backbones import BACKBONES
+from export.symbols.networks import BACKBONES
 from training.mxnet_import import mx
 from training.networks.layers import Norm, scale_channels
 

@@ -19,15 +19,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from training.datasets.archive import BLOCK, ArchiveError, Progress, download, sha1_of
-from training.model_names import MODEL_ALIASES
-from training.weights.errors import WeightsError
-from training.weights.importing import (
-    FACTS_FILE,
-    ImportedWeights,
-    import_weights,
-    read_imported,
-)
+from export.errors import WeightsError
+from export.symbols.networks import MODEL_ALIASES
+from export.weights.download import BLOCK, ArchiveError, Progress, download, sha1_of
+from export.weights.importing import FACTS_FILE, ImportedWeights, import_weights, read_imported
 
 REPOSITORY = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
 STORE = Path("model_zoo") / "model_store.py"

@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from export.errors import ExportError
+from export.errors import ExportError, WeightsError
 from export.options import parse_size
 from export.progress import show_bytes
 from export.symbols.normalisation import pixels_of
-from training.weights.array_file import stored_file
-from training.weights.errors import WeightsError
-from training.weights.importing import SOURCES, import_weights
-from training.weights.zoo import obtain_network
+from export.weights.files import stored_file
+from export.weights.importing import SOURCES, import_weights
+from export.weights.zoo import obtain_network
 
 _FROM = "; ".join(f"{name}: {source.about}" for name, source in SOURCES.items())
 

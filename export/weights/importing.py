@@ -13,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from export.errors import TracingFailed
+from export.errors import TracingFailed, WeightsError
 from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import BATCH_NORMS, SYMBOL_FILE, Graph, write_symbol
-from export.symbols.params import Parameters, digest, write_params
+from export.symbols.params import Parameters, digest, misfits, write_params
 from export.symbols.shapes import infer_shapes
-from training.parameter_fit import misfits
-from training.weights.array_file import Arrays, read_arrays, stored_file
-from training.weights.errors import WeightsError
-from training.weights.fast_seg import translate_fast_seg
-from training.weights.gluoncv import translate_gluoncv
-from training.weights.liminn import translate_liminn
-from training.weights.tf_deeplab import translate_tf_deeplab
-from training.weights.translated import Translate, Translated
+from export.weights.files import Arrays, read_arrays, stored_file
+from export.weights.sources import (
+    Translate,
+    Translated,
+    translate_fast_seg,
+    translate_gluoncv,
+    translate_liminn,
+    translate_tf_deeplab,
+)
 
 PARAMS_FILE = "network.params"
 FACTS_FILE = "weights.json"

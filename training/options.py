@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from export.datasets import known_datasets
 from export.symbols.networks import (
     MODEL_ALIASES,
     NETWORKS,
@@ -16,7 +17,7 @@ from export.symbols.networks import (
     legacy_loss_weights,
 )
 from export.symbols.normalisation import Pixels, pixels_of
-from training.datasets import KNOWN, canonical_name
+from training.datasets import canonical_name
 from training.flags import parser
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
@@ -140,8 +141,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         else:
             a.finetune = pretrained.params
     dataset = canonical_name(a.dataset)
-    if dataset not in KNOWN:
-        p.error(f"unknown --dataset {a.dataset}; known: {', '.join(KNOWN)}")
+    if dataset not in (known := known_datasets()):
+        p.error(f"unknown --dataset {a.dataset}; known: {', '.join(known)}")
     model = MODEL_ALIASES.get(a.model, a.model)
     if model not in NETWORKS:
         p.error(f"unknown --model {a.model}; known: {', '.join(NETWORKS)}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from export.errors import AccuracyLost, InvalidImages
+from export.precision.confusion_matrix import ConfusionMatrix
 from export.precision.images import ImageSource
 from export.precision.served_graph import serve_graph
 
@@ -113,8 +114,6 @@ class Gate:
         return Comparison(agreement, self.before, after)
 
     def _score(self, model: ModelProto, on_image: Callable[[], None]) -> tuple[Scores, float]:
-        from training.evaluation.metrics import ConfusionMatrix
-
         confusion = ConfusionMatrix(self._classes)
         first = not self._expected
         equal = total = 0

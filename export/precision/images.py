@@ -10,6 +10,7 @@ from typing import Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from export.datasets import find_dataset
 from export.errors import ImagesMissing, InvalidImages
 from serving.errors import SegserveError
 from serving.geometry import Size, plan, prepare
@@ -60,16 +61,14 @@ class ImageFiles:
 
 
 class DatasetSplit:
-    """One split of a dataset that the project knows.
+    """One split of a dataset that an installed package offers.
 
     Raises ImagesMissing where the split is not under ``root``.
     """
 
     def __init__(self, dataset: str, split: str, root: Path | None) -> None:
-        from training.datasets import open_dataset
-
         try:
-            self._samples = open_dataset(dataset, split, root)
+            self._samples = find_dataset(dataset).open(split, root)
         except (ValueError, OSError) as error:
             raise ImagesMissing(str(error)) from error
         self.title = f"{dataset} {split}"

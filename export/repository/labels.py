@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from export.datasets import find_dataset, known_datasets
 from export.errors import InvalidLabels
 from export.passes.mask_head import MAX_CLASSES
 from serving import palette
-from serving.palette import LabelSet, default_palette, load_labels
+from serving.palette import LabelSet, canonical_name, default_palette, load_labels
 
 
 def find_labels(
@@ -26,8 +27,10 @@ def find_labels(
             raise InvalidLabels("--dataset folder needs --root DIR; or give --labels FILE")
         return read_labels(root / "labels.txt")
     try:
+        if canonical_name(dataset) in known_datasets():
+            return find_dataset(dataset).labels(root)
         return load_labels(dataset)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise InvalidLabels(f"{error}; or give the classes with --labels FILE") from error
 
 

@@ -23,6 +23,7 @@ from export.errors import WeightsError
 from export.symbols.networks import MODEL_ALIASES
 from export.weights.download import BLOCK, ArchiveError, Progress, download, sha1_of
 from export.weights.importing import FACTS_FILE, ImportedWeights, import_weights, read_imported
+from serving.palette import canonical_name
 
 REPOSITORY = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
 STORE = Path("model_zoo") / "model_store.py"
@@ -32,9 +33,7 @@ MAX_BYTES = 2 * 2**30
 # GluonCV's names of the networks and datasets that are known here too.
 NETWORKS = ("icnet", "psp", "fcn", "deeplab")
 BACKBONES = ("resnet50", "resnet101", "resnet152")
-DATASETS = {
-    "citys": "citys", "voc": "pascal_voc", "ade": "ade20k", "coco": "coco", "mhpv1": "mhpv1",
-}  # fmt: skip
+DATASETS = ("ade", "citys", "coco", "mhpv1", "voc")
 # What they were trained at.
 SIZES = {"citys": (1024, 2048), "mhpv1": (768, 768)}
 USUAL_SIZE = (480, 480)
@@ -69,7 +68,7 @@ def zoo_networks() -> dict[str, ZooNetwork]:
         backbone, _, dataset = rest.partition("_")
         if model in NETWORKS and backbone in BACKBONES and dataset in DATASETS:
             networks[name] = ZooNetwork(
-                name, MODEL_ALIASES.get(model, model), backbone, DATASETS[dataset], sha1
+                name, MODEL_ALIASES.get(model, model), backbone, canonical_name(dataset), sha1
             )
     return networks
 

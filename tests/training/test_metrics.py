@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from training.evaluation.metrics import ConfusionMatrix
+from export.precision.confusion_matrix import ConfusionMatrix
 
 
 def confusion(truth: list[int], prediction: list[int], classes: int = 3) -> ConfusionMatrix:

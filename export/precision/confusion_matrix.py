@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import IGNORE_LABEL
+from export.datasets import IGNORE_LABEL
 
 
 class ConfusionMatrix:

@@ -11,9 +11,10 @@ import ast
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 from export.errors import InvalidSymbol
 
@@ -21,6 +22,8 @@ BATCH_NORMS = frozenset({"BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contri
 # What a network's symbol is called beside its parameters.
 SYMBOL_FILE = "network-symbol.json"
 _MAX_BYTES = 64 * 2**20
+
+Derived = TypeVar("Derived")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,18 @@ class Graph:
 
     nodes: tuple[Node, ...]
     heads: tuple[Entry, ...]
+    _derived: dict[Hashable, object] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def derive(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
+        """Returns what ``make`` computes from the graph, which never changes: once a key.
+
+        One export asks several times for the same shapes and the same parts of a network.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        return cast(Derived, self._derived[key])
 
     def operators(self) -> Iterator[tuple[int, Node]]:
         """The nodes that compute something, with their index."""
@@ -99,7 +114,11 @@ class Graph:
         return [node.name for node in self.nodes if node.is_variable]
 
     def pruned(self, heads: Sequence[Entry]) -> Graph:
-        """The graph that computes only ``heads``: nodes that they do not need are dropped."""
+        """Returns the graph that computes only ``heads``, without nodes that they do not need."""
+        wanted = tuple(heads)
+        return self.derive(("pruned", wanted), lambda: self._prune(wanted))
+
+    def _prune(self, heads: tuple[Entry, ...]) -> Graph:
         needed = set()
         stack = [head.node for head in heads]
         while stack:
@@ -107,6 +126,8 @@ class Graph:
             if index not in needed:
                 needed.add(index)
                 stack.extend(entry.node for entry in self.nodes[index].inputs)
+        if len(needed) == len(self.nodes) and heads == self.heads:
+            return self
         order = {old: new for new, old in enumerate(sorted(needed))}
         nodes = tuple(
             replace(n, inputs=tuple(Entry(order[e.node], e.output) for e in n.inputs))

@@ -40,11 +40,15 @@ class GraphShapes:
 
 
 def infer_shapes(graph: Graph, height: int, width: int) -> GraphShapes:
-    """Propagates (1, 3, height, width) through the graph.
+    """Propagates (1, 3, height, width) through the graph, once a graph and size.
 
     Raises UnsupportedOperator naming every operator without a rule, and InvalidSymbol where
     shapes do not fit each other, naming the node.
     """
+    return graph.derive(("shapes", height, width), lambda: _propagate(graph, height, width))
+
+
+def _propagate(graph: Graph, height: int, width: int) -> GraphShapes:
     unknown = {node.op for _, node in graph.operators() if node.op not in RULES}
     if unknown:
         raise UnsupportedOperator(

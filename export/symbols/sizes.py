@@ -77,11 +77,15 @@ def size_rule(graph: Graph) -> SizeRule | None:
 
 
 def retarget(graph: Graph, height: int, width: int) -> Graph:
-    """The graph for images of height x width.
+    """Returns the graph for images of height x width.
 
     Raises IllegalSize naming the nearest legal size, or what ``size_rule`` raises, and
     InvalidSymbol where the feature maps of the network do not fit each other at that size.
     """
+    return graph.derive(("retarget", height, width), lambda: _retarget(graph, height, width))
+
+
+def _retarget(graph: Graph, height: int, width: int) -> Graph:
     head = _full_size_head(graph)
     if head.op == _RESIZE and _target(head) == (height, width):
         return graph

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
-from export.errors import ExportError, IllegalSize, UnsupportedPrecision
-from export.passes.mask_head import LOGITS, MASK
+from export.errors import IllegalSize
 from export.symbols.networks import NETWORKS
 from serving.geometry import Size as ImageSize
 
@@ -179,57 +177,9 @@ DEFAULT_HEAD = "mask,logits"
 DEFAULT_REPOSITORY = Path("model_repository")
 
 
-def family_name(network: str, dataset: str | None) -> str:
-    """No model's own name where there is a dataset: a model's name always means that model."""
-    return f"{network}_{dataset}" if dataset else network
-
-
 def split_head(text: str) -> tuple[str, ...]:
-    """The outputs that ``--head`` names.
-
-    Raises ExportError where no server could make labels of them.
-    """
-    heads = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not set(heads) & {MASK, LOGITS}:
-        raise ExportError(
-            f"--head {text!r} holds neither mask nor logits; a server needs one of them: add mask"
-        )
-    return heads
-
-
-def check_format(file_format: str, precision: str, opset: int | None) -> None:
-    """Raises ExportError for an unknown ``--format``, or options that it leaves no room for."""
-    if file_format not in ("onnx", "mxnet"):
-        raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
-    if file_format == "mxnet" and precision != "fp32":
-        raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
-    if file_format == "mxnet" and opset is not None:
-        raise ExportError(f"--opset {opset} is for --format onnx; leave one of the two out")
-
-
-def summary(
-    folder: Path,
-    file: str,
-    classes: int,
-    size: tuple[int, int],
-    precision: str,
-    heads: Sequence[str],
-) -> str:
-    """What was written, for the terminal: the file, the version and what is in it."""
-    return (
-        f"{folder}/{file}: {folder.parent.name} version {folder.name}, {classes} classes,"
-        f" {size[0]}x{size[1]}, {precision}, {','.join(heads)}"
-    )
-
-
-def refuse_given(reason: str, options: Mapping[str, object]) -> None:
-    """Raises ExportError where one of ``options`` was given, naming those that were.
-
-    ``options`` are values by option; None was not given. ``reason`` begins the message.
-    """
-    given = [option for option, value in options.items() if value is not None]
-    if given:
-        raise ExportError(f"{reason}; leave {', '.join(given)} out")
+    """Returns the outputs that ``--head`` names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -1,18 +1,25 @@
-"""Which network is exported: told by name, or brought by ``--pretrained``."""
+"""Where a network comes from: named, brought by ``--pretrained``, or a model of the repository."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx import ModelProto
 from rich.console import Console
 
-from export.errors import ExportError
-from export.options import refuse_given
+from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
+from export.onnx_import.source import read_network
+from export.precision.half import is_half, widen
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
 from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone
 from export.weights.zoo import resolve
+from serving.engines.cut import find_precision
+from serving.errors import InvalidModel
+from serving.palette import LabelSet
+from serving.repository import CONFIG_FILE, read_model
 
 WITH_STRIDES = "deeplabv3plus"
 
@@ -88,3 +95,81 @@ def _check_form(told: NamedNetwork) -> None:
             f"{model} has no auxiliary head ({', '.join(WITH_AUXILIARY)} have one)",
             {"--aux": told.aux or None},
         )
+
+
+def refuse_given(reason: str, options: Mapping[str, object]) -> None:
+    """Raises ExportError where one of ``options`` was given, naming those that were.
+
+    ``options`` are values by option; None was not given. ``reason`` begins the message.
+    """
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        raise ExportError(f"{reason}; leave {', '.join(given)} out")
+
+
+@dataclass(frozen=True)
+class ExistingModel:
+    """A version of a model.
+
+    Attributes:
+        model: its graph in float32.
+        origin: its name, version and precision, then its own provenance.
+        dataset: what its classes are of; None where it does not tell.
+        resize: how the server brings images to its size; ``tile_overlap`` likewise.
+    """
+
+    name: str
+    model: ModelProto
+    labels: LabelSet
+    family: str
+    dataset: str | None
+    origin: tuple[str, ...]
+    resize: str
+    tile_overlap: str | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its image."""
+        dims = self.model.graph.input[0].type.tensor_type.shape.dim
+        return dims[1].dim_value, dims[2].dim_value
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of its outputs."""
+        return tuple(output.name for output in self.model.graph.output)
+
+
+def read_existing(model: str, repository: Path) -> ExistingModel:
+    """The served version of a model: a name in the repository, or a model's folder.
+
+    Raises InvalidNetwork where there is none, UnsupportedPrecision where it is in int8.
+    """
+    path = Path(model) if (Path(model) / CONFIG_FILE).is_file() else repository / model
+    if not (path / CONFIG_FILE).is_file():
+        raise InvalidNetwork(
+            f"--from {model} is no model of {repository} and no model's folder; `segserve models`"
+            " lists them"
+        )
+    try:
+        folder = read_model(path)
+    except InvalidModel as error:
+        raise InvalidNetwork(f"--from {model}: {error}") from error
+    version = folder.versions[-1]
+    graph = read_network(folder.graph(version))
+    precision = find_precision(graph)
+    if precision == "int8":
+        raise UnsupportedPrecision(
+            f"--from {model}: version {version} is in int8 already; start from fp32 or fp16"
+        )
+    parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
+    told = parameters.get("provenance", "")
+    return ExistingModel(
+        folder.name,
+        widen(graph) if is_half(graph) else graph,
+        folder.labels,
+        folder.family,
+        parameters.get("dataset"),
+        (f"from {folder.name} version {version} ({precision})", *([told] if told else [])),
+        folder.resize,
+        parameters.get("tile_overlap"),
+    )

@@ -17,13 +17,14 @@ from export.onnx_import.outputs import Labels
 from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import verify_import
 from export.options import parse_size, split_head
-from export.passes.build import PASSES, set_metadata
+from export.passes.build import PASSES
+from export.pipeline import Target, Written, check_heads, family_name, write_network
 from export.precision.gate import Limits
-from export.precision.lower import PrecisionOptions, check_options, lower_precision
+from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
 from export.repository.files import ONNX_FILE
 from export.repository.labels import find_labels, read_labels
-from export.repository.triton import ModelFacts, variant_name, write_model
+from export.repository.triton import ModelFacts, variant_name
 from export.symbols.params import digest
 from serving.palette import LabelSet, default_palette, parse_palette
 
@@ -108,6 +109,7 @@ def import_onnx(
         form = _input_format(mean, std, value_range, layout, channel_order)
         labels = _label_set(classes, dataset, root, palette, threshold is not None)
         heads = split_head(head)
+        check_heads(heads)
         options = ImportOptions(
             form, len(labels.names), parse_size(size), output, threshold, align_corners, heads
         )
@@ -134,7 +136,6 @@ def import_onnx(
                 result = verify_import(network, imported, options)
                 batches, outcome = result.batches, f"verified: {result}"
             batch = _batch_size(max_batch_size, batches, repository / title)
-            lowered = lower_precision(imported.model, lowering, len(labels.names), step)
             notes = [provenance] if provenance else []
             notes += [
                 f"imported from {network.name} sha256 {digest(network)}",
@@ -146,30 +147,29 @@ def import_onnx(
                 *imported.notes,
                 *([] if batches else ["one image a run: the batch is written into the network"]),
                 outcome,
-                *lowered.provenance,
             ]  # fmt: skip
-            measured = lowered.accuracy_after(accuracy)
             facts = ModelFacts(
                 labels,
-                family or given.family_name(network.stem, dataset),
+                family or family_name(network.stem, dataset),
                 dataset,
-                measured,
+                accuracy,
                 "; ".join(notes),
             )
             passes = {PASSES: ",".join(imported.passes)}
-            set_metadata(lowered.model, facts.parameters() | passes)
-            step("writing the repository")
-            folder = write_model(repository, title, lowered.model, facts, batch)
+            target = Target(repository, max_batch_size=batch)
+            folder, cost = write_network(
+                imported.model, facts, lowering, target, title, step, passes
+            )
     except (ExportError, OSError, ValueError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     one = [] if batches else ["one image a run"]
-    for note in filter(None, (*imported.notes, *one, outcome, lowered.outcome)):
+    for note in filter(None, (*imported.notes, *one, outcome, cost)):
         console.print(note, markup=False, soft_wrap=True)
     outputs = ("mask",) if isinstance(imported.found, Labels) else heads
     shape = (imported.height, imported.width)
-    line = given.summary(folder, ONNX_FILE, len(labels.names), shape, precision, outputs)
-    typer.echo(f"{line}, opset {opset_of(imported.model)}")
+    written = Written(folder, ONNX_FILE, len(labels.names), shape, precision, outputs)
+    typer.echo(f"{written}, opset {opset_of(imported.model)}")
 
 
 def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) -> InputFormat:

@@ -18,7 +18,7 @@ from pathlib import Path
 from export.errors import IllegalSize, SymbolNotFound, TracingFailed
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
 from export.symbols.shapes import infer_shapes
-from export.symbols.sizes import built_size
+from export.symbols.sizes import built_size, retarget
 
 NAMES_FILE = "network-names.json"
 
@@ -110,6 +110,10 @@ class FoundSymbol:
 
     graph: Graph
     source: str
+
+    def at(self, height: int, width: int) -> Graph:
+        """Returns the symbol for images of height x width. Raises what ``retarget`` raises."""
+        return retarget(self.graph, height, width)
 
 
 def find_symbol(

@@ -58,8 +58,8 @@ def pixels_of(model: str | None, backbone: str | None = None) -> Pixels:
 
 def choose_pixels(
     model: str | None,
-    mean: str | None,
-    std: str | None,
+    mean: Triple | str | None,
+    std: Triple | str | None,
     bgr: bool | None,
     backbone: str | None = None,
 ) -> Pixels:
@@ -78,11 +78,12 @@ def choose_pixels(
     return chosen
 
 
-def _three(option: str, text: str) -> Triple:
+def _three(option: str, given: Triple | str) -> Triple:
+    values = given.split(",") if isinstance(given, str) else given
     try:
-        red, green, blue = (float(part) for part in text.split(","))
+        red, green, blue = (float(part) for part in values)
     except ValueError:
         raise ExportError(
-            f"{option} {text!r}: three numbers by comma, RGB, of values from 0 to 1"
+            f"{option} {given!r}: three numbers by comma, RGB, of values from 0 to 1"
         ) from None
     return red, green, blue

@@ -7,7 +7,7 @@ import typer
 from precision_model import scene, write_image, write_scenes
 from typer.testing import CliRunner
 
-from export import cli
+from export import cli, pipeline
 from export.errors import AccuracyLost, InvalidImages
 from export.passes.build import build_model
 from export.precision.gate import Comparison, Gate, Limits, Scores, pass_gate
@@ -176,7 +176,7 @@ def test_fp16_without_images_is_not_judged(export, tmp_path):
 )
 def test_refuses_with_a_remedy_before_the_work(export, arguments, message, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(cli, "build_model", None)
+    monkeypatch.setattr(pipeline, "build_model", None)
     assert message in error(export(*arguments))
     assert not (tmp_path / "repository").exists()
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
 from export.onnx_import.source import read_network
-from export.precision.half import is_half, widen
+from export.passes.onnx_graph import is_half
+from export.precision.half import widen
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
 from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone

@@ -25,6 +25,7 @@ from export.progress import show_steps
 from export.repository.files import ONNX_FILE
 from export.repository.labels import find_labels, read_labels
 from export.repository.triton import ModelFacts, variant_name
+from export.symbols.normalisation import Triple
 from export.symbols.params import digest
 from serving.palette import LabelSet, default_palette, parse_palette
 
@@ -133,8 +134,8 @@ def import_onnx(
             step("comparing with the network" if check else "not compared with the network")
             batches, outcome = imported.batches, "not compared with the network"
             if check:
-                result = verify_import(network, imported, options)
-                batches, outcome = result.batches, f"verified: {result}"
+                result, batches = verify_import(network, imported, options)
+                outcome = f"verified: {result}"
             batch = _batch_size(max_batch_size, batches, repository / title)
             notes = [provenance] if provenance else []
             notes += [
@@ -189,7 +190,7 @@ def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) ->
     return InputFormat(means, stds, maximum, order.lower() == "bgr", layout.upper() == "NHWC")
 
 
-def _three(option: str, text: str) -> tuple[float, float, float]:
+def _three(option: str, text: str) -> Triple:
     try:
         first, second, third = (float(part) for part in text.replace(" ", ",").split(",") if part)
     except ValueError:

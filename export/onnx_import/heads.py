@@ -12,7 +12,7 @@ from export.lowering.convert import BATCH
 from export.lowering.resize import resize_nodes
 from export.onnx_import.outputs import NONE, SIGMOID, Labels, Scores
 from export.passes.mask_head import MASK
-from export.passes.onnx_graph import OnnxGraph
+from export.passes.onnx_graph import OnnxGraph, is_half
 
 
 def label_head(model: ModelProto, found: Labels, height: int, width: int) -> None:
@@ -120,12 +120,6 @@ def score_head(
         helper.make_tensor_value_info(current, TensorProto.FLOAT, [BATCH, classes, height, width])
     )
     return notes
-
-
-def is_half(model: ModelProto) -> bool:
-    """True where a network has weights or an input in half precision."""
-    inputs = {value.type.tensor_type.elem_type for value in model.graph.input}
-    return TensorProto.FLOAT16 in inputs | {t.data_type for t in model.graph.initializer}
 
 
 def threshold_shift(found: Scores, threshold: float | None) -> float:

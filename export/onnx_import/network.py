@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, checker, helper, shape_inference
 
 from export.errors import IllegalSize, InvalidNetwork
 from export.lowering.convert import BATCH, DATA
-from export.onnx_import.heads import is_half, label_head, score_head
+from export.onnx_import.heads import label_head, score_head
 from export.onnx_import.outputs import NONE, Labels, Scores, find_output
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
@@ -26,7 +26,8 @@ from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import fold_normalisation
 from export.passes.image_pooling_bias import image_pooling_bias
 from export.passes.mask_head import HEADS, MASK, MAX_CLASSES, mask_head
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, integers, is_half
+from export.symbols.normalisation import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
 
 
@@ -41,11 +42,20 @@ class InputFormat:
         channels_last: [N, H, W, 3] instead of [N, 3, H, W].
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple
+    std: Triple
     maximum: int
     bgr: bool = False
     channels_last: bool = False
+
+    @property
+    def pixels(self) -> Pixels:
+        """The same in RGB, of values from 0 to 1."""
+        return Pixels(self._scale(self.mean), self._scale(self.std), self.bgr)
+
+    def _scale(self, values: Triple) -> Triple:
+        first, second, third = (value / self.maximum for value in values)
+        return (third, second, first) if self.bgr else (first, second, third)
 
 
 @dataclass(frozen=True)
@@ -221,11 +231,8 @@ def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
         for rewrite in (image_pooling_bias, factor_pyramid):
             passes += [rewrite.__name__] if _run_where_shapes_are_known(rewrite, model) else []
         passes += ["commute_resize"] if commute_resize(model) else []
-    # The pass takes mean and std in RGB, of values from 0 to 1.
-    mean, std = ([v / expected.maximum for v in values] for values in (expected.mean, expected.std))
-    if expected.bgr:
-        mean, std = mean[::-1], std[::-1]
-    fold_normalisation(model, mean, std, bgr=expected.bgr)
+    pixels = expected.pixels
+    fold_normalisation(model, pixels.mean, pixels.std, bgr=pixels.bgr)
     return [*passes, "fold_normalisation", "mask_head"]
 
 

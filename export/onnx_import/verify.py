@@ -7,59 +7,35 @@ network gives is resized and turned into labels here, in float64.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from export.errors import InvalidLabels, VerificationFailed
 from export.onnx_import.heads import threshold_shift
 from export.onnx_import.network import ImportedNetwork, ImportOptions, InputFormat
 from export.onnx_import.outputs import LOG_SOFTMAX, SIGMOID, SOFTMAX, Labels, Scores
-from export.verify import example_images
+from export.passes.onnx_graph import is_half
+from export.verify import (
+    MAX_RELATIVE_DIFFERENCE,
+    MIN_LABEL_AGREEMENT,
+    Verification,
+    example_images,
+)
 
-MAX_RELATIVE_DIFFERENCE = 1e-3
-MIN_LABEL_AGREEMENT = 0.999
-# Half-precision networks round differently in every engine.
 MIN_LABEL_AGREEMENT_HALF = 0.99
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ImportVerification:
-    """How far the model is from the network over all images.
-
-    Attributes:
-        absolute: the largest difference of two scores; None where labels alone are compared.
-        relative: that divided by the largest score.
-        agreement: the share of equal labels at the image's size.
-        batches: a batch of all images gave what each alone did.
-    """
-
-    images: int
-    absolute: float | None
-    relative: float | None
-    agreement: float
-    batches: bool
-
-    def __str__(self) -> str:
-        scores = (
-            ""
-            if self.absolute is None
-            else f"scores within {self.relative:.1e} (relative) and {self.absolute:.1e} (absolute)"
-            " of the network's, "
-        )
-        return f"{scores}{self.agreement:.4%} equal labels, {self.images} images"
-
-
 def verify_import(
     path: Path, imported: ImportedNetwork, options: ImportOptions
-) -> ImportVerification:
+) -> tuple[Verification, bool]:
     """Runs the network of ``path`` and the model on a few images.
+
+    Returns how far they are apart, and whether a batch of all images gave what each alone did.
 
     Raises VerificationFailed where they differ by more than float arithmetic explains, and
     InvalidLabels where the network gives ids that no class has.
@@ -93,15 +69,17 @@ def verify_import(
             largest = max(largest, float(np.abs(scores).max()))
     relative = None if absolute is None else absolute / (largest or 1.0)
     agreement = equal / (len(images) * imported.height * imported.width)
-    result = ImportVerification(len(images), absolute, relative, agreement, batches)
-    half = any(t.data_type == TensorProto.FLOAT16 for t in imported.model.graph.initializer)
-    near = half or relative is None or relative <= MAX_RELATIVE_DIFFERENCE  # NaN is not
-    if not near or agreement < (MIN_LABEL_AGREEMENT_HALF if half else MIN_LABEL_AGREEMENT):
+    result = Verification(len(images), absolute, relative, agreement)
+    # Half-precision networks round differently in every engine.
+    half = is_half(imported.model)
+    least = MIN_LABEL_AGREEMENT_HALF if half else MIN_LABEL_AGREEMENT
+    near = half or result.is_within(MAX_RELATIVE_DIFFERENCE, least)
+    if not near or agreement < least:
         raise VerificationFailed(
             f"the imported model and the network disagree: {result}; --no-verify writes it without"
             " the comparison"
         )
-    return result
+    return result, batches
 
 
 def normalise(image: NDArray[np.uint8], expected: InputFormat) -> NDArray[np.float32]:

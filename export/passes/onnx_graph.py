@@ -77,6 +77,12 @@ class OnnxGraph:
                 del self._constants[tensor.name]
 
 
+def is_half(model: ModelProto) -> bool:
+    """Returns True where a network has weights or an input in half precision."""
+    inputs = {value.type.tensor_type.elem_type for value in model.graph.input}
+    return TensorProto.FLOAT16 in inputs | {t.data_type for t in model.graph.initializer}
+
+
 def attribute(node: NodeProto, name: str, default: float) -> float:
     """A float attribute of a node."""
     for candidate in node.attribute:

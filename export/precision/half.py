@@ -170,11 +170,6 @@ def _rounding(source: str, target: str) -> list[NodeProto]:
     return nodes
 
 
-def is_half(model: ModelProto) -> bool:
-    """True where a constant is float16."""
-    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-
-
 def widen(model: ModelProto) -> ModelProto:
     """A copy that computes in float32 throughout; its inputs and outputs keep their types.
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from export.errors import ImagesMissing, UnsupportedPrecision
 from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import is_half
 from export.precision.calibration import calibrate
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
@@ -125,7 +126,7 @@ def lower_precision(
     source = _judges(options)
     if fp32:
         return _score(model, source, classes, steps)
-    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer):
+    if is_half(model):
         raise UnsupportedPrecision(
             f"the network is in half precision already; leave --precision {options.precision} out,"
             " or bring it in float32"

@@ -12,7 +12,8 @@ from export import cli
 from export.errors import UnsupportedPrecision
 from export.passes.build import build_model
 from export.passes.graph_ends import name_nodes
-from export.precision.half import is_half, to_half, widen
+from export.passes.onnx_graph import is_half
+from export.precision.half import to_half, widen
 from export.repository.files import onnx_files
 from export.repository.triton import ModelFacts, write_version
 from export.verify import example_images

@@ -1,6 +1,6 @@
 """The one place that imports MXNet 1.9.1, which is older than the Python and NumPy around it.
 
-Everything else does ``from training.mxnet_import import mx``. Importing it raises
+Everything else does ``from export.mxnet_import import mx``. Importing it raises
 ``MXNetMissing`` (with the remedy) where MXNet is not installed.
 """
 

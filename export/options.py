@@ -183,7 +183,7 @@ def split_head(text: str) -> tuple[str, ...]:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Height and width of HEIGHTxWIDTH; None where nothing was said. Raises IllegalSize."""
+    """Returns height and width of HEIGHTxWIDTH; None where nothing was said. Raises IllegalSize."""
     if text is None:
         return None
     try:

@@ -36,7 +36,7 @@ _STEPS = 6
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model is written, and what is stored with it.
+    """Says where a model is written, and what is stored with it.
 
     Attributes:
         repository: the folder of models.
@@ -269,7 +269,7 @@ def _read_network(
     pixels: Pixels,
     step: Steps,
 ) -> _Network:
-    """The symbol moved to its size, and its parameters, or random ones."""
+    """Returns the symbol moved to its size, and its parameters, or random ones."""
     if request.symbol is not None:
         found = FoundSymbol(read_symbol(request.symbol), request.symbol.name)
     else:
@@ -286,7 +286,7 @@ def _read_network(
 
 
 def _origin(request: ExportRequest, named: NamedNetwork, network: _Network) -> list[str]:
-    """The provenance, as far as it is known before anything is measured."""
+    """Returns the provenance, as far as it is known before anything is measured."""
     height, width = network.size
     weights = "random weights"
     if named.params is not None:
@@ -302,7 +302,8 @@ def _origin(request: ExportRequest, named: NamedNetwork, network: _Network) -> l
 
 
 def _build(request: ExportRequest, network: _Network, step: Steps) -> tuple[ModelProto, str, bool]:
-    """The serving graph, what came of the comparison with MXNet, and whether there was one."""
+    """Returns the serving graph, what came of the comparison with MXNet, and whether there was
+    one."""
     height, width = network.size
     model = build_model(
         network.graph, network.parameters, height, width, request.heads,
@@ -321,7 +322,7 @@ def _build(request: ExportRequest, network: _Network, step: Steps) -> tuple[Mode
 def _check_format(file_format: str, precision: str, opset: int | None) -> None:
     """Raises ExportError for an unknown ``--format``, or options that it leaves no room for."""
     if file_format not in ("onnx", "mxnet"):
-        raise ExportError(f"there is no --format {file_format}; choose onnx or mxnet")
+        raise ExportError(f"--format {file_format} is not a valid format: expected onnx or mxnet")
     if file_format == "mxnet" and precision != "fp32":
         raise UnsupportedPrecision(f"--format mxnet is fp32; for {precision} use --format onnx")
     if file_format == "mxnet" and opset is not None:
@@ -329,7 +330,7 @@ def _check_format(file_format: str, precision: str, opset: int | None) -> None:
 
 
 def _export_existing(request: ExportRequest, existing: str, console: Console) -> Written:
-    """A model of the repository once more, in another precision."""
+    """Exports a model of the repository once more, in another precision."""
     refuse_given(
         f"--from {existing} brings its network, size, classes and pixels",
         {

@@ -39,7 +39,7 @@ class NamedNetwork:
 
     @property
     def network(self) -> NetworkName:
-        """To look the symbol up by. Raises ExportError where nothing was named."""
+        """The name that the symbol is looked up by. Raises ExportError where nothing was named."""
         if self.model is None:
             raise ExportError("name the network with --model, or give its --symbol")
         return NetworkName(
@@ -55,7 +55,8 @@ class NamedNetwork:
 def name_network(
     pretrained: str | None, symbol: Path | None, told: NamedNetwork, console: Console
 ) -> NamedNetwork:
-    """``told``, or what ``pretrained`` brings; of that only the dataset may be told otherwise.
+    """Returns ``told``, or what ``pretrained`` brings; of that only the dataset may be told
+    otherwise.
 
     Raises ExportError, also for options that the network leaves no room for.
     """
@@ -141,15 +142,15 @@ class ExistingModel:
 
 
 def read_existing(model: str, repository: Path) -> ExistingModel:
-    """The served version of a model: a name in the repository, or a model's folder.
+    """Returns the served version of a model: a name in the repository, or a model's folder.
 
     Raises InvalidNetwork where there is none, UnsupportedPrecision where it is in int8.
     """
     path = Path(model) if (Path(model) / CONFIG_FILE).is_file() else repository / model
     if not (path / CONFIG_FILE).is_file():
         raise InvalidNetwork(
-            f"--from {model} is no model of {repository} and no model's folder; `segserve models`"
-            " lists them"
+            f"--from {model} is not a valid model: expected a name in {repository}, or a model's"
+            " folder; `segserve models` lists the names"
         )
     try:
         folder = read_model(path)

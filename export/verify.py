@@ -127,7 +127,8 @@ def verify(
 
 
 def example_images(height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [3, height, width, 3]: noise, rectangles of one colour, and a gradient with noise."""
+    """Returns uint8 [3, height, width, 3]: noise, rectangles of one colour, and a gradient with
+    noise."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     blocks = np.zeros((height, width, 3), np.uint8)
@@ -141,7 +142,8 @@ def example_images(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _both_heads(main: Graph, logits: Graph) -> Graph:
-    """The full-size head and the logits as outputs of one graph, whose image is ``data``."""
+    """Returns the full-size head and the logits as outputs of one graph, whose image is
+    ``data``."""
     name = logits.nodes[logits.heads[0].node].name
     index = max(i for i, node in enumerate(main.nodes) if node.name == name)
     head = main.heads[0]

@@ -23,8 +23,8 @@ class Lowering:
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where an operator stands: its node under a unique ``name``, its inputs and shapes.
+class LoweringContext:
+    """What surrounds an operator: its node under a unique ``name``, its inputs and shapes.
 
     ``input_shapes`` and ``shape`` are (1, C, H, W); for parameters the shape is their own.
     """
@@ -36,19 +36,21 @@ class Site:
     shape: Shape
 
 
-def single(site: Site, op_type: str, inputs: Sequence[str], *constants: TensorProto) -> Lowering:
-    """One ONNX node under the site's name."""
-    node = helper.make_node(op_type, list(inputs), [site.name], name=site.name)
-    return Lowering((node,), site.name, constants)
+def single(
+    context: LoweringContext, op_type: str, inputs: Sequence[str], *constants: TensorProto
+) -> Lowering:
+    """Returns one ONNX node under the operator's name."""
+    node = helper.make_node(op_type, list(inputs), [context.name], name=context.name)
+    return Lowering((node,), context.name, constants)
 
 
 def constant(name: str, values: NDArray[np.float32]) -> TensorProto:
-    """A float32 constant."""
+    """Returns a float32 constant."""
     tensor: TensorProto = numpy_helper.from_array(values, name)
     return tensor
 
 
 def indices(name: str, values: Sequence[int]) -> TensorProto:
-    """An int64 constant: shapes, axes, bounds."""
+    """Returns an int64 constant: shapes, axes, bounds."""
     tensor: TensorProto = numpy_helper.from_array(np.array(values, np.int64), name)
     return tensor

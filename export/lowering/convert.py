@@ -6,7 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from export.errors import InvalidParams, UnsupportedOperator
-from export.lowering.context import Site
+from export.lowering.context import LoweringContext
 from export.lowering.convolutions import DEFORMABLE_IR_VERSION, DEFORMABLE_OPSET
 from export.lowering.operators import lower, unsupported
 from export.symbols.graph import Graph
@@ -41,7 +41,7 @@ def convert(graph: Graph, parameters: Parameters, height: int, width: int) -> Mo
     nodes: list[NodeProto] = []
     constants: list[TensorProto] = []
     for index, node in graph.operators():
-        site = Site(
+        context = LoweringContext(
             node,
             names[index],
             tuple(tensors[e.node] for e in node.inputs),
@@ -53,7 +53,7 @@ def convert(graph: Graph, parameters: Parameters, height: int, width: int) -> Mo
             ),
             shapes.tensors[index],
         )
-        lowering = lower(site)
+        lowering = lower(context)
         nodes.extend(lowering.nodes)
         constants.extend(lowering.constants)
         tensors[index] = lowering.output
@@ -108,7 +108,7 @@ def _check_parameters(parameters: Parameters, shapes: dict[str, tuple[int, ...]]
 
 
 def _unique_names(graph: Graph) -> dict[int, str]:
-    """Operator names, suffixed where a symbol uses one twice or a variable has it."""
+    """Returns the operators' names, suffixed where a symbol uses one twice or a variable has it."""
     taken = {DATA, *graph.variables()}
     names = {}
     for index, node in graph.operators():

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 def resize_nodes(
     name: str, source: str, lengths: Sequence[int], outputs: Sequence[int], aligned: bool
 ) -> tuple[tuple[NodeProto, ...], tuple[TensorProto, ...]]:
-    """A Resize of [N, C, *lengths] to [N, C, *outputs]; no nodes where both are equal.
+    """Returns a Resize of [N, C, *lengths] to [N, C, *outputs]; no nodes where both are equal.
 
     ``aligned`` is MXNet's ``align_corners``. Scales, because sizes would fix the batch too
     (``axes`` came with opset 18); where corners are aligned they set only the output size.
@@ -33,7 +33,7 @@ def resize_nodes(
 
 
 def resize_scale(length: int, outputs: int) -> np.float32:
-    """The smallest float32 scale whose product with ``length`` is at least ``outputs``.
+    """Returns the smallest float32 scale whose product with ``length`` is at least ``outputs``.
 
     So floor(length * scale) is ``outputs`` in any precision that an engine computes it in.
     """

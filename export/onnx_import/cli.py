@@ -207,7 +207,8 @@ def _label_set(
     palette: str | None,
     binary: bool,
 ) -> LabelSet:
-    """The labels of --classes, else of --dataset, in the colours of --palette where given."""
+    """Returns the labels of --classes, else of --dataset, in the colours of --palette where
+    given."""
     labels: LabelSet | None
     if classes is None:
         labels = find_labels(dataset, None, root)
@@ -234,7 +235,7 @@ def _label_set(
 
 
 def _batch_size(wanted: int | None, batches: bool, existing: Path) -> int | None:
-    """``max_batch_size`` to write; None leaves an existing model's."""
+    """Returns the ``max_batch_size`` to write; None leaves an existing model's."""
     if batches:
         return wanted if wanted is not None or existing.exists() else _DEFAULT_BATCH
     if wanted not in (None, 1):

@@ -16,7 +16,7 @@ from export.passes.onnx_graph import OnnxGraph, is_half
 
 
 def label_head(model: ModelProto, found: Labels, height: int, width: int) -> None:
-    """From integers [N, h, w] or [N, 1, h, w] to ``mask`` uint8 [N, height, width]."""
+    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` uint8 [N, height, width]."""
     graph = model.graph
     current = "mask_ids"
     graph.node.append(
@@ -123,7 +123,7 @@ def score_head(
 
 
 def threshold_shift(found: Scores, threshold: float | None) -> float:
-    """What to subtract so that the channel is above 0 where it is above the threshold."""
+    """Returns what to subtract so that the channel is above 0 where it is above the threshold."""
     if threshold is None:
         raise InvalidNetwork(
             "the network gives one channel; say with --threshold above which value of it the second"

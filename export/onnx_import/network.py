@@ -151,7 +151,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
 
 
 def image_size(model: ModelProto, options: ImportOptions) -> tuple[int, int]:
-    """Height and width of a prepared network. Raises InvalidNetwork or IllegalSize."""
+    """Returns height and width of a prepared network. Raises InvalidNetwork or IllegalSize."""
     image = model.graph.input[0]
     lengths = [d.dim_value for d in image.type.tensor_type.shape.dim]
     channels = lengths[3] if options.input.channels_last else lengths[1]
@@ -237,7 +237,7 @@ def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
 
 
 def _run_where_shapes_are_known(rewrite: Callable[[ModelProto], int], model: ModelProto) -> int:
-    """How often a pass applied that needs every shape, and paddings written out."""
+    """Returns how often a pass applied that needs every shape, and paddings written out."""
     automatic = any(
         a.name == "auto_pad" and a.s != b"NOTSET" for n in model.graph.node for a in n.attribute
     )

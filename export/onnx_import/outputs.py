@@ -33,7 +33,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Scores:
-    """Where a network's scores are, and what it does with them afterwards.
+    """Says where a network's scores are, and what it does with them afterwards.
 
     ``tensor`` is float [N, C, height, width] (``axis`` 1) or [N, height, width, C] (``axis`` 3).
     ``activation`` follows it in the network, ``resized`` says that a resize with aligned corners to
@@ -55,7 +55,7 @@ class Scores:
 def find_output(
     network: FrozenNetwork, classes: int, image: tuple[int, int], channels_last: bool
 ) -> Labels | Scores:
-    """What the network's output is, for so many classes and images of height x width.
+    """Returns what the network's output is, for so many classes and images of height x width.
 
     ``channels_last`` decides where the output's shape leaves it open. One channel stands for two
     classes. Raises InvalidNetwork where the output is no map of classes.
@@ -128,7 +128,7 @@ def _walk(
 
 
 def _labelling(graph: OnnxGraph, name: str) -> NodeProto | None:
-    """The node that makes the labels ``name``: behind it types and shapes alone change."""
+    """Returns the node that makes the labels ``name``: behind it types and shapes alone change."""
     node = graph.producer(name)
     while node is not None and node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
         node = graph.producer(node.input[0])
@@ -142,7 +142,7 @@ def _compared_scores(
     classes: int,
     image: tuple[int, int],
 ) -> Scores | None:
-    """The one channel of image size that a network compares with a constant at its end.
+    """Returns the one channel of image size that a network compares with a constant at its end.
 
     MMSegmentation's exporter does, and gives the two labels as floats.
     """
@@ -160,7 +160,7 @@ def _compared_scores(
 
 
 def _before_argmax(graph: OnnxGraph, name: str) -> tuple[str, int] | None:
-    """The scores that an argmax at the end reads, and their axis of classes."""
+    """Returns the scores that an argmax at the end reads, and their axis of classes."""
     node = _labelling(graph, name)
     if node is None or node.op_type != "ArgMax":
         return None
@@ -179,7 +179,8 @@ def _is_channels_last(node: NodeProto, axis: int) -> bool:
 
 
 def _transposed_softmax(graph: OnnxGraph, last: NodeProto, axis: int) -> tuple[str, str] | None:
-    """What a softmax between two transposes reads, and its kind: PyTorch's form before opset 13."""
+    """Returns what a softmax between two transposes reads, and its kind: PyTorch's form before
+    opset 13."""
     softmax = graph.producer(last.input[0]) if last.op_type == "Transpose" else None
     if softmax is None or softmax.op_type not in _ACTIVATIONS:
         return None

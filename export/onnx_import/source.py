@@ -60,8 +60,8 @@ def _read_text(model: ModelProto) -> None:
 
 
 def _with_output_shapes(model: ModelProto) -> ModelProto:
-    """The model, or a copy that says something of each output: the checker wants that, engines and
-    exporters do not."""
+    """Returns the model, or a copy that says something of each output: the checker wants that,
+    engines and exporters do not."""
     if all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
         return model
     copy = ModelProto()
@@ -72,12 +72,13 @@ def _with_output_shapes(model: ModelProto) -> ModelProto:
 
 
 def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own operators; 0 where the model names none."""
+    """Returns the version of ONNX's own operators; 0 where the model names none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def prepare_network(source: ModelProto, output: str | None) -> ModelProto:
-    """A copy in the form described above, whose one output is ``output`` (default: the first).
+    """Returns a copy in the form described above, whose one output is ``output`` (default: the
+    first).
 
     Raises InvalidNetwork naming what the network has that no model of the repository can have.
     """
@@ -176,14 +177,14 @@ def _check_control_flow(graph: GraphProto) -> None:
 
 
 def _drop_constant_inputs(graph: GraphProto) -> None:
-    """IR 3 lists constants among the inputs."""
+    """Drops the constants that IR 3 lists among the inputs."""
     constants = {tensor.name for tensor in graph.initializer}
     for tensor in [t for t in graph.input if t.name in constants]:
         graph.input.remove(tensor)
 
 
 def _name_nodes(graph: GraphProto) -> None:
-    """The passes make names of tensors out of nodes' names, so each has its own."""
+    """Names each node: the passes make names of tensors out of nodes' names."""
     taken: set[str] = set()
     for number, node in enumerate(graph.node):
         name = node.name or f"{node.op_type}_{number}"
@@ -212,7 +213,7 @@ def _constants_to_initializers(graph: GraphProto) -> None:
 
 
 def _set_versions(model: ModelProto) -> None:
-    """The opsets that are used, and the oldest IR that can hold them (8 at least)."""
+    """Sets the opsets that are used, and the oldest IR that can hold them (8 at least)."""
     opset = opset_of(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))

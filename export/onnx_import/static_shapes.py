@@ -81,7 +81,8 @@ def freeze_shapes(model: ModelProto, shape: tuple[int, int, int]) -> FrozenNetwo
 def run_once(
     model: ModelProto, shape: tuple[int, int, int], count: int, outputs: list[str]
 ) -> dict[str, Array] | str:
-    """The named tensors for ``count`` images of noise, or why ONNX Runtime does not run it."""
+    """Returns the named tensors for ``count`` images of noise, or why ONNX Runtime does not run
+    it."""
     probe = ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
@@ -148,7 +149,7 @@ def _state_scales(graph: OnnxGraph, node: NodeProto, source: tuple[int, ...], si
 def _follow_batch(
     graph: OnnxGraph, node: NodeProto, source: tuple[int, ...], one: Array, two: Array
 ) -> None:
-    """A reshape to a computed shape of which only the batch varies states the rest."""
+    """Lets a reshape to a computed shape, of which only the batch varies, state the rest."""
     varying = np.flatnonzero(one != two)
     if len(varying) != 1 or not _zero_copies(node, one):
         return
@@ -165,7 +166,7 @@ def _follow_batch(
 
 
 def _free_batch(graph: OnnxGraph, node: NodeProto, source: tuple[int, ...]) -> None:
-    """A reshape to a batch of one takes its input's batch instead.
+    """Lets a reshape to a batch of one take its input's batch instead.
 
     For one image both are the same; for several, the comparison with the source tells.
     """

@@ -83,7 +83,7 @@ def verify_import(
 
 
 def normalise(image: NDArray[np.uint8], expected: InputFormat) -> NDArray[np.float32]:
-    """uint8 [H, W, 3] RGB to the network's input, float32 with the batch's 1 in front."""
+    """Turns uint8 [H, W, 3] RGB into the network's input, float32 with the batch's 1 in front."""
     pixels = image[..., ::-1] if expected.bgr else image
     scaled = pixels.astype(np.float64) * (expected.maximum / 255)
     values = ((scaled - expected.mean) / expected.std).astype(np.float32)
@@ -92,7 +92,8 @@ def normalise(image: NDArray[np.uint8], expected: InputFormat) -> NDArray[np.flo
 
 
 def resize_scores(scores: Array, height: int, width: int, aligned: bool) -> Array:
-    """Bilinear, [C, h, w] to [C, height, width], with aligned corners or half-pixel centres."""
+    """Resizes [C, h, w] bilinearly to [C, height, width], with aligned corners or half-pixel
+    centres."""
     if scores.shape[1:] == (height, width):
         return scores
     rows = _interpolation(scores.shape[1], height, aligned)
@@ -102,7 +103,7 @@ def resize_scores(scores: Array, height: int, width: int, aligned: bool) -> Arra
 
 
 def _interpolation(length: int, outputs: int, aligned: bool) -> Array:
-    """[outputs, length]: the weights of each position."""
+    """Returns [outputs, length]: the weights of each position."""
     index = np.arange(outputs)
     if aligned:
         positions = index * ((length - 1) / (outputs - 1) if outputs > 1 else 0.0)
@@ -162,7 +163,8 @@ def _batch_agrees(
 def _labels_and_scores(
     wanted: NDArray[np.generic], imported: ImportedNetwork, options: ImportOptions
 ) -> tuple[NDArray[np.int64], Array | None]:
-    """The network's labels at the image's size, and its scores [C, h, w] as it gives them."""
+    """Returns the network's labels at the image's size, and its scores [C, h, w] as it gives
+    them."""
     found, size = imported.found, (imported.height, imported.width)
     if isinstance(found, Labels) or found.argmax:
         ids = np.asarray(wanted, np.int64).reshape(wanted.shape[-2:])
@@ -201,7 +203,8 @@ def _full_size(logits: NDArray[np.generic], imported: ImportedNetwork) -> Array:
 def _as_source(
     logits: NDArray[np.generic], imported: ImportedNetwork, options: ImportOptions
 ) -> Array:
-    """The model's logits at the image's size, through the activation that the network ends in."""
+    """Returns the model's logits at the image's size, through the activation that the network ends
+    in."""
     found = imported.found
     assert isinstance(found, Scores), "networks that give labels have no scores to compare"
     values = _full_size(logits, imported)

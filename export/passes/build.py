@@ -79,11 +79,11 @@ def check_opset(opset: int | None) -> None:
     """Raises UnsupportedOperator for another opset than the exporter writes."""
     if opset not in (None, *OPSETS):
         known = " or ".join(map(str, OPSETS))
-        raise UnsupportedOperator(f"there is no --opset {opset} here; choose {known}")
+        raise UnsupportedOperator(f"--opset {opset} is not a valid opset: expected {known}")
 
 
 def number_of_classes(symbol: Graph, height: int, width: int) -> int:
-    """The classes that the network tells apart at a legal size."""
+    """Returns the classes that the network tells apart at a legal size."""
     graph = prune_heads(retarget(symbol, height, width))
     return cut_at_logits(graph, height, width).classes
 

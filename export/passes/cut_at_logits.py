@@ -54,7 +54,8 @@ def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
 
 
 def without_softmax(graph: Graph) -> Graph:
-    """The graph of its first head without a softmax, or what else changes no winner, behind it."""
+    """Returns the graph of its first head without a softmax, or what else changes no winner, behind
+    it."""
     head = graph.heads[0]
     while graph.nodes[head.node].op in _TRANSPARENT:
         head = graph.nodes[head.node].inputs[0]
@@ -62,5 +63,5 @@ def without_softmax(graph: Graph) -> Graph:
 
 
 def prune_heads(graph: Graph) -> Graph:
-    """The graph of head 0 alone, without the nodes and variables of the auxiliary heads."""
+    """Returns the graph of head 0 alone, without the nodes and variables of the auxiliary heads."""
     return graph.pruned(graph.heads[:1])

@@ -79,7 +79,8 @@ def fold_normalisation(
 
 
 def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
-    """The convolutions that read the image, directly or resized; none where others do too."""
+    """Returns the convolutions that read the image, directly or resized; none where others do
+    too."""
     found: list[NodeProto] = []
     tensors = [DATA]
     while tensors:

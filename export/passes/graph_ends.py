@@ -37,7 +37,7 @@ class GraphEnds:
 
 
 def graph_ends(model: ModelProto) -> GraphEnds:
-    """The ends of a graph whose nodes have names (``name_nodes``)."""
+    """Returns the ends of a graph whose nodes have names (``name_nodes``)."""
     graph = OnnxGraph(model)
     before, first = _walk(graph, model.graph.input[0].name, forward=True)
     # A network that gives labels alone has no logits.
@@ -62,7 +62,7 @@ def name_nodes(model: ModelProto) -> None:
 
 
 def _walk(graph: OnnxGraph, start: str, *, forward: bool) -> tuple[frozenset[str], frozenset[str]]:
-    """From a tensor to the nearest layers: the nodes passed, and those layers."""
+    """Walks from a tensor to the nearest layers; returns the nodes passed, and those layers."""
     passed: set[str] = set()
     layers: set[str] = set()
     tensors = [start]

@@ -15,11 +15,11 @@ class OnnxGraph:
         self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
 
     def producer(self, tensor: str) -> NodeProto | None:
-        """The node that computes a tensor; None for inputs and constants."""
+        """Returns the node that computes a tensor; None for inputs and constants."""
         return next((n for n in self.graph.node if tensor in n.output), None)
 
     def consumers(self, tensor: str) -> list[NodeProto]:
-        """The nodes that read a tensor."""
+        """Returns the nodes that read a tensor."""
         return [n for n in self.graph.node if tensor in n.input]
 
     def is_output(self, tensor: str) -> bool:
@@ -27,7 +27,7 @@ class OnnxGraph:
         return any(output.name == tensor for output in self.graph.output)
 
     def constant(self, tensor: str) -> NDArray[np.float32] | None:
-        """A constant's values, None where the tensor is computed."""
+        """Returns a constant's values, None where the tensor is computed."""
         found = self._constants.get(tensor)
         return None if found is None else numpy_helper.to_array(found)
 
@@ -84,7 +84,7 @@ def is_half(model: ModelProto) -> bool:
 
 
 def attribute(node: NodeProto, name: str, default: float) -> float:
-    """A float attribute of a node."""
+    """Returns a float attribute of a node."""
     for candidate in node.attribute:
         if candidate.name == name:
             return float(candidate.f)
@@ -92,7 +92,7 @@ def attribute(node: NodeProto, name: str, default: float) -> float:
 
 
 def integers(node: NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """An integer attribute, or one of several, of a node; always as a tuple."""
+    """Returns an integer attribute, or one of several, of a node; always as a tuple."""
     for candidate in node.attribute:
         if candidate.name == name:
             return tuple(candidate.ints) or (int(candidate.i),)

@@ -32,8 +32,8 @@ PERCENTILE = 99.999
 
 
 def usable_methods(model: ModelProto) -> tuple[Method, ...]:
-    """The methods for which memory suffices: histograms need all tensors of one image at once,
-    and may take half of the machine's memory; ``minmax`` always fits."""
+    """Returns the methods for which memory suffices: histograms need all tensors of one image at
+    once, and may take half of the machine's memory; ``minmax`` always fits."""
     values = shape_inference.infer_shapes(model).graph.value_info
     numbers = sum(
         math.prod(max(1, d.dim_value) for d in v.type.tensor_type.shape.dim) for v in values
@@ -52,7 +52,7 @@ class ImageReader:
         self._images = iter(images)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The next run's inputs, ``image`` uint8 [1, H, W, 3]; None at the end."""
+        """Returns the next run's inputs, ``image`` uint8 [1, H, W, 3]; None at the end."""
         image = next(self._images, None)
         return None if image is None else {IMAGE: image[None]}
 
@@ -63,7 +63,7 @@ def calibrate(
     method: Method,
     on_image: Callable[[], None] = lambda: None,
 ) -> TensorsData:
-    """The range of every float tensor over the images.
+    """Returns the range of every float tensor over the images.
 
     Args:
         model: a float32 graph of the contract; it stays as it is.

@@ -92,6 +92,6 @@ class ConfusionMatrix:
 
 
 def mean_of_present(scores: npt.NDArray[np.float64]) -> float:
-    """Mean of those that are not NaN; NaN where all are."""
+    """Returns mean of those that are not NaN; NaN where all are."""
     present = scores[~np.isnan(scores)]
     return float(present.mean()) if present.size else float("nan")

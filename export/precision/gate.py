@@ -66,7 +66,8 @@ class Limits:
     min_agreement: float = 98.0
 
     def excess(self, found: Comparison) -> str | None:
-        """Why the comparison fails and which option moves the limit; None where it passes."""
+        """Returns why the comparison fails and which option moves the limit; None where it
+        passes."""
         if found.drop is not None:
             if found.drop <= self.max_miou_drop:
                 return None
@@ -102,7 +103,7 @@ class Gate:
         self.before, _ = self._score(reference, on_image)
 
     def __len__(self) -> int:
-        """The number of images behind each comparison."""
+        """Returns the number of images behind each comparison."""
         return len(self._source)
 
     def compare(self, model: ModelProto, on_image: Callable[[], None] = lambda: None) -> Comparison:
@@ -154,7 +155,7 @@ def pass_gate(found: Comparison, limits: Limits, *, force: bool) -> str | None:
 
 
 def describe(found: Comparison, title: str) -> str:
-    """The accuracy of the lower precision with its protocol, for the repository."""
+    """Returns the accuracy of the lower precision with its protocol, for the repository."""
     parts = [f"{_percent(found.agreement)} of the labels equal those of fp32"]
     if found.drop is not None:
         parts.insert(0, f"{_accuracy(found.after)} (fp32: {_accuracy(found.before)})")
@@ -162,7 +163,7 @@ def describe(found: Comparison, title: str) -> str:
 
 
 def describe_scores(scores: Scores, title: str) -> str:
-    """The accuracy of one graph with its protocol."""
+    """Returns the accuracy of one graph with its protocol."""
     return f"{_accuracy(scores)}; {_protocol(scores, title)}"
 
 

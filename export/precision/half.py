@@ -41,7 +41,8 @@ _OPERATORS = frozenset({
 
 
 def to_half(model: ModelProto) -> ModelProto:
-    """A copy of a float32 graph of the contract that computes in float16. Nodes must have names."""
+    """Returns a copy of a float32 graph of the contract that computes in float16. Nodes must have
+    names."""
     copy = ModelProto()
     copy.CopyFrom(model)
     types = element_types(copy)
@@ -78,7 +79,8 @@ def to_half(model: ModelProto) -> ModelProto:
 
 
 def element_types(model: ModelProto) -> dict[str, int]:
-    """The element type of every tensor that shape inference finds (``TensorProto.FLOAT``, ...)."""
+    """Returns the element type of every tensor that shape inference finds (``TensorProto.FLOAT``,
+    ...)."""
     inferred = shape_inference.infer_shapes(model).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
     types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
@@ -86,7 +88,8 @@ def element_types(model: ModelProto) -> dict[str, int]:
 
 
 def _float_inputs(node: NodeProto, types: dict[str, int]) -> list[int]:
-    """The positions that become float16; the scales of a Resize are float32 by definition."""
+    """Returns the positions that become float16; the scales of a Resize are float32 by
+    definition."""
     return [
         position
         for position, name in enumerate(node.input)
@@ -118,7 +121,7 @@ _EXACT = frozenset(
 
 
 def round_to_half(model: ModelProto) -> ModelProto:
-    """The float32 twin of a graph made by ``to_half``; tensors keep their names."""
+    """Returns the float32 twin of a graph made by ``to_half``; tensors keep their names."""
     copy = ModelProto()
     copy.CopyFrom(model)
     types = element_types(copy)
@@ -171,7 +174,7 @@ def _rounding(source: str, target: str) -> list[NodeProto]:
 
 
 def widen(model: ModelProto) -> ModelProto:
-    """A copy that computes in float32 throughout; its inputs and outputs keep their types.
+    """Returns a copy that computes in float32 throughout; its inputs and outputs keep their types.
 
     Raises UnsupportedPrecision where something stays in float16: an input, an output, or a tensor
     that a node makes by itself.

@@ -27,7 +27,7 @@ class ImageSource(Protocol):
 
     @property
     def title(self) -> str:
-        """For the protocol of an accuracy: ``camvid val``, ..."""
+        """Names the images in the protocol of an accuracy: ``camvid val``, ..."""
         ...
 
     @property
@@ -134,7 +134,7 @@ class PreparedImages(Sequence[NDArray[np.uint8]]):
 
 
 def find_images(folder: Path) -> tuple[Path, ...]:
-    """The image files under a folder, sorted. Raises ImagesMissing where there are none."""
+    """Returns the image files under a folder, sorted. Raises ImagesMissing where there are none."""
     paths = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
     if not paths:
         raise ImagesMissing(
@@ -145,7 +145,7 @@ def find_images(folder: Path) -> tuple[Path, ...]:
 
 
 def calibration_source(folder: Path | None, dataset: str | None, root: Path | None) -> ImageSource:
-    """What int8 is calibrated on: a folder's images, else a dataset's training split.
+    """Returns what int8 is calibrated on: a folder's images, else a dataset's training split.
 
     Raises ImagesMissing, naming the remedy, where there is neither.
     """
@@ -167,8 +167,8 @@ def calibration_source(folder: Path | None, dataset: str | None, root: Path | No
 def validation_source(
     folder: Path | None, dataset: str | None, root: Path | None
 ) -> ImageSource | None:
-    """What a precision is judged by: a dataset's validation split, else the images of a folder
-    that calibration does not see (all of them where they are fewer than five), else None.
+    """Returns what a precision is judged by: a dataset's validation split, else the images of a
+    folder that calibration does not see (all of them where they are fewer than five), else None.
 
     Raises ImagesMissing where ``root`` is given and has no such split.
     """

@@ -76,7 +76,7 @@ class Lowered:
     outcome: str = ""
 
     def accuracy_after(self, told: str | None) -> str | None:
-        """The accuracy for the repository: what the user told, then what was measured."""
+        """Returns the accuracy for the repository: what the user told, then what was measured."""
         return "; ".join(part for part in (told, self.accuracy) if part) or None
 
 
@@ -98,7 +98,8 @@ def check_options(options: PrecisionOptions) -> None:
     """
     if options.precision not in PRECISIONS:
         raise UnsupportedPrecision(
-            f"there is no --precision {options.precision}; choose {', '.join(PRECISIONS)}"
+            f"--precision {options.precision} is not a valid precision: expected one of"
+            f" {', '.join(PRECISIONS)}"
         )
     if options.search and options.precision != "int8":
         raise UnsupportedPrecision("--search looks for a recipe of int8; add --precision int8")
@@ -195,14 +196,14 @@ def _quantise(model: ModelProto, options: PrecisionOptions, gate: Gate, steps: S
 
 
 def _saturation() -> str:
-    """What the gate could see of 8-bit weights, which CPUs without VNNI may add wrongly."""
+    """Returns what the gate could see of 8-bit weights, which CPUs without VNNI may add wrongly."""
     if has_vnni():
         return "judged on a CPU with VNNI; on one without, sums of 8-bit weights may saturate"
     return "judged on a CPU without VNNI, where sums of 8-bit weights may saturate"
 
 
 def _score(model: ModelProto, source: ImageSource | None, classes: int, steps: Steps) -> Lowered:
-    """float32 as it is, scored where there are labels to score it by."""
+    """Returns float32 as it is, scored where there are labels to score it by."""
     if source is None or not source.labelled:
         return Lowered(model)
     before = Gate(model, source, classes, steps.part("scoring", len(source))).before

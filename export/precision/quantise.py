@@ -70,7 +70,7 @@ class Recipe:
 
 
 def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelProto:
-    """A quantised copy of a float32 graph of the contract whose batch norms are folded.
+    """Returns a quantised copy of a float32 graph of the contract whose batch norms are folded.
 
     ``ranges`` are those of the same graph by ``recipe.method``. Nodes must have names.
     """
@@ -117,7 +117,7 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
 
 
 def _with_ranges(ranges: TensorsData, others: Mapping[str, tuple[float, float]]) -> TensorsData:
-    """``ranges`` with some others instead, or added."""
+    """Returns ``ranges`` with some others instead, or added."""
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
     values = dict(ranges.items())
@@ -128,12 +128,12 @@ def _with_ranges(ranges: TensorsData, others: Mapping[str, tuple[float, float]])
 
 
 def convolutions(model: ModelProto) -> list[str]:
-    """The names of the layers that int8 makes faster, in the graph's order."""
+    """Returns the names of the layers that int8 makes faster, in the graph's order."""
     return [node.name for node in model.graph.node if node.op_type == "Conv"]
 
 
 def float_nodes(model: ModelProto, recipe: Recipe) -> set[str]:
-    """The names of the nodes that the recipe leaves in float."""
+    """Returns the names of the nodes that the recipe leaves in float."""
     ends = graph_ends(model)
     nodes = {*ends.outside, *recipe.float_layers}
     if recipe.first_float:

@@ -56,7 +56,7 @@ class Packing:
         return (self.stride * (self.results - 1) - self.pad + self.taps - 1) // COLUMNS
 
     def filters(self, weight: Array) -> Array:
-        """int8 ``[K, 3, h, taps]`` as ``[results * K, COLUMNS * 3, h, groups]``."""
+        """Returns int8 ``[K, 3, h, taps]`` as ``[results * K, COLUMNS * 3, h, groups]``."""
         count, channels, height, taps = weight.shape
         groups = self.last - self.first + 1
         packed = np.zeros((self.results, count, COLUMNS, channels, height, groups), weight.dtype)
@@ -150,7 +150,7 @@ class _Nodes:
         return result or name
 
     def fold(self, source: str, shape: tuple[int, ...], result: str = "") -> str:
-        """NCHW to NCHW by another shape of NHWC; ONNX Runtime's transposes cancel."""
+        """Folds NCHW to NCHW by another shape of NHWC; ONNX Runtime's transposes cancel."""
         target = f"{self._stem}_{len(self.nodes)}_shape"
         self._graph.set_constant(target, np.array(shape, np.int64))
         last = self.add("Transpose", source, perm=[0, 2, 3, 1])
@@ -160,7 +160,7 @@ class _Nodes:
     def repeat(
         self, node: NodeProto, times: int, change: Callable[[Array], Array] | None = None
     ) -> str:
-        """A ``DequantizeLinear`` of constants a channel, for ``times`` as many channels."""
+        """Returns a ``DequantizeLinear`` of constants a channel, for ``times`` as many channels."""
         inputs = []
         for place, name in enumerate(node.input):
             values = self._graph.constant(name)

@@ -132,8 +132,8 @@ def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
 
 
 def choose(tries: Sequence[Try]) -> Try:
-    """The fastest that passes; of those whose times the noise does not tell from its own, the
-    closest to float32. Where none passes, the one that loses least, for the gate to refuse."""
+    """Returns the fastest that passes; of those whose times the noise does not tell from its own,
+    the closest to float32. Where none passes, the one that loses least, for the gate to refuse."""
     timed = [(t.time, t) for t in tries if t.time is not None]
     if not timed:
         return min(tries, key=lambda t: t.comparison.loss)
@@ -145,7 +145,7 @@ def choose(tries: Sequence[Try]) -> Try:
 
 
 def tries_table(tries: Sequence[Try], chosen: Try) -> Table:
-    """What was tried, for the terminal; an arrow marks the one that is kept.
+    """Returns what was tried, for the terminal; an arrow marks the one that is kept.
 
     Columns: mIoU, points of it that are lost, labels equal to float32's, the time's median and 95 %
     interval.
@@ -189,7 +189,7 @@ def layer_errors(
     images: Sequence[NDArray[np.uint8]],
     on_layer: Callable[[], None] = lambda: None,
 ) -> list[LayerError]:
-    """The errors of all convolutions, worst first, over a few uint8 [H, W, 3] images.
+    """Returns the errors of all convolutions, worst first, over a few uint8 [H, W, 3] images.
 
     Runs the network once an image and layer: a few images tell enough.
     """

@@ -45,7 +45,7 @@ class ServedGraph:
         return labels_from_logits(prediction.logits, self.size, original)
 
     def predict(self, prepared: NDArray[np.uint8]) -> Prediction:
-        """The prediction for one image uint8 [H, W, 3] of the network's size.
+        """Returns the prediction for one image uint8 [H, W, 3] of the network's size.
 
         Raises PrecisionFailed where it does not run or a logit is no number.
         """
@@ -61,7 +61,7 @@ class ServedGraph:
         return prediction
 
     def seconds(self, prepared: NDArray[np.uint8]) -> float:
-        """The time of one run."""
+        """Returns the time of one run."""
         start = time.perf_counter()
         self._engine.run(prepared[None])
         return time.perf_counter() - start

@@ -47,7 +47,7 @@ def compare_times(
     image: NDArray[np.uint8],
     begin: Callable[[int], OnPart] = lambda rounds: lambda: None,
 ) -> list[TimeRatio]:
-    """The time of each model over that of ``reference`` for one image uint8 [H, W, 3].
+    """Returns the time of each model over that of ``reference`` for one image uint8 [H, W, 3].
 
     7 to 31 rounds, about 20 seconds where there is the choice. ``begin`` is told how many and
     returns what is called after each. Raises PrecisionFailed where a graph does not run.
@@ -71,7 +71,8 @@ def compare_times(
 
 
 def median_ratio(ratios: Sequence[float]) -> TimeRatio:
-    """The median and its interval; of fewer than 6 ratios the interval is all that was seen."""
+    """Returns the median and its interval; of fewer than 6 ratios the interval is all that was
+    seen."""
     count = len(ratios)
     skipped, miss = 0, 2 * 0.5**count
     while skipped + 1 < count / 2:
@@ -88,7 +89,8 @@ def median_ratio(ratios: Sequence[float]) -> TimeRatio:
 def _run_round(
     served: Sequence[ServedGraph], image: NDArray[np.uint8], order: random.Random
 ) -> list[float]:
-    """The seconds of one run of each, in an order by chance: none always follows the same one."""
+    """Returns the seconds of one run of each, in an order by chance: none always follows the same
+    one."""
     seconds = [0.0] * len(served)
     for index in order.sample(range(len(served)), len(served)):
         seconds[index] = served[index].seconds(image)

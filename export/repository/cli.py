@@ -60,7 +60,7 @@ def inspect(
 def _read(
     model: str, repository: Path, version: int | None
 ) -> tuple[_Repository | None, Inspection]:
-    """The facts of the repository, where the model is in one, and those of its file."""
+    """Returns the facts of the repository, where the model is in one, and those of its file."""
     path = Path(model)
     if path.is_file():
         return None, inspect_file(path)
@@ -69,8 +69,8 @@ def _read(
     folder_path = path if (path / "config.pbtxt").is_file() else repository / model
     if not (folder_path / "config.pbtxt").is_file():
         raise InvalidNetwork(
-            f"{model!r} is no model of {repository}, no model folder and no .onnx file; see"
-            " `segserve models`"
+            f"{model!r} is not a valid model: expected a name in {repository}, a model's folder or"
+            " an .onnx file; `segserve models` lists the names"
         )
     config = read_config(folder_path)
     is_mxnet = config.backend == "python"  # the server itself refuses those
@@ -124,7 +124,7 @@ def _about_model(told: _Repository) -> list[tuple[str, str]]:
 
 
 def _about_file(found: Inspection, told: _Repository | None) -> list[tuple[str, str]]:
-    """What the file tells; facts that the repository told already are left out."""
+    """Returns what the file tells; facts that the repository told already are left out."""
     made = f", made by {found.producer}" if found.producer else ""
     lines = [("file", f"{found.path}, {_bytes(found.file_bytes)}{made}")]
     lines += [("input", str(tensor)) for tensor in found.inputs]

@@ -56,7 +56,7 @@ class ModelFiles:
 
 
 def onnx_files(model: ModelProto) -> ModelFiles:
-    """A version of an ONNX model: ``ONNX_FILE``."""
+    """Returns a version of an ONNX model: ``ONNX_FILE``."""
 
     def write(folder: Path) -> None:
         (folder / ONNX_FILE).write_bytes(model.SerializeToString())
@@ -76,7 +76,7 @@ _PREFIX = ".export-"
 
 @contextmanager
 def folder_aside(repository: Path) -> Iterator[Path]:
-    """An empty folder in ``repository``, on the same file system.
+    """Yields an empty folder in ``repository``, on the same file system.
 
     SIGTERM ends the process with its usual code, but not before the folder is gone.
     """

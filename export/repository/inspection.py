@@ -115,7 +115,7 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def count_parameters(graph: GraphProto) -> int:
-    """Elements of the constants that are no shapes, scales or zero points."""
+    """Returns elements of the constants that are no shapes, scales or zero points."""
     excluded = {
         name for node in graph.node if node.op_type in _QUANTISERS for name in node.input[1:]
     }
@@ -127,7 +127,8 @@ def count_parameters(graph: GraphProto) -> int:
 
 
 def count_macs(model: ModelProto) -> int | None:
-    """Multiplications for one image, of Conv, DeformConv, ConvTranspose, MatMul and Gemm."""
+    """Returns multiplications for one image, of Conv, DeformConv, ConvTranspose, MatMul and
+    Gemm."""
     probe = ModelProto()
     probe.CopyFrom(model)
     for value in probe.graph.input:

@@ -14,7 +14,7 @@ from serving.palette import LabelSet, canonical_name, default_palette, load_labe
 def find_labels(
     dataset: str | None, file: Path | None, root: Path | None = None
 ) -> LabelSet | None:
-    """The label set of ``file``, else of ``dataset``, else None. Raises InvalidLabels.
+    """Returns the label set of ``file``, else of ``dataset``, else None. Raises InvalidLabels.
 
     That of ``folder`` is the file ``labels.txt`` of its ``root``.
     """
@@ -35,7 +35,8 @@ def find_labels(
 
 
 def read_labels(path: Path) -> LabelSet:
-    """:func:`serving.palette.read_labels` with this package's error. Raises InvalidLabels."""
+    """Reads labels as :func:`serving.palette.read_labels` does, with this package's error. Raises
+    InvalidLabels."""
     try:
         return palette.read_labels(path)
     except OSError as error:

@@ -45,7 +45,7 @@ class TritonPythonModel:
         self._forward(np.zeros((1, *dims[-3:]), np.uint8), names)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; Triton hands over what fits into one batch."""
+        """Returns one response a request, in order; Triton hands over what fits into one batch."""
         images = [pb_utils.get_input_tensor_by_name(r, INPUT).as_numpy() for r in requests]
         wanted = [tuple(r.requested_output_names()) for r in requests]
         if self.batches and len(requests) > 1:
@@ -84,7 +84,7 @@ class TritonPythonModel:
         return {name: r.asnumpy() for name, r in zip(names, results, strict=True)}
 
     def _bind(self, shape: tuple[int, ...], names: tuple[str, ...]) -> Any:
-        """The executor for a batch of that shape, of the nodes that these outputs need."""
+        """Returns the executor for a batch of that shape, of the nodes that these outputs need."""
         outputs = self.symbol.list_outputs()
         symbol = mx.sym.Group([self.symbol[outputs.index(f"{name}_output")] for name in names])
         values = {**self.values, INPUT: mx.nd.zeros(shape, self.context, np.uint8)}

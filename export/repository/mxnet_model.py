@@ -76,7 +76,7 @@ def mxnet_files(
     heads: Sequence[str] = (MASK, LOGITS),
     pixels: Pixels = IMAGENET,
 ) -> ModelFiles:
-    """What a version of an MXNet model is made of.
+    """Returns what a version of an MXNet model is made of.
 
     Raises IllegalSize, InvalidSymbol, InvalidParams, or ExportError for other heads.
     """
@@ -105,7 +105,7 @@ def mxnet_files(
 def _weights(
     graph: Graph, parameters: Parameters, height: int, width: int, pixels: Pixels
 ) -> Parameters:
-    """The parameters that the graph uses, as float32, and those of the normalisation."""
+    """Returns the parameters that the graph uses, as float32, and those of the normalisation."""
     arguments: dict[str, Array] = {}
     for name, shape in infer_shapes(graph, height, width).parameters.items():
         array = parameters.find(name)
@@ -126,7 +126,8 @@ def _weights(
 
 
 def _with_image(graph: Graph, bgr: bool) -> Graph:
-    """The graph with ``image`` uint8 [N, H, W, 3] RGB in place of the normalised float input."""
+    """Returns the graph with ``image`` uint8 [N, H, W, 3] RGB in place of the normalised float
+    input."""
     data = graph.data_input()
     head = [
         Node("null", IMAGE),
@@ -159,7 +160,7 @@ def _with_image(graph: Graph, bgr: bool) -> Graph:
 def _with_heads(
     graph: Graph, cut: LogitsCut, height: int, width: int, heads: Sequence[str]
 ) -> Graph:
-    """The graph whose outputs are those of ``heads``, made of its one, the logits."""
+    """Returns the graph whose outputs are those of ``heads``, made of its one, the logits."""
     (source,) = graph.heads
     nodes = list(graph.nodes)
     outputs = {}
@@ -184,8 +185,8 @@ def _with_heads(
 
 
 def network_alone(graph: Graph) -> Graph:
-    """The network within a symbol that :func:`mxnet_files` wrote: ``data``, the normalised image,
-    in; its logits out.
+    """Returns the network within a symbol that :func:`mxnet_files` wrote: ``data``, the normalised
+    image, in; its logits out.
 
     Raises InvalidSymbol for other symbols.
     """

@@ -40,7 +40,7 @@ class ModelFacts:
     tile_overlap: str | None = None
 
     def parameters(self) -> dict[str, str]:
-        """The ``parameters`` of ``config.pbtxt``."""
+        """Returns the ``parameters`` of ``config.pbtxt``."""
         values = {
             "classes": json.dumps(list(self.labels.names), ensure_ascii=False),
             "palette": format_palette(self.labels.colors),
@@ -58,7 +58,7 @@ class ModelFacts:
 def model_config(
     name: str, files: ModelFiles, facts: ModelFacts, max_batch_size: int
 ) -> ModelConfig:
-    """The configuration of a model whose tensors' first axis is the batch.
+    """Returns the configuration of a model whose tensors' first axis is the batch.
 
     ``dims`` leave the batch out where ``max_batch_size`` is above 0, as Triton wants it.
     """
@@ -76,7 +76,8 @@ def model_config(
 
 
 def variant_name(network: str, variant: str) -> str:
-    """The model's name for a network in one precision or format; fp32 bears the network's own.
+    """Returns the model's name for a network in one precision or format; fp32 bears the network's
+    own.
 
     One repository model has one format and one precision.
     """
@@ -105,7 +106,10 @@ def write_version(
     classes or colours.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ExportError(f"{name!r} is no model name; use letters, digits, '_', '-' and '.'")
+        raise ExportError(
+            f"{name!r} is not a valid model name: expected letters, digits, '_', '-' and '.', the"
+            " first one a letter, a digit or '_'; choose another --name"
+        )
     folder = repository / name
     exists = folder.exists()
     if exists:
@@ -135,7 +139,8 @@ def write_version(
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a model's folder, under the folder's name. Raises InvalidNetwork."""
+    """Returns the configuration of a model's folder, under the folder's name. Raises
+    InvalidNetwork."""
     file, config = folder / "config.pbtxt", ModelConfig()
     try:
         text_format.Parse(file.read_text("utf-8"), config)
@@ -168,8 +173,8 @@ def _next_config(
     ]
     if differing:
         raise IncompatibleModel(
-            f"{folder} has other {', '.join(differing)}, so this is no next version of it; choose"
-            " another --name"
+            f"{folder} has other {', '.join(differing)}, so this cannot be its next version;"
+            " choose another --name"
         )
     if max_batch_size is not None and max_batch_size != existing.max_batch_size:
         if (max_batch_size > 0) != (existing.max_batch_size > 0):

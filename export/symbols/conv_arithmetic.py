@@ -14,22 +14,24 @@ MAX_WINDOW = 1 << 16
 
 
 def pair(node: Node, key: str, default: Shape, least: int = 0) -> Shape:
-    """An attribute for height and width. Raises InvalidSymbol unless it is two integers of at
-    least ``least``."""
+    """Returns an attribute for height and width. Raises InvalidSymbol unless it is two integers of
+    at least ``least``."""
     values = node.integers(key, default)
     if len(values) != 2 or min(values) < least:
-        raise InvalidSymbol(f"{node.name}: {key}={values} are no two integers from {least}")
+        raise InvalidSymbol(
+            f"{node.name}: {key}={values} is not valid: expected two integers of at least {least}"
+        )
     return values
 
 
 def pooled_length(length: int, kernel: int, stride: int, pad: int, full: bool) -> int:
-    """Output length of a pooling window along one axis."""
+    """Returns output length of a pooling window along one axis."""
     span = length + 2 * pad - kernel
     return 1 + (-(-span // stride) if full else span // stride)
 
 
-def convolution_geometry(node: Node) -> tuple[Shape, Shape, Shape, Shape]:
-    """Kernel, stride, dilation and padding of a 2-D convolution, two integers each."""
+def convolution_arithmetic(node: Node) -> tuple[Shape, Shape, Shape, Shape]:
+    """Returns kernel, stride, dilation and padding of a 2-D convolution, two integers each."""
     kernel = node.integers("kernel")
     if len(kernel) != 2 or node.text("layout", "NCHW") != "NCHW":
         raise UnsupportedOperator(
@@ -50,13 +52,14 @@ def check_window(node: Node, positive: Sequence[Shape], pad: Shape) -> None:
     if not pairs or min(lengths) < 1 or min(pad) < 0 or max(*lengths, *pad) > MAX_WINDOW:
         raise InvalidSymbol(
             f"{node.name} ({node.op}) has the kernel, stride or dilation {list(positive)} and the"
-            f" padding {pad}: no window has these"
+            f" padding {pad}: expected two lengths each, from 1 (the padding from 0) to"
+            f" {MAX_WINDOW}"
         )
 
 
 def convolved_lengths(node: Node, lengths: Sequence[int]) -> Shape:
-    """Height and width that a 2-D convolution gives."""
-    kernel, stride, dilate, pad = convolution_geometry(node)
+    """Returns height and width that a 2-D convolution gives."""
+    kernel, stride, dilate, pad = convolution_arithmetic(node)
     return tuple(
         (lengths[i] + 2 * pad[i] - dilate[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
@@ -65,7 +68,10 @@ def convolved_lengths(node: Node, lengths: Sequence[int]) -> Shape:
 
 @dataclass(frozen=True)
 class Deconvolution:
-    """A transposed convolution's geometry; ``adjust`` are the rows and columns added at the end."""
+    """The arithmetic of a transposed convolution.
+
+    ``adjust`` are the rows and columns added at the end.
+    """
 
     kernel: Shape
     stride: Shape
@@ -75,13 +81,13 @@ class Deconvolution:
     lengths: Shape
 
 
-def deconvolution_geometry(node: Node, lengths: Sequence[int]) -> Deconvolution:
-    """Of an input of ``lengths`` (height, width).
+def deconvolution_arithmetic(node: Node, lengths: Sequence[int]) -> Deconvolution:
+    """Returns the arithmetic for an input of ``lengths`` (height, width).
 
     A ``target_shape`` overrides ``pad`` and ``adj``, as in ``deconvolution-inl.h``. Raises
     InvalidSymbol where it is too large.
     """
-    kernel, stride, dilate, pad = convolution_geometry(node)
+    kernel, stride, dilate, pad = convolution_arithmetic(node)
     adjust = pair(node, "adj", (0, 0))
     target = pair(node, "target_shape", (0, 0))
     spans = [stride[i] * (lengths[i] - 1) + dilate[i] * (kernel[i] - 1) + 1 for i in range(2)]
@@ -95,6 +101,7 @@ def deconvolution_geometry(node: Node, lengths: Sequence[int]) -> Deconvolution:
     return Deconvolution(kernel, stride, dilate, pad, adjust, sizes)
 
 
-def bilinear_upsampling_geometry(scale: int) -> tuple[int, int]:
-    """Kernel and padding of ``UpSampling``'s bilinear deconvolution, whose stride is ``scale``."""
+def bilinear_upsampling_arithmetic(scale: int) -> tuple[int, int]:
+    """Returns kernel and padding of ``UpSampling``'s bilinear deconvolution, whose stride is
+    ``scale``."""
     return 2 * scale - scale % 2, scale // 2

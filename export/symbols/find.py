@@ -100,7 +100,7 @@ class NetworkName:
 
     @property
     def spec(self) -> NetworkSpec:
-        """To have it traced by."""
+        """What MXNet traces it by."""
         return NetworkSpec(self.model, self.backbone, self.width, self.aux, self.output_stride)
 
 
@@ -150,12 +150,13 @@ def find_symbol(
             ) from error
         return FoundSymbol(traced.graph, "training.symbols")
     raise SymbolNotFound(
-        f"no symbol for {network.stem}; tried {', '.join(tried)}; give one with --symbol"
+        f"found no symbol for {network.stem}; tried {', '.join(tried)}; give one with --symbol"
     )
 
 
 def _check_stride(graph: Graph, stride: int, path: Path) -> None:
-    """The same parameters fit both strides: what was asked for must be what lies there."""
+    """Checks the output stride: the same parameters fit both, so the symbol must be of the wanted
+    one."""
     size = built_size(graph)
     if size is None:
         return
@@ -171,7 +172,8 @@ def _check_stride(graph: Graph, stride: int, path: Path) -> None:
 
 
 def own_size(found: FoundSymbol) -> tuple[int, int]:
-    """Height and width that the symbol was built for. Raises IllegalSize where it fits many."""
+    """Returns height and width that the symbol was built for. Raises IllegalSize where it fits
+    many."""
     size = built_size(found.graph)
     if size is None:
         raise IllegalSize(f"{found.source} fits many sizes; choose one with --size HEIGHTxWIDTH")

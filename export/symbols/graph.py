@@ -49,36 +49,43 @@ class Node:
         return self.op == "null"
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean attribute (``True``, ``true``, ``1``)."""
+        """Returns a boolean attribute (``True``, ``true``, ``1``)."""
         return self.attrs[key].strip().lower() in ("true", "1") if key in self.attrs else default
 
     def text(self, key: str, default: str) -> str:
-        """A string attribute; ``None`` counts as absent."""
+        """Returns a string attribute; ``None`` counts as absent."""
         value = self.attrs.get(key, default)
         return default if value == "None" else value
 
     def number(self, key: str, default: float) -> float:
-        """A float attribute. Raises InvalidSymbol."""
+        """Returns a float attribute. Raises InvalidSymbol."""
         try:
             return float(self.text(key, repr(default)))
         except ValueError as error:
-            raise InvalidSymbol(f"{self.name}: {key}={self.attrs[key]!r} is no number") from error
+            raise InvalidSymbol(
+                f"{self.name}: {key}={self.attrs[key]!r} is not a valid number"
+            ) from error
 
     def integer(self, key: str, default: int) -> int:
-        """An integer attribute. Raises InvalidSymbol."""
+        """Returns an integer attribute. Raises InvalidSymbol."""
         value = self.number(key, default)
         if not value.is_integer():
-            raise InvalidSymbol(f"{self.name}: {key}={self.attrs[key]!r} is no integer")
+            raise InvalidSymbol(f"{self.name}: {key}={self.attrs[key]!r} is not a valid integer")
         return int(value)
 
     def integers(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """A tuple attribute, ``"(3, 3)"``, ``"[3, 3]"`` or ``"3"``. Raises InvalidSymbol."""
+        """Returns a tuple attribute, ``"(3, 3)"``, ``"[3, 3]"`` or ``"3"``.
+
+        Raises InvalidSymbol.
+        """
         text = self.text(key, "()")
         try:
             value = ast.literal_eval(text.replace("L", ""))
             values = tuple(int(v) for v in (value if isinstance(value, tuple | list) else (value,)))
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise InvalidSymbol(f"{self.name}: {key}={text!r} is no tuple of integers") from error
+            raise InvalidSymbol(
+                f"{self.name}: {key}={text!r} is not valid: expected integers, as in (3, 3)"
+            ) from error
         return values or default
 
 
@@ -102,7 +109,7 @@ class Graph:
         return cast(Derived, self._derived[key])
 
     def operators(self) -> Iterator[tuple[int, Node]]:
-        """The nodes that compute something, with their index."""
+        """Returns the nodes that compute something, with their index."""
         return ((i, node) for i, node in enumerate(self.nodes) if not node.is_variable)
 
     def consumers(self, index: int) -> list[int]:
@@ -137,7 +144,7 @@ class Graph:
         return Graph(nodes, tuple(Entry(order[h.node], h.output) for h in heads))
 
     def data_input(self) -> int:
-        """Index of the image variable: the first input of the first operators.
+        """Returns index of the image variable: the first input of the first operators.
 
         Raises InvalidSymbol where there is none.
         """
@@ -170,9 +177,11 @@ def parse_symbol(content: bytes, source: str) -> Graph:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InvalidSymbol(f"{source}: no JSON ({error})") from error
+        raise InvalidSymbol(
+            f"{source}: not a valid symbol.json: expected JSON ({error})"
+        ) from error
     if not isinstance(document, dict) or not isinstance(document.get("nodes"), list):
-        raise InvalidSymbol(f"{source}: no symbol.json (it has no list 'nodes')")
+        raise InvalidSymbol(f"{source}: not a valid symbol.json: expected a list 'nodes'")
     nodes: list[Node] = []
     moved: list[int] = []  # index in the file -> index here; legacy batch norms add variables
     for position, raw in enumerate(document["nodes"]):
@@ -225,12 +234,14 @@ def _node(raw: object, moved: Sequence[int], where: str) -> Node:
 
 def _entries(raw: object, moved: Sequence[int], where: str) -> tuple[Entry, ...]:
     if not isinstance(raw, list):
-        raise InvalidSymbol(f"{where}: no list of inputs")
+        raise InvalidSymbol(f"{where}: expected a list of inputs")
     entries = []
     for item in raw:
         numbers = isinstance(item, list) and all(type(v) is int and v >= 0 for v in item)
         if not numbers or len(item) not in (2, 3):
-            raise InvalidSymbol(f"{where}: {item!r:.60} is no [node, output, version]")
+            raise InvalidSymbol(
+                f"{where}: {item!r:.60} is not a valid entry: expected [node, output, version]"
+            )
         if item[0] >= len(moved):
             raise InvalidSymbol(f"{where}: reads node {item[0]}, which does not come before it")
         entries.append(Entry(moved[item[0]], item[1]))

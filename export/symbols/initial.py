@@ -23,7 +23,7 @@ _VARIANCE = (0.5, 1.5)
 def random_params(
     graph: Graph, height: int, width: int, seed: int = 0, *, neutral: bool = True
 ) -> Parameters:
-    """float32 parameters for every variable of the graph, the same for the same seed.
+    """Returns float32 parameters for every variable of the graph, the same for the same seed.
 
     Convolution weights are N(0, 2 / fan_in), a deconvolution a channel bilinear, biases 0, gamma
     and variance 1, beta and mean 0. Without ``neutral`` biases, beta and mean are N(0, 0.04), gamma
@@ -69,7 +69,7 @@ def _varied(
 
 
 def _bilinear(rows: int, columns: int) -> Array:
-    """float32 [rows, columns]: the kernel that interpolates by half its length."""
+    """Returns float32 [rows, columns]: the kernel that interpolates by half its length."""
     sides = []
     for length in (rows, columns):
         factor = (length + 1) // 2
@@ -80,8 +80,8 @@ def _bilinear(rows: int, columns: int) -> Array:
 
 
 def start_parameters(graph: Graph, height: int, width: int, seed: int) -> Parameters:
-    """Of ``random_params``; the convolutions that give a deformable one its offsets start at zero,
-    so that it begins as a plain one (Dai et al., arXiv 1703.06211)."""
+    """Returns ``random_params``, but the convolutions that give a deformable one its offsets start
+    at zero, so that it begins as a plain one (Dai et al., arXiv 1703.06211)."""
     parameters = random_params(graph, height, width, seed)
     zero = {
         graph.nodes[entry.node].name

@@ -31,7 +31,7 @@ def count_losses(model: str, aux: bool) -> int:
 
 
 def legacy_loss_weights(model: str, losses: int) -> tuple[float, ...]:
-    """What acts on GluonCV's gradients: 1 for each term, whatever its weights say.
+    """Returns what acts on GluonCV's gradients: 1 for each term, whatever its weights say.
 
     Its ``SoftmaxOutput`` ignores the gradient that comes in. ICNet's first two terms are one map
     at two sizes, so its prediction counts twice.
@@ -70,5 +70,5 @@ _OWN = {
 
 
 def default_backbone(model: str) -> str:
-    """The backbone of a network that was named without one."""
+    """Returns the backbone of a network that was named without one."""
     return _OWN.get(model, _USUAL)

@@ -31,7 +31,7 @@ _SIGNED = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _caffe(blue: float, green: float, red: float) -> Pixels:
-    """BGR bytes less their mean."""
+    """Returns BGR bytes less their mean."""
     return Pixels((red / 255, green / 255, blue / 255), _BYTE, bgr=True)
 
 
@@ -49,8 +49,8 @@ SIGNED_MODELS = ("deeplabv3plus", "deeplabplus")
 
 
 def pixels_of(model: str | None, backbone: str | None = None) -> Pixels:
-    """What a network sees, in training and when it is served; DeepLabV3+ without a backbone has its
-    usual one."""
+    """Returns what a network sees, in training and when it is served; DeepLabV3+ without a backbone
+    has its usual one."""
     if model in SIGNED_MODELS and backbone in (None, SIGNED_BACKBONE):
         return _SIGNED
     return TRAINED_ON.get(model or "", IMAGENET)
@@ -63,7 +63,7 @@ def choose_pixels(
     bgr: bool | None,
     backbone: str | None = None,
 ) -> Pixels:
-    """What was asked for; else what the named network was trained on; else ImageNet's.
+    """Returns what was asked for; else what the named network was trained on; else ImageNet's.
 
     ``mean`` and ``std`` are three numbers by comma, RGB, of values from 0 to 1. Raises ExportError.
     """

@@ -42,12 +42,12 @@ class Parameters:
     auxiliary: Mapping[str, Array]
 
     def find(self, name: str) -> Array | None:
-        """The array of a variable, whichever kind it is."""
+        """Returns the array of a variable, whichever kind it is."""
         found = self.arguments.get(name)
         return self.auxiliary.get(name) if found is None else found
 
     def names(self) -> list[str]:
-        """All names, without prefix."""
+        """Returns all names, without prefix."""
         return [*self.arguments, *self.auxiliary]
 
 
@@ -171,7 +171,7 @@ def _array(reader: _Reader, what: str) -> Array | None:
 
 
 def digest(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256. Raises OSError."""
+    """Returns the first 16 hexadecimal digits of a file's SHA-256. Raises OSError."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -180,7 +180,7 @@ def digest(path: Path) -> str:
 
 
 def tool_version() -> str:
-    """The installed version of this project."""
+    """Returns the installed version of this project."""
     try:
         return version("segserve")
     except PackageNotFoundError:
@@ -198,7 +198,7 @@ class Shaped(Protocol):
 
 
 def misfits(wanted: Mapping[str, Shape], found: Mapping[str, Shaped | None]) -> dict[str, str]:
-    """Why a parameter cannot be loaded, by name; empty where all can."""
+    """Returns why a parameter cannot be loaded, by name; empty where all can."""
     problems = {}
     for name, shape in wanted.items():
         array = found.get(name)

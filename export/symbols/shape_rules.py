@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from export.errors import InvalidSymbol, UnsupportedOperator
 from export.symbols.conv_arithmetic import (
     Shape,
-    bilinear_upsampling_geometry,
+    bilinear_upsampling_arithmetic,
     check_window,
     convolved_lengths,
-    deconvolution_geometry,
+    deconvolution_arithmetic,
     pair,
     pooled_length,
 )
@@ -66,7 +66,7 @@ def _deconvolution(node: Node, features: Sequence[Shape]) -> Shape:
     groups, filters = node.integer("num_group", 1), node.integer("num_filter", 0)
     if groups < 1 or filters < 1 or channels % groups or filters % groups:
         raise InvalidSymbol(f"{node.name}: {groups} groups for {channels} -> {filters} channels")
-    return (batch, filters, *deconvolution_geometry(node, lengths).lengths)
+    return (batch, filters, *deconvolution_arithmetic(node, lengths).lengths)
 
 
 def _pooling(node: Node, features: Sequence[Shape]) -> Shape:
@@ -155,7 +155,7 @@ def _map(node: Node, shape: Shape) -> Shape:
 
 
 def upsampled_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Height and width times ``scale``. Raises UnsupportedOperator for several inputs."""
+    """Returns height and width times ``scale``. Raises UnsupportedOperator for several inputs."""
     scale = node.integer("scale", 0)
     kind = node.text("sample_type", "nearest")
     if kind not in ("nearest", "bilinear") or len(features) != 1 or scale < 1:
@@ -168,13 +168,14 @@ _COPY, _INFER, _REST, _MERGE, _SPLIT = 0, -1, -2, -3, -4
 
 
 def flattened_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """(batch, everything else)."""
+    """Returns (batch, everything else)."""
     batch, *rest = features[0]
     return (batch, math.prod(rest))
 
 
 def reshaped_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """MXNet's codes: 0 copies, -1 infers, -2 copies the rest, -3 merges two, -4 splits one."""
+    """Follows MXNet's codes: 0 copies, -1 infers, -2 copies the rest, -3 merges two, -4 splits
+    one."""
     shape, codes = features[0], list(node.integers("shape"))
     if not codes or node.flag("reverse", False):
         raise UnsupportedOperator(f"{node.name}: Reshape without shape, or reversed")
@@ -213,7 +214,8 @@ def reshaped_shape(node: Node, features: Sequence[Shape]) -> Shape:
 
 
 def transposed_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """The lengths in the order of ``axes``. Raises UnsupportedOperator where the batch moves."""
+    """Returns the lengths in the order of ``axes``. Raises UnsupportedOperator where the batch
+    moves."""
     axes = node.integers("axes")
     if sorted(axes) != list(range(len(features[0]))) or axes[0] != 0:
         raise UnsupportedOperator(f"{node.name}: transpose by {axes}")
@@ -230,7 +232,7 @@ Bounds = tuple[tuple[int, int], ...]
 
 
 def slice_bounds(node: Node, features: Sequence[Shape]) -> Bounds:
-    """Begin and end along every axis. Raises InvalidSymbol where they leave the input, and
+    """Returns begin and end along every axis. Raises InvalidSymbol where they leave the input, and
     UnsupportedOperator where they cut the batch."""
     shape = features[0]
     bounds = {"Crop": _crop, "crop_like": _crop, "slice_axis": _slice_axis}.get(
@@ -247,12 +249,13 @@ def slice_bounds(node: Node, features: Sequence[Shape]) -> Bounds:
 
 
 def sliced_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """The shape of what is left."""
+    """Returns the shape of what is left."""
     return tuple(end - begin for begin, end in slice_bounds(node, features))
 
 
 def padded_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """The shape with its frame. Raises UnsupportedOperator where the batch or channels get one."""
+    """Returns the shape with its frame. Raises UnsupportedOperator where the batch or channels get
+    one."""
     widths = node.integers("pad_width")
     if len(widths) != 8 or len(features[0]) != 4 or any(widths[:4]) or min(widths) < 0:
         raise UnsupportedOperator(f"{node.name}: only rows and columns can be padded, not {widths}")
@@ -302,7 +305,7 @@ def parameter_shapes(node: Node, features: Shape) -> list[Shape]:
         weight = (features[1], filters // groups, *node.integers("kernel"))
         return [weight] if node.flag("no_bias", True) else [weight, (filters,)]
     if node.op == "UpSampling" and node.text("sample_type", "nearest") == "bilinear":
-        kernel, _ = bilinear_upsampling_geometry(node.integer("scale", 0))
+        kernel, _ = bilinear_upsampling_arithmetic(node.integer("scale", 0))
         return [(features[1], 1, kernel, kernel)]
     if node.op in BATCH_NORMS:
         return [(features[1],)] * 4

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from export.errors import InvalidSymbol, UnsupportedOperator
-from export.symbols.conv_arithmetic import Shape, convolution_geometry
+from export.symbols.conv_arithmetic import Shape, convolution_arithmetic
 from export.symbols.graph import Entry, Graph
 from export.symbols.shape_rules import LABELLED, RULES, parameter_shapes
 
-__all__ = ["GraphShapes", "Shape", "convolution_geometry", "infer_shapes"]
+__all__ = ["GraphShapes", "Shape", "convolution_arithmetic", "infer_shapes"]
 
 CHANNELS = 3
 # Of one tensor, as a file may ask for any; 2,048 channels of 1024x2048 have half as many.
@@ -35,7 +35,7 @@ class GraphShapes:
     parameters: Mapping[str, Shape]
 
     def of(self, entry: Entry) -> Shape:
-        """The shape of an entry, (1, C, H, W) for feature maps."""
+        """Returns the shape of an entry, (1, C, H, W) for feature maps."""
         return self.tensors[entry.node]
 
 

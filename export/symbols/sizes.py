@@ -30,7 +30,7 @@ class SizeRule:
     width_multiple: int
 
     def nearest(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest size that the network can have."""
+        """Returns the nearest size that the network can have."""
         steps = (
             max(1, round(height / self.height_multiple)),
             max(1, round(width / self.width_multiple)),
@@ -39,7 +39,7 @@ class SizeRule:
 
 
 def built_size(graph: Graph) -> tuple[int, int] | None:
-    """Height and width that a symbol was built for; None where no resize ties it to one.
+    """Returns height and width that a symbol was built for; None where no resize ties it to one.
 
     Raises IllegalSize where there are resizes but the first head tells no size.
     """
@@ -48,8 +48,9 @@ def built_size(graph: Graph) -> tuple[int, int] | None:
     head = _full_size_head(graph)
     if head.op != _RESIZE:
         raise IllegalSize(
-            f"the symbol's first output, {head.name}, is no resize to the image, so the size that"
-            " it was built for is not known; export the network with its full-size output first"
+            f"the symbol's first output, {head.name}, is not a resize to the image, so the size"
+            " that it was built for is not known; export the network with its full-size output"
+            " first"
         )
     return _target(head)
 
@@ -69,8 +70,8 @@ def size_rule(graph: Graph) -> SizeRule | None:
         h, w = _target(node)
         if h < 1 or w < 1 or height % h or width % w:
             raise IllegalSize(
-                f"the symbol was built for {height}x{width}, of which {node.name} ({h}x{w}) is no"
-                " whole fraction: it cannot be moved to another size; generate it at the new one"
+                f"the symbol was built for {height}x{width}, of which {node.name} ({h}x{w}) is not"
+                " a whole fraction: it cannot be moved to another size; generate it at the new one"
             )
         rows, columns = math.lcm(rows, height // h), math.lcm(columns, width // w)
     return SizeRule(height, width, rows, columns)
@@ -94,9 +95,9 @@ def _retarget(graph: Graph, height: int, width: int) -> Graph:
         if height < 1 or width < 1 or height % rule.height_multiple or width % rule.width_multiple:
             near = rule.nearest(height, width)
             raise IllegalSize(
-                f"{height}x{width} is no size of this network: the height must be a multiple of"
-                f" {rule.height_multiple} and the width one of {rule.width_multiple}; the nearest"
-                f" is {near[0]}x{near[1]}"
+                f"{height}x{width} is not a valid size of this network: the height must be a"
+                f" multiple of {rule.height_multiple} and the width one of {rule.width_multiple};"
+                f" the nearest is {near[0]}x{near[1]}"
             )
         graph = replace(graph, nodes=tuple(_moved(n, rule, height, width) for n in graph.nodes))
     infer_shapes(graph, height, width)

@@ -22,12 +22,13 @@ OPTIMIZER_SLOTS = ("/Momentum", "/Adam", "/Adam_1", "/ExponentialMovingAverage")
 
 
 def stored_file(path: Path) -> Path:
-    """The file itself; of a TensorFlow checkpoint's prefix, its index. Need not be there."""
+    """Returns the file itself; of a TensorFlow checkpoint's prefix, its index. Need not be
+    there."""
     return path if path.is_file() else path.with_name(path.name + INDEX_ENDING)
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Of a ``.pth``, ``.params`` or ``.npz`` file, or of a TensorFlow checkpoint (its prefix or its
+    """Reads a ``.pth``, ``.params`` or ``.npz`` file, or a TensorFlow checkpoint (its prefix or its
     ``.index`` file; optimizers' variables are left out).
 
     Raises WeightsError naming the file.
@@ -82,8 +83,8 @@ def read_torch_file(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is no PyTorch file, and pickles are not executed "
-            "here; load it where you trust it and save its weights alone: "
+            f"{path} holds more than tensors, or is not a PyTorch file, and pickles are not "
+            "executed here; load it where you trust it and save its weights alone: "
             "torch.save(model.state_dict(), FILE)"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -97,7 +98,7 @@ def read_torch_file(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     arrays = {}
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
-            raise WeightsError(f"{path}: {name!r} is no tensor")
+            raise WeightsError(f"{path}: {name!r} is not a tensor")
         if not str(name).endswith(COUNTER):
             arrays[str(name).removeprefix(WRAPPER)] = value.detach().float().numpy()
     return arrays

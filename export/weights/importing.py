@@ -35,7 +35,7 @@ NAMED_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: how they are renamed, and the size to build the network for."""
+    """Says where weights come from: how they are renamed, and the size to build the network for."""
 
     translate: Translate
     size: tuple[int, int]
@@ -69,7 +69,7 @@ class ImportedWeights:
     origin: str
 
     def flags(self) -> list[str]:
-        """The network, as ``train.py``, ``test.py`` and ``segserve export`` are told it."""
+        """Returns the network, as ``train.py``, ``test.py`` and ``segserve export`` are told it."""
         told = ["--model", self.model, "--backbone", self.backbone]
         told += ["--width", f"{self.width:g}"] if self.width != 1 else []
         told += ["--aux"] if self.aux else []
@@ -114,7 +114,7 @@ def import_weights(
 
 
 def read_imported(folder: Path) -> ImportedWeights:
-    """What ``import_weights`` wrote. Raises WeightsError."""
+    """Returns what ``import_weights`` wrote. Raises WeightsError."""
     try:
         facts = json.loads((folder / FACTS_FILE).read_text())
         size = int(facts["size"][0]), int(facts["size"][1])
@@ -126,7 +126,7 @@ def read_imported(folder: Path) -> ImportedWeights:
 def fit_parameters(
     graph: Graph, names: Mapping[str, str], arrays: Arrays, size: tuple[int, int], path: Path
 ) -> Parameters:
-    """The arrays under the symbol's names.
+    """Returns the arrays under the symbol's names.
 
     ``names`` gives the symbol's name of every structural one. Raises WeightsError naming what is
     missing, unknown or of another shape.
@@ -157,7 +157,8 @@ def fit_parameters(
 def build_symbol(
     found: Translated, size: tuple[int, int], output_stride: int
 ) -> tuple[Graph, Mapping[str, str]]:
-    """The symbol, and its names by structural ones. Raises WeightsError, with MXNet's reason."""
+    """Returns the symbol, and its names by structural ones. Raises WeightsError, with MXNet's
+    reason."""
     network = NetworkSpec(found.model, found.backbone, found.width, found.aux, output_stride)
     try:
         traced = trace_symbol(network, found.classes, size)

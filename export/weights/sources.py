@@ -46,7 +46,7 @@ Translate = Callable[[Arrays], Translated]
 
 
 def find_backbone(arrays: Arrays) -> str:
-    """The ResNet that ``layer1.0.conv1.weight``, ... belong to. Raises WeightsError."""
+    """Returns the ResNet that ``layer1.0.conv1.weight``, ... belong to. Raises WeightsError."""
     blocks = tuple(
         len({name.split(".")[1] for name in arrays if name.startswith(f"layer{stage}.")})
         for stage in range(1, 5)
@@ -55,16 +55,20 @@ def find_backbone(arrays: Arrays) -> str:
     for name, spec in BACKBONES.items():
         if spec.blocks == blocks and spec.bottleneck == bottleneck:
             return name
-    raise WeightsError(f"stages of {blocks} blocks are no ResNet that is known here")
+    raise WeightsError(
+        f"stages of {blocks} blocks are not those of a known ResNet: expected those of"
+        f" {', '.join(BACKBONES)}"
+    )
 
 
 def find_width(arrays: Arrays, stem: str, channels: int = STEM_CHANNELS) -> float:
-    """The channel multiplier: output channels of the first convolution over ``channels``."""
+    """Returns the channel multiplier: output channels of the first convolution over
+    ``channels``."""
     return float(need(arrays, stem).shape[0] / channels)
 
 
 def need(arrays: Arrays, name: str) -> npt.NDArray[np.generic]:
-    """The array of that name. Raises WeightsError where there is none."""
+    """Returns the array of that name. Raises WeightsError where there is none."""
     if name not in arrays:
         some = ", ".join(sorted(arrays)[:3])
         raise WeightsError(
@@ -84,7 +88,7 @@ def rename_batch_norms(arrays: Arrays) -> Arrays:
 
 
 def replace_start(name: str, starts: dict[str, str]) -> str:
-    """``name`` with the first of ``starts`` that it begins with replaced."""
+    """Returns ``name`` with the first of ``starts`` that it begins with replaced."""
     for old, new in starts.items():
         if name.startswith(old):
             return new + name[len(old) :]
@@ -103,7 +107,7 @@ GLUONCV_MARKS = {
 
 
 def translate_gluoncv(arrays: Arrays) -> Translated:
-    """To the network that the names tell. Raises WeightsError."""
+    """Brings weights to the network that their names tell. Raises WeightsError."""
     model = next((model for model, mark in GLUONCV_MARKS.items() if mark in arrays), None)
     if model is None:
         raise WeightsError(
@@ -136,7 +140,7 @@ FAST_SEG_BOTTLENECK = "psp_head.block.0.weight"
 
 
 def translate_fast_seg(arrays: Arrays) -> Translated:
-    """To ``icnet_fast_seg``. Raises WeightsError."""
+    """Brings weights to ``icnet_fast_seg``. Raises WeightsError."""
     renamed = {
         replace_start(name, FAST_SEG_STARTS).replace(".conv_high.", ".conv_hign."): array
         for name, array in rename_batch_norms(arrays).items()
@@ -160,7 +164,7 @@ LIMINN_UNUSED = "pretrained.fc."
 
 
 def translate_liminn(arrays: Arrays) -> Translated:
-    """To ``icnet_two_pass``. Raises WeightsError."""
+    """Brings weights to ``icnet_two_pass``. Raises WeightsError."""
     renamed = {
         name.removeprefix(LIMINN_BACKBONE).replace(".conv_high.", ".conv_hign."): array
         for name, array in rename_batch_norms(arrays).items()
@@ -193,7 +197,7 @@ TF_UNUSED = ("global_step", "xception_65/logits/")
 
 
 def translate_tf_deeplab(arrays: Arrays) -> Translated:
-    """To ``deeplabv3plus``. Raises WeightsError."""
+    """Brings weights to ``deeplabv3plus``. Raises WeightsError."""
     renamed = {}
     for name, array in arrays.items():
         if name.startswith(TF_UNUSED):
@@ -224,4 +228,4 @@ def rename_tf_variable(name: str) -> str:
             elif flow == "middle_flow":
                 rest = rest.removeprefix("block1/").replace("/xception_module", "")
             return "_".join(filter(None, (flow, *rest.split("/")))) + new
-    raise WeightsError(f"{name} is no variable of TensorFlow's DeepLab V3+ on Xception-65")
+    raise WeightsError(f"{name} is not a variable of TensorFlow's DeepLab V3+ on Xception-65")

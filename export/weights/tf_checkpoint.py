@@ -38,7 +38,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a variable's bytes lie."""
+    """Says where a variable's bytes lie."""
 
     name: str
     dtype: int
@@ -53,7 +53,7 @@ class _Entry:
 def read_bundle(
     prefix: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """The variables whose names are ``wanted``, by name.
+    """Returns the variables whose names are ``wanted``, by name.
 
     Args:
         prefix: ``model.ckpt``, or its ``.index`` file.
@@ -115,7 +115,7 @@ def _read_array(entry: _Entry, path: Path, content: memoryview) -> npt.NDArray[n
 
 
 def _read_header(value: bytes, source: str) -> int:
-    """The number of data files. Raises WeightsError for big-endian data."""
+    """Returns the number of data files. Raises WeightsError for big-endian data."""
     shards = 0
     for number, content in _fields(value, source):
         if number == 1 and isinstance(content, int):
@@ -157,7 +157,7 @@ def _read_shape(value: bytes, source: str, name: str) -> tuple[int, ...]:
 
 
 def _fields(value: bytes, source: str) -> Iterator[tuple[int, int | bytes]]:
-    """(number, content) of a protobuf message's fields, in the file's order."""
+    """Yields (number, content) of a protobuf message's fields, in the file's order."""
     content, position = memoryview(value), 0
     while position < len(content):
         tag, position = read_varint(content, position, source)
@@ -171,7 +171,7 @@ def _fields(value: bytes, source: str) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (FIXED32, FIXED64):
             length = 4 if kind == FIXED32 else 8
         else:
-            raise WeightsError(f"{source}: an entry of it is no message")
+            raise WeightsError(f"{source}: an entry of it is not a valid message")
         if position + length > len(content):
             raise WeightsError(f"{source}: an entry of it is cut off")
         raw = bytes(content[position : position + length])
@@ -187,12 +187,14 @@ MAX_KEY_BYTES = 4096
 
 
 def read_table(content: memoryview, source: str) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of every entry. Raises WeightsError naming ``source``."""
+    """Yields (key, value) of every entry. Raises WeightsError naming ``source``."""
     if len(content) < FOOTER_BYTES:
         raise WeightsError(f"{source}: too short for a table ({len(content)} bytes)")
     footer = content[-FOOTER_BYTES:]
     if struct.unpack("<Q", footer[-8:])[0] != MAGIC:
-        raise WeightsError(f"{source}: no TensorFlow checkpoint index (it does not end as one)")
+        raise WeightsError(
+            f"{source}: not a valid checkpoint index: expected the ending of a TensorFlow table"
+        )
     position = 0
     numbers = []
     for _ in range(4):
@@ -207,7 +209,7 @@ def read_table(content: memoryview, source: str) -> Iterator[tuple[bytes, bytes]
 
 
 def read_varint(content: memoryview, position: int, source: str) -> tuple[int, int]:
-    """The number at ``position``, and where it ends. Raises WeightsError."""
+    """Returns the number at ``position``, and where it ends. Raises WeightsError."""
     value = 0
     for shift in range(0, 64, 7):
         if position >= len(content):
@@ -275,11 +277,11 @@ def _update(
 
 
 def crc32c(data: memoryview | bytes) -> int:
-    """Of all bytes."""
+    """Returns the checksum of all bytes."""
     values = np.frombuffer(data, np.uint8)
     return int(_update(values, _TABLE, np.uint32(0xFFFFFFFF))) ^ 0xFFFFFFFF
 
 
 def masked(crc: int) -> int:
-    """As it is stored beside data that may hold checksums itself."""
+    """Returns a checksum as it is stored beside data that may hold checksums itself."""
     return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF

@@ -83,7 +83,7 @@ def find_zoo_network(name: str) -> ZooNetwork:
 
 
 def models_folder() -> Path:
-    """Where GluonCV keeps downloaded weights."""
+    """Returns where GluonCV keeps downloaded weights."""
     home = os.environ.get("MXNET_HOME")
     return (Path(home) if home else Path.home() / ".mxnet") / "models"
 
@@ -91,7 +91,7 @@ def models_folder() -> Path:
 def obtain_weights(
     network: ZooNetwork, folder: Path, progress: Progress = lambda done, total: None
 ) -> Path:
-    """The checked ``.params`` file in ``folder``, downloaded where it is not there yet.
+    """Returns the checked ``.params`` file in ``folder``, downloaded where it is not there yet.
 
     A download that broke off goes on where it ended.
 
@@ -137,8 +137,8 @@ def obtain_network(
     size: tuple[int, int] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> ImportedWeights:
-    """A network of the zoo with its symbol; converted once, in ``folder`` (default: beside the
-    downloaded file, for its usual size). Several processes wait for each other.
+    """Returns a network of the zoo with its symbol; converted once, in ``folder`` (default: beside
+    the downloaded file, for its usual size). Several processes wait for each other.
 
     Raises WeightsError.
     """
@@ -153,7 +153,8 @@ def obtain_network(
 
 
 def resolve(name: str, progress: Progress = lambda done, total: None) -> ImportedWeights:
-    """``--pretrained``: a name of the zoo, or a folder that ``segserve import-weights`` wrote.
+    """Finds what ``--pretrained`` names: one of the zoo, or a folder that ``segserve
+    import-weights`` wrote.
 
     Raises WeightsError.
     """
@@ -171,7 +172,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _read_table() -> dict[str, str]:
-    """SHA-1 by name, read from GluonCV's source: importing it would import MXNet."""
+    """Returns SHA-1 by name, read from GluonCV's source: importing it would import MXNet."""
     spec = find_spec("gluoncv")
     if spec is None or spec.origin is None:
         raise WeightsError(

@@ -115,7 +115,7 @@ def test_back_to_float32_by_the_models_folder(export, repository):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "absent"], "--from absent is no model of"),
+        (["--from", "absent"], "--from absent is not a valid model"),
         (["--from", "tiny", "--model", "icnet"], "leave --model out"),
         (["--from", "tiny", "--size", "32x32"], "leave --size out"),
         (["--from", "tiny", "--rgb"], "leave --bgr or --rgb out"),

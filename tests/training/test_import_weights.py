@@ -238,9 +238,9 @@ class Executed:
     ("source", "name", "told"),
     [
         ("fast_seg", "liminn", "psp_head.block.0.weight is missing"),
-        ("liminn", "fast_seg", "are no ResNet that is known here"),
+        ("liminn", "fast_seg", "are not those of a known ResNet"),
         ("gluoncv", "liminn", "none of icnet, pspnet"),
-        ("tf_deeplab", "liminn", "is no variable of TensorFlow's DeepLab"),
+        ("tf_deeplab", "liminn", "is not a variable of TensorFlow's DeepLab"),
     ],
 )
 def test_weights_of_another_network_are_refused(

@@ -165,7 +165,7 @@ def test_fp16_without_images_is_not_judged(export, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int4"], "choose fp32, fp16, int8"),
+        (["--precision", "int4"], "expected one of fp32, fp16, int8"),
         (["--precision", "fp16", "--search"], "add --precision int8"),
         (["--precision", "int8"], "--calibration DIR"),
         (["--precision", "int8", "--dataset", "citys"], "--calibration DIR"),

@@ -158,7 +158,7 @@ def test_the_command_writes_it(tmp_path, run_export):
 def test_the_command_refuses_other_precisions_and_formats(tmp_path, run_export):
     for arguments, message in (
         (["--precision", "fp16"], "--format mxnet is fp32"),
-        (["--format", "tensorrt"], "choose onnx or mxnet"),
+        (["--format", "tensorrt"], "expected onnx or mxnet"),
         (["--opset", "17"], "--opset 17 is for --format onnx"),
     ):
         result = run_export(*arguments)

@@ -78,7 +78,7 @@ def test_writes_what_it_reads(tmp_path, make_network, suffix):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nodes": "all"}, "no symbol.json"),
+        ({"nodes": "all"}, "not a valid symbol.json"),
         ({"heads": []}, "no outputs"),
         ({"heads": [[3, 0, 0]]}, "node 3"),
         ({"heads": [[-1, 0, 0]]}, "no \\[node"),

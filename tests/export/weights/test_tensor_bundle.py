@@ -95,7 +95,7 @@ WRONG = {
     "a wrong checksum": (entry(), r"damaged \(the checksum of w"),
     "slices": (entry() + field(7, b"x"), "stored in slices"),
     "cut off": (entry() + varint(2 << 3 | 2) + varint(99), "cut off"),
-    "an unknown kind": (varint(1 << 3 | 3), "is no message"),
+    "an unknown kind": (varint(1 << 3 | 3), "is not a valid message"),
     "an endless number": (varint(1 << 3) + b"\xff" * 11, "does not end"),
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="data-00000-of-00001"):
         read_bundle(prefix)
     (tmp_path / "model.ckpt.index").write_bytes(b"x" * 100)
-    with pytest.raises(WeightsError, match="no TensorFlow checkpoint index"):
+    with pytest.raises(WeightsError, match="not a valid checkpoint index"):
         read_bundle(prefix)
     (tmp_path / "model.ckpt.index").write_bytes(b"x")
     with pytest.raises(WeightsError, match="too short"):

@@ -9,12 +9,16 @@ the stored one, widened by a tenth.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path; benchmarks/ is not installed
+
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import cv2

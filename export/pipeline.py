@@ -115,7 +115,7 @@ class Written:
     Attributes:
         folder: the version's, ``<repository>/<name>/<version>``.
         file: the main one in it.
-        classes: how many the network tells apart.
+        classes: how many the network distinguishes.
         size: height and width of its images.
         heads: the names of its outputs.
         notes: one line each, for people: what was compared, measured and left out.

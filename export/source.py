@@ -53,49 +53,54 @@ class NamedNetwork:
 
 
 def name_network(
-    pretrained: str | None, symbol: Path | None, told: NamedNetwork, console: Console
+    pretrained: str | None, symbol: Path | None, named: NamedNetwork, console: Console
 ) -> NamedNetwork:
-    """Returns ``told``, or what ``pretrained`` brings; of that only the dataset may be told
+    """Returns ``named``, or what ``pretrained`` brings; of that only the dataset may be named
     otherwise.
 
     Raises ExportError, also for options that the network leaves no room for.
     """
-    form = {"--width": told.width, "--aux": told.aux, "--output-stride": told.output_stride}
+    form = {"--width": named.width, "--aux": named.aux, "--output-stride": named.output_stride}
     if pretrained is not None:
         reason = f"--pretrained {pretrained} brings its network and weights"
         refuse_given(
             reason,
-            {"--model": told.model, "--backbone": told.backbone, **form, "--params": told.params},
+            {
+                "--model": named.model,
+                "--backbone": named.backbone,
+                **form,
+                "--params": named.params,
+            },
         )
     elif symbol is not None:
         refuse_given(f"--symbol {symbol} is the network as it is", form)
     else:
-        _check_form(told)
+        _check_form(named)
     if pretrained is None:
-        return told
+        return named
     with show_bytes(console, f"weights {pretrained}") as on_bytes:
         found = resolve(pretrained, on_bytes)
     return NamedNetwork(
         found.model, found.backbone, found.width, found.aux,
         found.output_stride if found.model == WITH_STRIDES else None,
-        told.dataset or found.dataset, found.params,
+        named.dataset or found.dataset, found.params,
     )  # fmt: skip
 
 
-def _check_form(told: NamedNetwork) -> None:
+def _check_form(named: NamedNetwork) -> None:
     """Raises ExportError for what the named network, one of ours, does not have."""
-    model = MODEL_ALIASES.get(told.model or "", told.model)
+    model = MODEL_ALIASES.get(named.model or "", named.model)
     if model not in NETWORKS:
         return
     if model != WITH_STRIDES:
         refuse_given(
             f"{model} has one output stride, {WITH_STRIDES} alone has several",
-            {"--output-stride": told.output_stride},
+            {"--output-stride": named.output_stride},
         )
     if model not in WITH_AUXILIARY:
         refuse_given(
             f"{model} has no auxiliary head ({', '.join(WITH_AUXILIARY)} have one)",
-            {"--aux": told.aux or None},
+            {"--aux": named.aux or None},
         )
 
 
@@ -116,7 +121,7 @@ class ExistingModel:
     Attributes:
         model: its graph in float32.
         origin: its name, version and precision, then its own provenance.
-        dataset: what its classes are of; None where it does not tell.
+        dataset: what its classes are of; None where it does not say.
         resize: how the server brings images to its size; ``tile_overlap`` likewise.
     """
 
@@ -164,14 +169,14 @@ def read_existing(model: str, repository: Path) -> ExistingModel:
             f"--from {model}: version {version} is in int8 already; start from fp32 or fp16"
         )
     parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
-    told = parameters.get("provenance", "")
+    named = parameters.get("provenance", "")
     return ExistingModel(
         folder.name,
         widen(graph) if is_half(graph) else graph,
         folder.labels,
         folder.family,
         parameters.get("dataset"),
-        (f"from {folder.name} version {version} ({precision})", *([told] if told else [])),
+        (f"from {folder.name} version {version} ({precision})", *([named] if named else [])),
         folder.resize,
         parameters.get("tile_overlap"),
     )

@@ -1,4 +1,4 @@
-"""What the conversion of one operator takes and gives."""
+"""What the conversion of one operator takes and returns."""
 
 from __future__ import annotations
 

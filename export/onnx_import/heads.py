@@ -102,7 +102,7 @@ def score_head(
             raise InvalidNetwork(
                 f"the network's output is {height}x{width}, the image {image[0]}x{image[1]}: say"
                 " how its authors resize it, with --align-corners or --half-pixel (what PyTorch's"
-                " interpolate and MMSegmentation do unless told otherwise)"
+                " interpolate and MMSegmentation do by default)"
             )
         if not aligned:
             nodes, constants = resize_nodes(

@@ -168,7 +168,7 @@ def _follow_batch(
 def _free_batch(graph: OnnxGraph, node: NodeProto, source: tuple[int, ...]) -> None:
     """Lets a reshape to a batch of one take its input's batch instead.
 
-    For one image both are the same; for several, the comparison with the source tells.
+    For one image both are the same; for several, the comparison with the source decides.
     """
     target = graph.constant(node.input[1])
     if target is None or target.size < 2 or source[:1] != (1,) or target[0] != 1:

@@ -83,7 +83,7 @@ def check_opset(opset: int | None) -> None:
 
 
 def number_of_classes(symbol: Graph, height: int, width: int) -> int:
-    """Returns the classes that the network tells apart at a legal size."""
+    """Returns the classes that the network distinguishes at a legal size."""
     graph = prune_heads(retarget(symbol, height, width))
     return cut_at_logits(graph, height, width).classes
 

@@ -62,7 +62,7 @@ class PrecisionOptions:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The graph to write, and what to tell about it.
+    """The graph to write, and what to report of it.
 
     Attributes:
         accuracy: measured, with its protocol; None where there was nothing to measure on.
@@ -75,9 +75,9 @@ class Lowered:
     provenance: tuple[str, ...] = ()
     outcome: str = ""
 
-    def accuracy_after(self, told: str | None) -> str | None:
-        """Returns the accuracy for the repository: what the user told, then what was measured."""
-        return "; ".join(part for part in (told, self.accuracy) if part) or None
+    def accuracy_after(self, stated: str | None) -> str | None:
+        """Returns the accuracy for the repository: what the user stated, then what was measured."""
+        return "; ".join(part for part in (stated, self.accuracy) if part) or None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def lower_precision(
 
     Args:
         model: a float32 graph of the contract, batch norms folded.
-        classes: how many it tells apart.
+        classes: how many it distinguishes.
 
     Raises:
         AccuracyLost: it costs more than the limits allow, and is not forced.

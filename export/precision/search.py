@@ -152,7 +152,7 @@ def tries_table(tries: Sequence[Try], chosen: Try) -> Table:
     """
     table = Table("", "recipe", title="int8 recipes", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("mIoU", "lost", "equal", "time / fp32", "MB", "gate"):
-        # Words may wrap in a narrow terminal, numbers are told whole.
+        # Words may wrap in a narrow terminal, numbers are shown whole.
         table.add_column(heading, justify="right", no_wrap=True)
     for found in tries:
         drop, after = found.comparison.drop, found.comparison.after.mean_iou
@@ -191,7 +191,7 @@ def layer_errors(
 ) -> list[LayerError]:
     """Returns the errors of all convolutions, worst first, over a few uint8 [H, W, 3] images.
 
-    Runs the network once an image and layer: a few images tell enough.
+    Runs the network once an image and layer: a few images suffice.
     """
     layers = convolutions(model)
     with serve_graph(model) as served:

@@ -1,8 +1,8 @@
 """How long graphs take, relative to one another, on a machine that may be doing other things.
 
 All are open at once and take turns, in another order each round; a graph's time is divided by that
-of the reference in the same round, so slow drifts cancel. The median of the ratios is told with an
-interval that holds the true median with 95 % confidence, whatever the noise is distributed like
+of the reference in the same round, so slow drifts cancel. The median of the ratios is reported with
+an interval that holds the true median with 95 % confidence, whatever the noise is distributed like
 (order statistics: David and Nagaraja, "Order Statistics", section 7.1).
 """
 
@@ -49,7 +49,7 @@ def compare_times(
 ) -> list[TimeRatio]:
     """Returns the time of each model over that of ``reference`` for one image uint8 [H, W, 3].
 
-    7 to 31 rounds, about 20 seconds where there is the choice. ``begin`` is told how many and
+    7 to 31 rounds, about 20 seconds where there is the choice. ``begin`` gets their number and
     returns what is called after each. Raises PrecisionFailed where a graph does not run.
     """
     with ExitStack() as stack:

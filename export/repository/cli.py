@@ -20,7 +20,7 @@ from serving.repository import ModelFolder, choose_versions, describe_remote, re
 
 @dataclass(frozen=True)
 class _Repository:
-    """What the repository tells about a model beside its file."""
+    """What the repository says about a model beside its file."""
 
     name: str
     version: int
@@ -45,15 +45,15 @@ def inspect(
     """Shows a model's contract, sizes, operations, parameters, passes and origin."""
     console = Console(stderr=True, highlight=False)
     try:
-        told, found = _read(model, repository, version)
+        stored, found = _read(model, repository, version)
     except (ExportError, SegserveError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     if as_json:
-        everything = {"repository": asdict(told) if told else None, "file": asdict(found)}
+        everything = {"repository": asdict(stored) if stored else None, "file": asdict(found)}
         typer.echo(json.dumps(everything, indent=2, ensure_ascii=False))
         return
-    for label, text in [*(_about_model(told) if told else []), *_about_file(found, told)]:
+    for label, text in [*(_about_model(stored) if stored else []), *_about_file(found, stored)]:
         typer.echo(f"{label:<12} {text}")
 
 
@@ -90,10 +90,10 @@ def _read(
         found = inspect_mxnet(folder_path / str(chosen), config)
     else:
         found = inspect_file(folder.graph(chosen))
-    return _told(folder, chosen), found
+    return _facts_of(folder, chosen), found
 
 
-def _told(folder: ModelFolder, version: int) -> _Repository:
+def _facts_of(folder: ModelFolder, version: int) -> _Repository:
     parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
     return _Repository(
         folder.name,
@@ -111,20 +111,23 @@ def _told(folder: ModelFolder, version: int) -> _Repository:
     )
 
 
-def _about_model(told: _Repository) -> list[tuple[str, str]]:
-    served = ", ".join(map(str, told.versions))
+def _about_model(stored: _Repository) -> list[tuple[str, str]]:
+    served = ", ".join(map(str, stored.versions))
     return [
-        ("model", f"{told.name} version {told.version} (served: {served}), family {told.family}"),
-        ("batches", f"up to {told.max_batch_size}, {told.instances} instances"),
-        ("classes", f"{len(told.classes)}: {', '.join(told.classes)}"),
-        ("dataset", told.dataset or "not told"),
-        ("accuracy", told.accuracy or "not measured"),
-        ("provenance", told.provenance or "not told"),
+        (
+            "model",
+            f"{stored.name} version {stored.version} (served: {served}), family {stored.family}",
+        ),
+        ("batches", f"up to {stored.max_batch_size}, {stored.instances} instances"),
+        ("classes", f"{len(stored.classes)}: {', '.join(stored.classes)}"),
+        ("dataset", stored.dataset or "not stated"),
+        ("accuracy", stored.accuracy or "not measured"),
+        ("provenance", stored.provenance or "not stated"),
     ]
 
 
-def _about_file(found: Inspection, told: _Repository | None) -> list[tuple[str, str]]:
-    """Returns what the file tells; facts that the repository told already are left out."""
+def _about_file(found: Inspection, stored: _Repository | None) -> list[tuple[str, str]]:
+    """Returns what the file says; what the repository has said already is left out."""
     made = f", made by {found.producer}" if found.producer else ""
     lines = [("file", f"{found.path}, {_bytes(found.file_bytes)}{made}")]
     lines += [("input", str(tensor)) for tensor in found.inputs]
@@ -134,10 +137,10 @@ def _about_file(found: Inspection, told: _Repository | None) -> list[tuple[str, 
         ("parameters", f"{found.parameters:,}"),
         ("operations", f"{_macs(found.macs)} an image, {found.nodes} nodes: {_counts(found)}"),
         ("served", _served(found)),
-        ("passes", ", ".join(found.passes) or "the file does not tell"),
+        ("passes", ", ".join(found.passes) or "not stated in the file"),
     ]
     known = {"classes", "palette", "accuracy", "provenance", "dataset", "family", "resize",
-             "ignore_label"} if told else {"palette"}  # fmt: skip
+             "ignore_label"} if stored else {"palette"}  # fmt: skip
     lines += [(key, value) for key, value in sorted(found.metadata.items()) if key not in known]
     return lines
 

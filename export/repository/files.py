@@ -1,7 +1,7 @@
 """What a version of a model is made of, and the folder that it is written in first.
 
 The folder lies beside what is written and is gone afterwards, however the writing ends. It is
-locked while its process lives. So what a process left that was killed outright is told from what
+locked while its process lives. So what a killed process left is distinguished from what
 another one is writing now, and the next export clears it away.
 """
 

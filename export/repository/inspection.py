@@ -54,8 +54,8 @@ class Inspection:
         served_output: what the embedded engine cuts the graph to; None where it is not of the
             contract.
         served_nodes, served_macs: what is left then.
-        passes: the rewrites that made the graph, where the file tells.
-        metadata: everything else that the file tells of itself.
+        passes: the rewrites that made the graph, where the file names them.
+        metadata: everything else that the file says of itself.
     """
 
     path: str

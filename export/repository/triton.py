@@ -26,7 +26,7 @@ from serving.palette import LabelSet, format_palette
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the repository tells about a model beside its tensors; None and "" are left out.
+    """What the repository says about a model beside its tensors; None and "" are left out.
 
     ``resize`` and ``tile_overlap`` are the server's parameters of these names.
     """

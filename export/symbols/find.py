@@ -25,7 +25,7 @@ NAMES_FILE = "network-names.json"
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What ``training.networks.build`` is asked for.
+    """What ``training.networks.build`` builds.
 
     Attributes:
         width: the channels are multiplied by it.
@@ -119,7 +119,7 @@ class FoundSymbol:
 def find_symbol(
     network: NetworkName, params: Path | None, classes: int | None, size: tuple[int, int] | None
 ) -> FoundSymbol:
-    """Looks beside ``params``, among the published symbols, then asks ``training.symbols``.
+    """Looks beside ``params``, among the published symbols, then has ``training.symbols`` make it.
 
     ``classes`` and ``size`` are needed for the last one only. Raises SymbolNotFound naming what
     was tried or that the symbol beside has another output stride, InvalidSymbol for a damaged file.

@@ -1,7 +1,7 @@
 """Reads and writes ``.params``, the array container of MXNet, without MXNet.
 
 Little endian: ``u64 0x112, u64 0, u64 n``, n arrays, ``u64 n``, n names (``u64`` length, bytes).
-An array is ``u32 magic``, shape, context (2 x ``i32``), ``i32`` dtype, data; the magic tells how
+An array is ``u32 magic``, shape, context (2 x ``i32``), ``i32`` dtype, data; the magic says how
 the shape is stored. Source of the format: ``src/ndarray/ndarray.cc``. Whether the arrays of a file
 are a network's is decided here too, for every trainer.
 """

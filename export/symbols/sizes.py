@@ -41,7 +41,7 @@ class SizeRule:
 def built_size(graph: Graph) -> tuple[int, int] | None:
     """Returns height and width that a symbol was built for; None where no resize ties it to one.
 
-    Raises IllegalSize where there are resizes but the first head tells no size.
+    Raises IllegalSize where there are resizes but the first head has no size.
     """
     if not any(_is_fixed(node) for _, node in graph.operators()):
         return None

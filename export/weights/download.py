@@ -15,7 +15,7 @@ PARTIAL = 206
 RANGE_NOT_SATISFIABLE = 416
 
 Progress = Callable[[int, int], None]
-"""Is told bytes so far, and bytes in all (0: not known)."""
+"""Called with the bytes so far, and the bytes in all (0: not known)."""
 
 
 class ArchiveError(ValueError):

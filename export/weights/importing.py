@@ -69,13 +69,13 @@ class ImportedWeights:
     origin: str
 
     def flags(self) -> list[str]:
-        """Returns the network, as ``train.py``, ``test.py`` and ``segserve export`` are told it."""
-        told = ["--model", self.model, "--backbone", self.backbone]
-        told += ["--width", f"{self.width:g}"] if self.width != 1 else []
-        told += ["--aux"] if self.aux else []
+        """Returns the network, as ``train.py``, ``test.py`` and ``segserve export`` take it."""
+        flags = ["--model", self.model, "--backbone", self.backbone]
+        flags += ["--width", f"{self.width:g}"] if self.width != 1 else []
+        flags += ["--aux"] if self.aux else []
         if self.model == "deeplabv3plus":
-            told += ["--output-stride", str(self.output_stride)]
-        return told + (["--dataset", self.dataset] if self.dataset else [])
+            flags += ["--output-stride", str(self.output_stride)]
+        return flags + (["--dataset", self.dataset] if self.dataset else [])
 
 
 def import_weights(

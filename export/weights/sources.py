@@ -107,7 +107,7 @@ GLUONCV_MARKS = {
 
 
 def translate_gluoncv(arrays: Arrays) -> Translated:
-    """Brings weights to the network that their names tell. Raises WeightsError."""
+    """Brings weights to the network that their names belong to. Raises WeightsError."""
     model = next((model for model, mark in GLUONCV_MARKS.items() if mark in arrays), None)
     if model is None:
         raise WeightsError(
@@ -159,7 +159,7 @@ def translate_fast_seg(arrays: Arrays) -> Translated:
 
 
 LIMINN_BACKBONE = "pretrained."
-# ImageNet's classifier, which the network never asks.
+# ImageNet's classifier, which the network never runs.
 LIMINN_UNUSED = "pretrained.fc."
 
 

@@ -134,7 +134,7 @@ def test_scales_and_shapes_are_no_parameters():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent", "no model of"),
+        ("absent", "is not a valid model"),
         ("absent.onnx", "no such file"),
         ("damaged.onnx", "not a readable"),
     ],

@@ -139,6 +139,6 @@ def test_an_interrupted_export_leaves_the_repository(
 
 @pytest.mark.parametrize("name", ["../icnet", "", ".hidden", "a/b", "a b"])
 def test_names_that_leave_the_repository_are_refused(tmp_path, built, name):
-    with pytest.raises(ExportError, match="no model name"):
+    with pytest.raises(ExportError, match="not a valid model name"):
         triton.write_model(tmp_path / "r", name, built, facts(), None)
     assert not (tmp_path / "r").exists()

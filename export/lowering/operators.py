@@ -13,11 +13,17 @@ import numpy as np
 from onnx import helper
 
 from export.errors import UnsupportedOperator
-from export.lowering.context import Lowering, LoweringContext, constant, indices, single
+from export.lowering.context import (
+    Lowering,
+    LoweringContext,
+    constant,
+    indices,
+    resize_nodes,
+    single,
+)
 from export.lowering.convolutions import deconvolution, deformable_convolution, upsampling
 from export.lowering.pooling import adaptive_pooling, pooling
 from export.lowering.reshaping import flattening, padding, reshaping, slicing, transposition
-from export.lowering.resize import resize_nodes
 from export.symbols.conv_arithmetic import convolution_arithmetic
 from export.symbols.graph import BATCH_NORMS
 from export.symbols.shape_rules import (

@@ -8,8 +8,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from export.errors import InvalidNetwork
+from export.lowering.context import resize_nodes
 from export.lowering.convert import BATCH
-from export.lowering.resize import resize_nodes
 from export.onnx_import.outputs import NONE, SIGMOID, Labels, Scores
 from export.passes.mask_head import MASK
 from export.passes.onnx_graph import OnnxGraph, is_half

@@ -237,7 +237,7 @@ def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
 
 
 def _run_where_shapes_are_known(rewrite: Callable[[ModelProto], int], model: ModelProto) -> int:
-    """Returns how often a pass applied that needs every shape, and paddings written out."""
+    """How often a pass applied that needs every shape, and paddings written out."""
     automatic = any(
         a.name == "auto_pad" and a.s != b"NOTSET" for n in model.graph.node for a in n.attribute
     )

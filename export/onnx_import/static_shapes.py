@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from export.errors import InvalidNetwork
+from export.lowering.context import resize_scale
 from export.lowering.convert import BATCH
-from export.lowering.resize import resize_scale
 from export.passes.onnx_graph import OnnxGraph, integers
 
 Array = NDArray[np.generic]

@@ -14,8 +14,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from export.errors import ExportError
+from export.lowering.context import resize_nodes
 from export.lowering.convert import BATCH
-from export.lowering.resize import resize_nodes
 from export.passes.onnx_graph import OnnxGraph
 
 MASK, LOGITS, CONFIDENCE = "mask", "logits", "confidence"

@@ -31,14 +31,14 @@ def export(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Names the classes: citys, camvid, folder (with --root), ...",
+            help="Dataset that names the classes: citys, camvid, folder (with --root), ...",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="Your own classes: a name a line, #rrggbb after it or not.",
+            help="File of class names, one per line, each optionally followed by #rrggbb.",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
@@ -46,17 +46,25 @@ def export(
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Of values from 0 to 1. Default: what the network was trained on.",
+            help="Mean of RGB values from 0 to 1. Default: what the network was trained on.",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B", help="The same for the deviation.", rich_help_panel=_IMAGES),
+        typer.Option(
+            metavar="R,G,B",
+            help="Standard deviation of RGB values from 0 to 1.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     bgr: Annotated[
         bool | None,
-        typer.Option("--bgr/--rgb", help="Blue comes first.", rich_help_panel=_IMAGES),
+        typer.Option(
+            "--bgr/--rgb",
+            help="Channel order that the network was trained on.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     precision: given.Precision = PrecisionOptions.precision,
     root: given.Root = None,
@@ -72,15 +80,17 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx, or mxnet: the MXNet graph itself, for Triton's Python backend alone.",
+            help="File format: onnx, or mxnet (the MXNet graph itself, for Triton's Python backend"
+            " only).",
             rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = "onnx",
     opset: Annotated[
         int | None,
         typer.Option(
-            help="17 samples deformable convolutions, for ONNX Runtime and Triton releases without"
-            " DeformConv. Default: 19 for networks that have some, else 17.",
+            help="ONNX opset, 17 or 19. 17 replaces deformable convolutions by sampling, for ONNX"
+            " Runtime and Triton releases without DeformConv. Default: 19 for networks that have"
+            " such convolutions, otherwise 17.",
             rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
@@ -88,14 +98,17 @@ def export(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Default: --model, _PRECISION after it.", rich_help_panel=given.WRITTEN_PANEL
+            help="Name of the model. Default: --model followed by _PRECISION.",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
     family: given.Family = None,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Default: 4, or the existing model's.", rich_help_panel=given.WRITTEN_PANEL
+            min=0,
+            help="Largest batch. Default: 4, or the existing model's.",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
     accuracy: given.Accuracy = None,
@@ -104,7 +117,7 @@ def export(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare with MXNet where installed.",
+            help="Compare the result with MXNet, if it is installed.",
             rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = True,

@@ -15,7 +15,7 @@ NETWORK_PANEL = "Network"
 Model: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help=f"{', '.join(NETWORKS)}.",
+        help=f"Network: {', '.join(NETWORKS)}.",
         rich_help_panel=NETWORK_PANEL,
     ),
 ]
@@ -24,15 +24,15 @@ From: TypeAlias = Annotated[
     typer.Option(
         "--from",
         metavar="MODEL",
-        help="A model of --repository (or its folder) in fp32 or fp16, instead of --model: the same"
-        " network once more, in another --precision.",
+        help="Re-export an existing fp32 or fp16 model of --repository (or its folder) at another"
+        " --precision; replaces --model.",
         rich_help_panel=NETWORK_PANEL,
     ),
 ]
 Backbone: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Default: resnet50; xception65 of deeplabv3plus, resnet101 of Caffe's DeepLabs.",
+        help="Default: resnet50; xception65 for deeplabv3plus, resnet101 for Caffe's DeepLabs.",
         rich_help_panel=NETWORK_PANEL,
     ),
 ]
@@ -44,53 +44,57 @@ Aux: TypeAlias = Annotated[
     bool | None,
     typer.Option(
         "--aux/--no-aux",
-        help="The network was trained with an auxiliary head; it is not served.",
+        help="Whether the network was trained with an auxiliary head, which is not served.",
         rich_help_panel=NETWORK_PANEL,
     ),
 ]
 OutputStride: TypeAlias = Annotated[
     int | None,
-    typer.Option(help="8 or 16, of deeplabv3plus. Default: 16.", rich_help_panel=NETWORK_PANEL),
+    typer.Option(
+        help="Output stride of deeplabv3plus: 8 or 16. Default: 16.", rich_help_panel=NETWORK_PANEL
+    ),
 ]
 Pretrained: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Of GluonCV's zoo (icnet_resnet50_citys), or a folder of segserve import-weights: "
-        "stands for --params, --dataset and all that names the network.",
+        help="A network of GluonCV's zoo (icnet_resnet50_citys), or a folder written by segserve "
+        "import-weights; sets --params, --dataset and the network's options.",
         rich_help_panel=NETWORK_PANEL,
     ),
 ]
 Symbol: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="symbol.json, instead of --model. Default: beside --params, published, or made with"
-        " MXNet.",
+        help="The network's symbol.json; replaces --model. Default: the one beside --params, a"
+        " published one, or one made with MXNet.",
         rich_help_panel=NETWORK_PANEL,
     ),
 ]
 Params: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help=".params file. Default: random weights.", rich_help_panel=NETWORK_PANEL),
+    typer.Option(help="The .params file. Default: random weights.", rich_help_panel=NETWORK_PANEL),
 ]
 Size: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        metavar="HEIGHTxWIDTH", help="Default: the symbol's own.", rich_help_panel=NETWORK_PANEL
+        metavar="HEIGHTxWIDTH",
+        help="Image size. Default: the symbol's own.",
+        rich_help_panel=NETWORK_PANEL,
     ),
 ]
 PRECISION_PANEL = "Precision"
 Precision: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="fp32, fp16 (for GPUs) or int8 (for CPUs; calibrated on images).",
+        help="Precision: fp32, fp16 (for GPUs) or int8 (for CPUs; calibrated on images).",
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
 Root: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of --dataset: its train split calibrates int8, its val split measures the"
+        help="Folder of --dataset. Its train split calibrates int8; its val split measures the"
         " accuracy before and after.",
         rich_help_panel=PRECISION_PANEL,
     ),
@@ -98,19 +102,22 @@ Root: TypeAlias = Annotated[
 Calibration: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of photos to calibrate int8 on, instead of the dataset's; without a dataset"
-        " every fifth is kept to compare labels on.",
+        help="Folder of photos to calibrate int8 on, instead of the dataset's. Without a dataset,"
+        " every fifth photo is kept to compare labels on.",
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
 CalibrationImages: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="At most so many.", rich_help_panel=PRECISION_PANEL)
+    int,
+    typer.Option(
+        min=1, help="Maximum number of calibration images.", rich_help_panel=PRECISION_PANEL
+    ),
 ]
 ValidationImages: TypeAlias = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Measure the accuracy on at most so many; default: all.",
+        help="Maximum number of images to measure the accuracy on. Default: all.",
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
@@ -118,7 +125,7 @@ MaxMiouDrop: TypeAlias = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Write nothing where more points of mIoU are lost than this.",
+        help="Write nothing if more points of mIoU than this are lost.",
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
@@ -127,8 +134,7 @@ MinAgreement: TypeAlias = Annotated[
     typer.Option(
         min=0,
         max=100,
-        help="The same for photos without labels: the least per cent of pixels whose label stays"
-        " what it is in fp32.",
+        help="For photos without labels: minimum percentage of pixels whose label must match fp32.",
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
@@ -136,40 +142,47 @@ Search: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--search",
-        help="Try calibration methods, types, 8-bit weights and layers left in float; keep the"
-        " fastest int8 that passes.",
+        help="Try several calibration methods, types, 8-bit weights and layers left in float, and"
+        " keep the fastest int8 model that passes.",
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
 Force: TypeAlias = Annotated[
     bool,
-    typer.Option("--force", help="Write it whatever it loses.", rich_help_panel=PRECISION_PANEL),
+    typer.Option(
+        "--force",
+        help="Write the model even if it loses more than the limits allow.",
+        rich_help_panel=PRECISION_PANEL,
+    ),
 ]
 WRITTEN_PANEL = "What is written"
 Head: TypeAlias = Annotated[
-    str, typer.Option(help="Outputs: of mask, logits, confidence.", rich_help_panel=WRITTEN_PANEL)
+    str,
+    typer.Option(
+        help="Outputs, comma-separated: mask, logits, confidence.", rich_help_panel=WRITTEN_PANEL
+    ),
 ]
 Repository: TypeAlias = Annotated[
-    Path, typer.Option(help="Folder of models.", rich_help_panel=WRITTEN_PANEL)
+    Path, typer.Option(help="Model repository to write to.", rich_help_panel=WRITTEN_PANEL)
 ]
 Accuracy: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Measured accuracy and its protocol, to store with the model.",
+        help="Measured accuracy and its protocol; stored with the model.",
         rich_help_panel=WRITTEN_PANEL,
     ),
 ]
 Provenance: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Where the weights come from, to store likewise.", rich_help_panel=WRITTEN_PANEL
+        help="Where the weights come from; stored with the model.", rich_help_panel=WRITTEN_PANEL
     ),
 ]
 Family: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Asked for by this name, the models that share it answer, each the images it fits."
-        " Default: the network's name, _DATASET after it.",
+        help="Group name: requests to it are routed to the member that best fits the image."
+        " Default: the network's name followed by _DATASET.",
         rich_help_panel=WRITTEN_PANEL,
     ),
 ]

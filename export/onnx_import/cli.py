@@ -34,32 +34,54 @@ _STEPS = 5
 
 
 def import_onnx(
-    network: Annotated[Path, typer.Argument(help="The .onnx file.")],
-    mean: Annotated[str, typer.Option(help="Three numbers, in the network's channel order.")],
-    std: Annotated[str, typer.Option(help="Three numbers, likewise.")],
+    network: Annotated[Path, typer.Argument(help="The .onnx file to import.")],
+    mean: Annotated[
+        str,
+        typer.Option(help="Mean: three numbers, comma-separated, in the network's channel order."),
+    ],
+    std: Annotated[
+        str,
+        typer.Option(help="Standard deviation: three numbers, comma-separated, in the same order."),
+    ],
     value_range: Annotated[
-        int, typer.Option("--range", help="White before mean and std: 1 or 255.")
+        int,
+        typer.Option(
+            "--range", help="Value of a white pixel before mean and std are applied: 1 or 255."
+        ),
     ],
     classes: Annotated[
-        str | None, typer.Option(help="File with a name a line, or 'road,sky,car'.")
+        str | None,
+        typer.Option(
+            help="Class names: a file with one per line, or a list such as 'road,sky,car'."
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Names the classes: citys, camvid, ...")
+        str | None, typer.Option(help="Dataset that names the classes: citys, camvid, ...")
     ] = None,
-    palette: Annotated[str | None, typer.Option(help="'#804080 #f423e8 ...'")] = None,
-    layout: Annotated[str, typer.Option(help="NCHW or NHWC.")] = "NCHW",
-    channel_order: Annotated[str, typer.Option(help="rgb or bgr.")] = "rgb",
+    palette: Annotated[
+        str | None, typer.Option(help="Colours of the classes: '#804080 #f423e8 ...'")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="Layout of the network's input: NCHW or NHWC.")
+    ] = "NCHW",
+    channel_order: Annotated[
+        str, typer.Option(help="Channel order of the network's input: rgb or bgr.")
+    ] = "rgb",
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH, where the network takes any.")
+        str | None,
+        typer.Option(help="Image size as HEIGHTxWIDTH, for networks that take any size."),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Default: the first one.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Name of the output to use. Default: the first one.")
+    ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="One channel: above it the second class is there.")
+        float | None,
+        typer.Option(help="For one-channel outputs: values above this are the second class."),
     ] = None,
     align_corners: Annotated[
         bool | None,
         typer.Option(
-            "--align-corners/--half-pixel", help="How an output smaller than the image grows."
+            "--align-corners/--half-pixel", help="How an output smaller than the image is resized."
         ),
     ] = None,
     precision: given.Precision = PrecisionOptions.precision,
@@ -76,7 +98,8 @@ def import_onnx(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Default: the file's, _PRECISION after it.", rich_help_panel=given.WRITTEN_PANEL
+            help="Name of the model. Default: the file's name followed by _PRECISION.",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
     family: given.Family = None,
@@ -84,7 +107,7 @@ def import_onnx(
         int | None,
         typer.Option(
             min=1,
-            help="Default: 4, or 1 where the network takes one.",
+            help="Largest batch. Default: 4, or 1 if the network takes one image only.",
             rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
@@ -94,7 +117,7 @@ def import_onnx(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare with the network itself.",
+            help="Compare the result with the original network.",
             rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = True,

@@ -38,9 +38,11 @@ class _Repository:
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Model name, model folder or .onnx file.")],
-    repository: Annotated[Path, typer.Option(help="Folder of models.")] = Path("model_repository"),
-    version: Annotated[int | None, typer.Option(help="Default: the latest served.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("model_repository"),
+    version: Annotated[
+        int | None, typer.Option(help="Version to inspect. Default: the latest one that is served.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows a model's contract, sizes, operations, parameters, passes and origin."""
     console = Console(stderr=True, highlight=False)
@@ -120,9 +122,9 @@ def _about_model(stored: _Repository) -> list[tuple[str, str]]:
         ),
         ("batches", f"up to {stored.max_batch_size}, {stored.instances} instances"),
         ("classes", f"{len(stored.classes)}: {', '.join(stored.classes)}"),
-        ("dataset", stored.dataset or "not stated"),
+        ("dataset", stored.dataset or "unknown"),
         ("accuracy", stored.accuracy or "not measured"),
-        ("provenance", stored.provenance or "not stated"),
+        ("provenance", stored.provenance or "unknown"),
     ]
 
 
@@ -137,7 +139,7 @@ def _about_file(found: Inspection, stored: _Repository | None) -> list[tuple[str
         ("parameters", f"{found.parameters:,}"),
         ("operations", f"{_macs(found.macs)} an image, {found.nodes} nodes: {_counts(found)}"),
         ("served", _served(found)),
-        ("passes", ", ".join(found.passes) or "not stated in the file"),
+        ("passes", ", ".join(found.passes) or "unknown"),
     ]
     known = {"classes", "palette", "accuracy", "provenance", "dataset", "family", "resize",
              "ignore_label"} if stored else {"palette"}  # fmt: skip
@@ -153,7 +155,7 @@ def _served(found: Inspection) -> str:
     if found.opset is None:
         return "by Triton's Python backend alone (deploy/triton/start.py --mxnet)"
     if found.served_output is None:
-        return "not of the contract (`segserve import-onnx` brings networks under it)"
+        return "not servable as is; convert it with `segserve import-onnx`"
     dropped = found.nodes - found.served_nodes
     return (
         f"the embedded engine cuts it to {found.served_output}: {dropped} of {found.nodes} nodes"

@@ -173,7 +173,7 @@ def _next_config(
     ]
     if differing:
         raise IncompatibleModel(
-            f"{folder} has other {', '.join(differing)}, so this cannot be its next version;"
+            f"{folder} has different {', '.join(differing)}, so this cannot be its next version;"
             " choose another --name"
         )
     if max_batch_size is not None and max_batch_size != existing.max_batch_size:

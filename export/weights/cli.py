@@ -29,13 +29,19 @@ def import_weights_command(
         ),
     ],
     source: Annotated[str, typer.Option("--from", help=_FROM)],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
     size: Annotated[
         str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="Of the symbol; default: the source's own."),
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Image size of the symbol. Default: the source's own."
+        ),
     ] = None,
-    output_stride: Annotated[int, typer.Option(help="8 or 16, of deeplabv3plus.")] = 16,
-    dataset: Annotated[str | None, typer.Option(help="Whose classes it knows: citys, ...")] = None,
+    output_stride: Annotated[
+        int, typer.Option(help="Output stride of deeplabv3plus: 8 or 16.")
+    ] = 16,
+    dataset: Annotated[
+        str | None, typer.Option(help="Dataset that the weights were trained on: citys, ...")
+    ] = None,
 ) -> None:
     """Writes network-symbol.json, network.params and weights.json; pickles are not executed.
 

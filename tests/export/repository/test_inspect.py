@@ -82,7 +82,7 @@ def test_a_file_alone(run, tmp_path):
     onnx.save(helper.make_model(graph), str(path))
     found = run(path)
     assert found.exit_code == 0, found.output
-    assert "not of the contract" in found.stdout
+    assert "not servable as is" in found.stdout
     assert f"{4 * 3 * 9 * 49 / 1e6:.3f} MMAC" in found.stdout
     assert inspect_file(path).parameters == 108
 

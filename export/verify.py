@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnx import ModelProto
 from export.errors import VerificationFailed
 from export.lowering.convert import DATA
 from export.passes.cut_at_logits import cut_at_logits, prune_heads, without_softmax
+from export.symbols.find import module_command
 from export.symbols.graph import Entry, Graph, write_symbol
 from export.symbols.normalisation import IMAGENET, Pixels
 from export.symbols.params import Parameters, write_params
@@ -104,7 +104,7 @@ def verify(
         write_params(parameters, folder / "network.params")
         np.save(folder / "images.npy", images)
         np.savez(folder / "pixels.npz", mean=pixels.mean, std=pixels.std, bgr=pixels.bgr)
-        command = [sys.executable, "-W", "ignore", "-m", "export.verify_mxnet", name]
+        command = [*module_command("export.verify_mxnet"), name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

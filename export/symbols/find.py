@@ -48,6 +48,18 @@ class TracedSymbol:
     names: Mapping[str, str]
 
 
+def module_command(module: str) -> list[str]:
+    """Returns the start of a command that runs one of our modules in a process of its own.
+
+    ``python -m`` would prefer a folder of that name in the working directory to ours.
+    """
+    code = (
+        "import runpy, sys; sys.path[:1] == [''] and sys.path.pop(0);"
+        f" runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-W", "ignore", "-c", code]
+
+
 def trace_symbol(network: NetworkSpec, classes: int, size: tuple[int, int]) -> TracedSymbol:
     """Builds the network for images of ``size`` (height, width). Takes seconds.
 
@@ -56,7 +68,7 @@ def trace_symbol(network: NetworkSpec, classes: int, size: tuple[int, int]) -> T
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-W", "ignore", "-m", "training.symbols", "--model", network.model,
+            *module_command("training.symbols"), "--model", network.model,
             "--backbone", network.backbone, "--width", f"{network.width:g}",
             "--num-classes", str(classes), "--size", f"{size[0]}x{size[1]}",
             "--output", folder, "--names", *(["--aux"] if network.aux else []),

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from export import cli
+from export import cli, pipeline
 from export.errors import SymbolNotFound
 from export.symbols.find import NetworkName, find_symbol
 from export.symbols.graph import write_symbol
@@ -54,7 +54,7 @@ def test_each_network_has_its_own_backbone(monkeypatch, arguments, backbone):
         asked.append(network)
         raise SymbolNotFound("a test")
 
-    monkeypatch.setattr(cli, "find_symbol", find)
+    monkeypatch.setattr(pipeline, "find_symbol", find)
     app = typer.Typer()
     app.command()(cli.export)
     given = ["--dataset", "citys", "--width", "0.5", "--model", *arguments]
@@ -80,3 +80,11 @@ def test_the_symbol_beside_has_the_stride_that_was_asked_for(tmp_path, run_mxnet
     with pytest.raises(SymbolNotFound, match="another output stride than --output-stride 16"):
         find_symbol(other, params, None, None)
     assert find_symbol(replace(network, output_stride=None), params, None, None)
+
+
+def test_a_folder_of_ones_own_does_not_shadow_ours(tmp_path, monkeypatch, run_mxnet):
+    """Somebody trains in a folder that holds a package called ``training``."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").write_text("raise SystemExit('the wrong training')")
+    monkeypatch.chdir(tmp_path)
+    assert len(find(NetworkName("fcn", "resnet18", 0.25, "x", aux=True)).heads) == 2

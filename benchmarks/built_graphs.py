@@ -17,15 +17,15 @@ import numpy as np
 import onnx
 
 import export
-from export.build import build_model
-from export.calibration import calibrate
-from export.graph_ends import name_nodes
-from export.precision_half import to_half
-from export.quantise import Recipe, quantise
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import Graph, read_symbol
-from export.symbol_lookup import PUBLISHED, NetworkName, find_symbol
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.precision.calibration import calibrate
+from export.precision.half import to_half
+from export.precision.quantise import Recipe, quantise
+from export.symbols.find import PUBLISHED, NetworkName, find_symbol
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving.cache import cache_folder
 from serving.palette import load_labels
 

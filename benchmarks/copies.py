@@ -24,10 +24,10 @@ import typer
 
 from benchmarks.loadgen.images import render_images
 from benchmarks.machine import RESULTS, read_machine, write_result
-from export.build import build_model
-from export.random_params import random_params
-from export.symbol import Entry, Graph, Node
-from export.triton import ModelFacts, write_model
+from export.passes.build import build_model
+from export.repository.triton import ModelFacts, write_model
+from export.symbols.graph import Entry, Graph, Node
+from export.symbols.initial import random_params
 from serving import restore
 from serving.engines.onnx import OnnxEngine
 from serving.forms import png

@@ -18,7 +18,7 @@ from benchmarks.onnx_subject import OnnxSubject
 from benchmarks.speed import measure_speed
 from benchmarks.subject import Case, EngineMissing, Subject
 from export.errors import ExportError
-from export.symbol_lookup import NetworkName
+from export.symbols.find import NetworkName
 from serving.engines.acceleration import Acceleration
 from serving.engines.cut import cut_graph
 from serving.engines.graph import outputs_of, read_graph, read_spec

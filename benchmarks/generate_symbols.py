@@ -1,4 +1,4 @@
-"""Writes the published networks' symbols into ``benchmarks/symbols/``.
+"""Writes the published networks' symbols into ``export/symbols/published/``.
 
 ``python -m benchmarks.generate_symbols [NAME ...] [--output DIR]``. The networks are GluonCV's own
 classes, built and traced without weights; the exporter moves them to any legal size. Needs the
@@ -12,7 +12,7 @@ import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "symbols"
+from export.symbols.find import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def main() -> None:
     """Writes the named networks, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate_symbols")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--output", type=Path, default=PUBLISHED)
     options = parser.parse_args()
     unknown = set(options.names) - set(NETWORKS)
     if unknown:

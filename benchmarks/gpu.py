@@ -28,7 +28,7 @@ from benchmarks.onnx_subject import PROVIDERS, check_provider
 from benchmarks.speed import Speed, measure_speed
 from benchmarks.subject import Case, EngineMissing
 from export.errors import ExportError
-from export.symbol_lookup import NetworkName
+from export.symbols.find import NetworkName
 from serving.engines.acceleration import Acceleration
 from serving.errors import SegserveError
 from serving.geometry import Size

@@ -9,12 +9,16 @@ the stored one, widened by a tenth.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path; benchmarks/ is not installed
+
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import cv2
@@ -27,9 +31,9 @@ from benchmarks.obvious import png as obvious_png
 from benchmarks.obvious import restore_by_onnx
 from benchmarks.plain_graph import plain_model
 from benchmarks.timing import Spread, ratios, time_in_turn
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol_lookup import NetworkName
+from export.symbols.find import NetworkName
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving import lifecycle, restore
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnx import OnnxEngine

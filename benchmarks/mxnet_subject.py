@@ -10,11 +10,11 @@ import numpy as np
 
 from benchmarks.built_graphs import SEED, symbol_of
 from benchmarks.subject import Case, EngineMissing
-from export.mxnet_model import PARAMS_FILE, mxnet_files
 from export.passes.fold_normalisation import IMAGE
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import SYMBOL_FILE
+from export.repository.mxnet_model import PARAMS_FILE, mxnet_files
+from export.symbols.graph import SYMBOL_FILE
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 
 
 class MxnetSubject:

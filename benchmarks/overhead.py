@@ -7,6 +7,11 @@ The engine here has the server's settings, and as many threads.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path; benchmarks/ is not installed
+
 import asyncio
 import itertools
 import os
@@ -14,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import cv2

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from export.build import build_model
 from export.errors import ExportError, TracingFailed
-from export.random_params import random_params
-from export.symbol import Graph
-from export.traced_symbol import NetworkSpec, trace_symbol
+from export.passes.build import build_model
+from export.symbols.find import NetworkSpec, trace_symbol
+from export.symbols.graph import Graph
+from export.symbols.initial import random_params
 from export.verify import Verification, verify
 
 PAGE = Path(__file__).parent.parent / "docs" / "parity.md"

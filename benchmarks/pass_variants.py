@@ -15,14 +15,13 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
 from benchmarks.undone_passes import average_by_bins, normalise_apart
-from export.build import REWRITES, build_model
-from export.convert import OPSET, convert
-from export.params import Parameters
-from export.passes.cut_at_logits import cut_at_logits
+from export.lowering.convert import OPSET, convert
+from export.passes.build import REWRITES, build_model
+from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.passes.fold_normalisation import IMAGE, fold_normalisation
 from export.passes.mask_head import LOGITS, MASK
-from export.passes.prune_heads import prune_heads
-from export.symbol import Entry, Graph
+from export.symbols.graph import Entry, Graph
+from export.symbols.params import Parameters
 from serving.engines.cut import cut_graph
 from serving.geometry import Size
 from serving.restore import model_labels
@@ -85,7 +84,7 @@ class Pair:
 
 
 def make_pair(rewrite: str, subject: Subject) -> Pair:
-    """``rewrite``: a pass of ``export.build``, or one of ``OTHERS``."""
+    """``rewrite``: a pass of ``export.passes.build``, or one of ``OTHERS``."""
     if rewrite in OTHERS:
         return OTHERS[rewrite](subject)
     return Pair(subject.run(subject.build(without=(rewrite,))), subject.run(subject.build()))

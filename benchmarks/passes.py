@@ -17,11 +17,10 @@ from benchmarks.machine import read_machine
 from benchmarks.parity import CLASSES, NETWORKS
 from benchmarks.pass_variants import ADAPTIVE, Subject, Values, make_pair
 from benchmarks.timing import ratios, time_in_turn
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import Graph, read_symbol
-from export.symbol_lookup import PUBLISHED
-from export.traced_symbol import trace_symbol
+from export.symbols.find import PUBLISHED, trace_symbol
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from training.datasets.synthetic import render_scene
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"

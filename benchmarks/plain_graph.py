@@ -10,15 +10,15 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper
 
-from export.convert import BATCH, DATA, convert
-from export.onnx_graph import OnnxGraph
-from export.params import Parameters
+from export.lowering.convert import BATCH, DATA, convert
+from export.passes.cut_at_logits import prune_heads
 from export.passes.fold_normalisation import IMAGE
 from export.passes.mask_head import MASK
-from export.passes.prune_heads import prune_heads
-from export.pixels import IMAGENET
-from export.retarget import retarget
-from export.symbol import Graph
+from export.passes.onnx_graph import OnnxGraph
+from export.symbols.graph import Graph
+from export.symbols.normalisation import IMAGENET
+from export.symbols.params import Parameters
+from export.symbols.sizes import retarget
 
 
 def plain_model(symbol: Graph, parameters: Parameters, height: int, width: int) -> ModelProto:

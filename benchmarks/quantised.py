@@ -17,16 +17,15 @@ from onnx import ModelProto
 from benchmarks.parity import parse_size
 from benchmarks.plain_graph import plain_model
 from benchmarks.timing import time_in_turn
-from export.build import build_model
-from export.calibration import calibrate
-from export.cpu import has_vnni
-from export.graph_ends import name_nodes
-from export.precision_images import PreparedImages, calibration_source
-from export.quantise import Recipe, quantise
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import Graph, read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.precision.calibration import calibrate
+from export.precision.images import PreparedImages, calibration_source
+from export.precision.quantise import Recipe, has_vnni, quantise
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving.engines.cut import cut_graph
 from serving.geometry import Size
 
@@ -69,7 +68,9 @@ def main() -> None:
     """Prints the table of docs/precision.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantised")
     parser.add_argument("--photos", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--network", default="icnet_resnet50_citys", help="of benchmarks/symbols")
+    parser.add_argument(
+        "--network", default="icnet_resnet50_citys", help="published (export/symbols)"
+    )
     parser.add_argument("--size", type=parse_size, default=(1024, 2048), metavar="HEIGHTxWIDTH")
     parser.add_argument("--seconds", type=float, default=30.0, help="all runs together, at least")
     options = parser.parse_args()

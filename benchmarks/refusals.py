@@ -7,6 +7,11 @@ is the kernel's, with what its sockets take. Transports and sizes take turns.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path; benchmarks/ is not installed
+
 import asyncio
 import cProfile
 import multiprocessing
@@ -16,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np

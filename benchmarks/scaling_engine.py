@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.built_graphs import built_graph
 from benchmarks.contest.processes import read_memory
 from benchmarks.timing import Spread, spread_of
-from export.symbol_lookup import NetworkName
+from export.symbols.find import NetworkName
 from serving import restore
 from serving.engines.onnx import OnnxEngine
 

@@ -20,7 +20,7 @@ from benchmarks.loadgen.images import render_images
 from benchmarks.loadgen.process_time import read_cpu_seconds
 from benchmarks.loadgen.summary import summarise
 from benchmarks.scaling_engine import Setting, graph_of
-from export.triton import ModelFacts, write_model
+from export.repository.triton import ModelFacts, write_model
 from serving.palette import load_labels
 
 MODEL = "icnet"

@@ -25,11 +25,11 @@ from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.peak import Peak, count_gmacs, measure_peak
 from benchmarks.plain_graph import plain_model
 from benchmarks.timing import Spread, ratios, spread_of, time_in_turn
-from export.build import REWRITES, build_model
-from export.quantise import Recipe
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol_lookup import NetworkName
+from export.passes.build import REWRITES, build_model
+from export.precision.quantise import Recipe
+from export.symbols.find import NetworkName
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import INPUT, LOGITS, MASK, cut_to
 from serving.engines.session import session_options

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from export.symbol_lookup import NetworkName
+from export.symbols.find import NetworkName
 
 Images = npt.NDArray[np.uint8]
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.convert import DATA
-from export.onnx_graph import OnnxGraph
+from export.lowering.convert import DATA
 from export.passes.fold_normalisation import IMAGE
-from export.pixels import IMAGENET
+from export.passes.onnx_graph import OnnxGraph
+from export.symbols.normalisation import IMAGENET
 
 
 def normalise_apart(model: ModelProto) -> None:
@@ -54,7 +54,7 @@ def _reads_image(graph: OnnxGraph, tensor: str) -> bool:
 
 def average_by_bins(model: ModelProto) -> int:
     """Puts a Slice and a ReduceMean a bin, and their concatenation, in place of each pooling that
-    ``export.pooling`` wrote as two matrix products. Returns how many there were."""
+    ``export.lowering.pooling`` wrote as two matrix products. Returns how many there were."""
     graph = OnnxGraph(model)
     found = [
         node

@@ -8,59 +8,37 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from export import network_flags as networks
-from export import precision_flags as precisions
-from export import repository_flags as written
-from export.build import build_model, check_opset, number_of_classes, set_metadata
+from export import options as given
 from export.errors import ExportError
-from export.existing import CopyOptions, check_outputs, read_existing, write_copy
-from export.gate import Limits
-from export.given_options import refuse_given
-from export.image_size import parse_size
-from export.labels import check_labels, find_labels, generic_labels
-from export.model_files import ONNX_FILE, onnx_files
-from export.mxnet_model import mxnet_files
-from export.own_size import own_size
-from export.params import read_params
-from export.pixels import IMAGENET, choose_pixels
-from export.precision import PrecisionOptions, check_options, lower_precision
-from export.pretrained import NamedNetwork, name_network
-from export.progress import show_steps
-from export.provenance import digest, tool_version
-from export.random_params import random_params
-from export.repository_flags import split_head
-from export.retarget import retarget
-from export.symbol import SYMBOL_FILE, read_symbol
-from export.symbol_lookup import FoundSymbol, find_symbol
-from export.triton import ModelFacts, variant_name, write_version
-from export.verify import mxnet_installed, verify
+from export.pipeline import ExportRequest, Target, export_symbol
+from export.precision.gate import Limits
+from export.precision.lower import PrecisionOptions
 
-_STEPS = 6
 _IMAGES = "Classes and pixels"
 
 
 def export(
-    model: networks.Model = None,
-    backbone: networks.Backbone = None,
-    width: networks.Width = None,
-    aux: networks.Aux = None,
-    output_stride: networks.OutputStride = None,
-    existing: networks.From = None,
-    symbol: networks.Symbol = None,
-    params: networks.Params = None,
-    pretrained: networks.Pretrained = None,
-    size: networks.Size = None,
+    model: given.Model = None,
+    backbone: given.Backbone = None,
+    width: given.Width = None,
+    aux: given.Aux = None,
+    output_stride: given.OutputStride = None,
+    existing: given.From = None,
+    symbol: given.Symbol = None,
+    params: given.Params = None,
+    pretrained: given.Pretrained = None,
+    size: given.Size = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Names the classes: citys, camvid, folder (with --root), ...",
+            help="Dataset that names the classes: citys, camvid, folder (with --root), ...",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="Your own classes: a name a line, #rrggbb after it or not.",
+            help="File of class names, one per line, each optionally followed by #rrggbb.",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
@@ -68,64 +46,79 @@ def export(
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Of values from 0 to 1. Default: what the network was trained on.",
+            help="Mean of RGB values from 0 to 1. Default: what the network was trained on.",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B", help="The same for the deviation.", rich_help_panel=_IMAGES),
+        typer.Option(
+            metavar="R,G,B",
+            help="Standard deviation of RGB values from 0 to 1.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     bgr: Annotated[
         bool | None,
-        typer.Option("--bgr/--rgb", help="Blue comes first.", rich_help_panel=_IMAGES),
+        typer.Option(
+            "--bgr/--rgb",
+            help="Channel order that the network was trained on.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
-    precision: precisions.Precision = PrecisionOptions.precision,
-    root: precisions.Root = None,
-    calibration: precisions.Calibration = None,
-    calibration_images: precisions.CalibrationImages = PrecisionOptions.calibration_images,
-    validation_images: precisions.ValidationImages = None,
-    max_miou_drop: precisions.MaxMiouDrop = Limits.max_miou_drop,
-    min_agreement: precisions.MinAgreement = Limits.min_agreement,
-    search: precisions.Search = False,
-    force: precisions.Force = False,
-    head: written.Head = written.DEFAULT_HEAD,
+    precision: given.Precision = PrecisionOptions.precision,
+    root: given.Root = None,
+    calibration: given.Calibration = None,
+    calibration_images: given.CalibrationImages = PrecisionOptions.calibration_images,
+    validation_images: given.ValidationImages = None,
+    max_miou_drop: given.MaxMiouDrop = Limits.max_miou_drop,
+    min_agreement: given.MinAgreement = Limits.min_agreement,
+    search: given.Search = False,
+    force: given.Force = False,
+    head: given.Head = given.DEFAULT_HEAD,
     file_format: Annotated[
         str,
         typer.Option(
             "--format",
-            help="onnx, or mxnet: the MXNet graph itself, for Triton's Python backend alone.",
-            rich_help_panel=written.PANEL,
+            help="File format: onnx, or mxnet (the MXNet graph itself, for Triton's Python backend"
+            " only).",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = "onnx",
     opset: Annotated[
         int | None,
         typer.Option(
-            help="17 samples deformable convolutions, for ONNX Runtime and Triton releases without"
-            " DeformConv. Default: 19 for networks that have some, else 17.",
-            rich_help_panel=written.PANEL,
+            help="ONNX opset, 17 or 19. 17 replaces deformable convolutions by sampling, for ONNX"
+            " Runtime and Triton releases without DeformConv. Default: 19 for networks that have"
+            " such convolutions, otherwise 17.",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
-    repository: written.Repository = written.DEFAULT_REPOSITORY,
+    repository: given.Repository = given.DEFAULT_REPOSITORY,
     name: Annotated[
         str | None,
-        typer.Option(help="Default: --model, _PRECISION after it.", rich_help_panel=written.PANEL),
+        typer.Option(
+            help="Name of the model. Default: --model followed by _PRECISION.",
+            rich_help_panel=given.WRITTEN_PANEL,
+        ),
     ] = None,
-    family: written.Family = None,
+    family: given.Family = None,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Default: 4, or the existing model's.", rich_help_panel=written.PANEL
+            min=0,
+            help="Largest batch. Default: 4, or the existing model's.",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = None,
-    accuracy: written.Accuracy = None,
-    provenance: written.Provenance = None,
+    accuracy: given.Accuracy = None,
+    provenance: given.Provenance = None,
     check: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare with MXNet where installed.",
-            rich_help_panel=written.PANEL,
+            help="Compare the result with MXNet, if it is installed.",
+            rich_help_panel=given.WRITTEN_PANEL,
         ),
     ] = True,
 ) -> None:
@@ -143,110 +136,20 @@ def export(
     """
     console = Console(stderr=True, highlight=False)
     try:
-        if existing is not None:
-            refuse_given(
-                f"--from {existing} brings its network, size, classes and pixels",
-                {
-                    "--model": model, "--backbone": backbone, "--width": width, "--aux": aux,
-                    "--output-stride": output_stride, "--symbol": symbol, "--params": params,
-                    "--pretrained": pretrained, "--size": size, "--labels": labels,
-                    "--mean": mean, "--std": std, "--bgr or --rgb": bgr, "--opset": opset,
-                },
-            )  # fmt: skip
-        named = name_network(
-            pretrained,
-            symbol,
-            NamedNetwork(model, backbone, width, aux, output_stride, dataset, params),
-            console,
-        )
-        model, dataset, params = named.model, named.dataset, named.params
-        options = PrecisionOptions(
-            precision,
-            dataset,
-            root,
-            calibration,
-            calibration_images,
-            validation_images,
-            Limits(max_miou_drop, min_agreement),
-            search,
-            force,
-        )
-        if existing is not None:
-            told = CopyOptions(name, family, max_batch_size, accuracy, provenance)
-            start = read_existing(existing, repository)
-            check_outputs(start, file_format, split_head(head))
-            folder, outcome = write_copy(start, repository, options, told, console)
-            console.print(outcome, markup=False, soft_wrap=True)
-            typer.echo(start.summary(folder, precision))
-            return
-        check_options(options)
-        written.check_format(file_format, precision, opset)
-        wanted = parse_size(size)
-        check_opset(opset)
-        pixels = choose_pixels(model, mean, std, bgr, named.backbone)
-        heads = split_head(head)
-        label_set = find_labels(dataset, labels, root)
-        with show_steps(console, _STEPS) as step:
-            step("reading the symbol")
-            classes = len(label_set.names) if label_set else None
-            if symbol is not None:
-                found = FoundSymbol(read_symbol(symbol), symbol.name)
-            else:
-                found = find_symbol(named.network, params, classes, wanted)
-            height, columns = wanted or own_size(found)
-            graph = retarget(found.graph, height, columns)
-            classes = number_of_classes(graph, height, columns)
-            label_set = label_set or generic_labels(classes)
-            check_labels(label_set, classes)
-            step("reading the parameters" if params else "making random parameters")
-            weights = read_params(params) if params else random_params(graph, height, columns)
-            step("building the graph")
-            origin = [provenance] if provenance else []
-            origin.append(f"symbol {found.source}")
-            read = f"parameters {params.name} sha256 {digest(params)}" if params else ""
-            origin.append(read or "random weights")
-            origin.append(
-                f"exported by segserve {tool_version()} at {height}x{columns} {precision}"
-            )
-            if pixels != IMAGENET:
-                origin.append(f"sees {pixels}")
-            measured = accuracy
-            if file_format == "mxnet":
-                files = mxnet_files(graph, weights, height, columns, heads, pixels)
-                outcomes = ["the MXNet graph itself: nothing to compare"]
-            else:
-                built = build_model(
-                    graph, weights, height, columns, heads, pixels=pixels, opset=opset
-                )
-                step("comparing with MXNet" if check else "not compared with MXNet")
-                outcome = "not compared with MXNet"
-                if check and mxnet_installed():
-                    outcome = str(verify(built, graph, weights, height, columns, pixels))
-                    origin.append(outcome)
-                elif check:
-                    outcome = "MXNet is not installed: the comparison with it was skipped"
-                lowered = lower_precision(built, options, classes, step)
-                origin += lowered.provenance
-                measured = lowered.accuracy_after(accuracy)
-                outcomes = [outcome, lowered.outcome]
-            step("writing the repository")
-            stem = model or found.source.partition(".")[0].removesuffix("-symbol")
-            variant = "mxnet" if file_format == "mxnet" else precision
-            title = name or variant_name(stem, variant)
-            group = family or written.family_name(stem, dataset)
-            facts = ModelFacts(label_set, group, dataset, measured, "; ".join(origin))
-            if file_format == "onnx":
-                set_metadata(lowered.model, facts.parameters())
-                files = onnx_files(lowered.model)
-            folder = write_version(repository, title, files, facts, max_batch_size)
+        request = ExportRequest(
+            model, backbone, width, aux, output_stride, existing, symbol, params, pretrained,
+            given.parse_size(size), dataset, labels, mean, std, bgr,
+            PrecisionOptions(
+                precision, dataset, root, calibration, calibration_images, validation_images,
+                Limits(max_miou_drop, min_agreement), search, force,
+            ),
+            given.split_head(head), file_format, opset, check,
+            Target(repository, name, family, max_batch_size, accuracy, provenance),
+        )  # fmt: skip
+        written = export_symbol(request, console)
     except (ExportError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    if params is None:
-        console.print("random weights: the labels mean nothing, the speed is that of trained ones")
-    if dataset is None and labels is None:
-        console.print("classes without names; --dataset or --labels gives them some")
-    for line in filter(None, outcomes):
-        console.print(line, markup=False, soft_wrap=True)
-    main_file = ONNX_FILE if file_format == "onnx" else SYMBOL_FILE
-    typer.echo(written.summary(folder, main_file, classes, (height, columns), precision, heads))
+    for note in written.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    typer.echo(str(written))

@@ -7,6 +7,7 @@
     ├── InvalidNetwork         an ONNX file that is damaged, or no network that can be served
     ├── InvalidParams          .params is damaged, or does not fit the symbol
     ├── UnsupportedOperator    operators or attributes that the exporter does not know
+    ├── WeightsError           weights from elsewhere that are damaged, or another network's
     ├── IllegalSize            the network cannot be built at that size
     ├── IncompatibleModel      the repository holds another model under that name
     ├── UnsupportedPrecision   no such precision, or none for this graph
@@ -41,6 +42,10 @@ class InvalidParams(ExportError):
 
 class UnsupportedOperator(ExportError):
     """Operators, or attributes of known ones, without a conversion; names all of them."""
+
+
+class WeightsError(ExportError, ValueError):
+    """A file of weights that cannot be read, is not the one that was named, or does not fit."""
 
 
 class IllegalSize(ExportError):

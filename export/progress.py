@@ -53,7 +53,8 @@ def show_steps(console: Console, total: int) -> Iterator[Steps]:
 
 @contextmanager
 def show_bytes(console: Console, description: str) -> Iterator[OnBytes]:
-    """A bar for a download, and the time for what comes behind it; it vanishes at the end."""
+    """Shows a bar for a download, and the time for what comes behind it; it vanishes at the
+    end."""
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
         TimeElapsedColumn(),

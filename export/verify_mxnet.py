@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from export.mxnet_import import mx
+
 
 def main(folder: Path) -> None:
     """Runs every image through the symbol on the CPU."""
-    # MXNet 1.9.1 uses the alias that numpy 1.24 dropped.
-    setattr(np, "bool", np.bool_)  # noqa: B010
-    import mxnet as mx
-
     symbol = mx.sym.load(str(folder / "symbol.json"))
     arrays = mx.nd.load(str(folder / "network.params"))
     values = {name.partition(":")[2]: array for name, array in arrays.items()}

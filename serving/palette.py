@@ -20,7 +20,10 @@ Color = tuple[int, int, int]
 # Ids are bytes, and 255 is the ignored one.
 MAX_CLASSES = 255
 
-ALIASES = {"cityscapes": "citys", "mhp": "mhpv1", "voc": "pascal_voc"}
+# The one table of datasets' other names: GluonCV's, and those that people write in full.
+ALIASES = {"ade": "ade20k", "cityscapes": "citys", "mhp": "mhpv1", "voc": "pascal_voc"}
+# Datasets without classes of their own, and whose classes they have.
+LABELLED_AS = {"coco": "pascal_voc", "pascal_aug": "pascal_voc", "synthetic": "camvid"}
 
 # Pascal VOC draws its void label so; it is neither black (no class) nor a white background.
 IGNORE_COLOR: Color = (224, 224, 192)
@@ -41,16 +44,24 @@ def datasets() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".tsv") for name in names if name.endswith(".tsv")))
 
 
+def canonical_name(dataset: str) -> str:
+    """Returns a dataset's one name: ``mhpv1`` for ``mhp``; other names stay as they are."""
+    return ALIASES.get(dataset, dataset)
+
+
 @cache
 def load_labels(dataset: str) -> LabelSet:
     """The classes of ``dataset``, by its name or by one of :data:`ALIASES`.
 
+    Those of :data:`LABELLED_AS` have the classes of another dataset.
+
     Raises:
         ValueError: no such dataset; the message lists the known names.
     """
-    name = ALIASES.get(dataset, dataset)
+    name = canonical_name(dataset)
+    name = LABELLED_AS.get(name, name)
     if name not in datasets():
-        known = ", ".join((*datasets(), *sorted(ALIASES)))
+        known = ", ".join((*datasets(), *sorted((*ALIASES, *LABELLED_AS))))
         raise ValueError(f"unknown dataset {dataset!r}; known are {known}")
     lines = files("serving.labels").joinpath(f"{name}.tsv").read_text("utf-8").splitlines()
     rows = [line.split("\t") for line in lines[1:]]

@@ -6,9 +6,9 @@ import argparse
 import math
 from pathlib import Path
 
+from export.symbols.networks import NETWORKS
 from serving.text_files import read_text
 from training.datasets import KNOWN
-from training.model_names import NETWORKS
 from training.recipe import recipe_names
 from training.schedules import SCHEDULE_NAMES
 

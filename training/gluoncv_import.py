@@ -13,7 +13,7 @@ import warnings
 from types import ModuleType
 
 # Importing it first sets what MXNet needs before GluonCV imports MXNet itself.
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 
 
 class _HiddenTorch(importlib.abc.MetaPathFinder):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 
 
 class WeightedCrossEntropy(mx.gluon.HybridBlock):

@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from export.pixels import Pixels, pixels_of
-from training.backbones import default_backbone
-from training.datasets import KNOWN, canonical_name
+from export.datasets import known_datasets
+from export.symbols.networks import (
+    MODEL_ALIASES,
+    NETWORKS,
+    count_losses,
+    default_backbone,
+    legacy_loss_weights,
+)
+from export.symbols.normalisation import Pixels, pixels_of
+from training.datasets import canonical_name
 from training.flags import parser
-from training.model_names import MODEL_ALIASES, NETWORKS, count_losses, legacy_loss_weights
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
 from training.runs.saved_options import Json, check_resumable, use_as_defaults
@@ -111,7 +117,7 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
     if name is not None:
         try:
             # Reading weights takes packages that most trainings do not need.
-            from training.weights.zoo import resolve
+            from export.weights.zoo import resolve
 
             pretrained = resolve(name)
             arguments = [*pretrained.flags(), *arguments]
@@ -135,8 +141,8 @@ def parse_options(arguments: list[str] | None = None) -> TrainOptions:
         else:
             a.finetune = pretrained.params
     dataset = canonical_name(a.dataset)
-    if dataset not in KNOWN:
-        p.error(f"unknown --dataset {a.dataset}; known: {', '.join(KNOWN)}")
+    if dataset not in (known := known_datasets()):
+        p.error(f"unknown --dataset {a.dataset}; known: {', '.join(known)}")
     model = MODEL_ALIASES.get(a.model, a.model)
     if model not in NETWORKS:
         p.error(f"unknown --model {a.model}; known: {', '.join(NETWORKS)}")

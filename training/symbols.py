@@ -13,13 +13,13 @@ import json
 import os
 from pathlib import Path
 
-from export.symbol import SYMBOL_FILE
-from export.traced_symbol import NAMES_FILE
-from training.backbones import default_backbone
+from export.mxnet_import import mx
+from export.symbols.find import NAMES_FILE
+from export.symbols.graph import SYMBOL_FILE
+from export.symbols.networks import default_backbone
+from export.symbols.params import misfits, refuse_misfits
 from training.flags import parse_size
-from training.mxnet_import import mx
 from training.networks import MODEL_ALIASES, NETWORKS, Network, build
-from training.parameter_fit import misfits, refuse_misfits
 
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 

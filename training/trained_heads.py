@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from export.shape_rules import LABELLED
-from export.symbol import BATCH_NORMS, Entry, Graph, Node
+from export.symbols.graph import BATCH_NORMS, Entry, Graph, Node
+from export.symbols.shape_rules import LABELLED
 
 
 def trained_heads(graph: Graph) -> tuple[Entry, ...]:

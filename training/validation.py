@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from export.pixels import Pixels
+from export.precision.confusion_matrix import ConfusionMatrix
+from export.symbols.normalisation import Pixels
 from serving.geometry import Size, plan, prepare
 from serving.palette import LabelSet
 from serving.restore import labels_from_logits
 from training.datasets import SegmentationDataset, open_dataset
 from training.datasets.base import check_label_range
-from training.evaluation.metrics import ConfusionMatrix
 from training.learner import Learner
 from training.options import TrainOptions
 from training.runs.interruption import Interrupted

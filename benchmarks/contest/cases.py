@@ -24,17 +24,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 import export
 from benchmarks.contest.services.photo import read_photo, write_mask
-from export.build import REWRITES, build_model
-from export.calibration import calibrate
-from export.graph_ends import name_nodes
-from export.mxnet_model import write_mxnet_model
-from export.quantise import Recipe, quantise
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
-from export.triton import ModelFacts, write_model
-from export.widen import widen
+from export.passes.build import REWRITES, build_model
+from export.passes.graph_ends import name_nodes
+from export.precision.calibration import calibrate
+from export.precision.half import widen
+from export.precision.quantise import Recipe, quantise
+from export.repository.mxnet_model import write_mxnet_model
+from export.repository.triton import ModelFacts, write_model
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving.cache import cache_folder
 from serving.engines.cut import cut_graph
 from serving.geometry import Size, scale

@@ -11,7 +11,7 @@ import math
 
 from onnx import ModelProto, NodeProto
 
-from export.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, integers
 
 
 def commute_resize(model: ModelProto) -> int:

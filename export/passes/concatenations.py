@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, shape_inference
 
-from export.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, integers
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 

@@ -1,8 +1,10 @@
 """Cuts a segmentation network before its final upsampling, at its own resolution. Exact.
 
-A softmax at the end is dropped (it does not change which class wins), then one aligned-corners
-resize: ``mask_head`` puts the same resize in front of the argmax again. An upsampling of another
-kind (a deconvolution, other corners) stays, and the logits are then as large as the image.
+``prune_heads`` keeps the first output alone: ICNet's symbol has four heads and PSPNet's two;
+training uses them all, inference the first. A softmax at the end is dropped (it does not change
+which class wins), then one aligned-corners resize: ``mask_head`` puts the same resize in front of
+the argmax again. An upsampling of another kind (a deconvolution, other corners) stays, and the
+logits are then as large as the image.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.errors import InvalidSymbol
-from export.shape_rules import IDENTITIES, SOFTMAXES
-from export.shapes import infer_shapes
-from export.symbol import Graph
+from export.symbols.graph import Graph
+from export.symbols.shape_rules import IDENTITIES, SOFTMAXES
+from export.symbols.shapes import infer_shapes
 
 _TRANSPARENT = frozenset((*SOFTMAXES, *IDENTITIES))
 
@@ -52,8 +54,14 @@ def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
 
 
 def without_softmax(graph: Graph) -> Graph:
-    """The graph of its first head without a softmax, or what else changes no winner, behind it."""
+    """Returns the graph of its first head without a softmax, or what else changes no winner, behind
+    it."""
     head = graph.heads[0]
     while graph.nodes[head.node].op in _TRANSPARENT:
         head = graph.nodes[head.node].inputs[0]
     return graph.pruned([head])
+
+
+def prune_heads(graph: Graph) -> Graph:
+    """Returns the graph of head 0 alone, without the nodes and variables of the auxiliary heads."""
+    return graph.pruned(graph.heads[:1])

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from export.onnx_graph import OnnxGraph, integers
 from export.passes.concatenations import JoinedConvolution, Shapes, rewrite_concatenations
+from export.passes.onnx_graph import OnnxGraph, integers
 
 # Fewer multiplications by at least this factor, or the branch stays.
 _MIN_GAIN = 4
@@ -80,7 +80,7 @@ def _branch_nodes(
     branches: list[_Branch],
     size: tuple[int, int],
 ) -> list[NodeProto]:
-    """The branches' share of the convolution's output, as the tensor ``<conv>_pyramid``."""
+    """Returns the branches' share of the convolution's output, as the tensor ``<conv>_pyramid``."""
     filters, _, taps_y, taps_x = weight.shape
     strides = integers(conv, "strides", (1, 1))
     dilations = integers(conv, "dilations", (1, 1))
@@ -123,8 +123,8 @@ def _branch_nodes(
 def _shifted(
     length: int, size: int, taps: int, stride: int, dilation: int, before: int, after: int
 ) -> NDArray[np.float32]:
-    """float32 [outputs, taps * length]: for each tap the aligned-corners interpolation matrix,
-    read at the positions that the tap sees; zero where it sees the padding."""
+    """Returns float32 [outputs, taps * length]: for each tap the aligned-corners interpolation
+    matrix, read at the positions that the tap sees; zero where it sees the padding."""
     matrix = np.zeros((size, length))
     positions = np.arange(size) * ((length - 1) / (size - 1) if size > 1 else 0.0)
     low = positions.astype(int)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto
 
-from export.onnx_graph import OnnxGraph, attribute
+from export.passes.onnx_graph import OnnxGraph, attribute
 
 # Where an operator's bias stands among its inputs; its weight is the second, filters first.
 _BIAS = {"Conv": 2, "DeformConv": 3}

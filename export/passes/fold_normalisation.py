@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.convert import BATCH, DATA
-from export.onnx_graph import OnnxGraph
-from export.pixels import IMAGENET_MEAN, IMAGENET_STD
+from export.lowering.convert import BATCH, DATA
+from export.passes.onnx_graph import OnnxGraph
+from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGE = "image"
 # Linear in each channel, so a factor passes through them.
@@ -79,7 +79,8 @@ def fold_normalisation(
 
 
 def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
-    """The convolutions that read the image, directly or resized; none where others do too."""
+    """Returns the convolutions that read the image, directly or resized; none where others do
+    too."""
     found: list[NodeProto] = []
     tensors = [DATA]
     while tensors:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, helper
 
-from export.onnx_graph import OnnxGraph, integers
 from export.passes.concatenations import JoinedConvolution, Shapes, rewrite_concatenations
+from export.passes.onnx_graph import OnnxGraph, integers
 
 
 def image_pooling_bias(model: ModelProto) -> int:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.convert import BATCH
 from export.errors import ExportError
-from export.onnx_graph import OnnxGraph
-from export.resize import resize_nodes
+from export.lowering.context import resize_nodes
+from export.lowering.convert import BATCH
+from export.passes.onnx_graph import OnnxGraph
 
 MASK, LOGITS, CONFIDENCE = "mask", "logits", "confidence"
 HEADS = (MASK, LOGITS)

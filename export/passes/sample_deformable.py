@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, shape_inference
 
-from export.deformable import tap_positions
 from export.errors import UnsupportedOperator
-from export.onnx_graph import OnnxGraph, integers
+from export.lowering.convolutions import tap_positions
+from export.passes.onnx_graph import OnnxGraph, integers
 
 
 def sample_deformable(model: ModelProto) -> int:

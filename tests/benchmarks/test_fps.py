@@ -10,12 +10,12 @@ import pytest
 
 from benchmarks.built_graphs import built_graph
 from benchmarks.timing import Timing, time_runs
-from export.build import build_model
-from export.labels import generic_labels
-from export.random_params import random_params
-from export.symbol import Entry, Graph, Node
-from export.symbol_lookup import PUBLISHED, NetworkName
-from export.triton import ModelFacts, write_model
+from export.passes.build import build_model
+from export.repository.labels import generic_labels
+from export.repository.triton import ModelFacts, write_model
+from export.symbols.find import PUBLISHED, NetworkName
+from export.symbols.graph import Entry, Graph, Node
+from export.symbols.initial import random_params
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ from benchmarks.node_profile import NodeProfile, NodeTime, read_profile
 from benchmarks.onnx_subject import OnnxSubject, check_provider
 from benchmarks.speed import PUBLISHED_TIMES, measure_speed
 from benchmarks.subject import Case, EngineMissing
-from export.build import build_model
-from export.random_params import random_params
-from export.symbol import Entry, Graph, Node
+from export.passes.build import build_model
+from export.symbols.graph import Entry, Graph, Node
+from export.symbols.initial import random_params
 from serving.engines.acceleration import Acceleration
 from serving.engines.session import CPU, CUDA
 

@@ -29,7 +29,7 @@ from benchmarks.contest.services.photo import read_photo, write_mask
 from benchmarks.contest.summary import summarise, tables
 from benchmarks.contest.wire import count_bytes
 from benchmarks.copies import write_small_model
-from export.widen import widen
+from export.precision.half import widen
 from serving.geometry import Size
 
 ROOT = Path(__file__).parents[2]

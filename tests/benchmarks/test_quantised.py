@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.quantised import LOGITS, MASK, graphs
 from benchmarks.quantised import session as one_thread
-from export.symbol import Entry, Graph, Node
+from export.symbols.graph import Entry, Graph, Node
 from serving.engines.cut import find_precision
 from training.datasets.synthetic import render_scene
 

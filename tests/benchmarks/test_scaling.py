@@ -16,7 +16,7 @@ from benchmarks.scaling import app, curves
 from benchmarks.scaling_engine import NETWORK, Point, Setting, measure_apart, read_point
 from benchmarks.scaling_server import Callers, Steady, arrive, simulate_queue
 from benchmarks.timing import Spread
-from export.build import number_of_classes
+from export.passes.build import number_of_classes
 
 
 def point(setting: Setting) -> Point:

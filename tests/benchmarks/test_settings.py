@@ -18,12 +18,12 @@ from benchmarks import settings, winograd
 from benchmarks.peak import Peak, count_gmacs
 from benchmarks.plain_graph import plain_model
 from benchmarks.tables import winograd_table
-from export.build import build_model
-from export.params import Parameters
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import Graph, read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.passes.build import build_model
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import Parameters
+from export.symbols.sizes import retarget
 from serving.engines.session import session_options
 
 SIZE = (64, 64)

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto
 
-from export.params import Array, Parameters
-from export.random_params import random_params
-from export.symbol import Entry, Graph, Node
+from export.symbols.graph import Entry, Graph, Node
+from export.symbols.initial import random_params
+from export.symbols.params import Array, Parameters
 
 
 class GraphWriter:

@@ -5,9 +5,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from export import cli
-from export.params import write_params
-from export.symbol import write_symbol
+from export import cli, pipeline
+from export.symbols.graph import write_symbol
+from export.symbols.params import write_params
 from serving.repository import read_model
 
 SIZE = (32, 64)
@@ -73,7 +73,7 @@ def test_own_labels_and_random_weights(run, run_folder, tmp_path):
 
 
 def test_says_that_the_comparison_was_skipped(run, run_folder, monkeypatch):
-    monkeypatch.setattr(cli, "mxnet_installed", lambda: False)
+    monkeypatch.setattr(pipeline, "mxnet_installed", lambda: False)
     result = run("--symbol", run_folder / "network-symbol.json")
     assert "MXNet is not installed" in result.stderr
 

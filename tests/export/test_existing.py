@@ -9,14 +9,14 @@ from precision_model import write_scenes
 from typer.testing import CliRunner
 
 from export import cli
-from export.build import build_model
 from export.errors import UnsupportedPrecision
-from export.graph_ends import name_nodes
-from export.model_files import onnx_files
-from export.precision_half import to_half
-from export.triton import ModelFacts, write_version
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import is_half
+from export.precision.half import to_half, widen
+from export.repository.files import onnx_files
+from export.repository.triton import ModelFacts, write_version
 from export.verify import example_images
-from export.widen import is_half, widen
 from serving.engines.cut import find_precision
 from serving.palette import LabelSet
 from serving.repository import read_model
@@ -115,7 +115,7 @@ def test_back_to_float32_by_the_models_folder(export, repository):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "absent"], "--from absent is no model of"),
+        (["--from", "absent"], "--from absent is not a valid model"),
         (["--from", "tiny", "--model", "icnet"], "leave --model out"),
         (["--from", "tiny", "--size", "32x32"], "leave --size out"),
         (["--from", "tiny", "--rgb"], "leave --bgr or --rgb out"),

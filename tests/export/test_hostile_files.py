@@ -7,12 +7,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from export.build import build_model
-from export.convert import convert
 from export.errors import ExportError, InvalidParams, InvalidSymbol
-from export.params import Parameters, read_params, write_params
-from export.random_params import random_params
-from export.symbol import Entry, read_symbol, write_symbol
+from export.lowering.convert import convert
+from export.passes.build import build_model
+from export.symbols.graph import Entry, read_symbol, write_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import Parameters, read_params, write_params
 
 SIZE = (32, 64)
 MEGABYTE = 1 << 20

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from export.build import build_model
 from export.errors import VerificationFailed
-from export.onnx_graph import OnnxGraph
-from export.params import Parameters
-from export.retarget import retarget
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.passes.build import build_model
+from export.passes.onnx_graph import OnnxGraph
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import read_symbol
+from export.symbols.params import Parameters
+from export.symbols.sizes import retarget
 from export.verify import verify
 
 SIZE = (64, 96)

@@ -14,18 +14,17 @@ from onnx import ModelProto
 from own_environment import make_environment
 from traced_networks import Wanted, trace_networks
 
-from export.build import build_model
-from export.calibration import calibrate
-from export.graph_ends import name_nodes
-from export.onnx_import import ImportOptions, InputFormat, import_network
-from export.onnx_source import read_network
-from export.precision_half import to_half
-from export.quantise import Recipe, quantise
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import Graph, read_symbol
-from export.symbol_lookup import PUBLISHED
-from export.traced_symbol import NetworkSpec
+from export.onnx_import.network import ImportOptions, InputFormat, import_network
+from export.onnx_import.source import read_network
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.precision.calibration import calibrate
+from export.precision.half import to_half
+from export.precision.quantise import Recipe, quantise
+from export.symbols.find import PUBLISHED, NetworkSpec
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from export.verify import example_images
 from serving.geometry import Size
 from serving.restore import labels_from_logits

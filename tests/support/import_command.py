@@ -12,7 +12,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from export import import_cli
+from export.onnx_import import cli as import_cli
 from serving.engines.onnx import OnnxEngine
 from serving.repository import ModelFolder, read_model
 

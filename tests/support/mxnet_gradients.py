@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.symbol import Graph, Node, read_symbol, write_symbol
+from export.symbols.graph import Graph, Node, read_symbol, write_symbol
 
 IGNORED = 255
 
@@ -46,7 +46,7 @@ def write_gradients(name: str, folder: Path, dtype: str) -> None:
     """Reads ``NAME.json``, ``NAME.params`` and ``NAME-data.npy``; switches dropout off in the
     first, and writes ``NAME-DTYPE.npz``: ``output:I`` and ``head:I`` (a random gradient) of each
     head I, ``grad:ARGUMENT`` (``data`` too), ``state:NAME`` after the pass, and ``label``."""
-    import training.mxnet_import  # noqa: F401  (repairs NumPy for MXNet)
+    import export.mxnet_import  # noqa: F401  (repairs NumPy for MXNet)
     import mxnet as mx  # isort: skip
 
     path = folder / f"{name}.json"

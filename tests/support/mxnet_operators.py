@@ -19,7 +19,7 @@ def write_cases(
     ``NAME-output.npy`` for each; a case is called with ``mxnet`` and the variable ``data``."""
     # oneDNN does not know target_shape; MXNet's own kernels know everything.
     os.environ["MXNET_MKLDNN_ENABLED"] = "0"
-    import training.mxnet_import  # noqa: F401  (repairs NumPy for MXNet)
+    import export.mxnet_import  # noqa: F401  (repairs NumPy for MXNet)
     import mxnet as mx  # isort: skip
 
     generator = np.random.default_rng(0)

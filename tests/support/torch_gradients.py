@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.params import read_params
-from export.symbol import read_symbol
+from export.symbols.graph import read_symbol
+from export.symbols.params import read_params
 from training.trainers.symbol_module import SymbolModule
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[np.floating]]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from export.symbol import Graph, read_symbol
-from export.traced_symbol import NetworkSpec
+from export.symbols.find import NetworkSpec
+from export.symbols.graph import Graph, read_symbol
 
 Wanted = tuple[NetworkSpec, tuple[int, int]]
 TRACE = """

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.symbol import read_symbol
+from export.symbols.graph import read_symbol
 from training.datasets.synthetic import render_scene
 
 SCRIPTS = Path(__file__).parent / "scripts"

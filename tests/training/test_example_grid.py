@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.precision.confusion_matrix import ConfusionMatrix
 from serving.palette import IGNORE_COLOR, LabelSet
 from training.evaluation.boundaries import BoundaryScore
 from training.evaluation.confusion_picture import draw_confusion
@@ -21,7 +22,6 @@ from training.evaluation.example_grid import (
     draw_errors,
     draw_grid,
 )
-from training.evaluation.metrics import ConfusionMatrix
 from training.evaluation.report import Subject, summarise
 from training.evaluation.scoring import ImageScore, Scores
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import read_symbol
 from training.flags import parser
 from training.frozen_blocks import frozen_names
 from training.options import parse_options

@@ -15,7 +15,7 @@ from poisoned import BrokenLoader, PoisonedLoader, poison
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
 import training.training_data  # noqa: E402
-from export.params import read_params  # noqa: E402
+from export.symbols.params import read_params  # noqa: E402
 from training.guard.finite import Finding, NonFiniteStep, Symptoms, choose_finding  # noqa: E402
 from training.guard.guard import MOST_REPRODUCTIONS, TrainingStopped  # noqa: E402
 from training.guard.replay import replay  # noqa: E402

@@ -21,17 +21,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from tf_deeplab import TensorFlowDeepLab  # noqa: E402
 from torch_icnets import FastSegICNet, LiminnICNet, randomise  # noqa: E402
 
-from export.build import build_model  # noqa: E402
-from export.params import read_params  # noqa: E402
-from export.pixels import IMAGENET, pixels_of  # noqa: E402
-from export.symbol import read_symbol  # noqa: E402
-from serving.cli import SUMMARIES  # noqa: E402
-from training.trained_heads import trained_heads  # noqa: E402
-from training.trainers.symbol_module import SymbolModule  # noqa: E402
-from training.weights.array_file import read_arrays  # noqa: E402
-from training.weights.cli import import_weights_command  # noqa: E402
-from training.weights.errors import WeightsError  # noqa: E402
-from training.weights.importing import (  # noqa: E402
+from export.errors import WeightsError  # noqa: E402
+from export.passes.build import build_model  # noqa: E402
+from export.symbols.graph import read_symbol  # noqa: E402
+from export.symbols.normalisation import IMAGENET, pixels_of  # noqa: E402
+from export.symbols.params import read_params  # noqa: E402
+from export.weights.cli import import_weights_command  # noqa: E402
+from export.weights.files import read_arrays  # noqa: E402
+from export.weights.importing import (  # noqa: E402
     SOURCES,
     ImportedWeights,
     build_symbol,
@@ -39,7 +36,10 @@ from training.weights.importing import (  # noqa: E402
     import_weights,
     read_imported,
 )
-from training.weights.tf_deeplab import rename  # noqa: E402
+from export.weights.sources import rename_tf_variable as rename  # noqa: E402
+from serving.cli import SUMMARIES  # noqa: E402
+from training.trained_heads import trained_heads  # noqa: E402
+from training.trainers.symbol_module import SymbolModule  # noqa: E402
 
 CLASSES, WIDTH = 7, 0.25
 SIZES = {"fast_seg": (128, 192), "liminn": (128, 192), "tf_deeplab": (129, 161)}
@@ -238,9 +238,9 @@ class Executed:
     ("source", "name", "told"),
     [
         ("fast_seg", "liminn", "psp_head.block.0.weight is missing"),
-        ("liminn", "fast_seg", "are no ResNet that is known here"),
+        ("liminn", "fast_seg", "are not those of a known ResNet"),
         ("gluoncv", "liminn", "none of icnet, pspnet"),
-        ("tf_deeplab", "liminn", "is no variable of TensorFlow's DeepLab"),
+        ("tf_deeplab", "liminn", "is not a variable of TensorFlow's DeepLab"),
     ],
 )
 def test_weights_of_another_network_are_refused(

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import training.run
-from export.pixels import IMAGENET
-from export.symbol import Entry, Graph, Node, write_symbol
+from export.symbols.graph import Entry, Graph, Node, write_symbol
+from export.symbols.normalisation import IMAGENET
 from serving.palette import LabelSet
 from training import train
 from training.datasets import dataset_labels, open_dataset

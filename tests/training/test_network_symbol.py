@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from export.errors import ExportError, IllegalSize
-from export.shapes import infer_shapes
-from export.symbol import Entry, Graph, Node, read_symbol, write_symbol
-from export.symbol_lookup import PUBLISHED
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import Entry, Graph, Node, read_symbol, write_symbol
+from export.symbols.shapes import infer_shapes
 from training.options import TrainOptions, parse_options
 from training.parameter_groups import group_of
 from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph

@@ -40,9 +40,9 @@ from tiny_datasets import write_citys, write_mhp, write_pascal_aug
 from typer import Typer
 from typer.testing import CliRunner
 
-from export.params import read_params, write_params
-from export.random_params import random_params
-from export.symbol import read_symbol
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import read_params, write_params
 from training.datasets import open_dataset
 from training.datasets.archive import Archive
 from training.datasets.cli import dataset
@@ -296,7 +296,7 @@ def in_torch(home: Home, in_mxnet: dict[str, Done]) -> dict[str, Done]:
         else:
             command = scoring(line, best, "", "--resume", str(best.parent))
         commands[line.text] = command
-    # Weights from elsewhere, which training/weights imports.
+    # Weights from elsewhere, which export/weights imports.
     network = symbol_of(told(VAL))
     start = write_start(home.path, network)
     commands[VAL.text] = scoring(

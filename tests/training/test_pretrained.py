@@ -17,13 +17,13 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export.cli import export
-from export.params import read_params
+from export.errors import WeightsError
+from export.symbols.params import read_params
+from export.weights import zoo
+from export.weights.cli import import_weights_command
+from export.weights.zoo import find_zoo_network, obtain_weights, zoo_networks
 from training.evaluation.weights_options import parse_evaluation
 from training.options import parse_options
-from training.weights import zoo
-from training.weights.cli import import_weights_command
-from training.weights.errors import WeightsError
-from training.weights.zoo import find_zoo_network, obtain_weights, zoo_networks
 
 NAME = "fcn_resnet101_voc"
 

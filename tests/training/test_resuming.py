@@ -12,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from export.params import read_params  # noqa: E402
-from export.symbol import write_symbol  # noqa: E402
+from export.symbols.graph import write_symbol  # noqa: E402
+from export.symbols.params import read_params  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.run import Run  # noqa: E402
 from training.runs.checkpoint import CheckpointNotWritten, RunFolder, RunState  # noqa: E402

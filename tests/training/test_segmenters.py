@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.convert import convert
 from export.errors import InvalidParams
-from export.params import read_params
-from export.shapes import infer_shapes
-from export.symbol import read_symbol
-from training.model_names import NETWORKS
+from export.lowering.convert import convert
+from export.symbols.graph import read_symbol
+from export.symbols.networks import NETWORKS
+from export.symbols.params import read_params
+from export.symbols.shapes import infer_shapes
 
 Facts = dict[str, Any]
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.pixels import IMAGENET
+from export.symbols.normalisation import IMAGENET
 from serving.geometry import Size
 from training.evaluation.center_crops import CenterCrops
 from training.evaluation.sliding_windows import (

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.pixels import IMAGENET
+from export.symbols.normalisation import IMAGENET
 from serving.geometry import Size
 from serving.palette import load_labels
 from training.evaluation import sized_networks

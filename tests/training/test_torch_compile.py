@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from export.symbol import read_symbol  # noqa: E402
+from export.symbols.graph import read_symbol  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.trainers.parsed_node import parse_nodes  # noqa: E402

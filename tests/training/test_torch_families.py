@@ -11,10 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from export.build import build_model  # noqa: E402
-from export.params import Parameters, read_params  # noqa: E402
-from export.pixels import IMAGENET  # noqa: E402
-from export.symbol import Entry, Graph, Node, read_symbol  # noqa: E402
+from export.passes.build import build_model  # noqa: E402
+from export.symbols.graph import Entry, Graph, Node, read_symbol  # noqa: E402
+from export.symbols.normalisation import IMAGENET  # noqa: E402
+from export.symbols.params import Parameters, read_params  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import TrainOptions, parse_options  # noqa: E402
@@ -163,7 +163,7 @@ def test_a_wrong_number_of_loss_weights_is_refused(tmp_path: Path) -> None:
         ),
         Node("_contrib_BilinearResize2D", "full", (Entry(2),), {"height": "64", "width": "96"}),
     )  # fmt: skip
-    from export.symbol import write_symbol
+    from export.symbols.graph import write_symbol
 
     graph = Graph(nodes, (Entry(3), Entry(2)))
     assert trained_heads(graph) == (Entry(2),)

@@ -19,7 +19,7 @@ from torch_gradients import (  # noqa: E402
     run_pass,
 )
 
-from training.model_names import NETWORKS  # noqa: E402
+from export.symbols.networks import NETWORKS  # noqa: E402
 
 
 @dataclass(frozen=True)

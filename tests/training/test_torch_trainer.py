@@ -12,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from export.params import read_params  # noqa: E402
-from export.symbol import read_symbol  # noqa: E402
+from export.symbols.graph import read_symbol  # noqa: E402
+from export.symbols.params import read_params  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import TrainOptions, parse_options  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402

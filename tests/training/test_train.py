@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.params import Parameters, read_params
-from export.symbol import read_symbol
+from export.symbols.graph import read_symbol
+from export.symbols.params import Parameters, read_params
 from training.runs.checkpoint import RunFolder
 
 TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"

@@ -52,7 +52,7 @@ def test_an_unknown_dataset_tells_all_known_ones(say) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "No such file"), ("{", "no JSON"), ("{}", "symbol.json")]
+    ("content", "message"), [(None, "No such file"), ("{", "expected JSON"), ("{}", "symbol.json")]
 )
 def test_a_symbol_that_is_none_is_named(say, tmp_path: Path, content, message: str) -> None:
     path = tmp_path / "symbol.json"

@@ -16,18 +16,18 @@ from onnx import TensorProto, helper
 from triton_server import Triton, install_triton, run_triton
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from export.build import build_model
-from export.calibration import calibrate
-from export.graph_ends import name_nodes
-from export.labels import find_labels
-from export.mxnet_model import write_mxnet_model
-from export.params import Array, Parameters
-from export.quantise import Recipe, quantise
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
-from export.triton import ModelFacts, write_model
+from export.passes.build import build_model
+from export.passes.graph_ends import name_nodes
+from export.precision.calibration import calibrate
+from export.precision.quantise import Recipe, quantise
+from export.repository.labels import find_labels
+from export.repository.mxnet_model import write_mxnet_model
+from export.repository.triton import ModelFacts, write_model
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import Array, Parameters
+from export.symbols.sizes import retarget
 from export.verify import example_images
 
 SIZE = (64, 96)

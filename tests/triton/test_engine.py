@@ -19,13 +19,13 @@ from recording_proxy import Recording, record
 from triton_server import Triton, install_triton, run_triton
 from waiting import wait_for
 
-from export.build import build_model
-from export.labels import find_labels
-from export.random_params import random_params
-from export.retarget import retarget
-from export.symbol import read_symbol
-from export.symbol_lookup import PUBLISHED
-from export.triton import ModelFacts, write_model
+from export.passes.build import build_model
+from export.repository.labels import find_labels
+from export.repository.triton import ModelFacts, write_model
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.sizes import retarget
 from serving.lifecycle import Server
 from serving.testing import ServerThread
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 
-from serving.palette import LabelSet, load_labels
+from export.datasets import find_dataset
+from serving.palette import LabelSet, canonical_name, load_labels
 from training.datasets.ade20k import ADE20K
 from training.datasets.base import Sample, SegmentationDataset
 from training.datasets.camvid import CamVid
@@ -17,9 +19,6 @@ from training.datasets.pascal_aug import PascalAug
 from training.datasets.pascal_voc import PascalVOC
 from training.datasets.synthetic import SyntheticDataset
 
-DATASET_ALIASES = {
-    "mhp": "mhpv1", "cityscapes": "citys", "voc": "pascal_voc", "ade": "ade20k",
-}  # fmt: skip
 # Enough that a network learns streets and not these streets; 0.7 MB and 40 ms each.
 SYNTHETIC_LENGTHS = {"train": 1500, "val": 100}
 IN_FOLDERS: Mapping[str, Callable[[Path, str], SegmentationDataset]] = {
@@ -31,10 +30,8 @@ IN_FOLDERS: Mapping[str, Callable[[Path, str], SegmentationDataset]] = {
     "pascal_aug": PascalAug,
     "pascal_voc": PascalVOC,
 }
-KNOWN = tuple(sorted((*IN_FOLDERS, "folder", "synthetic")))
 # Under ~/.mxnet/datasets, where GluonCV's scripts put them.
 DEFAULT_FOLDERS = {"ade20k": "ade", "mhpv1": "mhp", "pascal_aug": "voc", "pascal_voc": "voc"}
-LABELLED_AS = {"synthetic": "camvid", "coco": "pascal_voc", "pascal_aug": "pascal_voc"}
 
 __all__ = [
     "ADE20K",
@@ -43,21 +40,43 @@ __all__ = [
     "CamVid",
     "Cityscapes",
     "FolderDataset",
+    "KnownDataset",
     "MHPv1",
     "PascalAug",
     "PascalVOC",
     "Sample",
     "SegmentationDataset",
     "SyntheticDataset",
+    "canonical_name",
     "dataset_labels",
     "default_root",
     "open_dataset",
 ]
 
 
-def canonical_name(name: str) -> str:
-    """The dataset's one name: ``mhp`` is ``mhpv1``, ``cityscapes`` is ``citys``."""
-    return DATASET_ALIASES.get(name, name)
+class KnownDataset(Enum):
+    """The datasets of this project: what the entry points ``segserve.datasets`` name."""
+
+    ade20k = "ade20k"
+    camvid = "camvid"
+    citys = "citys"
+    coco = "coco"
+    folder = "folder"
+    mhpv1 = "mhpv1"
+    pascal_aug = "pascal_aug"
+    pascal_voc = "pascal_voc"
+    synthetic = "synthetic"
+
+    def open(self, split: str, root: Path | None = None) -> SegmentationDataset:
+        """Opens a split; see :func:`open_dataset`."""
+        return open_dataset(self.value, split, root)
+
+    def labels(self, root: Path | None = None) -> LabelSet:
+        """Returns names and colours of the classes; see :func:`dataset_labels`."""
+        return dataset_labels(self.value, root)
+
+
+KNOWN = tuple(dataset.value for dataset in KnownDataset)
 
 
 def open_dataset(name: str, split: str, root: Path | None = None) -> SegmentationDataset:
@@ -77,7 +96,7 @@ def open_dataset(name: str, split: str, root: Path | None = None) -> Segmentatio
     if name == "folder":
         return FolderDataset(_named_root(root), split)
     if name not in IN_FOLDERS:
-        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(KNOWN)}")
+        return find_dataset(name).open(split, root)
     return IN_FOLDERS[name](root or default_root(name), split)
 
 
@@ -88,9 +107,7 @@ def default_root(name: str) -> Path:
 
 
 def dataset_labels(name: str, root: Path | None = None) -> LabelSet:
-    """Names and colours of a dataset's classes.
-
-    Synthetic scenes have CamVid's, COCO and the augmented set Pascal VOC's.
+    """Returns names and colours of a dataset's classes.
 
     Raises:
         ValueError: no names are known for it.
@@ -99,7 +116,9 @@ def dataset_labels(name: str, root: Path | None = None) -> LabelSet:
     name = canonical_name(name)
     if name == "folder":
         return read_folder_labels(_named_root(root))
-    return load_labels(LABELLED_AS.get(name, name))
+    if name not in KNOWN:
+        return find_dataset(name).labels(root)
+    return load_labels(name)
 
 
 def _named_root(root: Path | None) -> Path:

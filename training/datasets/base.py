@@ -9,21 +9,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-IGNORE_LABEL = 255
+from export.datasets import IGNORE_LABEL, Sample, SegmentationDataset
 
-Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-
-
-class SegmentationDataset(Protocol):
-    """``dataset[i]`` is (image uint8 ``[H,W,3]`` RGB, label uint8 ``[H,W]``, 255 ignored)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-    def name(self, index: int) -> str:
-        """What an error message calls sample ``index``: its file."""
-        ...
+__all__ = ["IGNORE_LABEL", "ImageFiles", "Sample", "SegmentationDataset", "check_label_range"]
 
 
 @runtime_checkable

@@ -81,7 +81,7 @@ def count_gpus(options: TrainOptions) -> int:
 
         present = torch.cuda.device_count()
     else:
-        from training.mxnet_import import mx
+        from export.mxnet_import import mx
 
         present = mx.context.num_gpus()
     return min(options.ngpus, present)

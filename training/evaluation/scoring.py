@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from export.precision.confusion_matrix import ConfusionMatrix
 from training.datasets import SegmentationDataset
 from training.datasets.base import ImageFiles
 from training.evaluation.boundaries import DEFAULT_TOLERANCE, BoundaryScore, boundary_f
-from training.evaluation.metrics import ConfusionMatrix
 
 Labels: TypeAlias = npt.NDArray[np.uint8]
 # Index and image, uint8 [H,W,3] RGB, to class ids, uint8 [H,W].

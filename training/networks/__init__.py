@@ -17,9 +17,8 @@ A network gives a tuple; its element 0 is the prediction, the others serve train
 
 from __future__ import annotations
 
-from training.backbones import BACKBONES
-from training.model_names import MODEL_ALIASES, NETWORKS
-from training.mxnet_import import mx
+from export.mxnet_import import mx
+from export.symbols.networks import BACKBONES, MODEL_ALIASES, NETWORKS
 from training.networks import deeplab_msra, deeplabv2, deeplabv3, deeplabv3plus, fcn, pspnet
 from training.networks.deeplab_msra import MSRADeepLab
 from training.networks.deeplabv2 import DeepLabV2

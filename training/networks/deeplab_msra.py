@@ -12,7 +12,7 @@ msracver/Deformable-ConvNets deeplab/symbols; dongzhuoyao/mxnetgo example/deepla
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.caffe_resnet import CaffeForm, CaffeSegmenter, caffe_resnet
 from training.networks.layers import Norm, scale_channels
 from training.networks.sizes import SizeRule

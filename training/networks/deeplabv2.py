@@ -10,7 +10,7 @@ Convolution, and Fully Connected CRFs", arXiv 1606.00915, and its released proto
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.caffe_resnet import CaffeForm, CaffeSegmenter, caffe_resnet
 from training.networks.layers import Norm
 from training.networks.sizes import SizeRule

@@ -6,7 +6,7 @@ Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentat
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.fcn import STRIDE, DilatedSegmenter
 from training.networks.layers import DROPOUT, Norm, conv_norm, conv_norm_relu, scale_channels
 from training.networks.sizes import SizeRule

@@ -11,7 +11,7 @@ tensorflow/models research/deeplab model.py; duducheng/deeplabv3p_gluon for the 
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.layers import DROPOUT, Norm, scale_channels
 from training.networks.resnet import DilatedResNet, ResNetForm
 from training.networks.sizes import SizeRule

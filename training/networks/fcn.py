@@ -6,7 +6,7 @@ gluon-cv model_zoo/fcn.py and segbase.py, whose parameter names these networks h
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.layers import DROPOUT, Norm, conv_norm
 from training.networks.resnet import DilatedResNet
 from training.networks.sizes import SizeRule

@@ -13,7 +13,7 @@ gluon-cv model_zoo/icnet.py.
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.icnet_forms import FORMS, CascadeForm
 from training.networks.layers import ConvBnRelu, Norm, conv_norm, scale_channels
 from training.networks.pyramid import CaffePyramidSum, PyramidHead, PyramidSum

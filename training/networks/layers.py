@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 
 nn = mx.gluon.nn
 

@@ -8,7 +8,7 @@ model_zoo/pspnet.py; hszhao/ICNet evaluation/prototxt for the sums.
 
 from __future__ import annotations
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.layers import DROPOUT, Norm, conv_norm, conv_norm_relu
 
 nn = mx.gluon.nn

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.backbones import BACKBONES
-from training.mxnet_import import mx
+from export.mxnet_import import mx
+from export.symbols.networks import BACKBONES
 from training.networks.layers import Norm, scale_channels
 
 nn = mx.gluon.nn

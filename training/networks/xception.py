@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks.layers import Norm, scale_channels
 
 nn = mx.gluon.nn

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from export.mxnet_import import mx
 from training.guard.finite import Finding, Symptoms
-from training.mxnet_import import mx
 
 Named = tuple[str, mx.nd.NDArray]
 

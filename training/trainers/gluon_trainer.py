@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from export.mxnet_import import mx
 from training.frozen_blocks import frozen_names
 from training.guard.finite import NonFiniteStep, choose_finding
 from training.loader import WHOLE, Batch, Shard
 from training.losses import CascadeLoss
-from training.mxnet_import import mx
 from training.networks import build
 from training.networks.layers import SyncBatchNorm
 from training.options import IDLE_GPU, TrainOptions

@@ -6,10 +6,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from export.errors import ExportError, IllegalSize, TracingFailed
-from export.retarget import retarget
-from export.shapes import infer_shapes
-from export.symbol import Graph, read_symbol
-from export.traced_symbol import NetworkSpec, trace_symbol
+from export.symbols.find import NetworkSpec, trace_symbol
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.shapes import infer_shapes
+from export.symbols.sizes import retarget
 from training.options import TrainOptions
 from training.trained_heads import freeze_batch_norms, trained_heads
 from training.trainers.template_symbol import fill_template

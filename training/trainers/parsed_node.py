@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from export.errors import InvalidSymbol
-from export.symbol import Graph, Node
+from export.symbols.graph import Graph, Node
 
 
 @dataclass(frozen=True)

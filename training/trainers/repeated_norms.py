@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.symbol import BATCH_NORMS, Graph, Node
+from export.symbols.graph import BATCH_NORMS, Graph, Node
 
 STATES = slice(3, 5)
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.params import Parameters
-from export.shape_rules import LABELLED
-from export.symbol import BATCH_NORMS, Graph
+from export.symbols.graph import BATCH_NORMS, Graph
+from export.symbols.params import Parameters
+from export.symbols.shape_rules import LABELLED
 from training.trainers.parsed_node import parse_nodes
 from training.trainers.repeated_norms import Move, repeated_norms
 from training.trainers.torch_operators import (
@@ -107,7 +107,7 @@ class SymbolModule(nn.Module):
         return found
 
     def parameters_of_symbol(self) -> Parameters:
-        """Copies of all arrays, float32, as ``export.params`` writes them."""
+        """Copies of all arrays, float32, as ``export.symbols.params`` writes them."""
         return Parameters(
             {name: _array(weight) for name, weight in self.weights.items()},
             {name: _array(state) for name, state in self.named_buffers()},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from export.retarget import retarget
-from export.symbol import Graph, read_symbol
-from export.symbol_lookup import PUBLISHED
-from training.model_names import MODEL_ALIASES, WITH_AUXILIARY
+from export.symbols.find import PUBLISHED
+from export.symbols.graph import Graph, read_symbol
+from export.symbols.networks import MODEL_ALIASES, WITH_AUXILIARY
+from export.symbols.sizes import retarget
 from training.options import TrainOptions
 
 # Between the scores of a position and the map that they are read from.

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from export.params import read_params, write_params
-from training.parameter_fit import misfits, refuse_misfits
+from export.symbols.params import misfits, read_params, refuse_misfits, write_params
 from training.trainers.symbol_module import SymbolModule
 from training.trainers.torch_average import WeightAverage
 

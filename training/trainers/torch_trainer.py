@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from export.symbol import write_symbol
+from export.symbols.graph import write_symbol
+from export.symbols.initial import start_parameters
 from training.frozen_blocks import frozen_names
 from training.guard.finite import NonFiniteStep, choose_finding, first_finding
 from training.loader import Batch, Shard, join_shards
 from training.options import TrainOptions
-from training.start_parameters import start_parameters
 from training.step_seed import step_seed
 from training.trained_heads import freeze_batch_norms, frozen_parameters
 from training.trainers import torch_states

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from one_step import switch_dropout_off
 
+from export.mxnet_import import mx
 from training.loader import Batch
-from training.mxnet_import import mx
 from training.options import parse_options
 from training.trainers import gluon_trainer
 from training.trainers.gluon_trainer import batch_norms

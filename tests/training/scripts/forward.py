@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.pixels import IMAGENET
-from training.mxnet_import import mx
+from export.mxnet_import import mx
+from export.symbols.normalisation import IMAGENET
 from training.transforms import normalize
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from export.mxnet_import import mx
 from training.losses import WeightedCrossEntropy
-from training.mxnet_import import mx
 
 
 def report_softmax_output(logits: mx.nd.NDArray, labels: mx.nd.NDArray) -> mx.nd.NDArray:

@@ -12,9 +12,9 @@ import sys
 
 import numpy as np
 
+from export.mxnet_import import mx
 from training.balance import balance_classes
 from training.losses import CascadeLoss
-from training.mxnet_import import mx
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 from mxnet_gradients import write_gradients
 
-from export.params import write_params
-from export.random_params import random_params
-from export.symbol import BATCH_NORMS, Graph, read_symbol
-from export.symbol import write_symbol as write_graph
+from export.symbols.graph import BATCH_NORMS, Graph, read_symbol
+from export.symbols.graph import write_symbol as write_graph
+from export.symbols.initial import random_params
+from export.symbols.params import write_params
 from training.networks import build
 from training.symbols import write_symbol
 

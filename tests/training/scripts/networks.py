@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from network_facts import differences, refusal, shapes, vary_norms
 
-from training.mxnet_import import mx
+from export.mxnet_import import mx
 from training.networks import ICNet, build
 from training.symbols import read_parameters, write_parameters, write_symbol
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from export.mxnet_import import mx
 from training.losses import CascadeLoss
-from training.mxnet_import import mx
 from training.networks import build
 from training.symbols import write_parameters, write_symbol
 from training.transforms import subsample_labels

@@ -93,7 +93,10 @@ OWN: dict[str, Case] = {
 def read_cases() -> dict[str, dict[str, Case]]:
     """By where they come from: the exporter's two files, and this one."""
     files = ("test_operators", "test_networks_operators")
-    found = {name: runpy.run_path(str(TESTS / "export" / f"{name}.py"))["CASES"] for name in files}
+    found = {
+        name: runpy.run_path(str(TESTS / "export" / "lowering" / f"{name}.py"))["CASES"]
+        for name in files
+    }
     return {
         group: {name: case for name, case in cases.items() if name not in UNTRAINABLE}
         for group, cases in {**found, "own": OWN}.items()

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 
+from export.mxnet_import import mx
 from training import symbols
-from training.mxnet_import import mx
 from training.networks import build
 
 ARGUMENTS = ["--model", "fcn", "--backbone", "resnet18", "--width", "0.25", "--num-classes", "7",

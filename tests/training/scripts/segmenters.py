@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from network_facts import differences, refusal, shapes, vary_norms
 
+from export.mxnet_import import mx
 from training.gluoncv_import import import_gluoncv
-from training.mxnet_import import mx
 from training.networks import NETWORKS, Network, build
 from training.options import parse_options
 from training.symbols import read_parameters, trace, write_parameters, write_symbol

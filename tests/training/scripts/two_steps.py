@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from one_step import switch_dropout_off
 
+from export.mxnet_import import mx
 from training.loader import Batch
-from training.mxnet_import import mx
 from training.options import parse_options
 from training.trainers.gluon_guard import GuardedArrays
 from training.trainers.gluon_trainer import GluonLearner

@@ -1,4 +1,6 @@
-"""MXNet's operators in PyTorch, with MXNet's gradients: those that ``export.operators`` knows."""
+"""MXNet's operators in PyTorch, with MXNet's gradients: those of
+``export.lowering.operators``.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from export.shape_rules import BINARY, DEFORMABLE, LABELLED, SCALAR, SUMS, UNARY
-from export.symbol import BATCH_NORMS
+from export.symbols.graph import BATCH_NORMS
+from export.symbols.shape_rules import BINARY, DEFORMABLE, LABELLED, SCALAR, SUMS, UNARY
 from training.trainers.torch_operators import (
     activation,
     arithmetic,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.shape_rules import BINARY
+from export.symbols.shape_rules import BINARY
 from training.trainers.torch_operators.call import Call
 
 

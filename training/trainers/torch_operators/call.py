@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from export.symbol import Node
+from export.symbols.graph import Node
 from training.trainers.torch_replicas import ALONE, Replicas
 
 

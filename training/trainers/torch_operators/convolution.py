@@ -5,17 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from export.geometry import (
-    bilinear_upsampling_geometry,
-    convolution_geometry,
-    deconvolution_geometry,
+from export.symbols.conv_arithmetic import (
+    bilinear_upsampling_arithmetic,
+    convolution_arithmetic,
+    deconvolution_arithmetic,
 )
 from training.trainers.torch_operators.call import Call
 
 
 def convolve(call: Call) -> Tensor:
     """``[N,C,H,W]`` -> ``[N,num_filter,h,w]``."""
-    _, stride, dilate, pad = convolution_geometry(call.node)
+    _, stride, dilate, pad = convolution_arithmetic(call.node)
     weight, *bias = call.inputs[1:]
     return functional.conv2d(
         call.data,
@@ -30,7 +30,7 @@ def convolve(call: Call) -> Tensor:
 
 def deconvolve(call: Call) -> Tensor:
     """The transposed convolution; MXNet's ``adj`` is PyTorch's output padding."""
-    geometry = deconvolution_geometry(call.node, call.shapes[0][2:])
+    geometry = deconvolution_arithmetic(call.node, call.shapes[0][2:])
     weight, *bias = call.inputs[1:]
     return functional.conv_transpose2d(
         call.data,
@@ -51,7 +51,7 @@ def upsample(call: Call) -> Tensor:
         return functional.interpolate(call.data, scale_factor=float(scale), mode="nearest")
     if kind != "bilinear" or len(call.inputs) != 2:
         raise call.refuse(f"{kind} UpSampling of {len(call.inputs)} inputs")
-    _, pad = bilinear_upsampling_geometry(scale)
+    _, pad = bilinear_upsampling_arithmetic(scale)
     return functional.conv_transpose2d(
         *call.inputs, stride=scale, padding=pad, groups=call.data.shape[1]
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.geometry import Shape, convolution_geometry
+from export.symbols.conv_arithmetic import Shape, convolution_arithmetic
 from training.trainers.torch_operators.call import Call
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -25,7 +25,7 @@ def convolve_deformably(call: Call) -> Tensor:
     ``[N,num_filter,h,w]``."""
     image, offsets, weight, *bias = call.inputs
     groups, parts = call.node.integer("num_deformable_group", 1), call.node.integer("num_group", 1)
-    kernel, stride, dilate, pad = convolution_geometry(call.node)
+    kernel, stride, dilate, pad = convolution_arithmetic(call.node)
     taps = kernel[0] * kernel[1]
     batch, channels, *lengths = image.shape
     outputs = offsets.shape[2:]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.geometry import pooled_length
+from export.symbols.conv_arithmetic import pooled_length
 from training.trainers.torch_operators.call import Call
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.shape_rules import RULES
+from export.symbols.shape_rules import RULES
 from training.trainers.torch_operators.call import Call
 
 

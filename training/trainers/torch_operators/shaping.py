@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.reshaping import reshaped_shape, transposed_shape
-from export.slicing import padded_shape, slice_bounds
+from export.symbols.shape_rules import padded_shape, reshaped_shape, slice_bounds, transposed_shape
 from training.trainers.torch_operators.call import Call
 
 _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
@@ -24,7 +23,7 @@ def flatten(call: Call) -> Tensor:
 
 
 def reshape(call: Call) -> Tensor:
-    """By MXNet's codes (``export.reshaping``)."""
+    """By MXNet's codes (``export.symbols.shape_rules``)."""
     return call.data.reshape(reshaped_shape(call.node, call.shapes))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from export.symbol import Node
+from export.symbols.graph import Node
 from training.trainers.torch_operators.call import Call
 from training.trainers.torch_operators.given_gradient import give_gradient
 

@@ -1,0 +1,1 @@
+"""MXNet's operators as ONNX nodes, and a whole symbol as an ONNX model."""

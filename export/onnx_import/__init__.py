@@ -1,0 +1,1 @@
+"""Networks made elsewhere, brought under the project's contract."""

@@ -1,0 +1,244 @@
+"""Brings an ONNX segmentation network made elsewhere under the project's contract.
+
+Input ``image`` uint8 [N, H, W, 3] RGB with the normalisation inside; outputs ``mask`` uint8
+[N, H, W] and, where the network gives scores, ``logits`` float32 [N, C, h, w]. Source of the
+contract: docs/architecture.md; docs/import.md says what networks are taken and how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, checker, helper, shape_inference
+
+from export.errors import IllegalSize, InvalidNetwork
+from export.lowering.convert import BATCH, DATA
+from export.onnx_import.heads import label_head, score_head
+from export.onnx_import.outputs import NONE, Labels, Scores, find_output
+from export.onnx_import.source import prepare_network, rename
+from export.onnx_import.static_shapes import freeze_shapes
+from export.passes.commute_resize import commute_resize
+from export.passes.factor_pyramid import factor_pyramid
+from export.passes.fold_batch_norm import fold_batch_norm
+from export.passes.fold_normalisation import fold_normalisation
+from export.passes.image_pooling_bias import image_pooling_bias
+from export.passes.mask_head import HEADS, MASK, MAX_CLASSES, mask_head
+from export.passes.onnx_graph import OnnxGraph, integers, is_half
+from export.symbols.normalisation import Pixels, Triple
+from export.symbols.shapes import MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What a network expects of an image.
+
+    Attributes:
+        mean, std: three each, in the network's order of channels, of values up to ``maximum``.
+        maximum: 1 or 255, the value of white before mean and std.
+        bgr: blue comes first.
+        channels_last: [N, H, W, 3] instead of [N, 3, H, W].
+    """
+
+    mean: Triple
+    std: Triple
+    maximum: int
+    bgr: bool = False
+    channels_last: bool = False
+
+    @property
+    def pixels(self) -> Pixels:
+        """The same in RGB, of values from 0 to 1."""
+        return Pixels(self._scale(self.mean), self._scale(self.std), self.bgr)
+
+    def _scale(self, values: Triple) -> Triple:
+        first, second, third = (value / self.maximum for value in values)
+        return (third, second, first) if self.bgr else (first, second, third)
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the file does not say.
+
+    Attributes:
+        classes: how many classes the labels name.
+        size: height and width; None where the network's input is of one size.
+        output: the output that holds the classes; None is the first.
+        threshold: of a network with one channel: above it the second class is there.
+        aligned: how a smaller output grows to the image: True with aligned corners, False with
+            half-pixel centres, None is not known.
+        heads: of mask, logits and confidence, one of the first two at least.
+    """
+
+    input: InputFormat
+    classes: int
+    size: tuple[int, int] | None = None
+    output: str | None = None
+    threshold: float | None = None
+    aligned: bool | None = None
+    heads: tuple[str, ...] = HEADS
+
+
+@dataclass(frozen=True)
+class ImportedNetwork:
+    """The model of the contract, and what became of the source.
+
+    Attributes:
+        batches: the source takes several images at a time, as far as its file says.
+        passes: the rewrites that were applied.
+        notes: one sentence each, for people.
+    """
+
+    model: ModelProto
+    height: int
+    width: int
+    found: Labels | Scores
+    batches: bool
+    passes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwork:
+    """Builds the model of the contract from a network that ``read_network`` read.
+
+    Raises InvalidNetwork or IllegalSize, naming the remedy.
+    """
+    if not 2 <= options.classes <= MAX_CLASSES:
+        raise InvalidNetwork(
+            f"{options.classes} classes; a uint8 mask holds 2 to {MAX_CLASSES} and the ignored"
+        )
+    if not set(HEADS) & set(options.heads):
+        raise InvalidNetwork(
+            f"--head {','.join(options.heads)}: a model gives mask, logits or both"
+        )
+    layout = options.input.channels_last
+    model = prepare_network(source, options.output)
+    height, width = image_size(model, options)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    shape = (height, width, 3) if layout else (3, height, width)
+    frozen = freeze_shapes(model, shape)
+    found = find_output(frozen, options.classes, (height, width), layout)
+    notes = []
+    if len(source.graph.output) > 1:
+        others = [o.name for o in source.graph.output if o.name != model.graph.output[0].name]
+        notes.append(f"output {model.graph.output[0].name}; left out: {', '.join(others)}")
+    if isinstance(found, Labels):
+        heads: Sequence[str] = (MASK,)
+        label_head(model, found, height, width)
+        notes.append("the network gives labels alone: no logits, no smooth restore")
+    else:
+        heads = options.heads
+        notes += score_head(model, found, (height, width), options.threshold, options.aligned)
+        if found.activation == NONE and not found.argmax and _are_probabilities(frozen.sample):
+            notes.append("the scores are probabilities, so confidences are not exact")
+    OnnxGraph(model).drop_dead()
+    _standard_input(model, options.input, height, width)
+    passes = _rewrite(model, options.input)
+    if isinstance(found, Scores):
+        mask_head(model, height, width, heads)
+    OnnxGraph(model).drop_dead()
+    model.producer_name, model.producer_version = "segserve", ""
+    try:
+        checker.check_model(model)
+    except checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidNetwork(f"the network became no valid graph: {reason}") from error
+    return ImportedNetwork(
+        model, height, width, found, not batch.dim_value, tuple(passes), tuple(notes)
+    )
+
+
+def image_size(model: ModelProto, options: ImportOptions) -> tuple[int, int]:
+    """Returns height and width of a prepared network. Raises InvalidNetwork or IllegalSize."""
+    image = model.graph.input[0]
+    lengths = [d.dim_value for d in image.type.tensor_type.shape.dim]
+    channels = lengths[3] if options.input.channels_last else lengths[1]
+    if channels not in (0, 3):
+        other = lengths[1] if options.input.channels_last else lengths[3]
+        remedy = (
+            f"; with {other} at the other end, --layout"
+            f" {'NCHW' if options.input.channels_last else 'NHWC'} would fit"
+            if other == 3
+            else "; only networks of colour images are served"
+        )
+        raise InvalidNetwork(f"the input {image.name} is {lengths}: {channels} channels{remedy}")
+    if lengths[0] > 1:
+        raise InvalidNetwork(
+            f"the input {image.name} takes {lengths[0]} images at a time; export the network for"
+            " one image, or for any number"
+        )
+    own = lengths[1:3] if options.input.channels_last else lengths[2:]
+    if options.size is None and not all(own):
+        raise IllegalSize(
+            f"the network takes images of any size ({lengths}); choose one with --size HEIGHTxWIDTH"
+        )
+    height, width = options.size or (own[0], own[1])
+    if any(
+        length and length != wanted for length, wanted in zip(own, (height, width), strict=True)
+    ):
+        raise IllegalSize(
+            f"the network is built for {own[0]}x{own[1]}; leave --size out, or export it again for"
+            f" {height}x{width}"
+        )
+    if height * width > MAX_PIXELS:
+        raise IllegalSize(f"{height}x{width} are more than {MAX_PIXELS} pixels")
+    return height, width
+
+
+def _are_probabilities(sample: NDArray[np.generic]) -> bool:
+    return bool(sample.min() >= 0 and sample.max() <= 1)
+
+
+def _standard_input(model: ModelProto, expected: InputFormat, height: int, width: int) -> None:
+    """Makes the input ``data`` float32 [N, 3, height, width], still normalised."""
+    image = model.graph.input[0]
+    graph = OnnxGraph(model)
+    kind = image.type.tensor_type.elem_type
+    inner = image.name
+    rename(model.graph, {inner: "source_input"})
+    current = DATA
+    first = []
+    if kind != TensorProto.FLOAT:
+        first.append(helper.make_node("Cast", [current], ["source_typed"], "typed", to=kind))
+        current = "source_typed"
+    if expected.channels_last:
+        # Networks made for NHWC often begin by going to NCHW themselves: both ways cancel.
+        for node in graph.consumers("source_input"):
+            if node.op_type == "Transpose" and integers(node, "perm", ()) == (0, 3, 1, 2):
+                rename(model.graph, {node.output[0]: current})
+                graph.remove(node)
+        if graph.consumers("source_input"):
+            first.append(
+                helper.make_node(
+                    "Transpose", [current], ["source_nhwc"], "source_nhwc", perm=[0, 2, 3, 1]
+                )
+            )
+            current = "source_nhwc"
+    rename(model.graph, {"source_input": current})
+    graph.insert_first(first)
+    image.CopyFrom(
+        helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, 3, height, width])
+    )
+
+
+def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
+    """Runs the exporter's exact rewrites, as far as the network's precision allows."""
+    passes = []
+    if not is_half(model):
+        passes += ["fold_batch_norm"] if fold_batch_norm(model) else []
+        for rewrite in (image_pooling_bias, factor_pyramid):
+            passes += [rewrite.__name__] if _run_where_shapes_are_known(rewrite, model) else []
+        passes += ["commute_resize"] if commute_resize(model) else []
+    pixels = expected.pixels
+    fold_normalisation(model, pixels.mean, pixels.std, bgr=pixels.bgr)
+    return [*passes, "fold_normalisation", "mask_head"]
+
+
+def _run_where_shapes_are_known(rewrite: Callable[[ModelProto], int], model: ModelProto) -> int:
+    """Returns how often a pass applied that needs the sizes of tensors."""
+    try:
+        return rewrite(model)
+    except shape_inference.InferenceError:
+        return 0  # ONNX does not infer the shapes of this network

@@ -1,0 +1,107 @@
+"""The passes in their order: symbol and parameters to the graph of the contract.
+
+Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``logits`` float32
+[N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9, unless 17 is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from onnx import ModelProto, checker, helper
+
+from export.errors import UnsupportedOperator
+from export.lowering.convert import IR_VERSION, OPSET, convert
+from export.lowering.convolutions import DEFORMABLE_OPSET
+from export.passes.commute_resize import commute_resize
+from export.passes.cut_at_logits import cut_at_logits, prune_heads
+from export.passes.factor_pyramid import factor_pyramid
+from export.passes.fold_batch_norm import fold_batch_norm
+from export.passes.fold_normalisation import fold_normalisation
+from export.passes.image_pooling_bias import image_pooling_bias
+from export.passes.mask_head import HEADS, mask_head
+from export.passes.sample_deformable import sample_deformable
+from export.symbols.graph import Graph
+from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.params import Parameters
+from export.symbols.sizes import retarget
+
+PASSES = "passes"
+OPSETS = (OPSET, DEFORMABLE_OPSET)
+# Between the conversion and the heads. Image pooling goes first: it is the cheaper form of what
+# the pyramid's pass would do to it.
+REWRITES: Mapping[str, Callable[[ModelProto], int]] = {
+    "fold_batch_norm": fold_batch_norm,
+    "image_pooling_bias": image_pooling_bias,
+    "factor_pyramid": factor_pyramid,
+    "commute_resize": commute_resize,
+}
+
+
+def build_model(
+    symbol: Graph,
+    parameters: Parameters,
+    height: int,
+    width: int,
+    heads: Sequence[str] = HEADS,
+    without: Collection[str] = (),
+    pixels: Pixels = IMAGENET,
+    opset: int | None = None,
+) -> ModelProto:
+    """Builds the serving graph of a network for images of height x width.
+
+    ``pixels`` is what the network was trained to see. ``without`` names rewrites to leave out,
+    for measurements of what they bring. Those that changed something stand in the metadata under
+    ``passes``. ``opset`` 17 is for runtimes without DeformConv; None is the lowest that holds the
+    network's operators. Raises IllegalSize, UnsupportedOperator, InvalidSymbol or InvalidParams.
+    """
+    check_opset(opset)
+    graph = prune_heads(retarget(symbol, height, width))
+    cut = cut_at_logits(graph, height, width)
+    model = convert(cut.graph, parameters, height, width)
+    applied = ["prune_heads"] if len(symbol.heads) > 1 else []
+    applied.append("cut_at_logits")
+    if opset == OPSET and sample_deformable(model):
+        applied.append("sample_deformable")
+        _set_opset(model)
+    applied += [
+        name for name, rewrite in REWRITES.items() if name not in without and rewrite(model)
+    ]
+    fold_normalisation(model, pixels.mean, pixels.std, bgr=pixels.bgr)
+    applied.append("fold_normalisation")
+    mask_head(model, height, width, heads)
+    set_metadata(model, {PASSES: ",".join([*applied, "mask_head"])})
+    checker.check_model(model)
+    return model
+
+
+def check_opset(opset: int | None) -> None:
+    """Raises UnsupportedOperator for another opset than the exporter writes."""
+    if opset not in (None, *OPSETS):
+        known = " or ".join(map(str, OPSETS))
+        raise UnsupportedOperator(f"--opset {opset} is not a valid opset: expected {known}")
+
+
+def number_of_classes(symbol: Graph, height: int, width: int) -> int:
+    """Returns the classes that the network distinguishes at a legal size."""
+    graph = prune_heads(retarget(symbol, height, width))
+    return cut_at_logits(graph, height, width).classes
+
+
+def set_metadata(model: ModelProto, facts: Mapping[str, str]) -> None:
+    """Stores facts in the file itself (``metadata_props``), so that they travel with it.
+
+    They replace what stood there, but for ``passes``.
+    """
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key == PASSES}
+    facts = {**kept, **facts}
+    del model.metadata_props[:]
+    for key in sorted(facts):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, facts[key]
+
+
+def _set_opset(model: ModelProto) -> None:
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", OPSET))
+    model.ir_version = IR_VERSION

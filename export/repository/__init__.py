@@ -1,0 +1,1 @@
+"""What is written into a Triton model repository, and read back."""

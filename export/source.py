@@ -1,0 +1,182 @@
+"""Where a network comes from: named, brought by ``--pretrained``, or a model of the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+from rich.console import Console
+
+from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
+from export.onnx_import.source import read_network
+from export.passes.onnx_graph import is_half
+from export.precision.half import widen
+from export.progress import show_bytes
+from export.symbols.find import NetworkName
+from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone
+from export.weights.zoo import resolve
+from serving.engines.cut import find_precision
+from serving.errors import InvalidModel
+from serving.palette import LabelSet
+from serving.repository import CONFIG_FILE, read_model
+
+WITH_STRIDES = "deeplabv3plus"
+
+
+@dataclass(frozen=True)
+class NamedNetwork:
+    """What the options name, or published weights bring; None was not given."""
+
+    model: str | None
+    backbone: str | None
+    width: float | None
+    aux: bool | None
+    output_stride: int | None
+    dataset: str | None
+    params: Path | None
+
+    @property
+    def network(self) -> NetworkName:
+        """The name that the symbol is looked up by. Raises ExportError where nothing was named."""
+        if self.model is None:
+            raise ExportError("name the network with --model, or give its --symbol")
+        return NetworkName(
+            self.model,
+            self.backbone or default_backbone(self.model),
+            1.0 if self.width is None else self.width,
+            self.dataset,
+            bool(self.aux),
+            self.output_stride,
+        )
+
+
+def name_network(
+    pretrained: str | None, symbol: Path | None, named: NamedNetwork, console: Console
+) -> NamedNetwork:
+    """Returns ``named``, or what ``pretrained`` brings; of that only the dataset may be named
+    otherwise.
+
+    Raises ExportError, also for options that the network leaves no room for.
+    """
+    form = {"--width": named.width, "--aux": named.aux, "--output-stride": named.output_stride}
+    if pretrained is not None:
+        reason = f"--pretrained {pretrained} brings its network and weights"
+        refuse_given(
+            reason,
+            {
+                "--model": named.model,
+                "--backbone": named.backbone,
+                **form,
+                "--params": named.params,
+            },
+        )
+    elif symbol is not None:
+        refuse_given(f"--symbol {symbol} is the network as it is", form)
+    else:
+        _check_form(named)
+    if pretrained is None:
+        return named
+    with show_bytes(console, f"weights {pretrained}") as on_bytes:
+        found = resolve(pretrained, on_bytes)
+    return NamedNetwork(
+        found.model, found.backbone, found.width, found.aux,
+        found.output_stride if found.model == WITH_STRIDES else None,
+        named.dataset or found.dataset, found.params,
+    )  # fmt: skip
+
+
+def _check_form(named: NamedNetwork) -> None:
+    """Raises ExportError for what the named network, one of ours, does not have."""
+    model = MODEL_ALIASES.get(named.model or "", named.model)
+    if model not in NETWORKS:
+        return
+    if model != WITH_STRIDES:
+        refuse_given(
+            f"{model} has one output stride, {WITH_STRIDES} alone has several",
+            {"--output-stride": named.output_stride},
+        )
+    if model not in WITH_AUXILIARY:
+        refuse_given(
+            f"{model} has no auxiliary head ({', '.join(WITH_AUXILIARY)} have one)",
+            {"--aux": named.aux or None},
+        )
+
+
+def refuse_given(reason: str, options: Mapping[str, object]) -> None:
+    """Raises ExportError where one of ``options`` was given, naming those that were.
+
+    ``options`` are values by option; None was not given. ``reason`` begins the message.
+    """
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        raise ExportError(f"{reason}; leave {', '.join(given)} out")
+
+
+@dataclass(frozen=True)
+class ExistingModel:
+    """A version of a model.
+
+    Attributes:
+        model: its graph in float32.
+        origin: its name, version and precision, then its own provenance.
+        dataset: what its classes are of; None where it does not say.
+        resize: how the server brings images to its size; ``tile_overlap`` likewise.
+    """
+
+    name: str
+    model: ModelProto
+    labels: LabelSet
+    family: str
+    dataset: str | None
+    origin: tuple[str, ...]
+    resize: str
+    tile_overlap: str | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its image."""
+        dims = self.model.graph.input[0].type.tensor_type.shape.dim
+        return dims[1].dim_value, dims[2].dim_value
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of its outputs."""
+        return tuple(output.name for output in self.model.graph.output)
+
+
+def read_existing(model: str, repository: Path) -> ExistingModel:
+    """Returns the served version of a model: a name in the repository, or a model's folder.
+
+    Raises InvalidNetwork where there is none, UnsupportedPrecision where it is in int8.
+    """
+    path = Path(model) if (Path(model) / CONFIG_FILE).is_file() else repository / model
+    if not (path / CONFIG_FILE).is_file():
+        raise InvalidNetwork(
+            f"--from {model} is not a valid model: expected a name in {repository}, or a model's"
+            " folder; `segserve models` lists the names"
+        )
+    try:
+        folder = read_model(path)
+    except InvalidModel as error:
+        raise InvalidNetwork(f"--from {model}: {error}") from error
+    version = folder.versions[-1]
+    graph = read_network(folder.graph(version))
+    precision = find_precision(graph)
+    if precision == "int8":
+        raise UnsupportedPrecision(
+            f"--from {model}: version {version} is in int8 already; start from fp32 or fp16"
+        )
+    parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
+    named = parameters.get("provenance", "")
+    return ExistingModel(
+        folder.name,
+        widen(graph) if is_half(graph) else graph,
+        folder.labels,
+        folder.family,
+        parameters.get("dataset"),
+        (f"from {folder.name} version {version} ({precision})", *([named] if named else [])),
+        folder.resize,
+        parameters.get("tile_overlap"),
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints made elsewhere, and their names for the networks of this project."""

@@ -1,0 +1,172 @@
+"""Datasets by name: one table for all commands, and entry points for those of other packages."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from export import cli
+from export.datasets import GROUP, find_dataset, known_datasets
+from export.errors import ImagesMissing, InvalidLabels
+from export.precision.images import DatasetSplit
+from export.repository.labels import find_labels
+from export.symbols.graph import write_symbol
+from export.symbols.params import write_params
+from export.weights.zoo import DATASETS as ZOO_DATASETS
+from serving.palette import ALIASES, LABELLED_AS, canonical_name
+from serving.repository import read_model
+from training.datasets import KNOWN, dataset_labels
+from training.options import parse_options
+
+SIZE = (16, 16)
+NAMES = ("thing", "other thing")
+DOCUMENTED = sorted((*KNOWN, *ALIASES))
+SOURCE = """
+import numpy as np
+from serving.palette import LabelSet
+
+class Photos:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return np.full((8, 8, 3), index, np.uint8), np.zeros((8, 8), np.uint8)
+
+    def name(self, index):
+        return str(index)
+
+class Things:
+    def open(self, split, root=None):
+        if split != "train":
+            raise ValueError(f"no split {split!r} under {root}")
+        return Photos()
+
+    def labels(self, root=None):
+        return LabelSet(("thing", "other thing"), ((1, 2, 3), (4, 5, 6)))
+
+things = Things()
+nothing = object()
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder whose ``labels.txt`` names the classes of ``--dataset folder``."""
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\n" for name in NAMES))
+    return tmp_path
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package that offers datasets, two of them broken."""
+    site = tmp_path / "site"
+    (site / "others-1.0.dist-info").mkdir(parents=True)
+    (site / "others_of_tests.py").write_text(SOURCE)
+    (site / "others-1.0.dist-info" / "METADATA").write_text("Name: others\nVersion: 1.0\n")
+    (site / "others-1.0.dist-info" / "entry_points.txt").write_text(
+        f"[{GROUP}]\nthings = others_of_tests:things\nnothing = others_of_tests:nothing\n"
+        "gone = others_of_tests_gone:things\n"
+    )
+    monkeypatch.syspath_prepend(site)
+
+
+def labels_root(name: str, root: Path) -> Path | None:
+    return root if name == "folder" else None
+
+
+def test_the_projects_datasets_are_the_entry_points() -> None:
+    offered = {entry.name for entry in entry_points(group=GROUP) if "training" in entry.value}
+    assert offered == set(KNOWN)
+    for name in KNOWN:
+        assert find_dataset(name) is find_dataset(canonical_name(name))
+
+
+def test_the_tables_of_names_agree() -> None:
+    assert set(ALIASES.values()) <= set(KNOWN)
+    assert set(LABELLED_AS) <= set(KNOWN)
+    assert not set(ALIASES) & set(KNOWN)
+    assert {canonical_name(name) for name in ZOO_DATASETS} <= set(KNOWN)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_name_works_with_every_command(
+    name: str, root: Path, make_network, make_params
+) -> None:
+    own_root = labels_root(name, root)
+    labels = dataset_labels(name, own_root)  # train.py, test.py, segserve evaluate and dataset
+    assert find_labels(name, None, own_root) == labels  # segserve export, import-onnx
+    assert parse_options(["--dataset", name]).dataset == canonical_name(name)
+    graph = make_network(*SIZE, len(labels.names))
+    write_symbol(graph, root / "network-symbol.json")
+    write_params(make_params(graph, *SIZE), root / "best.params")
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(cli.export)
+    arguments = ["--model", "tiny", "--params", str(root / "best.params"), "--dataset", name]
+    if own_root is not None:
+        arguments += ["--labels", str(own_root / "labels.txt")]  # a root is scored on
+    arguments += ["--no-verify", "--repository", str(root / "repository")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    written = read_model(root / "repository" / "tiny")
+    assert written.labels.names == labels.names
+    assert written.family == f"tiny_{name}"
+
+
+@pytest.mark.parametrize("zoo_name", ZOO_DATASETS)
+def test_pretrained_weights_bring_their_dataset(
+    zoo_name: str, root: Path, make_network, make_params
+) -> None:
+    """As ``--pretrained fcn_resnet101_coco`` does, from the folder that it is converted into."""
+    labels = dataset_labels(zoo_name)
+    graph = make_network(*SIZE, len(labels.names))
+    folder = root / "weights"
+    folder.mkdir()
+    write_symbol(graph, folder / "network-symbol.json")
+    write_params(make_params(graph, *SIZE), folder / "network.params")
+    (folder / "weights.json").write_text(
+        json.dumps(
+            {"model": "fcn", "backbone": "resnet101", "classes": len(labels.names), "width": 1.0,
+             "aux": False, "output_stride": 16, "size": SIZE, "origin": "a test",
+             "dataset": canonical_name(zoo_name)}
+        )
+    )  # fmt: skip
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(cli.export)
+    arguments = ["--pretrained", str(folder), "--no-verify", "--repository", str(root / "models")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert read_model(root / "models" / "fcn").labels == labels
+
+
+@pytest.mark.usefixtures("other_package")
+def test_other_packages_offer_datasets(tmp_path: Path) -> None:
+    assert "things" in known_datasets()
+    labels = find_labels("things", None)
+    assert labels is not None
+    assert labels.names == NAMES
+    assert dataset_labels("things").names == NAMES
+    assert parse_options(["--dataset", "things"]).dataset == "things"
+    split = DatasetSplit("things", "train", None)
+    assert len(split) == 2
+    assert (split[1][0] == 1).all()
+    assert split[1][1].dtype == np.uint8
+    with pytest.raises(ImagesMissing, match=f"no split 'val' under {tmp_path}"):
+        DatasetSplit("things", "val", tmp_path)
+
+
+@pytest.mark.usefixtures("other_package")
+def test_entry_points_that_offer_none_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="nothing is not a valid dataset: expected an object with"):
+        find_dataset("nothing")
+    with pytest.raises(ValueError, match="cannot be imported from others_of_tests_gone:things"):
+        find_dataset("gone")
+    with pytest.raises(InvalidLabels, match="cannot be imported"):
+        find_labels("gone", None)
+    with pytest.raises(ValueError, match=r"unknown dataset 'kitti'; known: ade20k, .*, things"):
+        find_dataset("kitti")

@@ -1,1 +1,0 @@
-"""Weights from elsewhere: read, renamed, and brought under this project's files."""

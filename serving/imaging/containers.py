@@ -35,6 +35,9 @@ _OTHER_JPEGS = {
 # Sampling factors of the first of three components, the others having 1x1.
 _COMMON_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)})
 
+# All coefficients; some encoders of baseline files write zeros for them.
+_SEQUENTIAL_SCANS = (b"\0\x3f\0", b"\0\0\0")
+
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 # Deflate's best is 258 bytes for two bits; libpng's rows may begin behind some empty blocks.
@@ -59,6 +62,7 @@ def walk_jpeg(data: memoryview) -> StillImage:
     parts.add(0, 2)
     still: StillImage | None = None
     components: frozenset[int] = frozenset()
+    is_sequential = False
     orientation = scans = 0
     position = 2
     for _ in range(MAX_SEGMENTS):
@@ -85,10 +89,13 @@ def walk_jpeg(data: memoryview) -> StillImage:
             if still is not None:
                 raise BrokenImage("is broken: it states its size twice")
             still, components = _read_sof(data[body:position])
+            is_sequential = marker != 0xC2
         elif marker == 0xDA:
             scans += 1
             if still is None or not _is_scan(data[body:position], components):
                 raise BrokenImage("is broken: a scan names components that it does not have")
+            if is_sequential and bytes(data[position - 3 : position]) not in _SEQUENTIAL_SCANS:
+                raise BrokenImage("is broken: a sequential scan names part of the coefficients")
             if scans > MAX_SCANS:
                 raise BrokenImage(f"has over {MAX_SCANS} scans, more than any encoder writes")
             # The scan's own bytes, up to the marker behind it.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from band_model import CLASSES, write_model
 
-from export.triton import read_config
+from export.repository.triton import read_config
 from serving.calls.authentication import KeyRing
 from serving.errors import InvalidModel, InvalidSetting
 from serving.palette import read_labels

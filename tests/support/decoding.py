@@ -22,8 +22,7 @@ from decode_child import HEAD, PIXELS, REFUSED
 ROOT = Path(__file__).parents[2]
 MALLOC_DEBUG = "libc_malloc_debug.so.0"
 # Everything here takes the server's decoder from this one place.
-_MOVED = importlib.util.find_spec("serving.imaging") is not None
-DECODER = "serving.imaging.decode:decode" if _MOVED else "serving.image:decode"
+DECODER = "serving.imaging.decode:decode"
 
 Kind: TypeAlias = Literal["pixels", "refused", "wrong_error", "crash", "hang"]
 

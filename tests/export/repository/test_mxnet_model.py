@@ -101,7 +101,7 @@ def test_networks_that_want_blue_first(tmp_path, network, run_mxnet, run_onnx):
 
 def test_onnx_is_no_next_version_of_mxnet(tmp_path, network):
     write_mxnet_model(tmp_path, "net", *network, SIZE, FACTS)
-    with pytest.raises(IncompatibleModel, match=r"other format.*--name"):
+    with pytest.raises(IncompatibleModel, match=r"different format.*--name"):
         write_model(tmp_path, "net", build_model(*network, *SIZE), FACTS, None)
     assert write_mxnet_model(tmp_path, "net", *network, SIZE, FACTS).name == "2"
 

@@ -290,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--files", nargs="+", default=[], help="paths or patterns of them")
     parser.add_argument("--known", action="store_true", help="the faults of known.toml instead")
+    parser.add_argument("--root", type=Path, default=HERE.parents[1], help="another checkout")
     parser.add_argument("--sample", type=int, help="as many mutants, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=int, default=4, help="test files a source file, at most")
@@ -299,12 +300,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="only count mutants, and name tests")
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
-    project = Project(HERE.parents[1])
+    project = Project(options.root)
     if options.known:
         mutants = read_known(project, HERE / "known.toml")
     else:
-        files = project.changed()
-        if options.files:
+        if not options.files:
+            files = project.changed()
+        else:
             wanted = [p.removeprefix("./") for p in options.files]
             files = [f for f in project.files if any(fnmatch.fnmatch(f, p) for p in wanted)]
             files = [f for f in files if project.is_source(f)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from mutate import HERE, Mutant, Project, Runner, read_known
-from mutation_edits import Edit, find_edits
+from mutate import HERE, Project, read_known
+from mutation_edits import find_edits
 
 SOURCE = b'''"""A docstring with 1 < 2 and min."""
 
@@ -117,35 +119,45 @@ def test_the_nearest_tests_are_those_that_import_a_file(project: Project) -> Non
     assert not project.is_source(near)
 
 
-def test_what_survives_is_told_with_its_place(project: Project, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    project.copy_to(copy)
-    runner = Runner(project, copy, 60)
-    source = (copy / "serving/limits.py").read_bytes()
-    tests = ("tests/serving/test_limits.py",)
-    at = source.index(b"<")
-    for new in (b"<=", b">"):
-        runner.try_one(Mutant("serving/limits.py", Edit(2, "comparison", at, at + 1, new), tests))
-    outcome = runner.outcome
-    assert (outcome.tried, outcome.noticed, outcome.share) == (2, 1, 50.0)
-    assert outcome.survivors == [
-        "serving/limits.py:2 (comparison)\n  - return size < 10\n  + return size <= 10"
-    ]
-    assert (copy / "serving/limits.py").read_bytes() == source, "put right again"
-    # Tests that fail by themselves notice nothing.
-    (copy / tests[0]).write_text("def test_red():\n    assert False\n")
-    red = Runner(project, copy, 60)
-    red.try_one(Mutant("serving/limits.py", Edit(2, "comparison", at, at + 1, b">"), tests))
-    assert (red.outcome.tried, len(red.outcome.skipped)) == (0, 1)
+def run(root: Path, *arguments: str) -> str:
+    """What the command says; in a process of its own, as it forks."""
+    command = [sys.executable, str(HERE / "mutate.py"), "--root", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_a_fault_that_never_ends_is_noticed(project: Project, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    project.copy_to(copy)
-    runner = Runner(project, copy, 5)
-    tests = ("tests/serving/test_limits.py",)
-    runner.try_one(Mutant("serving/limits.py", Edit(6, "loop", 0, 0, b"while True: pass\n"), tests))
-    assert (runner.outcome.noticed, runner.outcome.timed_out) == (1, 1)
+def test_what_survives_is_told_with_its_place(project: Project) -> None:
+    source = project.root / "serving/limits.py"
+    source.write_text("def fits(size):\n    return size < 10\n")
+    found = run(project.root, "--files", "serving/limits.py")
+    border = "serving/limits.py:2 (comparison)\n  - return size < 10\n  + return size <= 10"
+    assert f"survived  {border}\n" in found
+    assert "return None" not in found, "what is noticed is not printed"
+    assert "4 tried, 1 noticed (25 %), of them 0 by the time limit; 3 survived" in found
+    assert source.read_text() == "def fits(size):\n    return size < 10\n", (
+        "only the copy is changed"
+    )
+    again = run(project.root, "--files", "serving/limits.py", "--sample", "1", "--seed", "5")
+    assert again == run(project.root, "--files", "serving/*.py", "--sample", "1", "--seed", "5")
+    assert "1 tried" in again
+
+
+def test_tests_that_fail_by_themselves_notice_nothing(project: Project) -> None:
+    (project.root / "tests/serving/test_limits.py").write_text(
+        "from serving.limits import fits\n\n\ndef test_red():\n    assert fits(11)\n"
+    )
+    found = run(project.root, "--files", "serving/limits.py", "--sample", "1")
+    assert "skipped, as its tests fail without a fault: serving/limits.py" in found
+    assert "0 tried" in found
+
+
+def test_a_fault_that_never_ends_is_noticed(project: Project) -> None:
+    (project.root / "serving/limits.py").write_text(
+        "def fits(n):\n    while n > 9:\n        n -= 7\n    return n == 3\n"
+    )
+    found = run(project.root, "--files", "serving/limits.py", "--seconds", "4")
+    assert re.search(r"of them [1-9]\d* by the time limit", found), found
 
 
 def test_known_faults_still_fit_their_files() -> None:

@@ -3,10 +3,10 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from export.pixels import IMAGENET_MEAN
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from export.symbols.normalisation import IMAGENET_MEAN
 from serving.geometry import (
     PADDING,
     RESIZES,

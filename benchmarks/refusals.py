@@ -76,7 +76,8 @@ async def _serve_refusing(pipe: Connection, repository: Path, profile: bool) -> 
 
     def open_held(folder: ModelFolder, version: int, settings: Settings) -> FakeEngine:
         real = open_onnx_engine(folder, version, settings)
-        engines.append(FakeEngine(real.spec.size, num_classes=len(folder.labels.names)))
+        classes, logits = len(folder.labels.names), real.spec.logits_size
+        engines.append(FakeEngine(real.spec.size, num_classes=classes, logits_size=logits))
         real.close()
         return engines[-1]
 

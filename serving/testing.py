@@ -23,7 +23,7 @@ class FakeEngine:
 
     So every answer tells which image it belongs to. ``delay_s`` is a run's time; the runs whose
     numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it is set.
-    Without ``logits`` it gives labels alone.
+    Without ``logits`` it gives labels alone; with ``logits_size`` one-hot logits of that size.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class FakeEngine:
         failing_runs: frozenset[int] = frozenset(),
         precision: str = "fp32",
         logits: bool = True,
+        logits_size: Size | None = None,
     ) -> None:
-        self._spec = EngineSpec(
-            size, num_classes, size if logits else None, max_batch_size, instances, precision
-        )
+        given = (logits_size or size) if logits else None
+        self._spec = EngineSpec(size, num_classes, given, max_batch_size, instances, precision)
         self.delay_s = delay_s
         self.failing_runs = failing_runs
         self.hold = threading.Event()
@@ -70,6 +70,10 @@ class FakeEngine:
         labels = batch[..., 0].astype(np.int64) * n // 256
         if self._spec.logits_size is None:
             return Prediction(None, labels.astype(np.uint8))
+        size, given = self._spec.size, self._spec.logits_size
+        rows = np.arange(given.height) * size.height // given.height
+        columns = np.arange(given.width) * size.width // given.width
+        labels = labels[:, rows[:, None], columns]
         one_hot = np.eye(n, dtype=np.float32)[labels]
         return Prediction(np.ascontiguousarray(one_hot.transpose(0, 3, 1, 2)), None)
 

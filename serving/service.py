@@ -43,6 +43,8 @@ Pixels = npt.NDArray[np.uint8]
 
 # Ending a decoder costs more than the rest of most images: what is abandoned may get this far.
 ABANDONED_S = 0.1
+# A thread that is late by its own clock is answered for after this.
+OVERDUE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -203,12 +205,23 @@ class Segmenter:
             self._turns.release()
             raise
         future.add_done_callback(done)
+        # The thread looks at the clock itself. This is for where it waits for something else: for
+        # its turn in the pool, or for a decoder to be started.
+        left_s = None if deadline is None else max(0.0, deadline - loop.time()) + OVERDUE_S
+        waited = asyncio.wrap_future(future)
         try:
-            return await asyncio.wrap_future(future)
+            await asyncio.wait({waited}, timeout=left_s)
         except asyncio.CancelledError:
+            if not waited.cancel():
+                waited.exception()  # Nobody else looks at it.
             # The turn is kept for as long as a decoder is busy with it, which is not long.
             loop.call_later(ABANDONED_S, decoding.abort, "cancelled")
             raise
+        try:
+            if waited.cancel():
+                decoding.abort("deadline")
+                raise DeadlineExceeded("the deadline passed before the image was decoded")
+            return waited.result()
         except DeadlineExceeded:
             model.batcher.observer.rejected("deadline")
             raise

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.imaging.run_lengths import unpack_runs
 from serving.imaging.still import BrokenImage, StillImage
 
 _Bytes = npt.NDArray[np.uint8]
@@ -144,7 +145,7 @@ def decode(data: memoryview, out: _Bytes) -> None:
     palette = _palette(data, layout)
     if layout.compression in (_RLE8, _RLE4):
         indices = np.zeros((layout.height, layout.width), np.uint8)
-        _unpack_runs(bytes(data[layout.pixels_start :]), indices, layout.compression == _RLE4)
+        unpack_runs(data[layout.pixels_start :], indices, layout.compression == _RLE4)
         for band in _bands(layout):
             rows[band] = palette[indices[band]]
         return
@@ -195,50 +196,3 @@ def _field(words: npt.NDArray[np.unsignedinteger[Any]], mask: int) -> _Bytes:
     values = (words.astype(np.uint64) & mask) >> shift
     scaled = values if most == 255 else values * 255 // most
     return np.asarray(scaled, np.uint8)
-
-
-def _unpack_runs(data: bytes, indices: _Bytes, nibbles: bool) -> None:
-    """Fills ``indices`` from run lengths; what they leave out stays 0.
-
-    Raises:
-        BrokenImage: a run or a jump leaves the image.
-    """
-    height, width = indices.shape
-    x = y = position = 0
-    while True:
-        pair = data[position : position + 2]
-        if len(pair) < 2:
-            if y >= height or (y == height - 1 and x >= width):
-                return
-            raise BrokenImage("is truncated: its run lengths have no end")
-        count, value = pair
-        position += 2
-        if count:
-            colors = [value >> 4, value & 15] if nibbles else [value]
-            run = np.resize(np.array(colors, np.uint8), count) if nibbles else value
-        elif value == 0:
-            x, y = 0, y + 1
-            continue
-        elif value == 1:
-            return
-        elif value == 2:
-            jump = data[position : position + 2]
-            if len(jump) < 2:
-                raise BrokenImage("is truncated: its run lengths have no end")
-            x, y, position = x + jump[0], y + jump[1], position + 2
-            if x > width or y >= height:
-                raise BrokenImage("has run lengths that leave the image")
-            continue
-        else:
-            count, size = value, (value + 1) // 2 if nibbles else value
-            packed = np.frombuffer(data[position : position + size], np.uint8)
-            if len(packed) < size:
-                raise BrokenImage("is truncated: its run lengths have no end")
-            run = np.stack([packed >> 4, packed & 15], axis=-1).ravel() if nibbles else packed
-            run, position = run[:count], position + size + size % 2
-        if y >= height or x >= width:
-            raise BrokenImage("has run lengths that leave the image")
-        # Some encoders fill the last run of a row beyond its end.
-        room = min(count, width - x)
-        indices[y, x : x + room] = run if isinstance(run, int) else run[:room]
-        x += count

@@ -26,13 +26,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceeded, InvalidImage, InvalidSetting, NotReady, SegserveError
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidSetting,
+    NotReady,
+    SegserveError,
+    TooLarge,
+)
 from serving.imaging import decoder_process as child
 from serving.imaging import shared_memory
-from serving.imaging.decode import needs_memory
+from serving.imaging.decode import needs_memory, read_still
 from serving.imaging.still import StillImage, most_memory_bytes
 from serving.settings import Settings
 
@@ -50,6 +58,8 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     "from serving.imaging.decoder_process import main; main(int(sys.argv[2]), sys.argv[3] == '1')"
 )
+# Every format is tried before the server is ready.
+_TRIALS = (".jpg", ".png", ".webp", ".bmp")
 # What the zygote's own start may need; nothing of SEGSERVE_*, no key and no proxy.
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "TZ")
 
@@ -112,6 +122,7 @@ class _Zygote:
 
     def __init__(self, with_filter: bool) -> None:
         self._lock = threading.Lock()
+        self._is_lost = False
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).resolve().parents[2])
         path = [entry for entry in sys.path if os.path.isabs(entry)] + [root]
@@ -132,7 +143,8 @@ class _Zygote:
 
     @property
     def is_alive(self) -> bool:
-        return self.process.poll() is None
+        """Whether it can be asked. One that ends closes its socket before it is gone."""
+        return not self._is_lost and self.process.poll() is None
 
     def spawn(self, max_memory_bytes: int, kept_bytes: int) -> tuple[_Decoder, bytes]:
         """A new decoder, and what it said first.
@@ -144,6 +156,8 @@ class _Zygote:
         try:
             with theirs:
                 process = self._ask(child.SPAWN, 0, max_memory_bytes, theirs)
+            if process < 0:
+                raise OSError(f"a decoder process cannot be started: {os.strerror(-process)}")
             ours.settimeout(_START_TIMEOUT_S)
             hello = ours.recv(1 + child.MAX_TEXT)
             ours.settimeout(None)
@@ -159,20 +173,26 @@ class _Zygote:
     def end(self, process: int) -> int | None:
         """Kills a decoder if it lives; returns how it ended, None where nobody can say."""
         try:
-            return self._ask(child.END, process, 0, None)
+            status = self._ask(child.END, process, 0, None)
         except OSError:
             return None
+        return None if status < 0 else status
 
     def _ask(
         self, command: int, process: int, max_memory_bytes: int, passed: socket.socket | None
     ) -> int:
         message = child.COMMAND.pack(command, process, max_memory_bytes)
         with self._lock:
-            self.control.settimeout(_START_TIMEOUT_S)
-            socket.send_fds(self.control, [message], [passed.fileno()] if passed else [])
-            reply = self.control.recv(child.REPLY.size)
-        if len(reply) != child.REPLY.size:
-            raise OSError("the process that starts decoders has ended")
+            reply = b""
+            if not self._is_lost:
+                with contextlib.suppress(OSError):
+                    self.control.settimeout(_START_TIMEOUT_S)
+                    socket.send_fds(self.control, [message], [passed.fileno()] if passed else [])
+                    reply = self.control.recv(child.REPLY.size)
+            if len(reply) != child.REPLY.size:
+                # Also where it is only late: its answer would be taken for the next one's.
+                self._is_lost = True
+                raise OSError("the process that starts decoders has ended or does not answer")
         return int(child.REPLY.unpack(reply)[0])
 
     def close(self) -> None:
@@ -182,6 +202,8 @@ class _Zygote:
             self.control.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self.control.close()
+            if self._is_lost:
+                self.process.kill()
         try:
             self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -221,16 +243,17 @@ class DecoderPool:
             self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
 
     def wait_ready(self) -> None:
-        """Waits until all decoders are there.
+        """Waits until all decoders are there, and one has decoded an image of each format.
 
         Raises:
-            InvalidSetting: none can be started, or not as ``decoder_sandbox`` wants it.
+            InvalidSetting: none can be started, or not as ``decoder_sandbox`` wants it; or what is
+                needed besides, such as memory files, cannot be had.
         """
         try:
             while True:
                 with self._changed:
                     if self._alive >= self.size:
-                        return
+                        break
                     self._alive += 1
                 try:
                     self._release(self._spawn())
@@ -238,10 +261,14 @@ class DecoderPool:
                     with self._changed:
                         self._alive -= 1
                     raise
-        except OSError as error:
+            for extension in _TRIALS:
+                pixels = np.zeros((8, 8, 3), np.uint8)
+                still = read_still(cv2.imencode(extension, pixels)[1].tobytes())
+                self.decode(still, Decoding())
+        except (OSError, SegserveError) as error:
             raise InvalidSetting(
-                f"{error}; decoder_processes = 0 decodes in the server's own process, for callers"
-                " that are trusted"
+                f"no image can be decoded: {error}; decoder_processes = 0 decodes in the server's"
+                " own process, for callers that are trusted"
             ) from None
 
     def decode(
@@ -287,16 +314,23 @@ class DecoderPool:
         with self._changed:
             self._running.add(decoding)
         try:
-            buffer = self._fill(decoder, still)
             decoding.attach(decoder.socket)
+            buffer = self._fill(decoder, still)
             answer = self._ask(decoder, still, timeout_s, buffer, ends)
         except NotReady:
+            # First, as it is somebody else's decoder then.
+            decoding.detach()
             self._release(decoder)
             raise
         except _Lost as lost:
             late = ("deadline" if is_deadline else "timeout") if lost.is_late else ""
             self._bury(decoder, still, decoding.detach() or late, may_repeat)
             return None
+        except BaseException:
+            # Whatever it was: nobody knows what the decoder does now, and its place is needed.
+            decoding.detach()
+            self._discard(decoder, "")
+            raise
         finally:
             aborted = decoding.detach()
             with self._changed:
@@ -378,7 +412,8 @@ class DecoderPool:
             answer = b""
         if not answer:
             raise _Lost(is_late=False)
-        buffer.is_known = True
+        # Perhaps it was the mapping that took too much.
+        buffer.is_known = answer[0] != child.NO_MEMORY
         buffer.dirty = 3 * still.pixels + still.stream_bytes
         if buffer.slot == shared_memory.ONE_USE:
             buffer.close_descriptor()
@@ -464,8 +499,15 @@ class DecoderPool:
                 f"the {still.format} image takes longer to decode than decode_timeout_s ="
                 f" {self._settings.decode_timeout_s:g}; send a smaller one, or encode it anew"
             )
-        if reason in ("memory", "killed"):
+        if reason == "memory":
             raise needs_memory(still)
+        if reason == "killed":
+            raise TooLarge(
+                f"decoding the {still.format} image was given up: its decoder was killed twice, as"
+                " happens where the machine's memory runs out; send a smaller one, or try again"
+                " later",
+                reason="image_memory",
+            )
         raise InvalidImage(
             f"the {still.format} image is broken: its decoder crashed on it and was replaced"
         )
@@ -495,16 +537,18 @@ class DecoderPool:
         return reason
 
     def _spawn(self) -> _Decoder:
-        """A new decoder; of a new zygote, where the old one has ended."""
-        with self._starting:
-            if self._closed:
-                raise OSError("the server stops")
-            if self._zygote is None or not self._zygote.is_alive:
-                if self._zygote is not None:
-                    self._zygote.close()
-                self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
-            zygote = self._zygote
-        decoder, hello = zygote.spawn(self._memory_bytes, self._kept_bytes)
+        """A new decoder; of a new zygote, where the old one has ended.
+
+        Raises:
+            OSError: none can be started.
+        """
+        try:
+            zygote = self._living_zygote()
+            decoder, hello = zygote.spawn(self._memory_bytes, self._kept_bytes)
+        except OSError:
+            # Its zygote, or the new decoder itself, was killed just now.
+            zygote = self._living_zygote()
+            decoder, hello = zygote.spawn(self._memory_bytes, self._kept_bytes)
         if hello[0] == child.LIMITED and self._settings.decoder_sandbox != "off":
             text = hello[1:].decode("utf-8", "replace")
             if self._settings.decoder_sandbox == "required":
@@ -515,6 +559,16 @@ class DecoderPool:
                 log.warning("decoders run with limits but without a system call filter: %s", text)
             self._warned = True
         return decoder
+
+    def _living_zygote(self) -> _Zygote:
+        with self._starting:
+            if self._closed:
+                raise OSError("the server stops")
+            if self._zygote is None or not self._zygote.is_alive:
+                if self._zygote is not None:
+                    self._zygote.close()
+                self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
+            return self._zygote
 
 
 def _wait_readable(waited: socket.socket, seconds: float) -> bool:

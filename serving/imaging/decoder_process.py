@@ -12,6 +12,7 @@ Nothing here imports the server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import math
 import mmap
@@ -32,7 +33,8 @@ from serving.imaging.still import BrokenImage, Frame, StillImage
 # Server to zygote: what to do, a process, the most memory; a spawn comes with a socket.
 COMMAND = struct.Struct("<BqQ")
 SPAWN, END = 1, 2
-# Zygote to server: the new process, or how one ended (as ``os.waitpid`` has it).
+# Zygote to server: the new process, or how one ended (as ``os.waitpid`` has it); where that
+# failed, the error's number below zero.
 REPLY = struct.Struct("<q")
 # Server to decoder, with the image's memory where that is new to it: limits, the memory, then
 # what StillImage says.
@@ -89,23 +91,45 @@ def main(control_fd: int, with_filter: bool) -> None:
             if not message:
                 break
             command, process, max_memory_bytes = COMMAND.unpack(message)
-            if command == SPAWN:
-                zygote = os.getpid()
-                process = os.fork()
-                if not process:
-                    _be_decoder(control, descriptors[0], zygote, syscalls, max_memory_bytes)
-                os.close(descriptors[0])
-                decoders.add(process)
-                reply = process
-            else:
-                decoders.discard(process)
-                reply = _end(process)
+            try:
+                if command == SPAWN:
+                    reply = _fork(control, descriptors[0], syscalls, max_memory_bytes)
+                    decoders.add(reply)
+                elif process in decoders:
+                    decoders.discard(process)
+                    reply = _end(process)
+                else:
+                    reply = -errno.ESRCH
+            except OSError as error:
+                # No process can be had now. Those that are there go on.
+                reply = -(error.errno or errno.EAGAIN)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
             # Where this fails the server has gone; the next message says so.
             with contextlib.suppress(OSError):
                 control.send(REPLY.pack(reply))
     # Orphans would be left to a container's first process, which may not bury them.
     for process in decoders:
         _end(process)
+
+
+def _fork(
+    control: socket.socket,
+    descriptor: int,
+    syscalls: sandbox.SyscallFilter | None,
+    max_memory_bytes: int,
+) -> int:
+    """Starts a decoder that serves the socket ``descriptor``; returns its process.
+
+    Raises:
+        OSError: there is no room for another process.
+    """
+    zygote = os.getpid()
+    process = os.fork()
+    if not process:
+        _be_decoder(control, descriptor, zygote, syscalls, max_memory_bytes)
+    return process
 
 
 def _end(process: int) -> int:
@@ -210,6 +234,17 @@ def _read_address_space(statm: int) -> int:
     return int(os.pread(statm, 32, 0).split()[0]) * mmap.PAGESIZE
 
 
+def _limit_processor_time(seconds: float) -> None:
+    """Has the kernel end this process once it has computed for ``seconds`` more."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(usage.ru_utime + usage.ru_stime + seconds)
+    # The server itself may have been started with a limit, which nobody may raise.
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
 def _answer(
     message: bytes,
     descriptors: list[int],
@@ -229,9 +264,7 @@ def _answer(
         frame=Frame(*frame),
     )
     resource.setrlimit(resource.RLIMIT_AS, (min(most, mapped + size + memory_bytes), most))
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = math.ceil(usage.ru_utime + usage.ru_stime + timeout_s)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    _limit_processor_time(timeout_s)
     try:
         if descriptors:
             kept.pop(slot, None)

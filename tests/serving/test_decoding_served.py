@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from band_model import MODEL_SIZE, Served, band_labels, bands, encode, serve_fak
 from photos import png_chunk
 from running import running
 
+from serving import service
 from serving.http.timeouts import TIMEOUT_HEADER
+from serving.imaging.header import read_still
 from serving.testing import FakeEngine
 
 SEGMENT = "/v2/models/bands/segment?format=raw"
@@ -159,6 +162,65 @@ async def test_a_deadline_holds_while_decoding_and_while_waiting_for_it(reposito
         assert rejected(server, "deadline") == 2
         assert len(engine.batch_sizes) == 1
         assert (await http.post(SEGMENT, content=GOOD)).status_code == 200
+
+
+async def test_a_deadline_holds_where_no_thread_is_free(repository: Path) -> None:
+    """Answers can fill the pool: who waits behind them is not told late that it was too late."""
+    engine = FakeEngine(MODEL_SIZE)
+    async with running(repository, serve_fake(engine), pool_threads=2) as (server, http):
+        free = threading.Event()
+        held = [server.pool.submit(free.wait, 30) for _ in range(2)]
+        try:
+            late = await http.post(SEGMENT, content=GOOD, headers={TIMEOUT_HEADER: "300"})
+        finally:
+            free.set()
+        assert all(future.result() for future in held), "it was answered after the threads were"
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert engine.batch_sizes == []
+        assert (await http.post(SEGMENT, content=GOOD)).status_code == 200
+
+
+async def test_a_deadline_holds_where_no_decoder_can_be_started(repository: Path) -> None:
+    async with running(repository, serve_fake(FakeEngine(MODEL_SIZE))) as (server, http):
+        os.kill(server.decoders.zygote, signal.SIGSTOP)
+        for process in server.decoders.processes():
+            os.kill(process, signal.SIGKILL)
+        start = time.monotonic()
+        late = await http.post(SEGMENT, content=GOOD, headers={TIMEOUT_HEADER: "300"})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert time.monotonic() - start < 10
+        os.kill(server.decoders.zygote, signal.SIGCONT)
+        assert (await http.post(SEGMENT, content=GOOD)).status_code == 200
+
+
+async def test_who_leaves_while_the_file_is_read_leaves_no_pixels_behind(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread reserves room for an image whose request has ended: it would stay for ever."""
+    reading, left = threading.Event(), threading.Event()
+
+    def read_slowly(*arguments: object) -> object:
+        reading.set()
+        assert left.wait(30)
+        return read_still(*arguments)
+
+    engine = FakeEngine(MODEL_SIZE)
+    async with running(
+        repository, serve_fake(engine), max_inflight_megapixels=0.001, pool_threads=3
+    ) as (server, http):
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "read_still", read_slowly)
+            leaving = asyncio.create_task(http.post(SEGMENT, content=GOOD))
+            await asyncio.to_thread(reading.wait, 30)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            while server.segmenter.observer.inflight:
+                await asyncio.sleep(0.01)
+            left.set()
+            await asyncio.wrap_future(server.pool.submit(bool))
+        for _ in range(2):
+            answer = await http.post(SEGMENT, content=GOOD)
+            assert answer.status_code == 200, answer.text
 
 
 async def test_a_crash_costs_one_request_of_many(repository: Path) -> None:

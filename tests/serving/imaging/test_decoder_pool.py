@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 import signal
 import socket
 import struct
@@ -283,8 +285,8 @@ def test_an_image_may_be_given_up_from_another_thread() -> None:
 
 def test_memory_is_limited_by_the_image_s_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image that needs more than the cost model says is refused; the decoder lives on."""
-    monkeypatch.setattr("serving.imaging.still.FIXED_MEMORY_BYTES", -(60 << 20))
     with Decoders(decoder_processes=1) as decoders:
+        monkeypatch.setattr("serving.imaging.still.FIXED_MEMORY_BYTES", -(60 << 20))
         before = decoders.pool.processes()
         with pytest.raises((TooLarge, InvalidImage)):
             decoders.decode(big_png(2000))
@@ -466,3 +468,114 @@ def test_the_filter_can_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
         assert "Seccomp:\t0" in status
         assert "NoNewPrivs:\t1" in status
     assert caplog.text == ""
+
+
+def test_images_that_are_given_up_early_keep_no_memory() -> None:
+    """Before the decoder was asked: eight of them took all the memory that is used again."""
+    with Decoders(decoder_processes=1) as decoders:
+        data = encoded(PHOTO.resize((1000, 1000)), "JPEG")
+        decoders.decode(data)
+        gc.collect()
+        before = shared_bytes()
+        for _ in range(20):
+            decoding = Decoding()
+            decoding.abort("cancelled")
+            with pytest.raises(NotReady):
+                decoders.pool.decode(read_still(data), decoding)
+        gc.collect()
+        assert shared_bytes() <= before + (8 << 20)
+        assert decoders.decode(data).shape == (1000, 1000, 3)
+        assert decoders.restarts == {}
+
+
+def test_limits_that_the_server_was_started_with_are_kept() -> None:
+    """``ulimit -t`` sets a limit that nobody may raise, and every process inherits it."""
+    with Decoders() as decoders:
+        resource.prlimit(decoders.pool.zygote, resource.RLIMIT_CPU, (3600, 3600))
+        for process in decoders.pool.processes():
+            os.kill(process, signal.SIGKILL)
+        for _ in range(3):
+            assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        assert decoders.restarts["crash"] == 0
+
+
+@pytest.fixture
+def no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While this file is there, the zygote cannot fork."""
+    file = tmp_path / "no room"
+    boot = decoder_pool._BOOT.replace(
+        "from serving.imaging.decoder_process",
+        "import os; fork = os.fork; path = " + repr(str(file)) + ";"
+        "os.fork = lambda: os.getxattr('/nowhere', 'x') if os.path.exists(path) else fork();"
+        "from serving.imaging.decoder_process",
+    )
+    monkeypatch.setattr(decoder_pool, "_BOOT", boot)
+    return file
+
+
+def test_where_no_process_can_be_started_the_others_go_on(no_room: Path) -> None:
+    with Decoders() as decoders:
+        zygote, (first, second) = decoders.pool.zygote, decoders.pool.processes()
+        no_room.touch()
+        os.kill(second, signal.SIGKILL)
+        for _ in range(3):
+            assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        assert decoders.pool.processes() == [first]
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(NotReady, match=r"cannot be started: .*try again later"):
+            decoders.decode(LOSSY["jpeg"])
+        no_room.unlink()
+        assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        assert decoders.pool.zygote == zygote
+
+
+def test_a_zygote_that_is_ending_is_replaced() -> None:
+    """Its socket is closed some time before the process is gone."""
+    with Decoders() as decoders:
+        zygote = decoders.pool.zygote
+        os.kill(zygote, signal.SIGSTOP)
+        assert decoders.pool._zygote is not None
+        decoders.pool._zygote.control.shutdown(socket.SHUT_RDWR)
+        for process in decoders.pool.processes():
+            os.kill(process, signal.SIGKILL)
+        for _ in range(3):
+            assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+        assert decoders.pool.zygote != zygote
+        assert not is_running(zygote)
+
+
+def test_what_decoding_needs_is_tried_before_the_server_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    with pytest.raises(InvalidSetting, match=r"Function not implemented.*decoder_processes"):
+        Decoders()
+
+
+def test_an_unexpected_error_costs_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decoders(decoder_processes=1) as decoders:
+        with monkeypatch.context() as patch:
+            patch.setattr(child, "pack_request", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                decoders.decode(LOSSY["jpeg"])
+        assert decoders.decode(LOSSY["jpeg"]).shape == (30, 44, 3)
+
+
+def test_a_decoder_that_is_killed_twice_is_said_to_be() -> None:
+    with Decoders(decoder_processes=1) as decoders:
+        kill_later(decoders.pool.processes(), signal.SIGKILL)
+        spawn = decoders.pool._spawn
+
+        def spawn_another() -> object:
+            decoder = spawn()
+            if not decoders.restarts["killed"] - 1:
+                kill_later([decoder.process], signal.SIGKILL)
+            return decoder
+
+        decoders.pool._spawn = spawn_another  # type: ignore[method-assign]
+        with pytest.raises(TooLarge, match=r"killed twice.*memory"):
+            decoders.decode(LOSSY["jpeg"])
+        assert decoders.restarts == {"killed": 2}

@@ -41,6 +41,7 @@ from serving.models.loader import OpenEngine
 from serving.models.source import LocalRepository, ModelSource
 from serving.models.triton import TritonRepository
 from serving.models.watch import RepositoryWatch
+from serving.observability.log_stream import LogStream
 from serving.observability.loop_watchdog import LoopWatchdog
 from serving.registry import Registry
 from serving.service import Segmenter
@@ -48,6 +49,9 @@ from serving.settings import Settings, join_address, strip_brackets
 from serving.views import blending
 
 log = logging.getLogger("segserve")
+
+# For the rest of the log where a second signal asks to end at once.
+END_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class Server:
             server.server_close()
             thread.join()
         self.pool.shutdown(wait=True)
-        self.calls.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.calls.close)
 
 
 def warm_stages() -> None:
@@ -279,13 +283,14 @@ def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer, th
         ) from None
 
 
-def end_at_once() -> NoReturn:
-    """Ends the process with status 1, without waiting for any thread.
+def end_at_once(log_stream: LogStream) -> NoReturn:
+    """Ends the process with status 1, without waiting for any thread but, shortly, the log's.
 
     An orderly exit of the interpreter would pull it from under native threads that are at work.
     Decoder processes end with their sockets.
     """
     logging.shutdown()
+    log_stream.drain(END_S)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -299,7 +304,7 @@ async def run(server: Server, on_ready: asyncio.Event | None = None) -> None:
 
     def obey() -> None:
         if signalled.is_set():
-            end_at_once()
+            end_at_once(server.calls.log_stream)
         signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -111,6 +112,47 @@ def test_a_log_whose_reader_has_ended_fails_no_request(repository: Path, tmp_pat
         os.close(reader)
         for _ in range(20):
             assert process.segment().status_code == 200
+
+
+def count_dropped(process: Process) -> float:
+    page = httpx.get(process.metrics + "/metrics", timeout=60).text
+    found = re.search(r"^segserve_log_lines_dropped_total (\S+)$", page, re.MULTILINE)
+    assert found, page
+    return float(found[1])
+
+
+def test_a_log_whose_reader_is_stuck_stops_no_request(repository: Path, tmp_path: Path) -> None:
+    """Its pipe fills up, and whoever writes to it then waits until it is read."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with serving(repository, '{"access_log": "json"}', tmp_path / "pipe") as process:
+        # Each line holds the path; some hundred of them are more than the queue takes.
+        path = "/v2/" + "x" * 30_000
+        with httpx.Client(base_url=process.http, timeout=60) as http:
+            wait_for(lambda: http.get(path).status_code == 404 and count_dropped(process) > 0)
+        assert process.segment().status_code == 200
+        # It reads on: what the queue held comes out, whole lines.
+        os.set_blocking(reader, False)
+        read = b""
+
+        def read_line_of_segment() -> bool:
+            nonlocal read
+            try:
+                read += os.read(reader, 1 << 20)
+            except BlockingIOError:
+                process.segment()
+            return b"/segment" in read
+
+        wait_for(read_line_of_segment)
+        for line in read.splitlines(keepends=True)[:-1]:
+            assert json.loads(line)["status"] in (200, 404)
+        # Stuck once more, it does not hold up the end either.
+        with httpx.Client(base_url=process.http, timeout=60) as http:
+            for _ in range(20):
+                http.get(path)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(60) == 0
+    os.close(reader)
 
 
 def find_faketime() -> str:

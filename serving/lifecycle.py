@@ -13,17 +13,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn
-from wsgiref.simple_server import WSGIServer
 
 import cv2
 import grpc
 import uvicorn
-from prometheus_client import start_http_server
 
 from serving import class_statistics, mask, restore
 from serving.calls.calls import Calls
@@ -43,6 +40,7 @@ from serving.models.triton import TritonRepository
 from serving.models.watch import RepositoryWatch
 from serving.observability.log_stream import LogStream
 from serving.observability.loop_watchdog import LoopWatchdog
+from serving.observability.metrics_server import MetricsPage, MetricsServer
 from serving.registry import Registry
 from serving.service import Segmenter
 from serving.settings import Settings, join_address, strip_brackets
@@ -105,7 +103,8 @@ class Server:
         self._source_ready = True
         self._watch: asyncio.Task[None] | None = None
         self._changes: asyncio.Task[None] | None = None
-        self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
+        self._metrics_page = MetricsPage(self.metrics.registry)
+        self._metrics_server: MetricsServer | None = None
 
     def _make_decoders(self) -> DecoderPool | None:
         if not self.settings.decoder_processes:
@@ -170,15 +169,16 @@ class Server:
 
     async def _bind(self) -> None:
         s = self.settings
-        self._socket = _listen(s.host, s.http_port)
+        self._socket = _listen(s.host, s.http_port, "--host or --http-port")
         http_port = self._socket.getsockname()[1]
-        self._metrics_server = _serve_metrics(s, self.metrics)
+        metrics_socket = _listen(s.host, s.metrics_port, "--metrics-port")
+        self._metrics_server = MetricsServer(metrics_socket, self._metrics_page)
         self._grpc, grpc_port = build_grpc_server(
             self.segmenter, self.dataplane, s, self.calls, lambda: self.ready, self._stopping
         )
         await self._grpc.start()
         app = build_app(
-            self.segmenter, self.dataplane, self.metrics, s, self.calls, lambda: self.ready
+            self.segmenter, self.dataplane, self._metrics_page, s, self.calls, lambda: self.ready
         )
         config = uvicorn.Config(
             app,
@@ -199,7 +199,7 @@ class Server:
         self._http_task = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started and not self._http_task.done():
             await asyncio.sleep(0.005)
-        self.ports = Ports(http_port, grpc_port, self._metrics_server[0].server_port)
+        self.ports = Ports(http_port, grpc_port, self._metrics_server.server_port)
 
     async def stop(self) -> None:
         """Not ready; still answering for ``drain_seconds``; then finishes what is in flight."""
@@ -232,10 +232,8 @@ class Server:
             await asyncio.gather(self._watch, return_exceptions=True)
         self.source.close()
         if self._metrics_server is not None:
-            server, thread = self._metrics_server
-            server.shutdown()
-            server.server_close()
-            thread.join()
+            self._metrics_server.close()
+        self._metrics_page.close()
         self.pool.shutdown(wait=True)
         await asyncio.get_running_loop().run_in_executor(None, self.calls.close)
 
@@ -249,8 +247,12 @@ def warm_stages() -> None:
     blending.warm()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address or a name; ``::`` takes IPv4 too."""
+def _listen(host: str, port: int, options: str) -> socket.socket:
+    """A socket bound to an address or a name; ``::`` takes IPv4 too.
+
+    Args:
+        options: of the command, that choose another.
+    """
     listener: socket.socket | None = None
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -267,20 +269,9 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
         raise OSError(
             f"cannot listen on {join_address(host, port)} ({error.strerror}); "
-            f"choose another with --host or --http-port"
+            f"choose another with {options}"
         ) from None
     return listener
-
-
-def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
-    host, port = strip_brackets(settings.host), settings.metrics_port
-    try:
-        return start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {join_address(host, port)} ({error.strerror}); "
-            f"choose another with --metrics-port"
-        ) from None
 
 
 def end_at_once(log_stream: LogStream) -> NoReturn:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import cv2
 import grpc
@@ -30,7 +30,7 @@ from serving.engines.embedded import open_onnx_engine
 from serving.errors import InvalidModel
 from serving.grpc_server import build_grpc_server
 from serving.http import json_data
-from serving.http.connection import limit_connections
+from serving.http.connection import HttpConnection, limit_connections
 from serving.http_server import build_app
 from serving.imaging.decoder_pool import RESTART_REASONS, DecoderPool
 from serving.metrics import Metrics
@@ -62,7 +62,31 @@ class Ports:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: they would stop HTTP before the drain."""
+    """uvicorn without its signal handlers, which would stop HTTP before the drain, and with a time
+    limit of TLS handshakes: before they are complete, no connection is one of its own.
+    """
+
+    def __init__(self, config: uvicorn.Config, handshake_timeout_s: float) -> None:
+        super().__init__(config)
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; uvicorn would, too, but with the 60 s of asyncio."""
+        assert sockets is not None
+        (listener,) = sockets
+        server = await asyncio.get_running_loop().create_server(
+            self._make_connection,
+            sock=listener,
+            ssl=self.config.ssl,
+            ssl_handshake_timeout=self._handshake_timeout_s if self.config.ssl else None,
+            backlog=self.config.backlog,
+        )
+        await super().startup(sockets=[])
+        self.servers.append(server)
+
+    def _make_connection(self) -> asyncio.Protocol:
+        protocol = cast("type[HttpConnection]", self.config.http_protocol_class)
+        return protocol(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -195,7 +219,7 @@ class Server:
         )
         config.load()
         config.ssl = self.tls
-        self._http = _HttpServer(config)
+        self._http = _HttpServer(config, s.header_timeout_s)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started and not self._http_task.done():
             await asyncio.sleep(0.005)

@@ -15,7 +15,7 @@ from starlette.routing import Match, Route
 from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
-from serving.errors import InvalidRequest, SegserveError, code_of_http
+from serving.errors import InvalidRequest, SegserveError, code_of_http, shorten
 from serving.http.body import BodyReader
 from serving.http.calls import CallMiddleware, route_method, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
@@ -100,7 +100,7 @@ def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> 
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
         why = f"expected {headers['Allow']}" if methods else error.detail
-        text = f"{request.method} {path}: {why}; see /docs"
+        text = shorten(f"{request.method} {path}: {why}; see /docs")
         code = code_of_http(error.status_code)
         note_error(code)
         return JSONResponse({"error": text, "code": code}, error.status_code, headers=headers)

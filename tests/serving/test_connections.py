@@ -180,8 +180,8 @@ def test_a_slow_upload_is_ended(hurried: Served) -> None:
     check_alive(hurried)
 
 
-def test_a_body_that_goes_on_behind_its_refusal_is_counted_once(repository: Path) -> None:
-    with serve_limited(repository, {"max_request_bytes": 20_000}) as served:
+def test_a_body_that_goes_on_behind_its_refusal_is_counted_once(tmp_path: Path) -> None:
+    with serve_limited(tmp_path, {"max_request_bytes": 20_000}) as served:
         with connect(served) as connection:
             connection.sendall(HEAD.replace(str(len(DATA)).encode(), b"1000000") + b"\r\n")
             answer = connection.recv(4096)

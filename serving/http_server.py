@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from serving.calls.call import note_error
 from serving.calls.calls import Calls
 from serving.dataplane import Dataplane
-from serving.errors import InvalidRequest, SegserveError, code_of_http
+from serving.errors import InvalidRequest, SegserveError, code_of_http, shorten
 from serving.http.body import BodyReader
 from serving.http.calls import CallMiddleware, route_method, show
 from serving.http.control import add_refusals, add_repository, add_shared_memory
@@ -26,6 +27,7 @@ from serving.http.protocol import add_health, add_infer, add_models
 from serving.http.segment import add_segment
 from serving.metrics import Metrics
 from serving.models.families import find_described
+from serving.observability.metrics_server import MetricsPage
 from serving.oip.protocol import SERVER_VERSION, parse_version
 from serving.palette import format_palette
 from serving.service import Segmenter
@@ -35,7 +37,7 @@ from serving.settings import Settings
 def build_app(
     segmenter: Segmenter,
     dataplane: Dataplane,
-    metrics: Metrics,
+    metrics_page: MetricsPage,
     settings: Settings,
     calls: Calls,
     is_ready: Callable[[], bool],
@@ -45,7 +47,7 @@ def build_app(
     app.add_middleware(CallMiddleware, calls=calls, door=segmenter.door)
     allow_origins(app, settings)
     bodies = BodyReader(settings, segmenter.pool)
-    add_error_handlers(app, segmenter, metrics)
+    add_error_handlers(app, segmenter, segmenter.metrics)
     add_health(app, settings, is_ready)
     add_models(app, dataplane, is_ready)
     add_classes(app, segmenter)
@@ -60,7 +62,9 @@ def build_app(
     @app.get("/metrics", response_class=PlainTextResponse, tags=["server"])
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        # Shared with whoever else waits for it: one that hangs up must not cancel it.
+        page = await asyncio.shield(asyncio.wrap_future(metrics_page.ask()))
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
 
     complete_openapi(app)
     return app
@@ -96,7 +100,7 @@ def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> 
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
         why = f"expected {headers['Allow']}" if methods else error.detail
-        text = f"{request.method} {path}: {why}; see /docs"
+        text = shorten(f"{request.method} {path}: {why}; see /docs")
         code = code_of_http(error.status_code)
         note_error(code)
         return JSONResponse({"error": text, "code": code}, error.status_code, headers=headers)

@@ -13,17 +13,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NoReturn
-from wsgiref.simple_server import WSGIServer
+from typing import NoReturn, cast
 
 import cv2
 import grpc
 import uvicorn
-from prometheus_client import start_http_server
 
 from serving import class_statistics, mask, restore
 from serving.calls.calls import Calls
@@ -33,7 +30,7 @@ from serving.engines.embedded import open_onnx_engine
 from serving.errors import InvalidModel
 from serving.grpc_server import build_grpc_server
 from serving.http import json_data
-from serving.http.connection import limit_connections
+from serving.http.connection import HttpConnection, limit_connections
 from serving.http_server import build_app
 from serving.imaging.decoder_pool import RESTART_REASONS, DecoderPool
 from serving.metrics import Metrics
@@ -41,13 +38,18 @@ from serving.models.loader import OpenEngine
 from serving.models.source import LocalRepository, ModelSource
 from serving.models.triton import TritonRepository
 from serving.models.watch import RepositoryWatch
+from serving.observability.log_stream import LogStream
 from serving.observability.loop_watchdog import LoopWatchdog
+from serving.observability.metrics_server import MetricsPage, MetricsServer
 from serving.registry import Registry
 from serving.service import Segmenter
 from serving.settings import Settings, join_address, strip_brackets
 from serving.views import blending
 
 log = logging.getLogger("segserve")
+
+# For the rest of the log where a second signal asks to end at once.
+END_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,31 @@ class Ports:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: they would stop HTTP before the drain."""
+    """uvicorn without its signal handlers, which would stop HTTP before the drain, and with a time
+    limit of TLS handshakes: before they are complete, no connection is one of its own.
+    """
+
+    def __init__(self, config: uvicorn.Config, handshake_timeout_s: float) -> None:
+        super().__init__(config)
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; uvicorn would, too, but with the 60 s of asyncio."""
+        assert sockets is not None
+        (listener,) = sockets
+        server = await asyncio.get_running_loop().create_server(
+            self._make_connection,
+            sock=listener,
+            ssl=self.config.ssl,
+            ssl_handshake_timeout=self._handshake_timeout_s if self.config.ssl else None,
+            backlog=self.config.backlog,
+        )
+        await super().startup(sockets=[])
+        self.servers.append(server)
+
+    def _make_connection(self) -> asyncio.Protocol:
+        protocol = cast("type[HttpConnection]", self.config.http_protocol_class)
+        return protocol(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -101,7 +127,8 @@ class Server:
         self._source_ready = True
         self._watch: asyncio.Task[None] | None = None
         self._changes: asyncio.Task[None] | None = None
-        self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
+        self._metrics_page = MetricsPage(self.metrics.registry)
+        self._metrics_server: MetricsServer | None = None
 
     def _make_decoders(self) -> DecoderPool | None:
         if not self.settings.decoder_processes:
@@ -166,15 +193,16 @@ class Server:
 
     async def _bind(self) -> None:
         s = self.settings
-        self._socket = _listen(s.host, s.http_port)
+        self._socket = _listen(s.host, s.http_port, "--host or --http-port")
         http_port = self._socket.getsockname()[1]
-        self._metrics_server = _serve_metrics(s, self.metrics)
+        metrics_socket = _listen(s.host, s.metrics_port, "--metrics-port")
+        self._metrics_server = MetricsServer(metrics_socket, self._metrics_page)
         self._grpc, grpc_port = build_grpc_server(
             self.segmenter, self.dataplane, s, self.calls, lambda: self.ready, self._stopping
         )
         await self._grpc.start()
         app = build_app(
-            self.segmenter, self.dataplane, self.metrics, s, self.calls, lambda: self.ready
+            self.segmenter, self.dataplane, self._metrics_page, s, self.calls, lambda: self.ready
         )
         config = uvicorn.Config(
             app,
@@ -191,11 +219,11 @@ class Server:
         )
         config.load()
         config.ssl = self.tls
-        self._http = _HttpServer(config)
+        self._http = _HttpServer(config, s.header_timeout_s)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started and not self._http_task.done():
             await asyncio.sleep(0.005)
-        self.ports = Ports(http_port, grpc_port, self._metrics_server[0].server_port)
+        self.ports = Ports(http_port, grpc_port, self._metrics_server.server_port)
 
     async def stop(self) -> None:
         """Not ready; still answering for ``drain_seconds``; then finishes what is in flight."""
@@ -228,12 +256,10 @@ class Server:
             await asyncio.gather(self._watch, return_exceptions=True)
         self.source.close()
         if self._metrics_server is not None:
-            server, thread = self._metrics_server
-            server.shutdown()
-            server.server_close()
-            thread.join()
+            self._metrics_server.close()
+        self._metrics_page.close()
         self.pool.shutdown(wait=True)
-        self.calls.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.calls.close)
 
 
 def warm_stages() -> None:
@@ -245,8 +271,12 @@ def warm_stages() -> None:
     blending.warm()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address or a name; ``::`` takes IPv4 too."""
+def _listen(host: str, port: int, options: str) -> socket.socket:
+    """A socket bound to an address or a name; ``::`` takes IPv4 too.
+
+    Args:
+        options: of the command, that choose another.
+    """
     listener: socket.socket | None = None
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -263,29 +293,19 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
         raise OSError(
             f"cannot listen on {join_address(host, port)} ({error.strerror}); "
-            f"choose another with --host or --http-port"
+            f"choose another with {options}"
         ) from None
     return listener
 
 
-def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
-    host, port = strip_brackets(settings.host), settings.metrics_port
-    try:
-        return start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {join_address(host, port)} ({error.strerror}); "
-            f"choose another with --metrics-port"
-        ) from None
-
-
-def end_at_once() -> NoReturn:
-    """Ends the process with status 1, without waiting for any thread.
+def end_at_once(log_stream: LogStream) -> NoReturn:
+    """Ends the process with status 1, without waiting for any thread but, shortly, the log's.
 
     An orderly exit of the interpreter would pull it from under native threads that are at work.
     Decoder processes end with their sockets.
     """
     logging.shutdown()
+    log_stream.drain(END_S)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -299,7 +319,7 @@ async def run(server: Server, on_ready: asyncio.Event | None = None) -> None:
 
     def obey() -> None:
         if signalled.is_set():
-            end_at_once()
+            end_at_once(server.calls.log_stream)
         signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

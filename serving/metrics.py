@@ -105,6 +105,11 @@ class Metrics:
         )
         for request in IGNORING:
             self.ignored_fields.labels(request)
+        self.log_lines_dropped = Counter(
+            "segserve_log_lines_dropped",
+            "Lines of the log that its reader was too slow for, or that could not be written",
+            registry=registry,
+        )
         self.model_info = Gauge(
             "segserve_model_info",
             "1 for every loaded model",

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from datetime import datetime, timezone
 from time import perf_counter
-from typing import Literal, TextIO
+from typing import Literal, Protocol
 
 from serving.calls.call import Call
 
@@ -16,10 +16,18 @@ Style = Literal["text", "json"]
 _WORD = re.compile(r"[A-Za-z0-9._:/+=@-]+")
 
 
+class LineStream(Protocol):
+    """What lines are written to. A server's own never waits (``observability/log_stream.py``)."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
 class AccessLog:
     """Writes finished calls to a stream."""
 
-    def __init__(self, style: Style, stream: TextIO) -> None:
+    def __init__(self, style: Style, stream: LineStream) -> None:
         self._format = format_json if style == "json" else format_text
         self._stream = stream
 

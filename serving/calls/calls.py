@@ -21,6 +21,7 @@ from serving.calls.pacing import RefusalPacer
 from serving.calls.tracing import Tracing, open_tracing
 from serving.errors import CANCELLED, INTERNAL, KeyLimitExceeded, Unauthenticated
 from serving.metrics import Metrics
+from serving.observability.log_stream import LogStream
 from serving.settings import Settings
 
 BEARER = "bearer "
@@ -35,12 +36,15 @@ class Calls:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
+        self.log_stream = LogStream(sys.stderr, metrics.log_lines_dropped.inc)
         self.pacer = RefusalPacer(settings.refusals_per_second)
         self.keys = (
             KeyRing(settings.api_keys_file, time.monotonic) if settings.api_keys_file else None
         )
         self.log = (
-            AccessLog(settings.access_log, sys.stderr) if settings.access_log != "none" else None
+            AccessLog(settings.access_log, self.log_stream)
+            if settings.access_log != "none"
+            else None
         )
         self.tracing: Tracing | None = open_tracing() if settings.tracing else None
 
@@ -109,9 +113,10 @@ class Calls:
             self.keys.check(call.key)
 
     def close(self) -> None:
-        """Sends what spans are left."""
+        """Sends what spans are left, and writes what lines are."""
         if self.tracing is not None:
             self.tracing.close()
+        self.log_stream.close()
 
 
 def present(read: Callable[[str], str]) -> str:

@@ -7,7 +7,7 @@ import logging
 import resource
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 import uvloop
@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from serving.errors import InvalidModel, InvalidSetting, NotReady
 from serving.lifecycle import Server, run
+from serving.observability.log_stream import LogStream
 from serving.settings import Settings, join_address
 
 OPEN_FILES = 65_536
@@ -56,7 +57,9 @@ def serve(
         "strict": strict or None,
         "watch_repository": watch_repository or None,
     }
-    console = Console(stderr=True)
+    # No line of the log makes the event loop wait, whoever reads it or does not.
+    log_stream = LogStream(sys.stderr)
+    console = Console(file=cast(TextIO, log_stream))
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
@@ -67,13 +70,15 @@ def serve(
         settings = Settings.model_validate(
             Settings().model_dump() | {k: v for k, v in given.items() if v is not None}
         )
-        uvloop.run(serve_until_signal(settings))
+        uvloop.run(serve_until_signal(settings, log_stream))
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
         sys.exit(f"segserve serve: setting {name}: {first['msg']}, got {first['input']!r}")
     except (InvalidModel, InvalidSetting, NotReady, OSError) as error:
         sys.exit(f"segserve serve: {error}")
+    finally:
+        log_stream.close()
 
 
 def _raise_file_limit() -> None:
@@ -85,9 +90,11 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def serve_until_signal(settings: Settings) -> None:
+async def serve_until_signal(settings: Settings, log_stream: LogStream | None = None) -> None:
     """Runs one server; greets once it is ready."""
     server = Server(settings)
+    if log_stream is not None:
+        log_stream.count_dropped = server.metrics.log_lines_dropped.inc
     ready = asyncio.Event()
 
     async def greet() -> None:

@@ -367,13 +367,19 @@ class HttpConnection(asyncio.Protocol):
     # Closing.
 
     def _give_up(self, reason: str) -> None:
-        self.metrics.reject(reason)
+        self._count_refusal(reason)
         self._close()
+
+    def _count_refusal(self, reason: str) -> None:
+        """Counts one, unless the request was refused before, and so counted as far as a limit is
+        the cause: what is dropped behind its answer may be against a limit again."""
+        if self._exchange is None or self._exchange.status < HTTPStatus.BAD_REQUEST:
+            self.metrics.reject(reason)
 
     def _refuse(self, error: ProtocolError) -> None:
         """Answers without the application, where no answer has begun, and closes."""
         self._is_refused = True
-        self.metrics.reject(error.reason)
+        self._count_refusal(error.reason)
         self._stop_timer()
         self.idle.pop(self, None)
         exchange = self._exchange

@@ -73,6 +73,7 @@ class Exchange:
     Attributes:
         keep_alive: whether another request may follow the answer.
         is_begun, is_complete: of the answer.
+        status: of the answer; 0 before it has begun.
         buffered: bytes of the body that the application has not taken.
         awaits_continue: whether the client was not told yet to send its body; then no other
             request may follow.
@@ -88,6 +89,7 @@ class Exchange:
         self.keep_alive = head.keep_alive
         self.is_begun = False
         self.is_complete = False
+        self.status = 0
         self.buffered = 0
         self._wire = wire
         self._scope = scope
@@ -201,6 +203,7 @@ class Exchange:
         Args:
             length: of the whole body where it is known already.
         """
+        self.status = status
         self._has_no_body = self._is_head or status in (204, 304)
         kept: list[tuple[bytes, bytes]] = [*self._default_headers]
         has_length = False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TextIO, cast
 
 import grpc
 import httpx
@@ -18,6 +20,11 @@ from segserve_client.proto import segserve_pb2_grpc
 
 from serving.calls.access_log import AccessLog, Style
 from serving.lifecycle import Server
+from serving.observability.log_stream import (
+    MAX_PENDING_BYTES,
+    MAX_PENDING_LINES,
+    LogStream,
+)
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
 
@@ -118,3 +125,72 @@ def test_it_goes_to_stderr_and_is_off_by_default(
         written = capfd.readouterr()
         assert written.out == ""
         assert (json.loads(written.err)["path"] == "/v2") if style == "json" else not written.err
+
+
+class Pipe:
+    """A stream to a pipe that is read only when asked."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def fileno(self) -> int:
+        return self.writer
+
+    def isatty(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    with closing(Pipe()) as pipe:
+        yield pipe
+
+
+def test_lines_that_nobody_reads_are_dropped_beyond_a_bound_and_counted(pipe: Pipe) -> None:
+    dropped: list[int] = []
+    stream = LogStream(cast(TextIO, pipe), lambda: dropped.append(1))
+    line = "x" * 1023 + "\n"
+    lines = 2 * MAX_PENDING_BYTES // len(line)
+    for _ in range(lines):
+        stream.write(line)
+    assert not stream.drain(0.0)
+    # What the pipe itself has taken is written.
+    assert lines // 2 - 128 <= len(dropped) <= lines // 2
+    read = b""
+    while len(read) < (lines - len(dropped)) * len(line):
+        read += os.read(pipe.reader, 1 << 16)
+    assert read == line.encode() * (lines - len(dropped))
+    assert stream.drain(60.0)
+    stream.write("after\n")
+    assert os.read(pipe.reader, 100) == b"after\n"
+    stream.close()
+    before = len(dropped)
+    stream.write("too late\n")
+    assert len(dropped) == before + 1
+
+
+def test_many_short_lines_are_bounded_too(pipe: Pipe) -> None:
+    dropped: list[int] = []
+    stream = LogStream(cast(TextIO, pipe), lambda: dropped.append(1))
+    for _ in range(100):
+        stream.write("x" * 1000)
+    for _ in range(2 * MAX_PENDING_LINES):
+        stream.write("\n")
+    assert len(dropped) > MAX_PENDING_LINES // 2
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_a_log_without_a_descriptor(stream: io.StringIO | None) -> None:
+    """pythonw and some daemons have no stderr at all."""
+    dropped: list[int] = []
+    log = LogStream(stream, lambda: dropped.append(1))
+    log.write("one\n")
+    assert log.drain(60.0)
+    assert (stream.getvalue() if stream else "") == ("one\n" if stream else "")
+    assert len(dropped) == (stream is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import socket
 from collections.abc import Iterator
@@ -177,6 +178,23 @@ def test_a_slow_upload_is_ended(hurried: Served) -> None:
     labels = {"model": "bands", "reason": "upload_timeout"}
     assert registry.get_sample_value("segserve_rejected_total", labels) == 1
     check_alive(hurried)
+
+
+def test_a_body_that_goes_on_behind_its_refusal_is_counted_once(tmp_path: Path) -> None:
+    with serve_limited(tmp_path, {"max_request_bytes": 20_000}) as served:
+        with connect(served) as connection:
+            connection.sendall(HEAD.replace(str(len(DATA)).encode(), b"1000000") + b"\r\n")
+            answer = connection.recv(4096)
+            assert b" 413 " in answer
+            with contextlib.suppress(ConnectionError):
+                for _ in range(10):
+                    connection.sendall(bytes(10_000))
+            wait_for(lambda: open_connections(served) == 0)
+        samples = [s for family in served.server.metrics.registry.collect() for s in family.samples]
+        assert sum(
+            sample.value for sample in samples
+            if sample.name == "segserve_rejected_total"
+        ) == 1  # fmt: skip
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"\r\n" + DATA[:20]])

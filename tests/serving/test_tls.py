@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @contextmanager
-def run_server(repository: Path, **paths: Path | None) -> Iterator[Server]:
+def run_server(repository: Path, **paths: Path | float | None) -> Iterator[Server]:
     settings = free_ports(repository).model_copy(update=paths)
     with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
         yield server
@@ -61,6 +62,17 @@ def test_both_ports_speak_tls_and_nothing_else(repository: Path, files: Files) -
         assert post(server, old).status_code == 200
         # The metrics port stays plain.
         assert httpx.get(f"http://localhost:{server.ports.metrics}/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"])
+def test_a_handshake_that_stalls_is_ended(repository: Path, files: Files, sent: bytes) -> None:
+    paths = {"tls_certificate": files.certificate, "tls_key": files.key}
+    with run_server(repository, header_timeout_s=2.0, **paths) as server:
+        with socket.create_connection(("127.0.0.1", server.ports.http), timeout=30) as stalled:
+            stalled.sendall(sent)
+            # asyncio's own limit is 60 s.
+            assert stalled.recv(100) == b""
+        assert post(server, ssl.create_default_context(cafile=str(files.ca))).status_code == 200
 
 
 def test_mutual_tls_takes_only_clients_that_the_authority_knows(

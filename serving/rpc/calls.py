@@ -219,11 +219,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         opened.note_message()
         call.request_bytes = len(data)
         self._check_size(data)
-        fields = scan(data, method.request, list_wanted(method.name))
-        announced = read_announced(method.name, fields, time_left(context), len(data))
+        scanned = scan(data, method.request, list_wanted(method.name))
+        announced = read_announced(method.name, scanned.fields, time_left(context), len(data))
         if announced is not None:
             self.segmenter.door.check(announced, "grpc")
-        return await self._parse(method, data)
+        return await self._parse(method, scanned.data)
 
     async def _receive_all(
         self, method: _Method, call: Call, opened: OpenCall, context: Context
@@ -234,8 +234,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 opened.check_key()
             call.request_bytes += len(data)
             self._check_size(data)
-            scan(data, method.request)
-            message = await self._parse(method, data)
+            message = await self._parse(method, scan(data, method.request).data)
             # Not kept while the next one is waited for.
             del data
             yield message

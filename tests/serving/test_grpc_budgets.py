@@ -34,6 +34,7 @@ from serving.rpc.calls import CallInterceptor
 from serving.rpc.wire import MAX_DEPTH, MAX_FIELDS, MAX_NUMBERS, MAX_TEXT_BYTES, scan, shape_of
 
 MANY = 3_000_000
+IMAGE_METHODS = (INFER, INFER_STREAM, SEGMENT, SEGMENT_STREAM)
 PIXELS = bands(MODEL_SIZE.height, MODEL_SIZE.width)[None]
 SHAPE = list(PIXELS.shape)
 
@@ -84,12 +85,14 @@ def test_millions_of_fields_of_segment(channel: grpc.Channel, method: str, name:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_millions_of_fields_that_nobody_knows(channel: grpc.Channel, method: str) -> None:
+    # Within ``max_control_bytes`` where the method takes no image.
+    count = MANY // 3 if method in IMAGE_METHODS else 10_000
     unknown = {
-        "numbers": (tag(500, 0) + b"\1") * (MANY // 3),
-        "texts": (tag(500, 2) + b"\0") * (MANY // 3),
-        "fixed": (tag(500, 5) + bytes(4)) * (MANY // 3),
-        "groups": (tag(500, 3) + tag(500, 4)) * (MANY // 3),
-        "nested groups": tag(500, 3) * (MANY // 3),
+        "numbers": (tag(500, 0) + b"\1") * count,
+        "texts": (tag(500, 2) + b"\0") * count,
+        "fixed": (tag(500, 5) + bytes(4)) * count,
+        "groups": (tag(500, 3) + tag(500, 4)) * count,
+        "nested groups": tag(500, 3) * count,
     }
     for name, data in unknown.items():
         ended = call(channel, method, data)
@@ -122,7 +125,8 @@ def test_a_name_of_fifty_megabytes(channel: grpc.Channel) -> None:
     for method, number in ((INFER, 1), (SEGMENT, 1), (DESCRIBE, 1)):
         ended = call(channel, method, part(number, b"a" * 50_000_000))
         assert ended.code == "INVALID_ARGUMENT"
-        assert f"longer than {MAX_TEXT_BYTES} bytes" in ended.text
+        limit = "max_control_bytes" if method == DESCRIBE else f"longer than {MAX_TEXT_BYTES} bytes"
+        assert limit in ended.text
 
 
 @pytest.mark.parametrize("letter", ["a", "ж", "模", "\0", "😀", "\n"])
@@ -273,8 +277,8 @@ def test_a_defect_is_internal_and_its_cause_in_the_log_alone(
 
     monkeypatch.setattr(type(served.server.segmenter), "segment", break_down)
     monkeypatch.setattr(type(served.server.dataplane), "find", break_down)
-    cases = ((SEGMENT, b""), (INFER, b""), (SEGMENT_STREAM, b""), (INFER_STREAM, b""))
-    for index, (method, message) in enumerate(cases):
+    for index, method in enumerate(IMAGE_METHODS):
+        message = part(1, b"bands")
         caplog.clear()
         with caplog.at_level(logging.DEBUG, "segserve"):
             ended = call(channel, method, message, metadata=[("x-request-id", f"mine-{index}")])
@@ -355,6 +359,16 @@ def test_the_limits_are_inclusive() -> None:
         scan(tag(99, 4), shape)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_only_inferences_take_large_messages(channel: grpc.Channel, method: str) -> None:
+    """All others hold names and numbers, also those that take no key."""
+    large = part(500, bytes(1 << 20))
+    ended = call(channel, method, large)
+    is_control = method not in IMAGE_METHODS
+    assert ("setting max_control_bytes" in ended.text) == is_control
+    assert not is_control or ended.code == "INVALID_ARGUMENT"
+
+
 def test_what_is_refused_is_never_parsed(
     channel: grpc.Channel, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,3 +379,7 @@ def test_what_is_refused_is_never_parsed(
     monkeypatch.setattr(CallInterceptor, "_parse", parse)
     ended = call(channel, INFER, fields_of(oip.ModelInferRequest, "outputs"))
     assert ended.code == "INVALID_ARGUMENT"
+    for message in (oip.ModelInferRequest(model_name="nope"), pb.SegmentRequest(model="nope")):
+        method = INFER if isinstance(message, oip.ModelInferRequest) else SEGMENT
+        ended = call(channel, method, message.SerializeToString() + part(500, bytes(20 << 20)))
+        assert (ended.code, ended.text[:20]) == ("NOT_FOUND", "unknown model 'nope'")

@@ -26,6 +26,8 @@ class Announced:
         priority: None where the body holds it.
         formats: of the answer; empty where the body says, or none is made.
         request_bytes: of the body, as announced; 0 where it is not.
+        is_certain: the model's name is not to be changed by what follows; a request for a model
+            that is not there ends then, too.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Announced:
     priority: int | None = None
     formats: Sequence[str] = ()
     request_bytes: int = 0
+    is_certain: bool = False
 
 
 class Door:
@@ -50,14 +53,17 @@ class Door:
         A refusal is counted and timed as one that comes later would be.
 
         Raises:
-            QueueFull, PredictedLate: as ``Segmenter.segment``.
+            QueueFull, PredictedLate, ModelNotFound, NotReady: as ``Segmenter.segment``.
         """
         if announced.timeout_s is not None and announced.timeout_s <= 0.0:
             return
         try:
             model = self._registry.get(announced.model, announced.version)
-        except SegserveError:
-            return
+        except SegserveError as error:
+            if not announced.is_certain:
+                return
+            with self._observer.observe(announced.model, transport, announced.request_bytes):
+                raise error
         refusal: TooManyRequests | None = None
         if not self._observer.is_full:
             refusal = self._find_refusal(model, announced)

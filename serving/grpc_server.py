@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,9 +31,6 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Up to this many times a limit the server answers with the setting's name, and counts; beyond, gRPC
 # refuses by itself, before it takes what is too much into memory.
 OWN_LIMITS = 2
-# Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGE_BLOCK_BYTES = 16 << 20
 COMPRESSION = {
     "none": grpc.Compression.NoCompression,
     "deflate": grpc.Compression.Deflate,
@@ -59,7 +54,6 @@ def build_grpc_server(
         OSError: the port is taken.
         InvalidSetting: a file of the TLS settings is wrong.
     """
-    _return_large_blocks()
     open_calls = OpenCalls(settings)
     server = grpc.aio.server(
         options=(
@@ -100,20 +94,6 @@ def build_grpc_server(
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: {error}") from None
     return server, port
-
-
-def _return_large_blocks() -> None:
-    """Lets glibc give the memory of large messages back to the system as soon as they are gone.
-
-    By default its limit for that grows up to 32 MB with what is freed, and the blocks below it stay
-    with the process, in pieces: after some messages of 20 MB, hundreds of megabytes. Images and
-    answers of everyday sizes are below this limit, and reused. Without glibc nothing is done.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
-        # Setting the one stops glibc from raising the other.
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
 
 
 def _list_keepalive_options(settings: Settings) -> Iterator[tuple[str, int]]:

@@ -40,6 +40,7 @@ from serving.models.triton import TritonRepository
 from serving.models.watch import RepositoryWatch
 from serving.observability.log_stream import LogStream
 from serving.observability.loop_watchdog import LoopWatchdog
+from serving.observability.memory_return import open_memory_returner
 from serving.observability.metrics_server import MetricsPage, MetricsServer
 from serving.registry import Registry
 from serving.service import Segmenter
@@ -109,6 +110,7 @@ class Server:
         self.metrics = Metrics()
         self.metrics.ready.set_function(lambda: float(self.ready))
         self._watchdog = LoopWatchdog()
+        self._memory_returner = open_memory_returner()
         self.metrics.event_loop_lag.set_function(lambda: self._watchdog.lag_s)
         self.tls = open_http_tls(settings)
         self.calls = Calls(settings, self.metrics)
@@ -151,6 +153,8 @@ class Server:
             InvalidSetting: no decoder process can be started.
         """
         self._watchdog.start()
+        if self._memory_returner is not None:
+            self._memory_returner.start()
         try:
             if self.decoders is not None:
                 # First, so that its imports run beside all that follows.
@@ -251,6 +255,8 @@ class Server:
             self._socket.close()
         await self.registry.drain()
         self._watchdog.stop()
+        if self._memory_returner is not None:
+            self._memory_returner.stop()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

@@ -21,6 +21,8 @@ ALIASES = {"x-gzip": "gzip"}
 LEVEL = 1
 # Of input that is unpacked in one call. What one gzip member leaves over is copied for the next.
 WINDOW_BYTES = 1 << 16
+# Of content that one call unpacks: joining and copying more would hold the interpreter.
+PIECE_BYTES = 1 << 20
 # bgzip makes a member of 64 kB; many that are empty would cost time without end.
 MAX_MEMBERS = 4096
 # More codings than anybody knows.
@@ -61,7 +63,8 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
     try:
         for start in range(0, len(body), WINDOW_BYTES):
             left = body[start : start + WINDOW_BYTES]
-            while left:
+            is_full = False
+            while left or is_full:
                 if stream is None:
                     # Like gzip itself: zeros may pad what is whole.
                     if members and encoding == "gzip" and not (left := left.lstrip(b"\0")):
@@ -69,7 +72,8 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
                     members += 1
                     _check_member(members, encoding)
                     stream = isal_zlib.decompressobj(wbits=bits)
-                piece = stream.decompress(left, limit + 1 - written)
+                room = min(PIECE_BYTES, limit + 1 - written)
+                piece = stream.decompress(left, room)
                 content.write(piece)
                 written += len(piece)
                 if written > limit:
@@ -78,6 +82,8 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
                         reason="request_bytes",
                     )
                 left = stream.unused_data if stream.eof else stream.unconsumed_tail
+                # More may be in the stream itself, though it has taken all of its input.
+                is_full = len(piece) == room and not stream.eof
                 if stream.eof:
                     stream = None
     except isal_zlib.error as error:  # type: ignore[misc]  # its stub says it is no class

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from segserve_client.proto import segserve_pb2 as pb
+from tritonclient.grpc import service_pb2 as oip
 
 from serving.calls.call import Call
 from serving.calls.calls import Calls
@@ -49,6 +51,9 @@ OPEN_METHODS = (
     "/inference.GRPCInferenceService/ServerReady",
 )
 
+# All others are names and numbers.
+IMAGE_MESSAGES = (pb.SegmentRequest.DESCRIPTOR.name, oip.ModelInferRequest.DESCRIPTOR.name)
+
 Run = Callable[[object, Context], Awaitable[None]]
 
 
@@ -70,6 +75,11 @@ class _Method:
     @property
     def is_stream(self) -> bool:
         return bool(self.handler.request_streaming)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether its messages may be as large as images."""
+        return self.request.name in IMAGE_MESSAGES
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -218,12 +228,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise InvalidRequest("the call ended before its message; send one")
         opened.note_message()
         call.request_bytes = len(data)
-        self._check_size(data)
-        fields = scan(data, method.request, list_wanted(method.name))
-        announced = read_announced(method.name, fields, time_left(context), len(data))
+        self._check_size(method, data)
+        scanned = scan(data, method.request, list_wanted(method.name))
+        announced = read_announced(method.name, scanned.fields, time_left(context), len(data))
         if announced is not None:
             self.segmenter.door.check(announced, "grpc")
-        return await self._parse(method, data)
+        return await self._parse(method, scanned.data)
 
     async def _receive_all(
         self, method: _Method, call: Call, opened: OpenCall, context: Context
@@ -233,9 +243,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if opened.check_key is not None:
                 opened.check_key()
             call.request_bytes += len(data)
-            self._check_size(data)
-            scan(data, method.request)
-            message = await self._parse(method, data)
+            self._check_size(method, data)
+            message = await self._parse(method, scan(data, method.request).data)
             # Not kept while the next one is waited for.
             del data
             yield message
@@ -283,12 +292,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await context.write(data)
         opened.note_sending(done=True)
 
-    def _check_size(self, data: bytes) -> None:
-        limit = self.settings.max_request_bytes
+    def _check_size(self, method: _Method, data: bytes) -> None:
+        setting = "max_request_bytes" if method.takes_images else "max_control_bytes"
+        limit = getattr(self.settings, setting)
         if len(data) > limit:
             raise TooLarge(
-                f"the message has {len(data)} bytes, the limit is {limit} "
-                f"(setting max_request_bytes)",
+                f"the message has {len(data)} bytes, the limit is {limit} (setting {setting})",
                 reason="request_bytes",
             )
 

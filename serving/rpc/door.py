@@ -54,12 +54,13 @@ def _read_segment(fields: Fields, timeout_s: float | None, size: int) -> Announc
     model, version, format = (fields.get(key) for key in _SEGMENT)
     formats = tuple(_text(format).split(",")) if format else ("png",)
     number = version if isinstance(version, int) and version else None
-    return Announced(_text(model), number, timeout_s, 0, formats, size)
+    return Announced(_text(model), number, timeout_s, 0, formats, size, is_certain=True)
 
 
 def _read_infer(fields: Fields, timeout_s: float | None, size: int) -> Announced:
     model, version = (_text(fields.get(key)) for key in _INFER)
-    return Announced(model, parse_version(version), timeout_s, request_bytes=size)
+    number = parse_version(version)
+    return Announced(model, number, timeout_s, request_bytes=size, is_certain=True)
 
 
 def _text(value: bytes | int | None) -> str:

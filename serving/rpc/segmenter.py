@@ -14,7 +14,7 @@ from serving.errors import InvalidRequest, SegserveError, drop_traceback
 from serving.forms.mask_view import MaskOptions, Picture
 from serving.models.families import find_described
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
-from serving.rpc.call import Context, time_left
+from serving.rpc.call import INLINE_BYTES, Context, run_sized, time_left
 from serving.rpc.stream import answer_in_order
 from serving.service import Segmenter
 
@@ -52,10 +52,11 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
 
     async def _segment(self, request: pb.SegmentRequest, timeout_s: float | None) -> Message:
         options = read_options(request)
+        # A copy: of megabytes, not on the event loop.
+        is_small = request.ByteSize() <= INLINE_BYTES
+        image: bytes = await run_sized(self.segmenter.pool, is_small, getattr, request, "image")
         result = await self.segmenter.segment(
-            SegmentRequest(
-                request.model, request.image, options, request.version or None, timeout_s
-            ),
+            SegmentRequest(request.model, image, options, request.version or None, timeout_s),
             "grpc",
         )
         only = result.only if len(result.parts) == 1 else None

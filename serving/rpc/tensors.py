@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 from tritonclient.grpc import service_pb2 as oip
 
 from serving.errors import InvalidRequest
@@ -24,6 +25,7 @@ from serving.oip.parameters import (
 from serving.oip.protocol import parse_version
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Tensor, bytes_tensor, read_tensor
+from serving.rpc.wire import LENGTH, UNPARSED_NUMBER
 
 InputTensor: TypeAlias = oip.ModelInferRequest.InferInputTensor
 InferTensorContents: TypeAlias = oip.InferTensorContents
@@ -98,7 +100,10 @@ def _read_input(request: oip.ModelInferRequest, model: Model, memory: SharedMemo
 
 def _read_contents(item: InputTensor, shape: tuple[int, ...]) -> Tensor:
     expected = "bytes_contents" if item.datatype == "BYTES" else "uint_contents"
+    unparsed = _list_unparsed(item.contents)
     present = {field.name for field, _ in item.contents.ListFields()}
+    if unparsed:
+        present.add("uint_contents")
     if present - {expected}:
         raise InvalidRequest(
             f"input {item.name!r}: {item.datatype} goes into {expected}, "
@@ -106,32 +111,50 @@ def _read_contents(item: InputTensor, shape: tuple[int, ...]) -> Tensor:
         )
     if expected == "bytes_contents":
         return bytes_tensor(item.name, shape, item.contents.bytes_contents)
-    return read_tensor(item.name, item.datatype, shape, _read_numbers(item))
+    numbers = item.contents.uint_contents
+    if unparsed and numbers:
+        raise InvalidRequest(
+            f"input {item.name!r}: uint_contents are packed in part; send them all packed"
+        )
+    if numbers:
+        # Not packed: each was a field, so there are few.
+        if max(numbers) > 255:
+            raise _beyond_range(item)
+        return read_tensor(item.name, item.datatype, shape, bytes(numbers))
+    values = b"".join(_read_numbers(item, wire) for wire in unparsed)
+    return read_tensor(item.name, item.datatype, shape, values)
 
 
-def _read_numbers(item: InputTensor) -> bytes:
-    """Returns ``uint_contents`` as bytes; by NumPy, as there may be millions of them.
+def _list_unparsed(contents: InferTensorContents) -> list[bytes]:
+    """Returns the packed ``uint_contents`` as they came: see ``wire.py``."""
+    return [
+        field.data
+        for field in UnknownFieldSet(contents)
+        if (field.field_number, field.wire_type) == (UNPARSED_NUMBER, LENGTH)
+    ]
+
+
+def _read_numbers(item: InputTensor, packed: bytes) -> bytes:
+    """Returns packed numbers as bytes; by NumPy, as there may be millions of them.
 
     On the wire a number below 128 is one byte, one up to 255 is two: its low seven bits with the
     highest bit set, then a 1.
     """
-    packed = InferTensorContents(uint_contents=item.contents.uint_contents).SerializeToString()
-    if not packed:
-        return b""
     wire = np.frombuffer(packed, np.uint8)
-    # Behind the field's tag and its length.
-    head = 1 + int(np.argmin(wire[1:] >= 0x80)) + 1
-    wire = wire[head:]
     is_first = wire >= 0x80
     if not is_first.any():
-        return wire.tobytes()
+        return packed
     is_second = np.zeros_like(is_first)
     is_second[1:] = is_first[:-1]
     if (is_first & is_second).any() or (wire[is_second] != 1).any():
-        raise InvalidRequest(f"input {item.name!r}: a value is above 255, the largest UINT8")
+        raise _beyond_range(item)
     values = wire[~is_first]
     values[is_second[~is_first]] = wire[is_first]
     return values.tobytes()
+
+
+def _beyond_range(item: InputTensor) -> InvalidRequest:
+    return InvalidRequest(f"input {item.name!r}: a value is above 255, the largest UINT8")
 
 
 def build_infer_message(response: InferResponse) -> oip.ModelInferResponse:

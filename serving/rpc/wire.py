@@ -6,11 +6,16 @@ depth, by the message's own descriptor; what is longer than a budget is refused 
 never called. Fields that the descriptor does not know, and groups, count as well.
 
 =================  =====================================================================
-``MAX_FIELDS``     fields of a message, those of its parts included
+``MAX_FIELDS``     fields of a message, those of its parts included; and, on their own, the
+                   numbers in all other packed fields, such as shapes
 ``MAX_TEXT_BYTES``  bytes of all its texts: names, formats, classes, parameters
-``MAX_NUMBERS``    numbers in packed fields, such as ``uint_contents``
+``MAX_NUMBERS``    numbers in ``uint_contents``, which may hold the pixels of a batch
 ``MAX_DEPTH``      messages and groups inside each other
 =================  =====================================================================
+
+A parser holds the interpreter until it is done, also on another thread, and makes eight million
+numbers in 0.1 to 0.6 s. So it never sees ``uint_contents``: they are renumbered to a field that is
+unknown to it, which it keeps as bytes, and are read from there by NumPy.
 
 Fields of type ``bytes`` (images, tensors) are skipped, not read: their length is bounded by
 ``max_request_bytes`` alone. A walk is over after ``MAX_FIELDS`` steps whatever the bytes are.
@@ -33,7 +38,7 @@ from serving.errors import InvalidRequest, TooLarge
 # The largest honest message names some hundred classes; a batch of encoded images has a few dozen.
 MAX_FIELDS: Final = 4096
 MAX_TEXT_BYTES: Final = 64 << 10
-# A UINT8 tensor of 1024x2048x3 has 6.3 million; a parser needs some 8 ns and 4 bytes for each.
+# A UINT8 tensor of 1024x2048x3 has 6.3 million.
 MAX_NUMBERS: Final = 8 << 20
 # The deepest message of ours has four levels; of a group nothing is known.
 MAX_DEPTH: Final = 16
@@ -50,6 +55,11 @@ NUMBER_BYTES = {
         4,
     ),
 }
+# The one field that may hold millions of numbers, and the tag under which a parser gets to see it:
+# of a field that its message does not have, and as long on the wire as its own.
+PIXELS = ("inference.InferTensorContents", "uint_contents")
+UNPARSED_NUMBER: Final = 15
+UNPARSED = UNPARSED_NUMBER << 3 | LENGTH
 # What is counted at a time: a stranger's numbers must not be copied to be counted.
 COUNT_BYTES = 1 << 20
 
@@ -68,6 +78,7 @@ class Shape:
         messages: the shapes of fields that hold messages.
         texts: tags of strings.
         numbers: of packed numbers, the bytes that each takes; 0 where that varies.
+        pixels: tags of packed numbers of which there may be millions.
     """
 
     name: str
@@ -75,6 +86,20 @@ class Shape:
     texts: set[int] = field(default_factory=set)
     numbers: dict[int, int] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    pixels: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a walk found.
+
+    Attributes:
+        fields: those that were wanted; of one that is repeated, the last.
+        data: the message as it goes to the parser.
+    """
+
+    fields: Fields
+    data: bytes
 
 
 @cache
@@ -96,18 +121,21 @@ def _build(descriptor: Descriptor, known: dict[str, Shape]) -> Shape:
             shape.texts.add(tag)
         elif item.type != FieldDescriptor.TYPE_BYTES:
             shape.numbers[tag] = NUMBER_BYTES.get(item.type, 0)
+            if (descriptor.full_name, item.name) == PIXELS:
+                shape.pixels.add(tag)
     return shape
 
 
-def scan(data: bytes, shape: Shape, wanted: Collection[Key] = ()) -> Fields:
-    """Counts what a message holds, and returns those of its top-level texts and integers that
-    are ``wanted``; of one that is repeated, the last.
+def scan(data: bytes, shape: Shape, wanted: Collection[Key] = ()) -> Scanned:
+    """Counts what a message holds, and finds those of its top-level texts and integers that are
+    ``wanted``.
 
     Raises:
         TooLarge: more than a budget of this module; the text names it.
         InvalidRequest: the bytes are not a well-formed message.
     """
-    return _Walk(data).run(shape, wanted)
+    walk = _Walk(data)
+    return Scanned(walk.run(shape, wanted), walk.hide_pixels())
 
 
 class _Walk:
@@ -117,6 +145,18 @@ class _Walk:
         self.data = data
         self.text_bytes = 0
         self.numbers = 0
+        self.pixels = 0
+        # Where the tags of the large fields are.
+        self.pixels_at: list[int] = []
+
+    def hide_pixels(self) -> bytes:
+        """Returns the message with its large fields under the tag ``UNPARSED``."""
+        parts, done = [], 0
+        for at in self.pixels_at:
+            # A tag may be written with empty bytes behind it; all of its bits are in the first.
+            parts += [self.data[done:at], bytes([self.data[at] & 0x80 | UNPARSED])]
+            done = at + 1
+        return b"".join([*parts, self.data[done:]]) if parts else self.data
 
     def run(self, shape: Shape, wanted: Collection[Key]) -> Fields:
         found: dict[Key, bytes | int] = {}
@@ -131,6 +171,7 @@ class _Walk:
                 if inner is None:
                     raise InvalidRequest(NOT_A_MESSAGE)
                 return found
+            tag_at = at
             tag, at = self._read_varint(at, end)
             kind = tag & 7
             start = at
@@ -167,7 +208,13 @@ class _Walk:
                 if not outer and (key := (tag >> 3, kind)) in wanted:
                     found[key] = data[start:at]
             elif tag in inner.numbers:
-                self._count_numbers(start, at, inner.numbers[tag], inner.names[tag])
+                if tag in inner.pixels:
+                    self._count_pixels(start, at, inner.names[tag])
+                    self.pixels_at.append(tag_at)
+                else:
+                    self._count_numbers(at - start, inner.numbers[tag], inner.names[tag])
+            elif tag == UNPARSED and inner.pixels:
+                raise InvalidRequest(NOT_A_MESSAGE)
         raise TooLarge(
             f"the message has more than {MAX_FIELDS} fields, the limit of one request; "
             f"send pixels as one packed field or in raw_input_contents",
@@ -189,26 +236,32 @@ class _Walk:
                 reason="message_fields",
             )
 
-    def _count_numbers(self, start: int, end: int, size: int, name: str) -> None:
-        room = MAX_NUMBERS - self.numbers
-        if size:
-            self.numbers += (end - start) // size
-        elif end - start <= room:
-            # None takes less than a byte.
-            self.numbers += end - start
-        else:
-            bits = np.frombuffer(self.data, np.int8, end - start, start)
-            for first in range(0, len(bits), COUNT_BYTES):
-                # The last byte of each number, and no other, has its highest bit unset.
-                self.numbers += int(np.count_nonzero(bits[first : first + COUNT_BYTES] >= 0))
-                if self.numbers > MAX_NUMBERS:
-                    break
-        if self.numbers > MAX_NUMBERS:
+    def _count_numbers(self, length: int, size: int, name: str) -> None:
+        # None takes less than a byte.
+        self.numbers += length // (size or 1)
+        if self.numbers > MAX_FIELDS:
             raise TooLarge(
-                f"{name} holds more than {MAX_NUMBERS} numbers, the limit of one request; "
-                f"send the tensor's bytes in raw_input_contents",
+                f"{name} holds too many numbers: outside of uint_contents the limit of one request "
+                f"is {MAX_FIELDS}, or as many bytes; send pixels as UINT8, in uint_contents or "
+                f"in raw_input_contents",
                 reason="message_fields",
             )
+
+    def _count_pixels(self, start: int, end: int, name: str) -> None:
+        if start == end:
+            return
+        bits = np.frombuffer(self.data, np.int8, end - start, start)
+        for first in range(0, len(bits), COUNT_BYTES):
+            # The last byte of each number, and no other, has its highest bit unset.
+            self.pixels += int(np.count_nonzero(bits[first : first + COUNT_BYTES] >= 0))
+            if self.pixels > MAX_NUMBERS:
+                raise TooLarge(
+                    f"{name} holds more than {MAX_NUMBERS} numbers, the limit of one request; "
+                    f"send the tensor's bytes in raw_input_contents",
+                    reason="message_fields",
+                )
+        if bits[-1] < 0:
+            raise InvalidRequest(NOT_A_MESSAGE)
 
     def _read_varint(self, at: int, end: int) -> tuple[int, int]:
         """Returns the number, which is never negative, and where it ends."""

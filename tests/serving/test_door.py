@@ -441,7 +441,7 @@ async def test_grpc_deadlines_are_looked_at_before_the_message(repository: Path)
 def read(method: str, data: bytes, timeout_s: float | None = None) -> Announced | None:
     """What a message's bytes announce."""
     kind = {door.SEGMENT: pb.SegmentRequest, door.INFER: oip.ModelInferRequest}[method]
-    fields = scan(data, shape_of(kind.DESCRIPTOR), door.list_wanted(method))
+    fields = scan(data, shape_of(kind.DESCRIPTOR), door.list_wanted(method)).fields
     return door.read_announced(method, fields, timeout_s, len(data))
 
 

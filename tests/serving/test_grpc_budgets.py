@@ -34,6 +34,7 @@ from serving.rpc.calls import CallInterceptor
 from serving.rpc.wire import MAX_DEPTH, MAX_FIELDS, MAX_NUMBERS, MAX_TEXT_BYTES, scan, shape_of
 
 MANY = 3_000_000
+IMAGE_METHODS = (INFER, INFER_STREAM, SEGMENT, SEGMENT_STREAM)
 PIXELS = bands(MODEL_SIZE.height, MODEL_SIZE.width)[None]
 SHAPE = list(PIXELS.shape)
 
@@ -84,12 +85,14 @@ def test_millions_of_fields_of_segment(channel: grpc.Channel, method: str, name:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_millions_of_fields_that_nobody_knows(channel: grpc.Channel, method: str) -> None:
+    # Within ``max_control_bytes`` where the method takes no image.
+    count = MANY // 3 if method in IMAGE_METHODS else 10_000
     unknown = {
-        "numbers": (tag(500, 0) + b"\1") * (MANY // 3),
-        "texts": (tag(500, 2) + b"\0") * (MANY // 3),
-        "fixed": (tag(500, 5) + bytes(4)) * (MANY // 3),
-        "groups": (tag(500, 3) + tag(500, 4)) * (MANY // 3),
-        "nested groups": tag(500, 3) * (MANY // 3),
+        "numbers": (tag(500, 0) + b"\1") * count,
+        "texts": (tag(500, 2) + b"\0") * count,
+        "fixed": (tag(500, 5) + bytes(4)) * count,
+        "groups": (tag(500, 3) + tag(500, 4)) * count,
+        "nested groups": tag(500, 3) * count,
     }
     for name, data in unknown.items():
         ended = call(channel, method, data)
@@ -122,7 +125,8 @@ def test_a_name_of_fifty_megabytes(channel: grpc.Channel) -> None:
     for method, number in ((INFER, 1), (SEGMENT, 1), (DESCRIBE, 1)):
         ended = call(channel, method, part(number, b"a" * 50_000_000))
         assert ended.code == "INVALID_ARGUMENT"
-        assert f"longer than {MAX_TEXT_BYTES} bytes" in ended.text
+        limit = "max_control_bytes" if method == DESCRIBE else f"longer than {MAX_TEXT_BYTES} bytes"
+        assert limit in ended.text
 
 
 @pytest.mark.parametrize("letter", ["a", "ж", "模", "\0", "😀", "\n"])
@@ -182,6 +186,51 @@ def test_a_value_that_is_no_uint8(channel: grpc.Channel, value: int) -> None:
         assert (ended.code, "above 255" in ended.text) == ("INVALID_ARGUMENT", True)
 
 
+def test_contents_in_parts_and_with_long_tags(channel: grpc.Channel) -> None:
+    """Legal on the wire, though nobody writes it: the parts belong together, in their order."""
+    values, shape = PIXELS.reshape(-1), shape_of(oip.ModelInferRequest.DESCRIPTOR)
+    packed = b"".join(bytes([v]) if v < 128 else bytes([v, 1]) for v in values.tolist())
+    half = packed[:1000] if packed[999] < 128 else packed[:1001]
+    contents = b"\xa2\x00" + part(4, half)[1:] + part(4, b"") + part(4, packed[len(half) :])
+    parsed = oip.ModelInferRequest.FromString(input_of(contents))
+    assert parsed.inputs[0].contents.uint_contents == values.tolist()
+    ended = call(channel, INFER, input_of(contents))
+    answer = oip.ModelInferResponse.FromString(ended.answers[0])
+    np.testing.assert_array_equal(
+        np.frombuffer(answer.raw_output_contents[0], np.uint8), band_labels(32, 48).reshape(-1)
+    )
+    # A parser never sees the numbers, whose objects would keep the interpreter for long.
+    hidden = oip.ModelInferRequest.FromString(scan(input_of(contents), shape).data)
+    assert not hidden.inputs[0].contents.uint_contents
+
+
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        (part(4, b"\1\xff"), "not a message"),  # ends inside a number
+        (part(4, b"\1") + tag(4, 0) + b"\1", "packed in part"),
+        (part(15, bytes(PIXELS.size)), "not a message"),  # the number that hides them
+        (part(4, b"\xff" * PIXELS.size + b"\1"), "above 255"),
+        (part(4, b"\1") + part(8, b"a"), "not bytes_contents"),
+        (part(4, b""), "takes 4608 bytes, got 0"),
+    ],
+)
+def test_contents_that_are_not_numbers(channel: grpc.Channel, contents: bytes, text: str) -> None:
+    ended = call(channel, INFER, input_of(contents))
+    assert (ended.code, text in ended.text) == ("INVALID_ARGUMENT", True), ended
+
+
+@pytest.mark.parametrize("number", [2, 3], ids=["datatype", "shape"])
+@pytest.mark.parametrize("size", [b"\1", b"\xff" * 8 + b"\x7f"])
+def test_millions_in_a_datatype_or_a_shape(channel: grpc.Channel, number: int, size: bytes) -> None:
+    """Each would become an object, and a word of the error's text, while all others wait."""
+    inner = part(1, b"image") + part(number, size * 5_000_000)
+    for method in (INFER, INFER_STREAM):
+        ended = call(channel, method, part(1, b"bands") + part(5, inner))
+        assert ended.code == "INVALID_ARGUMENT"
+        assert ended.trailing["segserve-code"] == "too_large"
+
+
 @pytest.mark.parametrize("datatype", ["FP32", "INT64", "", "uint8"])
 def test_another_datatype_is_told_what_the_model_takes(
     channel: grpc.Channel, datatype: str
@@ -228,8 +277,8 @@ def test_a_defect_is_internal_and_its_cause_in_the_log_alone(
 
     monkeypatch.setattr(type(served.server.segmenter), "segment", break_down)
     monkeypatch.setattr(type(served.server.dataplane), "find", break_down)
-    cases = ((SEGMENT, b""), (INFER, b""), (SEGMENT_STREAM, b""), (INFER_STREAM, b""))
-    for index, (method, message) in enumerate(cases):
+    for index, method in enumerate(IMAGE_METHODS):
+        message = part(1, b"bands")
         caplog.clear()
         with caplog.at_level(logging.DEBUG, "segserve"):
             ended = call(channel, method, message, metadata=[("x-request-id", f"mine-{index}")])
@@ -286,17 +335,38 @@ def test_the_limits_are_inclusive() -> None:
     ):
         with pytest.raises(TooLarge, match="texts"):
             scan(data, shape)
-    for unit, kind in ((b"\1", 4), (b"\xff\1", 4), (b"\xff\xff\xff\xff\x0f", 2)):
-        # The shape's sizes count too.
-        scan(input_of(part(kind, unit * (MAX_NUMBERS - len(SHAPE)))), shape)
+    for unit in (b"\1", b"\xff\1", b"\xff\xff\xff\xff\x0f"):
+        scan(input_of(part(4, unit * MAX_NUMBERS)), shape)
         with pytest.raises(TooLarge, match=str(MAX_NUMBERS)):
-            scan(input_of(part(kind, unit * (MAX_NUMBERS - len(SHAPE) + 1))), shape)
+            scan(input_of(part(4, unit * (MAX_NUMBERS + 1))), shape)
+    for unit, kind in (
+        (b"\1", 1),
+        (b"\1", 2),
+        (b"\1", 3),
+        (b"\1", 5),
+        (bytes(4), 6),
+        (bytes(8), 7),
+    ):
+        # The shape's sizes count too.
+        scan(input_of(part(kind, unit * (MAX_FIELDS - len(SHAPE)))), shape)
+        with pytest.raises(TooLarge, match=str(MAX_FIELDS)):
+            scan(input_of(part(kind, unit * (MAX_FIELDS - len(SHAPE) + 1))), shape)
     groups = tag(99, 3) * MAX_DEPTH + tag(99, 4) * MAX_DEPTH
     scan(groups, shape)
     with pytest.raises(TooLarge, match="deep"):
         scan(tag(99, 3) + groups + tag(99, 4), shape)
     with pytest.raises(InvalidRequest):
         scan(tag(99, 4), shape)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_inferences_take_large_messages(channel: grpc.Channel, method: str) -> None:
+    """All others hold names and numbers, also those that take no key."""
+    large = part(500, bytes(1 << 20))
+    ended = call(channel, method, large)
+    is_control = method not in IMAGE_METHODS
+    assert ("setting max_control_bytes" in ended.text) == is_control
+    assert not is_control or ended.code == "INVALID_ARGUMENT"
 
 
 def test_what_is_refused_is_never_parsed(
@@ -309,3 +379,7 @@ def test_what_is_refused_is_never_parsed(
     monkeypatch.setattr(CallInterceptor, "_parse", parse)
     ended = call(channel, INFER, fields_of(oip.ModelInferRequest, "outputs"))
     assert ended.code == "INVALID_ARGUMENT"
+    for message in (oip.ModelInferRequest(model_name="nope"), pb.SegmentRequest(model="nope")):
+        method = INFER if isinstance(message, oip.ModelInferRequest) else SEGMENT
+        ended = call(channel, method, message.SerializeToString() + part(500, bytes(20 << 20)))
+        assert (ended.code, ended.text[:20]) == ("NOT_FOUND", "unknown model 'nope'")

@@ -45,7 +45,7 @@ head = b"GET /v2/health/live HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"
 worst, answers = 0.0, 0
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60)
 print("probing", flush=True)
-while not select.select([sys.stdin], [], [], 0.01)[0]:
+while not (select.select([sys.stdin], [], [], 0.01)[0] and answers):
     start = time.perf_counter()
     connection.sendall(head)
     answer = connection.recv(4096)

@@ -1,0 +1,101 @@
+"""Gives memory that glibc's allocator keeps back to the system, after large requests.
+
+What is freed stays with the process in two ways. Blocks below the allocator's limit for blocks of
+their own lie in its heaps, of which it returns only the end; and that limit grows with what is
+freed. After some messages of 20 MB that is hundreds of megabytes, which never leave by themselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# Images and answers of everyday sizes are below this limit, and reused.
+LARGE_BLOCK_BYTES: Final = 16 << 20
+LOOK_S: Final = 2.0
+# So much more than after the last time is worth it.
+WORTH_BYTES: Final = 8 << 20
+# Giving back holds the locks of the heaps: 0.3 ms where there is nothing to give, 30 to 250 ms for
+# hundreds of megabytes. So it waits for a quiet moment; where none comes, for this long.
+LONGEST_S: Final = 30.0
+# Connections, and what they hold, are freed some seconds after the last answer.
+AGAIN_S: Final = 6.0
+
+
+class MemoryReturner:
+    """A thread that looks every two seconds whether the process has grown, and then, once it is
+    quiet, lets the allocator return what is free.
+
+    Args:
+        read_resident: bytes of the process that are in memory.
+        trim: gives memory back.
+    """
+
+    def __init__(
+        self,
+        read_resident: Callable[[], int],
+        trim: Callable[[], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read_resident = read_resident
+        self._trim = trim
+        self._clock = clock
+        self._settled = self._last = 0
+        self._was_worth_it = False
+        self._trimmed = clock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, which is not waited for: it may be giving memory back."""
+        self._ended.set()
+
+    def look(self) -> None:
+        """Gives memory back where that is worth it now."""
+        resident = self._read_resident()
+        is_quiet = abs(resident - self._last) < WORTH_BYTES
+        self._last = resident
+        self._settled = min(self._settled, resident) if self._settled else resident
+        waited_s = self._clock() - self._trimmed
+        has_grown = resident >= self._settled + WORTH_BYTES
+        if not has_grown and not (self._was_worth_it and waited_s >= AGAIN_S):
+            return
+        if is_quiet or waited_s >= LONGEST_S:
+            self._trim()
+            self._trimmed = self._clock()
+            self._settled = self._last = self._read_resident()
+            self._was_worth_it = resident - self._settled >= WORTH_BYTES // 4
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            self.look()
+
+
+def open_memory_returner() -> MemoryReturner | None:
+    """Sets the allocator's limits and returns what gives memory back; None without glibc."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        trim, read_resident = libc.malloc_trim, _read_resident
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        # Setting the one stops glibc from raising the other.
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
+        read_resident()
+        return MemoryReturner(read_resident, lambda: trim(0))
+    return None
+
+
+def _read_resident() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

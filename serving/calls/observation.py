@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serving.calls.call import current_call
-from serving.errors import CANCELLED, INTERNAL, QueueFull, SegserveError
+from serving.errors import CANCELLED, INTERNAL, ClientGone, QueueFull, SegserveError
 from serving.metrics import Metrics, Timings
 from serving.models.model import Model
 from serving.registry import Registry
@@ -26,6 +26,7 @@ class Observation:
         timings: of every image of the request.
         is_failure: whether an error was the server's.
         pixels: of its decoded images, reserved until it is done.
+        is_done: nothing may be reserved any more: nobody would give it back.
     """
 
     response_bytes: int = 0
@@ -33,6 +34,7 @@ class Observation:
     timings: tuple[Timings, ...] = ()
     is_failure: bool = True
     pixels: int = 0
+    is_done: bool = False
 
     def hold(self, model: Model) -> None:
         """Names the model that answers."""
@@ -75,9 +77,12 @@ class Observer:
 
         Raises:
             QueueFull: the images of all requests have too many pixels; one alone always fits.
+            ClientGone: the request has ended while a thread was still at its image.
         """
         limit = self.max_inflight_megapixels
         with self._pixels_lock:
+            if observation.is_done:
+                raise ClientGone("the request ended before its image was decoded")
             if self._pixels and self._pixels + pixels > limit * 1e6:
                 raise QueueFull(
                     f"images of {self._pixels / 1e6:.1f} megapixels are being worked on already, "
@@ -91,6 +96,7 @@ class Observer:
         with self._pixels_lock:
             self._pixels -= observation.pixels
             observation.pixels = 0
+            observation.is_done = True
 
     @contextmanager
     def observe(self, name: str, transport: str, request_bytes: int) -> Iterator[Observation]:

@@ -88,7 +88,7 @@ def test_the_queue_knows_the_deadline(
         # Of one message the head is enough to refuse it: here it has to come further.
         monkeypatch.setattr(server.segmenter.door, "check", lambda *_: None)
         server.registry.get("bands").batcher.costs.learn(1, 500.0)
-        ended = call(channel, method, ask(method), timeout=50)
+        ended = call(channel, method, ask(method), timeout=10)
         if method in (SEGMENT, INFER):
             assert (ended.code, ended.trailing["segserve-code"]) == (
                 "RESOURCE_EXHAUSTED", "predicted_late",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serving.calls.call import current_call
-from serving.errors import CANCELLED, INTERNAL, NotReady, QueueFull, SegserveError
+from serving.errors import CANCELLED, INTERNAL, ClientGone, QueueFull, SegserveError
 from serving.metrics import Metrics, Timings
 from serving.models.model import Model
 from serving.registry import Registry
@@ -77,12 +77,12 @@ class Observer:
 
         Raises:
             QueueFull: the images of all requests have too many pixels; one alone always fits.
-            NotReady: the request has ended meanwhile: nobody would give the room back.
+            ClientGone: the request has ended while a thread was still at its image.
         """
         limit = self.max_inflight_megapixels
         with self._pixels_lock:
             if observation.is_done:
-                raise NotReady("the image was not decoded: the request was ended")
+                raise ClientGone("the request ended before its image was decoded")
             if self._pixels and self._pixels + pixels > limit * 1e6:
                 raise QueueFull(
                     f"images of {self._pixels / 1e6:.1f} megapixels are being worked on already, "

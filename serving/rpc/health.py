@@ -42,11 +42,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     ) -> AsyncIterator[pb.HealthCheckResponse]:
         told = None
         while True:
+            # Before the status: a stop that comes while that is sent is still to be seen.
+            is_last = self.stopping.is_set()
             status = self._status(request.service)
             if status != told:
                 yield pb.HealthCheckResponse(status=status)
                 told = status
-            if self.stopping.is_set():
+            if is_last:
                 return
             await asyncio.sleep(WATCH_SECONDS)
 

@@ -47,6 +47,7 @@ PRELOADED = (
     "uvicorn", "pydantic_settings", "tritonclient.grpc", "prometheus_client", "httpx",
 )  # fmt: skip
 LARGE_PLUGINS = ("schemathesis", "playwright")
+OWN_PACKAGES = ("serving", "export", "training", "benchmarks", "segserve_client")
 ROOTS = ("serving", "export", "training", "benchmarks", "clients/python/segserve_client")
 
 
@@ -235,6 +236,9 @@ class Runner:
             os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         paths = [str(self.copy), str(self.copy / "clients/python")]
         sys.path[:0] = paths
+        # Those of the checkout, should this process have imported them, are not the mutated ones.
+        for name in [n for n in sys.modules if n.split(".")[0] in OWN_PACKAGES]:
+            del sys.modules[name]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         if not all_plugins:
             os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

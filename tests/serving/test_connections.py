@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +126,26 @@ def test_a_slow_header_is_ended(hurried: Served, before: str) -> None:
         assert b"header_timeout_s" in answer
     assert rejected(hurried, "header_timeout") == count + 1
     check_alive(hurried)
+
+
+def test_a_slow_header_behind_a_request_waits_for_its_answer(hurried: Served) -> None:
+    """The clock of a pipelined request begins when the answer before it has been given."""
+    count, runs = rejected(hurried, "header_timeout"), len(hurried.engine.batch_sizes)
+    hurried.engine.hold.clear()
+    try:
+        with connect(hurried) as connection:
+            connection.sendall(HEAD + b"\r\n" + DATA)
+            wait_for(lambda: len(hurried.engine.batch_sizes) > runs)
+            connection.sendall(HEAD)
+            time.sleep(TIMES["header_timeout_s"] * 1.5)
+            hurried.engine.hold.set()
+            answer = read_all(connection)
+    finally:
+        hurried.engine.hold.set()
+    first, _, second = answer.partition(band_labels(32, 48).tobytes())
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert second.startswith(b"HTTP/1.1 408 ")
+    assert rejected(hurried, "header_timeout") == count + 1
 
 
 def test_slow_headers_keep_nobody_out(hurried: Served) -> None:

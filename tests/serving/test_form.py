@@ -99,7 +99,8 @@ def test_an_input_without_a_chosen_file_is_none() -> None:
 
 
 def test_a_part_does_not_inherit_the_disposition_of_the_one_before() -> None:
-    assert cut_file(make_form(make_file(b"photo"), b"X: y\r\n\r\nmore", b"\r\nbare")) == b"photo"
+    for parts in ([b"X: y\r\n\r\nmore", b"\r\nbare"], [b"\r\nbare", b"X: y\r\n\r\nmore"]):
+        assert cut_file(make_form(make_file(b"photo"), *parts)) == b"photo"
 
 
 def test_fields_are_options_and_others_are_counted() -> None:

@@ -33,12 +33,14 @@ def ask(method: str) -> bytes:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[tuple[Server, FakeEngine, grpc.Channel]]:
-    """A server whose engine is busy with one image and takes no other."""
+def held(folder: Path, *, shed: bool = False) -> Iterator[tuple[Server, FakeEngine, grpc.Channel]]:
+    """A server whose engine is busy with one image and takes no other.
+
+    Late requests wait, unless ``shed``: then what is looked at is the deadline itself.
+    """
     write_model(folder)
     engine = FakeEngine(MODEL_SIZE)
-    # Late requests are to wait: what is looked at is the deadline itself.
-    chosen = free_ports(folder).model_copy(update={"shed_late_requests": False})
+    chosen = free_ports(folder).model_copy(update={"shed_late_requests": shed})
     with ServerThread(chosen, serve_fake(engine)) as server:
         server.calls.log = AccessLog("json", io.StringIO())
         with open_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
@@ -75,6 +77,26 @@ def test_a_deadline_that_passes_in_the_queue(tmp_path: Path, method: str) -> Non
         # The one that held the engine, and the one after: never the late one.
         assert engine.batch_sizes == [1, 1]
         assert rejected(server) == 1
+
+
+@pytest.mark.parametrize("method", [SEGMENT, INFER, SEGMENT_STREAM, INFER_STREAM])
+def test_the_queue_knows_the_deadline(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC ends a call by itself; what would be late is refused long before."""
+    with held(tmp_path, shed=True) as (server, engine, channel):
+        # Of one message the head is enough to refuse it: here it has to come further.
+        monkeypatch.setattr(server.segmenter.door, "check", lambda *_: None)
+        server.registry.get("bands").batcher.costs.learn(1, 500.0)
+        ended = call(channel, method, ask(method), timeout=10)
+        if method in (SEGMENT, INFER):
+            assert (ended.code, ended.trailing["segserve-code"]) == (
+                "RESOURCE_EXHAUSTED", "predicted_late",
+            )  # fmt: skip
+        else:
+            assert (ended.code, len(ended.answers)) == ("OK", 1)
+            assert b"shed_late_requests" in ended.answers[0]
+        assert engine.batch_sizes == [1]
 
 
 @pytest.mark.parametrize("method", [SEGMENT, INFER])

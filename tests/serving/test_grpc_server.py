@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Iterator
 
@@ -10,9 +11,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from band_model import CLASSES, Served, band_labels, bands, encode, png_header
+from grpc_health.v1 import health_pb2 as pb_health
 from PIL import Image
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
+
+from serving.errors import ServiceNotFound
+from serving.rpc.health import HealthServicer
 
 SIZE = (100, 160)
 JPEG = encode(bands(*SIZE), "JPEG")
@@ -166,3 +171,29 @@ def test_tritonclient_gets_clear_errors(client: triton.InferenceServerClient) ->
     with pytest.raises(triton.InferenceServerException, match="unknown model") as caught:
         client.get_model_metadata("nope")
     assert "NOT_FOUND" in caught.value.status()
+
+
+async def test_health_is_not_serving_while_the_server_stops() -> None:
+    """Whatever else says that it is ready: clients are to go elsewhere."""
+    stopping = asyncio.Event()
+    ready = True
+    health = HealthServicer(("one",), lambda: ready, stopping)
+    statuses = pb_health.HealthCheckResponse
+
+    async def check(service: str) -> int:
+        return (await health.Check(pb_health.HealthCheckRequest(service=service), None)).status
+
+    assert [await check(name) for name in ("", "one")] == [statuses.SERVING] * 2
+    ready = False
+    assert await check("one") == statuses.NOT_SERVING
+    ready = True
+    watch = health.Watch(pb_health.HealthCheckRequest(), None)
+    assert (await anext(watch)).status == statuses.SERVING
+    stopping.set()
+    assert [await check(name) for name in ("", "one")] == [statuses.NOT_SERVING] * 2
+    # Who watches is told, and then the call ends.
+    assert [answer.status async for answer in watch] == [statuses.NOT_SERVING]
+    with pytest.raises(ServiceNotFound, match="'two'; known: one"):
+        await check("two")
+    watch = health.Watch(pb_health.HealthCheckRequest(service="two"), None)
+    assert [answer.status async for answer in watch] == [statuses.SERVICE_UNKNOWN]

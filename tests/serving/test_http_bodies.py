@@ -25,8 +25,10 @@ from band_model import (
     serve_fakes,
     write_model,
 )
+from isal import isal_zlib
 
-from serving.http.compression import MAX_MEMBERS
+from serving.errors import TooLarge
+from serving.http.compression import MAX_MEMBERS, compress, decompress
 from serving.http.page import build_policy
 from serving.http.segment import quote_header
 from serving.lifecycle import Server
@@ -215,6 +217,38 @@ def test_compressed_wrongly(http: httpx.Client, encoding: str, body: bytes, text
     answer = http.post(SEGMENT, content=body, params=RAW, headers={"Content-Encoding": encoding})
     assert answer.status_code == 400
     assert text in answer.json()["error"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_no_more_is_unpacked_than_one_byte_above_the_limit(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of 0 means none to zlib: one that is reached must not become that."""
+    made = isal_zlib.decompressobj
+    unpacked: list[int] = []
+
+    class Counted:
+        def __init__(self, wbits: int) -> None:
+            self.stream = made(wbits=wbits)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            assert most > 0
+            piece = self.stream.decompress(data, most)
+            unpacked.append(len(piece))
+            return piece
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.stream, name)
+
+    monkeypatch.setattr(isal_zlib, "decompressobj", lambda wbits: Counted(wbits))
+    for size in (0, 1, 99, 100):
+        packed = compress(b"x" * size, encoding)
+        assert decompress(packed, encoding, 100) == b"x" * size
+    for size in (101, 102, 10**6):
+        unpacked.clear()
+        with pytest.raises(TooLarge, match=r"more than 100 bytes \(setting max_request_bytes\)"):
+            decompress(compress(b"x" * size, encoding), encoding, 100)
+        assert sum(unpacked) == 101
 
 
 def test_options_may_be_fields_of_the_form(http: httpx.Client, served: Served) -> None:

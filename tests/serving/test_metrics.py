@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +125,33 @@ def test_series_are_there_before_anything_happens(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.ports.http}/v2/models/made-up/segment"
         assert httpx.post(url, content=PHOTO).status_code == 404
         assert read(server, "segserve_requests_total", model="made-up", code="ok") is None
+
+
+def find_reasons(path: Path) -> set[str]:
+    """Reasons that a source file gives: to errors, and to what counts them itself."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            given = [word.value for word in node.keywords if word.arg == "reason"]
+            if called in ("reject", "rejected", "_give_up"):
+                given += node.args[:1]
+            elif called == "ProtocolError":
+                given += node.args[2:3]
+            found |= {a.value for a in given if isinstance(a, ast.Constant)}
+    return found
+
+
+def test_every_reason_is_known_and_documented() -> None:
+    """One that is missing is born at 1: an alert would not see the first."""
+    root = Path(__file__).parents[2]
+    given = set().union(*(find_reasons(path) for path in (root / "serving").rglob("*.py")))
+    assert {"deadline", "header_fields", "stream_idle", "upload_timeout"} <= given
+    assert given <= set(REASONS)
+    text = (root / "docs" / "observability.md").read_text("utf-8")
+    table = text.partition("| reason | setting |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(REASONS)
 
 
 def test_a_model_that_comes_later_has_its_series_when_it_is_loaded(repository: Path) -> None:

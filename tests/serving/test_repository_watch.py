@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -201,6 +202,35 @@ async def test_the_setting_turns_the_watch_on(repository: Path) -> None:
         write_version(repository / "bands", 2)
         await until(lambda: server.registry.get("bands").version == 2)
         assert await answering_version(http) == "2"
+
+
+async def test_a_change_that_is_cancelled_leaves_nothing_open(repository: Path) -> None:
+    """As where the server stops meanwhile: what was opened for it is closed, and nothing else."""
+    config = repository / "bands" / "config.pbtxt"
+    config.write_text(config.read_text() + "version_policy { all { } }")
+    async with watched(repository) as (server, http, _, opener):
+        begun, go = threading.Event(), threading.Event()
+        load = server.registry.loader.open_engine
+
+        def open_engine(folder: ModelFolder, version: int, settings: Settings) -> Recorder:
+            if version == 3:
+                begun.set()
+                go.wait(60)
+            return load(folder, version, settings)
+
+        server.registry.loader.open_engine = open_engine
+        for version in (2, 3):
+            write_version(repository / "bands", version)
+        change = asyncio.create_task(server.registry.refresh("bands", {2, 3}, server.pool))
+        await until(begun.is_set)
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+        assert change.cancelled()
+        try:
+            assert [(e.version, e.closed) for e in opener.engines] == [(1, False), (2, True)]
+        finally:
+            go.set()
+        assert await answering_version(http) == "1"
 
 
 async def test_a_swap_under_load_fails_no_request(repository: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -73,6 +74,23 @@ def test_png_that_is_none(chunks: list[tuple[bytes, bytes]], why: str) -> None:
     assert why in refusal(png(*chunks, (b"IEND", b"")))
 
 
+def test_png_has_the_colours_and_depths_of_its_standard() -> None:
+    """ISO 15948, table 11.1: 15 of them."""
+    legal = {(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4),
+             (3, 8), (4, 8), (4, 16), (6, 8), (6, 16)}  # fmt: skip
+    found = set()
+    for color in range(9):
+        for depth in range(33):
+            head = struct.pack(">IIBBBBB", 4, 4, depth, color, 0, 0, 0)
+            palette = [(b"PLTE", bytes(3))] if color == 3 else []
+            rows = zlib.compress(bytes(4 * (1 + 32)))
+            data = png((b"IHDR", head), *palette, (b"IDAT", rows), (b"IEND", b""))
+            with suppress(InvalidImage):
+                read_still(data)
+                found.add((color, depth))
+    assert found == legal
+
+
 @pytest.mark.parametrize("first", range(2, 9))
 def test_the_first_exif_counts(first: int) -> None:
     """In every format that may hold several."""
@@ -98,6 +116,30 @@ def test_jpeg_keeps_what_makes_the_picture() -> None:
     data = plain[:2] + comment + plain[2:] + b"\xff\xd8 another image \xff\xd9"
     assert passed_on(data) == plain
     assert np.array_equal(read(data), read(plain))
+
+
+@pytest.mark.parametrize("restart", [0, 1, 2])
+def test_restart_intervals_are_passed_on(restart: int) -> None:
+    """Without the segment that announces them a decoder would read them as damage."""
+    data = encoded(PHOTO, "JPEG", restart_marker_blocks=restart)
+    assert (b"\xff\xdd\0\4" in data) == bool(restart)
+    assert passed_on(data) == data
+    assert np.array_equal(read(data), read(encoded(PHOTO, "JPEG")))
+
+
+def test_frames_of_other_codings_are_refused_by_name() -> None:
+    """ITU T.81, table B.1: every frame that is not baseline, extended or progressive."""
+    data = LOSSY["jpeg"]
+    at = sof(data) + 1
+    names = {"lossless": b"\xc3\xc7\xcb\xcf", "hierarchical": b"\xc5\xc6\xcd\xce",
+             "arithmetic": b"\xc9\xca"}  # fmt: skip
+    for name, codes in names.items():
+        for code in codes:
+            assert name in refusal(data[:at] + bytes([code]) + data[at + 1 :]), hex(code)
+    # Segments that only such files have: arithmetic conditioning, hierarchical progression, EXP.
+    for code, name in ((0xCC, "arithmetic"), (0xDE, "hierarchical"), (0xDF, "hierarchical")):
+        segment = bytes([0xFF, code, 0, 3, 0])
+        assert name in refusal(data[:2] + segment + data[2:]), hex(code)
 
 
 def sof(data: bytes) -> int:

@@ -30,7 +30,7 @@ from serving.calls.calls import Calls
 from serving.calls.tls import open_http_tls
 from serving.dataplane import Dataplane
 from serving.engines.embedded import open_onnx_engine
-from serving.errors import InvalidModel
+from serving.errors import InvalidModel, InvalidSetting
 from serving.grpc_server import build_grpc_server
 from serving.http import json_data
 from serving.http.connection import limit_connections
@@ -48,6 +48,26 @@ from serving.settings import Settings, join_address, strip_brackets
 from serving.views import blending
 
 log = logging.getLogger("segserve")
+
+
+def start_threads(pool: ThreadPoolExecutor, count: int) -> None:
+    """Starts all threads of a pool, which would else start them one by one as work comes.
+
+    Later the system may refuse them, for a limit of processes or memory: then requests fail.
+
+    Raises:
+        InvalidSetting: not all can be started.
+    """
+    together = threading.Barrier(count)
+    try:
+        for _ in range(count):
+            pool.submit(together.wait)
+    except RuntimeError as error:
+        together.abort()
+        raise InvalidSetting(
+            f"pool_threads = {count}: {error}; allow more processes (ulimit -u, or the container's "
+            "limit of pids), or set fewer"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -121,10 +141,11 @@ class Server:
         Raises:
             OSError: a port is taken; the message names it.
             InvalidModel: nothing can be served.
-            InvalidSetting: no decoder process can be started.
+            InvalidSetting: no decoder process, or not all threads, can be started.
         """
         self._watchdog.start()
         try:
+            start_threads(self.pool, self.settings.pool_threads)
             if self.decoders is not None:
                 # First, so that its imports run beside all that follows.
                 self.decoders.start()

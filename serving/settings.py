@@ -230,7 +230,9 @@ class Settings(BaseSettings):
     def _check_origins(cls, origins: frozenset[str]) -> frozenset[str]:
         for origin in sorted(origins):
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin; as https://host or https://host:port")
+                raise ValueError(
+                    f"{origin!r} is not a valid origin: expected https://host or https://host:port"
+                )
         return origins
 
     @field_validator("allowed_formats")

@@ -144,6 +144,8 @@ class _Zygote:
         try:
             with theirs:
                 process = self._ask(child.SPAWN, 0, max_memory_bytes, theirs)
+            if process < 0:
+                raise OSError(f"a decoder process cannot be started: {os.strerror(-process)}")
             ours.settimeout(_START_TIMEOUT_S)
             hello = ours.recv(1 + child.MAX_TEXT)
             ours.settimeout(None)
@@ -430,7 +432,9 @@ class DecoderPool:
                 self._alive -= 1
                 self._changed.notify()
             log.error("%s", error)
-            raise NotReady(f"{error}; try again later") from None
+            raise NotReady(
+                f"there is no decoder for the image ({error}); try again later"
+            ) from None
 
     def _release(self, decoder: _Decoder) -> None:
         with self._changed:

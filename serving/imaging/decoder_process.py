@@ -12,6 +12,7 @@ Nothing here imports the server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import math
 import mmap
@@ -91,12 +92,17 @@ def main(control_fd: int, with_filter: bool) -> None:
             command, process, max_memory_bytes = COMMAND.unpack(message)
             if command == SPAWN:
                 zygote = os.getpid()
-                process = os.fork()
-                if not process:
-                    _be_decoder(control, descriptors[0], zygote, syscalls, max_memory_bytes)
+                try:
+                    process = os.fork()
+                except OSError as error:
+                    # Of processes or of memory: those that are there go on.
+                    reply = -(error.errno or errno.EAGAIN)
+                else:
+                    if not process:
+                        _be_decoder(control, descriptors[0], zygote, syscalls, max_memory_bytes)
+                    decoders.add(process)
+                    reply = process
                 os.close(descriptors[0])
-                decoders.add(process)
-                reply = process
             else:
                 decoders.discard(process)
                 reply = _end(process)

@@ -24,9 +24,11 @@ TRANSPORTS = ("http", "grpc")
 # Of segserve_rejected_total; docs/observability.md names the setting behind each.
 REASONS = (
     "queue_size", "queue_bytes", "policy_queue_size", "deadline", "predicted_late", "inflight",
-    "inflight_megapixels", "connections", "grpc_calls", "header_timeout", "header_bytes",
-    "upload_timeout", "request_bytes", "image_megapixels", "views", "polygons",
-    "shared_memory_regions", "send_timeout", "unauthenticated", "key_limit", "invalid_request",
+    "inflight_megapixels", "connections", "grpc_calls", "message_fields", "stream_idle",
+    "header_timeout", "header_bytes", "header_fields", "upload_timeout", "request_bytes",
+    "json_bytes", "image_memory", "image_megapixels", "views", "polygons", "shared_memory_regions",
+    "send_timeout", "unauthenticated", "key_limit", "invalid_request", "unsupported",
+    "method_not_allowed", "http_version_not_supported",
 )  # fmt: skip
 STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
 # Its header is read before, to choose a model and to refuse what is too large.

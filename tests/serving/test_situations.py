@@ -17,7 +17,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from band_model import bands, encode, write_model
 from own_environment import unavailable
@@ -71,6 +73,11 @@ class Process:
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def resident_bytes(self) -> int:
+        pages = Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def files(self) -> int:
@@ -284,6 +291,29 @@ def test_too_few_threads_for_the_pool_stop_the_start() -> None:
         start_threads(pool, 3)
     # Those that wait for the others do not wait for ever.
     pool.shutdown(wait=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_by_ten_thousand_pixels_in_four_kilobytes(repository: Path) -> None:
+    """As many as ``max_image_megapixels`` allows by default, and a row more."""
+
+    def webp(height: int) -> bytes:
+        data = cv2.imencode(".webp", np.zeros((height, 10_000, 3), np.uint8))[1].tobytes()
+        assert len(data) < 5000
+        return data
+
+    with serving(repository, '{"max_image_megapixels": 100}') as process:
+        url = process.http + "/v2/models/bands/segment?format=stats&size=model"
+        before = process.resident_bytes
+        for _ in range(3):
+            answer = httpx.post(url, content=webp(10_000), timeout=120)
+            assert answer.status_code == 200
+            assert answer.headers["x-image-size"] == "10000x10000"
+        answer = httpx.post(url, content=webp(10_001), timeout=120)
+        assert answer.status_code == 413
+        assert "max_image_megapixels = 100" in answer.json()["error"]
+        assert process.segment().status_code == 200
+        wait_for(lambda: process.resident_bytes < before + (64 << 20))
 
 
 def test_as_many_files_may_be_open_as_the_system_allows() -> None:

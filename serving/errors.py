@@ -272,6 +272,11 @@ class EngineFailed(SegserveError):
 class Internal(SegserveError):
     """A defect of the server; the cause is in its log, under the request's id."""
 
+    TEXT: Final = "the server failed; its log has the cause under the id in x-request-id"
+
+    def __init__(self, text: str = TEXT) -> None:
+        super().__init__(text)
+
 
 # Of what no error class of ours says: unknown routes and methods, and a defect.
 OTHER_CODES = ("not_found", "method_not_allowed", INTERNAL)

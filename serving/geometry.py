@@ -62,7 +62,9 @@ class Size:
         """
         match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text.strip().lower())
         if match is None:
-            raise ValueError(f"{text!r} is no size; write HEIGHTxWIDTH, for example 352x480")
+            raise ValueError(
+                f"{text!r} is not a valid size: expected HEIGHTxWIDTH, for example 352x480"
+            )
         return cls(int(match[1]), int(match[2]))
 
 

@@ -27,7 +27,7 @@ from serving.calls.calls import Calls
 from serving.calls.tls import open_http_tls
 from serving.dataplane import Dataplane
 from serving.engines.embedded import open_onnx_engine
-from serving.errors import InvalidModel
+from serving.errors import InvalidModel, InvalidSetting
 from serving.grpc_server import build_grpc_server
 from serving.http import json_data
 from serving.http.connection import HttpConnection, limit_connections
@@ -51,6 +51,26 @@ log = logging.getLogger("segserve")
 
 # For the rest of the log where a second signal asks to end at once.
 END_S = 0.5
+
+
+def start_threads(pool: ThreadPoolExecutor, count: int) -> None:
+    """Starts all threads of a pool, which would else start them one by one as work comes.
+
+    Later the system may refuse them, for a limit of processes or memory: then requests fail.
+
+    Raises:
+        InvalidSetting: not all can be started.
+    """
+    together = threading.Barrier(count)
+    try:
+        for _ in range(count):
+            pool.submit(together.wait)
+    except RuntimeError as error:
+        together.abort()
+        raise InvalidSetting(
+            f"pool_threads = {count}: {error}; allow more processes (ulimit -u, or the container's "
+            "limit of pids), or set fewer"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -150,12 +170,13 @@ class Server:
         Raises:
             OSError: a port is taken; the message names it.
             InvalidModel: nothing can be served.
-            InvalidSetting: no decoder process can be started.
+            InvalidSetting: no decoder process, or not all threads, can be started.
         """
         self._watchdog.start()
         if self._memory_returner is not None:
             self._memory_returner.start()
         try:
+            start_threads(self.pool, self.settings.pool_threads)
             if self.decoders is not None:
                 # First, so that its imports run beside all that follows.
                 self.decoders.start()

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.imaging.header import DEFAULT_FORMATS
+
+PREFIX: Final = "SEGSERVE_"
+# Other variables of that prefix: the client's key, the cache of compiled loops, a switch of the
+# tests. Kubernetes adds those of a Service of that name (SEGSERVE_PORT_8000_TCP, ...).
+_OTHERS = {"SEGSERVE_API_KEY", "SEGSERVE_CACHE_DIR", "SEGSERVE_TEST_NO_SKIP"}
+_OF_KUBERNETES = re.compile("SEGSERVE_(SERVICE_.*|PORT|PORT_[0-9].*)")
+
+# In the environment as JSON or separated by commas.
+Words: TypeAlias = Annotated[frozenset[str], NoDecode]
 
 
 class Settings(BaseSettings):
     """Defaults suit one machine that serves a few models; ``SEGSERVE_HTTP_PORT=80`` overrides."""
 
-    model_config = SettingsConfigDict(env_prefix="SEGSERVE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     repository: Path = Field(Path("model_repository"), description="folder of models")
     host: str = Field(
@@ -77,7 +89,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="one key a line, NAME KEY [requests_per_second=N] [concurrent=N]"
     )
-    allowed_origins: frozenset[str] = Field(
+    allowed_origins: Words = Field(
         frozenset(),
         description="of pages elsewhere that may ask from a browser, as https://host; * for all",
     )
@@ -124,7 +136,7 @@ class Settings(BaseSettings):
         description="an HTTP connection may idle; longer than proxies keep theirs, which is 60 to "
         "120 s. Where max_http_connections are open the longest idle one is closed sooner",
     )
-    trusted_proxies: frozenset[str] = Field(
+    trusted_proxies: Words = Field(
         frozenset(),
         description="addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are "
         "believed, as 10.0.0.0/8; none by default",
@@ -136,7 +148,7 @@ class Settings(BaseSettings):
         "of the request's deadline at most",
     )
     send_timeout_s: float = Field(60.0, gt=0, description="a client may stop reading its answer")
-    allowed_formats: frozenset[str] = Field(
+    allowed_formats: Words = Field(
         DEFAULT_FORMATS, description="of encoded images, a subset of these"
     )
     max_inflight_megapixels: float = Field(
@@ -207,6 +219,18 @@ class Settings(BaseSettings):
     )
     stop_timeout_s: float = Field(30.0, gt=0, description="for requests in flight, after draining")
 
+    @field_validator("allowed_origins", "trusted_proxies", "allowed_formats", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"expected a JSON list, or words with commas: {error}") from None
+        return [word.strip() for word in value.split(",") if word.strip()]
+
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str) -> str:
@@ -230,7 +254,9 @@ class Settings(BaseSettings):
     def _check_origins(cls, origins: frozenset[str]) -> frozenset[str]:
         for origin in sorted(origins):
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin; as https://host or https://host:port")
+                raise ValueError(
+                    f"{origin!r} is not a valid origin: expected https://host or https://host:port"
+                )
         return origins
 
     @field_validator("allowed_formats")
@@ -241,6 +267,21 @@ class Settings(BaseSettings):
             known = ", ".join(sorted(DEFAULT_FORMATS))
             raise ValueError(f"{', '.join(unknown) or 'no format'} cannot be decoded; {known} can")
         return formats
+
+
+def find_misspelt(variables: Iterable[str]) -> list[str]:
+    """Returns a sentence for each variable of the environment that looks like a setting and has
+    the name of none: it would have no effect, and nobody would know."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    found = []
+    for name in sorted(variables):
+        if name.upper().startswith(PREFIX) and name.upper() not in _OTHERS.union(known):
+            if _OF_KUBERNETES.fullmatch(name):
+                continue
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            found.append(f"{name} in the environment is not a setting and has no effect{hint}")
+    return found
 
 
 def strip_brackets(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from serving.batching.engine_thread import EngineThread, EngineThreadDied
 from serving.batching.request_queue import Item, RequestQueue
 from serving.errors import EngineFailed, SegserveError
 
+log = logging.getLogger("segserve")
+
+_THREAD_RETRY_S = 1.0
 _NOT_FINITE = (
     "the network's logits are not finite (NaN or infinity); its weights or its precision are at "
     "fault"
@@ -95,7 +99,7 @@ class Workers:
             self.idle.set()
 
     async def _work(self, admission: Admission) -> None:
-        thread: EngineThread[Run] = EngineThread("engine")
+        thread = await _start_thread()
         try:
             while True:
                 await self._slot.usable.wait()
@@ -106,15 +110,17 @@ class Workers:
                 # At work before the queue is noted: a drain must not see neither.
                 self._at_work.append(batch)
                 self._slot.calm.clear()
+                lives = True
                 try:
-                    if batch.items and not await self._run(batch, thread):
-                        thread.stop()
-                        thread = EngineThread("engine")
+                    lives = not batch.items or await self._run(batch, thread)
                 finally:
                     self._at_work.remove(batch)
                     if not self._at_work:
                         self._slot.calm.set()
                     self.note_queue()
+                if not lives:
+                    thread.stop()
+                    thread = await _start_thread()
         finally:
             thread.stop()
 
@@ -182,3 +188,13 @@ class Workers:
         assembled = run.assembled_s
         self._observer.batch_done(Execution(len(items), assembled, spent - assembled, handed_out))
         return True
+
+
+async def _start_thread() -> EngineThread[Run]:
+    """Returns a thread for the engine; tries again for as long as the system refuses one."""
+    while True:
+        try:
+            return EngineThread("engine")
+        except RuntimeError as error:
+            log.error("no thread for the engine: %s; trying again", error)
+            await asyncio.sleep(_THREAD_RETRY_S)

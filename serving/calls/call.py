@@ -5,8 +5,10 @@ The call that is being worked on is known everywhere below the transport, withou
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
+import traceback
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,8 +16,10 @@ from time import perf_counter, time_ns
 from typing import Literal, TypeAlias
 
 from serving.calls.authentication import KeyUse
-from serving.errors import SegserveError
+from serving.errors import SegserveError, drop_traceback
 from serving.metrics import Interval, Timings
+
+log = logging.getLogger("segserve")
 
 Transport: TypeAlias = Literal["http", "grpc"]
 REQUEST_ID = "x-request-id"
@@ -103,6 +107,16 @@ def note_error(code: str) -> None:
     call = current_call.get()
     if call is not None:
         call.code = code
+
+
+def log_defect(error: Exception) -> None:
+    """Logs what broke the call that is being worked on, with the call's id, in one record."""
+    call = current_call.get()
+    # Paths are percent-decoded, so a caller could put line ends into them.
+    name = f"{call.path!a}, request {call.request_id}" if call else "a call"
+    # As text: a record that a handler keeps would keep the frames, and the request in them.
+    log.error("%s: %s", name, "".join(traceback.format_exception(error)).rstrip())
+    drop_traceback(error)
 
 
 def note_refusal(error: SegserveError) -> None:

@@ -39,8 +39,8 @@ def open_http_tls(settings: Settings) -> ssl.SSLContext | None:
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
     except ssl.SSLError as error:
         raise InvalidSetting(
-            f"setting tls_key: {settings.tls_key} is no unencrypted PEM key of the certificate "
-            f"{settings.tls_certificate} ({error.reason or error})"
+            f"setting tls_key: {settings.tls_key} is not the unencrypted PEM key of the "
+            f"certificate {settings.tls_certificate} ({error.reason or error})"
         ) from None
     if settings.tls_client_ca is not None:
         _read("tls_client_ca", settings.tls_client_ca)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from rich.logging import RichHandler
 from serving.errors import InvalidModel, InvalidSetting, NotReady
 from serving.lifecycle import Server, run
 from serving.observability.log_stream import LogStream
-from serving.settings import Settings, join_address
+from serving.settings import Settings, find_misspelt, join_address
+
+log = logging.getLogger("segserve")
 
 OPEN_FILES = 65_536
 
@@ -65,6 +68,8 @@ def serve(
         format="%(message)s",
         handlers=[RichHandler(console=console, show_path=False)],
     )
+    for sentence in find_misspelt(os.environ):
+        log.warning("%s", sentence)
     _raise_file_limit()
     try:
         settings = Settings.model_validate(

@@ -49,7 +49,9 @@ class TritonConnection:
             raise ValueError("no Triton server is named; give --triton-url HOST:GRPC_PORT")
         for url in urls:
             if "//" in url or ":" not in url:
-                raise ValueError(f"{url!r} is no HOST:GRPC_PORT of a Triton server")
+                raise ValueError(
+                    f"{url!r} is not a valid address of a Triton server: expected HOST:GRPC_PORT"
+                )
         self.urls = tuple(urls)
         self.timeout_s = timeout_s
         self._channels = [grpc.insecure_channel(url, options=CHANNEL_OPTIONS) for url in self.urls]

@@ -8,9 +8,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.calls.call import log_defect
 from serving.calls.calls import Calls
 from serving.door import Door
 from serving.errors import (
+    INTERNAL,
+    Internal,
     InvalidRequest,
     SegserveError,
     TooManyRequests,
@@ -55,6 +58,7 @@ class CallMiddleware:
 
         client = scope["client"][0] if scope["client"] else ""
         with self.calls.call("http", scope["method"], scope["path"], client, read) as call:
+            is_begun = False
 
             async def receive_counted() -> Message:
                 message = await receive()
@@ -62,7 +66,9 @@ class CallMiddleware:
                 return message
 
             async def send_marked(message: Message) -> None:
+                nonlocal is_begun
                 if message["type"] == "http.response.start":
+                    is_begun = True
                     call.status = str(message["status"])
                     if message["status"] >= 400 and call.code == "ok":
                         call.code = code_of_http(message["status"])
@@ -85,7 +91,15 @@ class CallMiddleware:
                 call.code = error.code
                 await show(error)(routed, receive_counted, send_marked)
                 return
-            await self.app(routed, receive_counted, send_marked)
+            try:
+                await self.app(routed, receive_counted, send_marked)
+            except Exception as error:
+                # Where the answer has begun, the connection breaks it off.
+                if is_begun:
+                    raise
+                log_defect(error)
+                call.code = INTERNAL
+                await show(Internal())(routed, receive_counted, send_marked)
 
 
 def route_method(method: str, path: str) -> str:

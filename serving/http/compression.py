@@ -87,7 +87,10 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
                 if stream.eof:
                     stream = None
     except isal_zlib.error as error:  # type: ignore[misc]  # its stub says it is no class
-        raise InvalidRequest(f"Content-Encoding {encoding}: {error}") from None
+        raise InvalidRequest(
+            f"Content-Encoding {encoding}: the body is not a valid {encoding} stream ({error}); "
+            "leave the header out of a request whose body is not compressed"
+        ) from None
     if stream is not None or not members:
         raise InvalidRequest(f"Content-Encoding {encoding}: the body is not a whole stream")
     return content.getvalue()

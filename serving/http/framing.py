@@ -370,7 +370,7 @@ def _split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, byte
     if absolute := _ABSOLUTE.fullmatch(target):
         authority, target = absolute.groups()
         if not authority or authority[:1] == b":" or not _AUTHORITY.fullmatch(authority):
-            raise ProtocolError("the request's target names no valid host")
+            raise ProtocolError("the host in the request's target is not a valid HOST or HOST:PORT")
         if target[:1] != b"/":
             target = b"/" + target
     elif target == b"*" and method == "OPTIONS":

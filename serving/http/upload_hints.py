@@ -13,6 +13,8 @@ _JSON = re.compile(rb"\s*(?:\{\s*[\"}]|\[)", re.ASCII)
 _FILE_NAME = re.compile(rb"\s*@?[\w./\\: -]{1,255}\.(?:jpe?g|png|bmp|webp)\s*", re.ASCII | re.I)
 _FORM = re.compile(rb"(?:\r\n)?--[\x21-\x7e]{1,256}\r\n", re.ASCII)
 _FORM_FIELD = re.compile(rb"[\w.-]{1,64}=", re.ASCII)
+# What `curl -d @file` leaves out, besides zero bytes.
+_LINE_END = re.compile(rb"[\r\n]")
 BEGINNING = 512
 URL_ENCODED = "application/x-www-form-urlencoded"
 
@@ -36,7 +38,10 @@ def find_hint(data: bytes, content_type: str) -> str:
         return "the body is a form: send its Content-Type with it (multipart/form-data; boundary=)"
     if len(data) <= 260 and _FILE_NAME.fullmatch(data):
         return "the body is the name of a file: send its bytes (curl --data-binary @street.jpg)"
-    if kind == URL_ENCODED and (head.startswith(_IMAGES) or _FORM_FIELD.match(head)):
+    # `curl --data-binary` has that Content-Type too, and keeps every byte.
+    if kind == URL_ENCODED and (
+        _FORM_FIELD.match(head) or (head.startswith(_IMAGES) and not _LINE_END.search(data))
+    ):
         return (
             "its Content-Type is that of `curl -d`, which leaves out line ends and so breaks the "
             "bytes: send them with `curl --data-binary @street.jpg`, or -T, or -F image=@street.jpg"

@@ -329,7 +329,7 @@ def _bitstream_size(kind: bytes, body: memoryview) -> tuple[int, int]:
         return width & 0x3FFF, height & 0x3FFF
     signature, bits = struct.unpack_from("<BI", body)
     if signature != 0x2F or bits >> 29:
-        raise BrokenImage("is broken: it is no lossless bitstream of version 0")
+        raise BrokenImage("is broken: its lossless bitstream is not of version 0")
     return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
 
 

@@ -465,7 +465,9 @@ class DecoderPool:
                 self._alive -= 1
                 self._changed.notify()
             log.error("%s", error)
-            raise NotReady(f"{error}; try again later") from None
+            raise NotReady(
+                f"there is no decoder for the image ({error}); try again later"
+            ) from None
 
     def _release(self, decoder: _Decoder) -> None:
         with self._changed:

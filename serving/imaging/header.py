@@ -117,4 +117,4 @@ def _detect(start: bytes, formats: frozenset[str]) -> str:
     for name, magic in _MAGIC:
         if magic.match(start):
             return name
-    raise InvalidImage(f"the bytes are no image that is known here; send {_listed(formats)}")
+    raise InvalidImage(f"the bytes are not a known image: expected {_listed(formats)}")

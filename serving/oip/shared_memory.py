@@ -66,7 +66,10 @@ class SharedMemory:
         self._check_enabled()
         plain = key.removeprefix("/")
         if not plain or "/" in plain or "\0" in plain or plain in (".", ".."):
-            raise InvalidRequest(f"shared memory region {name!r}: {key!r} is no key of shm_open")
+            raise InvalidRequest(
+                f"shared memory region {name!r}: {key!r} is not a valid key: expected the name of "
+                "an object as shm_open takes it, for example /tensors"
+            )
         if offset < 0 or size < 1:
             raise InvalidRequest(
                 f"shared memory region {name!r}: offset {offset} and byte_size {size} hold nothing"
@@ -235,5 +238,5 @@ def _open(key: str, plain: str) -> int:
         raise InvalidRequest(f"cannot open shared memory {key!r}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InvalidRequest(f"{key!r} is no shared memory object")
+        raise InvalidRequest(f"{key!r} is not a shared memory object")
     return descriptor

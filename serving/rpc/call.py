@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 
-from serving.calls.call import current_call, note_error, note_refusal
+from serving.calls.call import current_call, log_defect, note_error, note_refusal
 from serving.errors import Internal, SegserveError, TooManyRequests, drop_traceback, shorten
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -87,14 +86,8 @@ async def end_call(context: Context, error: SegserveError) -> None:
 async def fail_call(context: Context, error: Exception) -> None:
     """Ends the call that a defect of the server has broken: INTERNAL with the call's id, and the
     whole error in the log alone."""
-    call = current_call.get()
-    name = f"{call.path}, request {call.request_id}" if call else "a call"
-    # As text: a record that a handler keeps would keep the frames, and the message in them.
-    log.error("%s: %s", name, "".join(traceback.format_exception(error)).rstrip())
-    drop_traceback(error)
-    await end_call(
-        context, Internal("the server failed; its log has the cause under the id in x-request-id")
-    )
+    log_defect(error)
+    await end_call(context, Internal())
 
 
 def cancelled_by_itself(task: asyncio.Task[object]) -> None:

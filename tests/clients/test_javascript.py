@@ -181,5 +181,5 @@ def test_pages_elsewhere_ask_where_the_setting_names_them(tmp_path: Path, elsewh
 
 @pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://a b"])
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(ValueError, match="is no origin"):
+    with pytest.raises(ValueError, match="not a valid origin"):
         Settings(allowed_origins=frozenset([origin]))

@@ -45,6 +45,34 @@ def run_logged(
         yield server, written
 
 
+def test_a_defect_is_internal_and_its_cause_in_the_log_alone(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over HTTP; over gRPC: ``test_grpc_budgets.py``."""
+
+    def break_down(*arguments: object, **named: object) -> None:
+        raise ZeroDivisionError("the secret cause")
+
+    with run_logged(repository, "json") as (server, written):
+        url = f"http://127.0.0.1:{server.ports.http}"
+        monkeypatch.setattr(server.segmenter, "segment", break_down)
+        monkeypatch.setattr(server.dataplane, "find", break_down)
+        for index, path in enumerate((SEGMENT, SEGMENT.replace("segment", "infer"))):
+            caplog.clear()
+            headers = {"X-Request-Id": f"mine-{index}"}
+            answer = httpx.post(url + path, content=DATA, headers=headers)
+            assert answer.status_code == 500
+            assert answer.json()["code"] == "internal"
+            assert "secret" not in answer.text
+            assert answer.headers["x-request-id"] == f"mine-{index}"
+            (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+            assert f"mine-{index}" in record.getMessage()
+            assert "secret cause" in record.getMessage()
+        assert httpx.get(url + "/v2/health/ready").status_code == 200
+    logged = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [(x["status"], x["code"]) for x in logged] == [(500, "internal")] * 2
+
+
 def test_http_requests_are_lines_of_json(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -12,6 +12,7 @@ from band_model import write_model
 from contract_graph import make_graph
 
 from serving.cli import find_commands, load_command
+from serving.settings import Settings, find_misspelt
 
 SEGSERVE = Path(sys.executable).with_name("segserve")
 
@@ -64,16 +65,38 @@ def test_a_missing_package_names_the_extra() -> None:
         (("--http-port", "99999"), {}, "http_port"),
         (("--engine", "magic"), {}, "engine"),
         ((), {"SEGSERVE_MAX_QUEUE_SIZE": "0"}, "max_queue_size"),
+        ((), {"SEGSERVE_TRUSTED_PROXIES": "10.0.0.0/8,here"}, "'here' is not a valid address"),
+        ((), {"SEGSERVE_TRUSTED_PROXIES": '["10.0.0.0/8"'}, "trusted_proxies"),
+        ((), {"SEGSERVE_ALLOWED_FORMATS": "JPEG,GIF"}, "GIF cannot be decoded"),
+        (("--repository", "nowhere"), {"SEGSERVE_API_KEY_FILE": "keys"},
+         "did you mean SEGSERVE_API_KEYS_FILE?"),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_stop_the_start_and_are_named(
     arguments: tuple[str, ...], environment: dict[str, str], text: str, tmp_path: Path
 ) -> None:
     ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
     answer = call("serve", *ports, *arguments, **environment)
     assert answer.returncode == 1
-    assert text in answer.stderr
+    assert text in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
+
+
+def test_lists_are_written_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = frozenset({"10.0.0.0/8", "::1"})
+    for text in ("10.0.0.0/8,::1", " 10.0.0.0/8 , ::1, ", '["10.0.0.0/8", "::1"]'):
+        monkeypatch.setenv("SEGSERVE_TRUSTED_PROXIES", text)
+        assert Settings().trusted_proxies == expected
+    monkeypatch.setenv("SEGSERVE_TRUSTED_PROXIES", "")
+    assert Settings().trusted_proxies == frozenset()
+
+
+def test_what_is_in_the_environment_for_others_is_not_misspelt() -> None:
+    others = ("SEGSERVE_API_KEY", "SEGSERVE_CACHE_DIR", "SEGSERVE_PORT", "SEGSERVE_PORT_80_TCP",
+              "SEGSERVE_SERVICE_HOST", "SEGSERVE_THREADS", "PATH")  # fmt: skip
+    assert find_misspelt(others) == []
+    (sentence,) = find_misspelt(["SEGSERVE_XYZ"])
+    assert sentence == "SEGSERVE_XYZ in the environment is not a setting and has no effect"
 
 
 def test_models_lists_what_is_served_and_why_something_is_not(tmp_path: Path) -> None:

@@ -293,6 +293,15 @@ def test_what_is_sent_for_an_image_is_explained(
     assert text in answer.json()["error"]
 
 
+def test_whole_bytes_of_a_broken_image_are_not_blamed_on_curl(http: httpx.Client) -> None:
+    """`curl --data-binary` has the Content-Type of `curl -d`."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = http.post(SEGMENT, content=PHOTO[: len(PHOTO) // 2], headers=headers)
+    assert answer.status_code == 400
+    assert "truncated" in answer.json()["error"]
+    assert "curl" not in answer.json()["error"]
+
+
 @pytest.mark.parametrize("name", ["улица", "道路", "straße", "a%20b", "café au lait"])
 def test_models_have_names_of_every_script(tmp_path: Path, name: str) -> None:
     write_model(tmp_path, name)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from band_model import bands, encode, write_model
 from own_environment import unavailable
 from waiting import wait_for
+
+from serving.errors import InvalidSetting
+from serving.lifecycle import start_threads
 
 SEGMENT = "/v2/models/bands/segment?format=raw"
 PHOTO = encode(bands(32, 48))
@@ -68,18 +76,27 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
+    def resident_bytes(self) -> int:
+        pages = Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
     def files(self) -> int:
         return len(os.listdir(f"/proc/{self.popen.pid}/fd"))
 
 
 @contextmanager
 def serving(
-    repository: Path, settings: str = "{}", stderr: Path | None = None, **variables: str
+    repository: Path,
+    settings: str = "{}",
+    stderr: Path | None = None,
+    prefix: Sequence[str] = (),
+    **variables: str,
 ) -> Iterator[Process]:
     with ExitStack() as stack:
         target = None if stderr is None else stack.enter_context(stderr.open("wb"))
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(repository), settings],
+            [*prefix, sys.executable, "-c", SERVER, str(repository), settings],
             stdout=subprocess.PIPE, stderr=target, text=True, cwd=SUPPORT,
             env={**os.environ, **variables},
         )  # fmt: skip
@@ -245,6 +262,108 @@ def test_two_servers_may_have_one_repository(repository: Path) -> None:
         assert httpx.get(one.http + url).status_code == 503
         assert httpx.get(other.http + url).status_code == 200
         assert one.segment().status_code == other.segment().status_code == 200
+
+
+# No other process has it.
+ALONE = 54_321
+# To read the files of root, as this project may be.
+CAPABILITIES = "+dac_override,+dac_read_search"
+
+
+def as_nobody(*, reads_all: bool) -> list[str]:
+    """What a command is preceded by to run as a user whose number of processes is limited: root's
+    is not. ``reads_all`` keeps root's leave to read this project's files."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        unavailable("another user's processes can be limited by root alone, and with setpriv")
+    kept = ["--inh-caps", CAPABILITIES, "--ambient-caps", CAPABILITIES] if reads_all else []
+    return ["setpriv", "--reuid", str(ALONE), "--clear-groups", *kept]
+
+
+def limit_processes(process: int, count: int) -> None:
+    """Limits the processes and threads that the user of a running process may have."""
+    command = [*as_nobody(reads_all=False), "prlimit", f"--nproc={count}:", f"--pid={process}"]
+    subprocess.run(command, check=True)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(x) for x in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_no_thread_and_no_process_more_than_there_are(repository: Path) -> None:
+    """As under ``ulimit -u`` or a container's limit of pids: what is there goes on working."""
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    plenty = most if most != resource.RLIM_INFINITY else 100_000
+    settings = '{"pool_threads": 12, "decoder_processes": 3}'
+    with serving(repository, settings, prefix=as_nobody(reads_all=True)) as process:
+        server = process.popen.pid
+        (zygote,) = children_of(server)
+        threads = len(os.listdir(f"/proc/{server}/task"))
+        limit_processes(server, threads + 1 + len(children_of(zygote)))
+        with ThreadPoolExecutor(10) as callers:
+            statuses = callers.map(lambda _: process.segment().status_code, range(30))
+            assert set(statuses) == {200}
+
+        limit_processes(zygote, 1)
+        for decoder in children_of(zygote):
+            os.kill(decoder, signal.SIGKILL)
+        refused = process.segment()
+        assert refused.status_code == 503
+        assert "a decoder process cannot be started: Resource temporarily" in refused.text
+        assert children_of(server) == [zygote]
+
+        limit_processes(server, plenty)
+        limit_processes(zygote, plenty)
+
+        def answers_with_all() -> bool:
+            with ThreadPoolExecutor(6) as callers:
+                list(callers.map(lambda _: process.segment(), range(6)))
+            return len(children_of(zygote)) == 3 and process.segment().status_code == 200
+
+        wait_for(answers_with_all)
+
+
+def test_too_few_threads_for_the_pool_stop_the_start() -> None:
+    """A start that goes on would fail requests later."""
+    pool = ThreadPoolExecutor(3)
+
+    started = pool._adjust_thread_count  # type: ignore[attr-defined]
+    count = 0
+
+    def start_two() -> None:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise RuntimeError("can't start new thread")
+        started()
+
+    pool._adjust_thread_count = start_two  # type: ignore[attr-defined]
+    with pytest.raises(InvalidSetting, match="pool_threads = 3: can't start new thread; allow"):
+        start_threads(pool, 3)
+    # Those that wait for the others do not wait for ever.
+    pool.shutdown(wait=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_by_ten_thousand_pixels_in_four_kilobytes(repository: Path) -> None:
+    """As many as ``max_image_megapixels`` allows by default, and a row more."""
+
+    def webp(height: int) -> bytes:
+        data = cv2.imencode(".webp", np.zeros((height, 10_000, 3), np.uint8))[1].tobytes()
+        assert len(data) < 5000
+        return data
+
+    with serving(repository, '{"max_image_megapixels": 100}') as process:
+        url = process.http + "/v2/models/bands/segment?format=stats&size=model"
+        before = process.resident_bytes
+        for _ in range(3):
+            answer = httpx.post(url, content=webp(10_000), timeout=120)
+            assert answer.status_code == 200
+            assert answer.headers["x-image-size"] == "10000x10000"
+        answer = httpx.post(url, content=webp(10_001), timeout=120)
+        assert answer.status_code == 413
+        assert "max_image_megapixels = 100" in answer.json()["error"]
+        assert process.segment().status_code == 200
+        wait_for(lambda: process.resident_bytes < before + (64 << 20))
 
 
 def test_as_many_files_may_be_open_as_the_system_allows() -> None:

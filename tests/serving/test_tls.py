@@ -105,7 +105,7 @@ def test_mutual_tls_takes_only_clients_that_the_authority_knows(
         ({"tls_certificate": "absent", "tls_key": "key"}, "tls_certificate: cannot read"),
         ({"tls_certificate": "key", "tls_key": "key"}, "tls_certificate: .*no PEM certificate"),
         ({"tls_certificate": "certificate", "tls_key": "absent"}, "tls_key: cannot read"),
-        ({"tls_certificate": "certificate", "tls_key": "ca"}, "tls_key: .*no unencrypted PEM key"),
+        ({"tls_certificate": "certificate", "tls_key": "ca"}, "tls_key: .*is not the unencrypted"),
         # A key, of another certificate.
         ({"tls_certificate": "certificate", "tls_key": "client"}, "tls_key: .*of the certificate"),
         (

@@ -24,7 +24,7 @@ from PIL import Image
 from waiting import wait_for
 
 from serving.errors import DeadlineExceeded, InvalidImage, InvalidSetting, NotReady, TooLarge
-from serving.imaging import decoder_pool
+from serving.imaging import decoder_pool, shared_memory
 from serving.imaging import decoder_process as child
 from serving.imaging.decode import check_still, decode, read_still
 from serving.imaging.decoder_pool import DecoderPool, Decoding
@@ -349,6 +349,26 @@ def test_pixels_live_as_long_as_they_are_used(shared: Decoders) -> None:
     held = [shared.decode(encoded(PHOTO.rotate(k), "PNG")) for k in range(40)]
     for k, pixels in enumerate(held):
         np.testing.assert_array_equal(pixels, np.asarray(PHOTO.rotate(k)))
+
+
+def test_who_lets_go_of_a_large_image_does_not_wait_for_its_memory(shared: Decoders) -> None:
+    """It is the event loop, mostly: unmapping takes a tenth of a second of 100 megapixels."""
+    before = shared_bytes()
+    pixels = shared.decode(encoded(Image.new("L", (4000, 4500)), "PNG", compress_level=1))
+    assert shared_bytes() > before + (50 << 20)
+    unmap, threads = shared_memory._LIBC.munmap, []
+
+    class Watched:
+        def munmap(self, address: int, size: int) -> int:
+            threads.append((threading.current_thread(), size))
+            return int(unmap(address, size))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_memory, "_LIBC", Watched())
+        del pixels
+        wait_for(lambda: bool(threads))
+    assert [(thread.name, size > 50 << 20) for thread, size in threads] == [("unmap", True)]
+    wait_for(lambda: shared_bytes() < before + (10 << 20))
 
 
 def test_nothing_of_an_earlier_image_is_there_for_a_decoder(shared: Decoders) -> None:

@@ -202,8 +202,6 @@ class _Zygote:
             self.control.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self.control.close()
-            if self._is_lost:
-                self.process.kill()
         try:
             self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -568,6 +566,8 @@ class DecoderPool:
                 raise OSError("the server stops")
             if self._zygote is None or not self._zygote.is_alive:
                 if self._zygote is not None:
+                    # It may be stopped, and who waits for an image waits for this.
+                    self._zygote.process.kill()
                     self._zygote.close()
                 self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
             return self._zygote

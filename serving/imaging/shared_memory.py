@@ -13,6 +13,8 @@ import ctypes
 import fcntl
 import mmap
 import os
+import queue
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +32,9 @@ _LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _FAILED = ctypes.c_void_p(-1).value
 _MAP_POPULATE = 0x8000
 _MADV_REMOVE = 9
+
+# Takes over a millisecond to unmap.
+_LARGE_BYTES = 4 << 20
 
 # Buffers of one decoder that are used again; ONE_USE is none of them.
 SLOTS = 8
@@ -49,10 +54,52 @@ def create(size: int) -> int:
     return memory
 
 
-def map_bytes(memory: int, size: int) -> npt.NDArray[np.uint8]:
+class _Unmapper:
+    """A thread that unmaps large memory.
+
+    Whoever lets go of an image last is often the event loop, and unmapping one of 100 megapixels
+    takes a tenth of a second.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant, as finalizers need it: they run in the midst of anything.
+        self._queue: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._is_started = False
+
+    def start(self) -> None:
+        """Starts the thread, if it was not started before. Not for finalizers."""
+        with self._starting:
+            if not self._is_started:
+                threading.Thread(target=self._run, name="unmap", daemon=True).start()
+                self._is_started = True
+
+    def unmap(self, address: int, size: int) -> None:
+        """Unmaps soon. Any thread may call it, at any moment."""
+        self._queue.put((address, size))
+
+    def _run(self) -> None:
+        while True:
+            address, size = self._queue.get()
+            _unmap(address, size)
+
+
+def _unmap(address: int, size: int) -> None:
+    _LIBC.munmap(address, size)
+
+
+_UNMAPPER = _Unmapper()
+
+
+def map_bytes(
+    memory: int, size: int, unmap: Callable[[int, int], None] = _unmap
+) -> npt.NDArray[np.uint8]:
     """Maps the first ``size`` bytes, all pages at once; they go when no view of them is left.
 
     Unlike ``mmap.mmap`` this keeps no descriptor for as long as the memory is used.
+
+    Args:
+        unmap: called then, with the address and the size.
 
     Raises:
         MemoryError: there is no room for them.
@@ -62,7 +109,7 @@ def map_bytes(memory: int, size: int) -> npt.NDArray[np.uint8]:
     if address == _FAILED:
         raise MemoryError(f"mapping an image: {os.strerror(ctypes.get_errno())}")
     buffer = (ctypes.c_uint8 * size).from_address(address)
-    ending = weakref.finalize(buffer, _LIBC.munmap, address, size)
+    ending = weakref.finalize(buffer, unmap, address, size)
     ending.atexit = False
     return np.frombuffer(memoryview(buffer), np.uint8)
 
@@ -86,7 +133,11 @@ class Buffer:
         self.dirty = 0
         self.descriptor = create(size)
         self._close = weakref.finalize(self, os.close, self.descriptor)
-        self._bytes = map_bytes(self.descriptor, size)
+        if size < _LARGE_BYTES:
+            self._bytes = map_bytes(self.descriptor, size)
+        else:
+            _UNMAPPER.start()
+            self._bytes = map_bytes(self.descriptor, size, _UNMAPPER.unmap)
 
     def write(self, parts: Sequence[memoryview | bytes], offset: int) -> None:
         """Copies ``parts`` into it, one behind the other, the first at ``offset``."""

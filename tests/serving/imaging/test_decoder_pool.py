@@ -390,16 +390,16 @@ def test_memory_comes_back_from_an_image_that_was_ended_before_it_began() -> Non
     secret = encoded(Image.fromarray(np.full((500, 700, 3), 0xA7, np.uint8)), "BMP")
     with Decoders(decoder_processes=1) as decoders:
         (decoder,) = decoders.pool._idle
+        before = len(decoder.buffers._slots)
         for _ in range(shared_memory.SLOTS + 1):
             ended = Decoding()
             ended.abort("cancelled")
             with pytest.raises(NotReady, match="the request was ended"):
                 decoders.pool.decode(read_still(secret), ended)
-        assert len(decoder.buffers._slots) == 1
-        # Its pixels lie where the file was.
+        assert len(decoder.buffers._slots) == before
+        # Its pixels would lie where the file was.
         large = sparse_bmp(1400, 500)
         assert not decoders.decode(large).any()
-        assert len(decoder.buffers._slots) == 1
         assert decoders.restarts == {}
 
 

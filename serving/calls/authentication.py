@@ -12,6 +12,7 @@ import hmac
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,11 +131,12 @@ class KeyRing:
                 "(setting api_keys_file)",
                 reason="unauthenticated",
             )
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
+        digests = _digest_presented(presented)
         found = None
         for use in self._uses:
-            if hmac.compare_digest(use.key.digest, digest):
-                found = use
+            for digest in digests:
+                if hmac.compare_digest(use.key.digest, digest):
+                    found = use
         if found is None:
             raise Unauthenticated(
                 "the API key is not known (setting api_keys_file)", reason="unauthenticated"
@@ -221,6 +223,17 @@ def parse_keys(text: str, path: Path) -> list[ApiKey]:
     if not keys:
         raise InvalidSetting(f"setting api_keys_file: {path} holds no key")
     return keys
+
+
+def _digest_presented(presented: str) -> list[bytes]:
+    """Returns what the digest of a key in the file may be, however its letters were sent.
+
+    HTTP headers are bytes, which were read as latin-1; most clients send UTF-8 in them.
+    """
+    readings = [presented.encode("utf-8", "surrogateescape")]
+    with suppress(UnicodeEncodeError):
+        readings.append(presented.encode("latin-1"))
+    return [hashlib.sha256(reading).digest() for reading in readings]
 
 
 def _parse_key(words: list[str]) -> ApiKey:

@@ -60,6 +60,23 @@ def test_keys_are_found_by_text_and_by_digest(keys_file: Path) -> None:
         assert not wrong or wrong not in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_key_of_other_letters_is_found_however_a_client_encodes_it(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, encoding: str
+) -> None:
+    """curl and browsers send UTF-8, Python's requests latin-1."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("zoë schlüssel-0123456789", "utf-8")
+    settings = free_ports(repository).model_copy(update={"api_keys_file": path})
+    with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
+        url = f"http://127.0.0.1:{server.ports.http}/v2"
+        for name in (b"X-API-Key", b"Authorization"):
+            scheme = "Bearer " if name == b"Authorization" else ""
+            key = f"{scheme}schlüssel-0123456789".encode(encoding)
+            assert httpx.get(url, headers=[(name, key)]).status_code == 200
+            assert httpx.get(url, headers=[(name, key + b"x")]).status_code == 401
+
+
 def test_the_rate_is_a_bucket_of_one_second(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys", Clock()
     path.write_text(f"alice {ALICE} requests_per_second=2")

@@ -64,6 +64,11 @@ class SharedMemory:
             InvalidRequest: no such object, or it is smaller than ``offset + size``.
         """
         self._check_enabled()
+        if not name:
+            # It stands for all regions elsewhere.
+            raise InvalidRequest(
+                "a shared memory region needs a name: expected one character or more"
+            )
         plain = key.removeprefix("/")
         if not plain or "/" in plain or "\0" in plain or plain in (".", ".."):
             raise InvalidRequest(

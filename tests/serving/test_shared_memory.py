@@ -132,6 +132,8 @@ def test_names_sizes_and_numbers_are_checked(
         with pytest.raises(InvalidRequest):
             memory.register("a", key, offset, size)
     memory.register("a", key, 0, 10)
+    with pytest.raises(InvalidRequest, match="needs a name"):
+        memory.register("", key, 0, 10)
     with pytest.raises(RegionExists):
         memory.register("a", key, 0, 10)
     memory.register("b", key, 0, 10)

@@ -288,13 +288,7 @@ class DecoderPool:
             self._running.add(decoding)
         try:
             buffer = self._fill(decoder, still)
-            try:
-                decoding.attach(decoder.socket)
-            except NotReady:
-                # No decoder has seen it, but this image's file is in it, which the next must not.
-                buffer.dirty = max(buffer.dirty, 3 * still.pixels + still.stream_bytes)
-                decoder.buffers.give_back(buffer)
-                raise
+            decoding.attach(decoder.socket)
             answer = self._ask(decoder, still, timeout_s, buffer, ends)
         except NotReady:
             self._release(decoder)

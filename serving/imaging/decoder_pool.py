@@ -288,7 +288,13 @@ class DecoderPool:
             self._running.add(decoding)
         try:
             buffer = self._fill(decoder, still)
-            decoding.attach(decoder.socket)
+            try:
+                decoding.attach(decoder.socket)
+            except NotReady:
+                # No decoder has seen it, but this image's file is in it, which the next must not.
+                buffer.dirty = max(buffer.dirty, 3 * still.pixels + still.stream_bytes)
+                decoder.buffers.give_back(buffer)
+                raise
             answer = self._ask(decoder, still, timeout_s, buffer, ends)
         except NotReady:
             self._release(decoder)

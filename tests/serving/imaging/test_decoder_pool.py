@@ -22,7 +22,7 @@ from PIL import Image
 from waiting import wait_for
 
 from serving.errors import DeadlineExceeded, InvalidImage, InvalidSetting, NotReady, TooLarge
-from serving.imaging import decoder_pool
+from serving.imaging import decoder_pool, shared_memory
 from serving.imaging import decoder_process as child
 from serving.imaging.decode import check_still, decode, read_still
 from serving.imaging.decoder_pool import DecoderPool, Decoding
@@ -361,6 +361,24 @@ def test_nothing_of_an_earlier_image_is_there_for_a_decoder(shared: Decoders) ->
         sparse = sparse_bmp(700, 500)
         assert not decoders.decode(sparse).any()
         assert not (decoders.decode(truncated_scan()) == 0xA7).any()
+
+
+def test_memory_comes_back_from_an_image_that_was_ended_before_it_began() -> None:
+    """Also what its file has left there is gone before another image is decoded."""
+    secret = encoded(Image.fromarray(np.full((500, 700, 3), 0xA7, np.uint8)), "BMP")
+    with Decoders(decoder_processes=1) as decoders:
+        (decoder,) = decoders.pool._idle
+        for _ in range(shared_memory.SLOTS + 1):
+            ended = Decoding()
+            ended.abort("cancelled")
+            with pytest.raises(NotReady, match="the request was ended"):
+                decoders.pool.decode(read_still(secret), ended)
+        assert len(decoder.buffers._slots) == 1
+        # Its pixels lie where the file was.
+        large = sparse_bmp(1400, 500)
+        assert not decoders.decode(large).any()
+        assert len(decoder.buffers._slots) == 1
+        assert decoders.restarts == {}
 
 
 def sparse_bmp(width: int, height: int) -> bytes:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from band_model import MODEL_SIZE, encode, write_model
 from running import running
 from waiting import until
 
+from serving.batching import workers
+from serving.batching.assembly import Run
+from serving.batching.engine_thread import EngineThread
 from serving.engine import Prediction
 from serving.repository import ModelFolder
 from serving.settings import Settings
@@ -93,3 +97,27 @@ async def test_a_broken_model_leaves_the_others_and_the_server_ready(tmp_path: P
         other = await http.post(SEGMENT.replace("bands", "other"), content=PHOTO)
         assert other.status_code == 200
         opening.gate.set()
+
+
+async def test_a_thread_that_the_system_refuses_is_asked_for_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = Openings()
+    async with running(repository, opening) as (server, http):
+        refused = 0
+
+        def refuse_twice(name: str) -> EngineThread[Run]:
+            nonlocal refused
+            refused += 1
+            if refused <= 2:
+                raise RuntimeError("can't start new thread")
+            return EngineThread(name)
+
+        monkeypatch.setattr(workers, "EngineThread", refuse_twice)
+        monkeypatch.setattr(workers, "_THREAD_RETRY_S", 0.01)
+        opening.engines[0].death.set()
+        assert (await http.post(SEGMENT, content=PHOTO)).status_code == 500
+        model = server.registry.get("bands")
+        await until(lambda: model.is_ready)
+        assert refused >= 3
+        assert (await http.post(SEGMENT, content=PHOTO)).status_code == 200

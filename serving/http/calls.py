@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from urllib.parse import urlsplit, urlunsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
@@ -75,6 +76,10 @@ class CallMiddleware:
                     marked = MutableHeaders(raw=message["headers"])
                     for name, value in call.marks:
                         marked[name] = value
+                    if "location" in marked:
+                        # Of a path with a slash too many. Scheme and host stay the client's own:
+                        # those that a header names may be another's, or without TLS.
+                        marked["location"] = _drop_origin(marked["location"])
                     if message["status"] == 429:
                         await self.calls.pacer.wait(longest_wait(read(TIMEOUT_HEADER.lower())))
                 elif message["type"] == "http.response.body" and scope["method"] != "HEAD":
@@ -135,3 +140,8 @@ def show(error: SegserveError) -> JSONResponse:
     return JSONResponse(
         {"error": str(error), "code": error.code}, error.http_status, headers=headers
     )
+
+
+def _drop_origin(url: str) -> str:
+    """``http://host/path?query`` -> ``/path?query``."""
+    return urlunsplit(("", "", *urlsplit(url)[2:]))

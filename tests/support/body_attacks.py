@@ -1,23 +1,13 @@
-"""Bodies made to stall or fill the server: refused, while others are answered and memory stays.
-
-Beside ``attacks.py``: what bodies alone can do. The waits that are allowed are far above what is
-measured on an idle machine (some ms) and far below what these took before (35 s, 2 GB).
-"""
+"""Bodies of HTTP requests that were made to stall or fill a server, beside ``attacks.py``."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-from attack_server import AttackedServer, attacked_server
 from attacks import MILLION, MODEL, Attack, post, post_gzip
 
 LENGTH = "Inference-Header-Content-Length"
-LONGEST_WAIT_S = 5.0
-KEPT_BYTES = 100 << 20
 
 TENSOR = b'{"inputs":[{"name":"image","shape":[1,32,48,3],"datatype":"UINT8","data":%s}]}'
 FILES = b'{"inputs":[{"name":"image","shape":[1],"datatype":"BYTES","data":%s}]}'
@@ -29,7 +19,7 @@ MANY_ELEMENTS = json.dumps(
 FORM = b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\n%s\r\n--b--'
 FORM_TYPE = "multipart/form-data; boundary=b"
 
-ATTACKS = (
+BODY_ATTACKS = (
     Attack(
         "numbers of 60 MB",
         post(f"{MODEL}/infer", lambda: TENSOR % (b"[" + b"200," * (15 * MILLION) + b"1]")),
@@ -81,24 +71,3 @@ ATTACKS = (
         post("/v2/systemsharedmemory/region/a/register", lambda: b'{"key":' + b"[" * 60_000),
     ),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedServer]:
-    with attacked_server(tmp_path_factory.mktemp("repository")) as server:
-        for _ in range(20):
-            server.check_answers()
-        yield server
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
-@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
-def test_a_body_harms_nobody_else(server: AttackedServer, attack: Attack) -> None:
-    limit = server.resident_bytes + KEPT_BYTES
-    with server.probe() as longest:
-        answer = attack.send(server.http, server.grpc)
-    assert answer in attack.allowed
-    assert longest[0] < LONGEST_WAIT_S
-    server.check_answers()
-    assert server.wait_for_memory(limit) <= limit

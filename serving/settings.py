@@ -144,8 +144,8 @@ class Settings(BaseSettings):
     refusals_per_second: float = Field(
         50.0,
         gt=0,
-        description="HTTP answers 429 that leave at once; more of them wait, four seconds or half "
-        "of the request's deadline at most",
+        description="refusals (429, RESOURCE_EXHAUSTED) that leave at once; more of them wait, "
+        "four seconds or half of the request's deadline at most",
     )
     send_timeout_s: float = Field(60.0, gt=0, description="a client may stop reading its answer")
     allowed_formats: Words = Field(

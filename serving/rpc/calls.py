@@ -7,6 +7,7 @@ to be parsed, and what it raises becomes a status here.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from serving.errors import (
     InvalidRequest,
     SegserveError,
     TooLarge,
+    TooManyRequests,
     code_of_grpc,
+    drop_traceback,
 )
 from serving.rpc.call import (
     INLINE_BYTES,
@@ -134,11 +137,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             deadline = find_deadline(context)
             try:
                 opened = self.open_calls.enter(method.lane, call.client, is_stream=method.is_stream)
-                self._check_metadata(context)
-                if not method.is_open:
-                    self.calls.admit(call, read)
-                    opened.check_key = lambda: self.calls.check_key(call)
-                await self._serve(method, call, opened, context)
+                try:
+                    self._check_metadata(context)
+                    if not method.is_open:
+                        self.calls.admit(call, read)
+                        opened.check_key = lambda: self.calls.check_key(call)
+                    await self._serve(method, call, opened, context)
+                except TooManyRequests as error:
+                    # Nothing of the message is kept while its refusal waits.
+                    drop_traceback(error)
+                    left = context.time_remaining()
+                    await self.calls.pacer.wait(math.inf if left is None else left / 2.0)
+                    raise
             except SegserveError as error:
                 await end_call(context, error)
             except asyncio.CancelledError:

@@ -6,10 +6,12 @@ import asyncio
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 from band_model import MODEL_SIZE, band_labels, bands, encode, serve_fake, write_model
 from running import running
+from segserve_client.proto import segserve_pb2, segserve_pb2_grpc
 from waiting import until
 
 from serving.calls.pacing import BURST_S, MAX_DELAY_S, RefusalPacer
@@ -129,3 +131,35 @@ async def test_a_caller_that_leaves_while_its_refusal_waits_is_let_go(tmp_path: 
         await asyncio.gather(*waiting)
         # The two that were answered, and the one whose refusal was read.
         await until(lambda: count("segserve_http_connections") <= 3)
+
+
+async def test_callers_over_grpc_get_no_more_than_the_rate(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    engine = FakeEngine(MODEL_SIZE, max_batch_size=1)
+    rate, callers, seconds = 20, 30, 2.0
+    statuses: list[grpc.StatusCode] = []
+    settings = {"max_queue_size": 2, "refusals_per_second": float(rate)}
+    async with running(tmp_path, serve_fake(engine), **settings) as (server, http):
+        waiting = await fill(server, engine, http, 2)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
+            segmenter = segserve_pb2_grpc.SegmenterStub(channel)
+            request = segserve_pb2.SegmentRequest(model="bands", image=DATA)
+            end = time.monotonic() + seconds
+
+            async def ask() -> None:
+                while time.monotonic() < end:
+                    with pytest.raises(grpc.aio.AioRpcError) as refused:
+                        await segmenter.Segment(request, timeout=30)
+                    statuses.append(refused.value.code())
+
+            begin = time.monotonic()
+            await asyncio.gather(*(ask() for _ in range(callers)))
+            took = time.monotonic() - begin
+            # Half of a call's own deadline is the longest that its refusal waits.
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await segmenter.Segment(request, timeout=10)
+            assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        engine.hold.set()
+        await asyncio.gather(*waiting)
+    assert set(statuses) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert rate <= len(statuses) <= rate * (BURST_S + took) + callers

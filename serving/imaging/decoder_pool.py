@@ -9,22 +9,12 @@ killed and replaced; only its own image is lost.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import math
-import os
-import select
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -42,26 +32,18 @@ from serving.imaging import decoder_process as child
 from serving.imaging import shared_memory
 from serving.imaging.decode import needs_memory, read_still
 from serving.imaging.still import StillImage, most_memory_bytes
+from serving.imaging.zygote import START_TIMEOUT_S, Decoder, Zygote, find_reason, wait_readable
 from serving.settings import Settings
 
 log = logging.getLogger("segserve")
 
 # Why a decoder was replaced: the label of segserve_decoder_restarts_total.
 RESTART_REASONS = ("crash", "cpu", "memory", "killed", "timeout", "deadline", "cancelled")
-# A fork takes milliseconds, the zygote's imports some tenths of a second.
-_START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 5.0
 # Memory for pixels that is used again, of all decoders together and of each at least.
 _KEPT_BYTES = 64 << 20
 _MIN_KEPT_BYTES = 16 << 20
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from serving.imaging.decoder_process import main; main(int(sys.argv[2]), sys.argv[3] == '1')"
-)
 # Every format is tried before the server is ready.
 _TRIALS = (".jpg", ".png", ".webp", ".bmp")
-# What the zygote's own start may need; nothing of SEGSERVE_*, no key and no proxy.
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "TZ")
 
 
 class _Lost(Exception):
@@ -105,110 +87,6 @@ class Decoding:
             return self.reason
 
 
-@dataclass(eq=False)
-class _Decoder:
-    zygote: _Zygote
-    process: int
-    socket: socket.socket
-    buffers: shared_memory.BufferSlots
-
-    def is_usable(self) -> bool:
-        """An idle decoder has nothing to say: what is readable is its end."""
-        return not _wait_readable(self.socket, 0.0)
-
-
-class _Zygote:
-    """The process that decoders are forked from; see ``decoder_process.main``."""
-
-    def __init__(self, with_filter: bool) -> None:
-        self._lock = threading.Lock()
-        self._is_lost = False
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = str(Path(__file__).resolve().parents[2])
-        path = [entry for entry in sys.path if os.path.isabs(entry)] + [root]
-        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
-        with theirs:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, "-I", "-c", _BOOT,
-                    json.dumps(path), str(theirs.fileno()), "1" if with_filter else "0",
-                ],
-                env=environment | child.ENVIRONMENT,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )  # fmt: skip
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can be asked. One that ends closes its socket before it is gone."""
-        return not self._is_lost and self.process.poll() is None
-
-    def spawn(self, max_memory_bytes: int, kept_bytes: int) -> tuple[_Decoder, bytes]:
-        """A new decoder, and what it said first.
-
-        Raises:
-            OSError: the zygote has ended, or cannot fork.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                process = self._ask(child.SPAWN, 0, max_memory_bytes, theirs)
-            if process < 0:
-                raise OSError(f"a decoder process cannot be started: {os.strerror(-process)}")
-            ours.settimeout(_START_TIMEOUT_S)
-            hello = ours.recv(1 + child.MAX_TEXT)
-            ours.settimeout(None)
-            if not hello or hello[0] == child.FAILED:
-                text = hello[1:].decode("utf-8", "replace") or "it ended at once"
-                self.end(process)
-                raise OSError(f"a decoder process cannot be started: {text}")
-        except BaseException:
-            ours.close()
-            raise
-        return _Decoder(self, process, ours, shared_memory.BufferSlots(kept_bytes)), hello
-
-    def end(self, process: int) -> int | None:
-        """Kills a decoder if it lives; returns how it ended, None where nobody can say."""
-        try:
-            status = self._ask(child.END, process, 0, None)
-        except OSError:
-            return None
-        return None if status < 0 else status
-
-    def _ask(
-        self, command: int, process: int, max_memory_bytes: int, passed: socket.socket | None
-    ) -> int:
-        message = child.COMMAND.pack(command, process, max_memory_bytes)
-        with self._lock:
-            reply = b""
-            if not self._is_lost:
-                with contextlib.suppress(OSError):
-                    self.control.settimeout(_START_TIMEOUT_S)
-                    socket.send_fds(self.control, [message], [passed.fileno()] if passed else [])
-                    reply = self.control.recv(child.REPLY.size)
-            if len(reply) != child.REPLY.size:
-                # Also where it is only late: its answer would be taken for the next one's.
-                self._is_lost = True
-                raise OSError("the process that starts decoders has ended or does not answer")
-        return int(child.REPLY.unpack(reply)[0])
-
-    def close(self) -> None:
-        """Ends the zygote, which ends every decoder before itself."""
-        with contextlib.suppress(OSError):
-            # Wakes whoever waits for its answer.
-            self.control.shutdown(socket.SHUT_RDWR)
-        with self._lock:
-            self.control.close()
-        try:
-            self.process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
 class DecoderPool:
     """``settings.decoder_processes`` decoders. Any thread may call anything.
 
@@ -227,18 +105,18 @@ class DecoderPool:
         # Those that the decoder maps although they are replaced here take no memory, but room.
         self._memory_bytes += shared_memory.SLOTS * self._kept_bytes
         self._changed = threading.Condition()
-        self._idle: deque[_Decoder] = deque()
+        self._idle: deque[Decoder] = deque()
         self._alive = 0
         self._running: set[Decoding] = set()
         self._starting = threading.Lock()
-        self._zygote: _Zygote | None = None
+        self._zygote: Zygote | None = None
         self._closed = False
         self._warned = False
 
     def start(self) -> None:
         """Starts the zygote, and does not wait for it."""
         with self._starting:
-            self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
+            self._zygote = Zygote(self._settings.decoder_sandbox != "off")
 
     def wait_ready(self) -> None:
         """Waits until all decoders are there, and one has decoded an image of each format.
@@ -377,7 +255,7 @@ class DecoderPool:
             return self._zygote.process.pid if self._zygote is not None else 0
 
     @staticmethod
-    def _fill(decoder: _Decoder, still: StillImage) -> shared_memory.Buffer:
+    def _fill(decoder: Decoder, still: StillImage) -> shared_memory.Buffer:
         """A buffer of the decoder with the image's file in it, behind the room for its pixels."""
         try:
             buffer = decoder.buffers.take(3 * still.pixels + still.stream_bytes)
@@ -388,7 +266,7 @@ class DecoderPool:
 
     @staticmethod
     def _ask(
-        decoder: _Decoder,
+        decoder: Decoder,
         still: StillImage,
         timeout_s: float,
         buffer: shared_memory.Buffer,
@@ -403,7 +281,7 @@ class DecoderPool:
         try:
             passed = [] if buffer.is_known else [buffer.descriptor]
             socket.send_fds(decoder.socket, [request], passed)
-            if not _wait_readable(decoder.socket, ends - time.monotonic()):
+            if not wait_readable(decoder.socket, ends - time.monotonic()):
                 raise _Lost(is_late=True)
             answer = decoder.socket.recv(1 + child.MAX_TEXT)
         except OSError:
@@ -419,7 +297,7 @@ class DecoderPool:
 
     @staticmethod
     def _read(
-        answer: bytes, decoder: _Decoder, buffer: shared_memory.Buffer, still: StillImage
+        answer: bytes, decoder: Decoder, buffer: shared_memory.Buffer, still: StillImage
     ) -> npt.NDArray[np.uint8] | SegserveError:
         """What an answer means: pixels, whose buffer is the decoder's again after them."""
         if answer[0] != child.DONE:
@@ -434,9 +312,9 @@ class DecoderPool:
         pixels = buffer.lend(3 * still.pixels, decoder.buffers.give_back)
         return pixels.reshape(height, width, 3)
 
-    def _take(self, deadline: float | None) -> _Decoder:
+    def _take(self, deadline: float | None) -> Decoder:
         """An idle decoder, or a new one where one is missing."""
-        ends = time.monotonic() + _START_TIMEOUT_S if deadline is None else deadline
+        ends = time.monotonic() + START_TIMEOUT_S if deadline is None else deadline
         while True:
             with self._changed:
                 while not self._idle and self._alive >= self.size and not self._closed:
@@ -454,7 +332,7 @@ class DecoderPool:
                 return decoder
             self._discard(decoder, "")
 
-    def _replace(self) -> _Decoder:
+    def _replace(self) -> Decoder:
         """A new decoder, which counts as alive already."""
         try:
             return self._spawn()
@@ -467,7 +345,7 @@ class DecoderPool:
                 f"there is no decoder for the image ({error}); try again later"
             ) from None
 
-    def _release(self, decoder: _Decoder) -> None:
+    def _release(self, decoder: Decoder) -> None:
         with self._changed:
             if not self._closed:
                 self._idle.append(decoder)
@@ -475,7 +353,7 @@ class DecoderPool:
                 return
         decoder.socket.close()
 
-    def _bury(self, decoder: _Decoder, still: StillImage, ended: str, may_repeat: bool) -> None:
+    def _bury(self, decoder: Decoder, still: StillImage, ended: str, may_repeat: bool) -> None:
         """Replaces a decoder that gave no answer. Returns where the image may be tried again.
 
         Args:
@@ -512,7 +390,7 @@ class DecoderPool:
             f"the {still.format} image is broken: its decoder crashed on it and was replaced"
         )
 
-    def _discard(self, decoder: _Decoder, ended: str) -> str:
+    def _discard(self, decoder: Decoder, ended: str) -> str:
         """Ends a decoder and puts a new one in its place; returns why.
 
         Args:
@@ -520,7 +398,7 @@ class DecoderPool:
         """
         status = decoder.zygote.end(decoder.process)
         decoder.socket.close()
-        reason = ended or _reason(status)
+        reason = ended or find_reason(status)
         if self._closed or reason == "stop":
             return reason
         self._on_restart(reason)
@@ -536,7 +414,7 @@ class DecoderPool:
                 self._changed.notify()
         return reason
 
-    def _spawn(self) -> _Decoder:
+    def _spawn(self) -> Decoder:
         """A new decoder; of a new zygote, where the old one has ended.
 
         Raises:
@@ -560,7 +438,7 @@ class DecoderPool:
             self._warned = True
         return decoder
 
-    def _living_zygote(self) -> _Zygote:
+    def _living_zygote(self) -> Zygote:
         with self._starting:
             if self._closed:
                 raise OSError("the server stops")
@@ -569,24 +447,5 @@ class DecoderPool:
                     # It may be stopped, and who waits for an image waits for this.
                     self._zygote.process.kill()
                     self._zygote.close()
-                self._zygote = _Zygote(self._settings.decoder_sandbox != "off")
+                self._zygote = Zygote(self._settings.decoder_sandbox != "off")
             return self._zygote
-
-
-def _wait_readable(waited: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read, or an end. Unlike ``select`` it takes any descriptor."""
-    poll = select.poll()
-    poll.register(waited, select.POLLIN)
-    return bool(poll.poll(math.ceil(max(0.0, seconds) * 1000)))
-
-
-def _reason(status: int | None) -> str:
-    """Why a decoder ended by itself, by how it ended."""
-    if status is None:
-        return "killed"
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return {signal.SIGXCPU: "cpu", signal.SIGKILL: "killed"}.get(
-            signal.Signals(number), "crash"
-        )
-    return "memory" if os.WEXITSTATUS(status) == child.GROWN_EXIT else "crash"

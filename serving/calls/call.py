@@ -37,6 +37,7 @@ class Call:
         method: GET, POST, ...; of gRPC always POST.
         path: without the query.
         code: ``ok``, or the error's.
+        key, holds_key: the caller's, and whether the call counts among its concurrent ones.
         status: the HTTP status, or the name of the gRPC code.
         start, start_ns: when it began, on ``time.perf_counter`` and since the epoch.
         request_bytes, response_bytes: of the bodies or messages.
@@ -55,6 +56,7 @@ class Call:
     start: float = field(default_factory=perf_counter)
     start_ns: int = field(default_factory=time_ns)
     key: KeyUse | None = None
+    holds_key: bool = False
     model: str = ""
     version: int = 0
     status: str = ""

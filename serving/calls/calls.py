@@ -78,8 +78,7 @@ class Calls:
                 call.code = INTERNAL if isinstance(error, Exception) else CANCELLED
             raise
         finally:
-            if call.key is not None:
-                call.key.leave()
+            self._release_key(call)
             if self.tracing is not None and span is not None:
                 self.tracing.end(call, span)
             if self.log is not None and not (is_probe and call.code in ("ok", "cancelled")):
@@ -102,6 +101,21 @@ class Calls:
             raise
         # Only now: what has not entered must not leave.
         call.key = use
+        call.holds_key = True
+
+    async def delay_refusal(self, call: Call, longest_s: float) -> None:
+        """Waits until a refusal may leave; meanwhile the call is none of its key's ``concurrent``.
+
+        Args:
+            longest_s: the longest wait that its caller has time for.
+        """
+        self._release_key(call)
+        await self.pacer.wait(longest_s)
+
+    def _release_key(self, call: Call) -> None:
+        if call.key is not None and call.holds_key:
+            call.holds_key = False
+            call.key.leave()
 
     def check_key(self, call: Call) -> None:
         """Checks that the key of a call that goes on for long is still in the file.

@@ -81,7 +81,8 @@ class CallMiddleware:
                         # those that a header names may be another's, or without TLS.
                         marked["location"] = _drop_origin(marked["location"])
                     if message["status"] == 429:
-                        await self.calls.pacer.wait(longest_wait(read(TIMEOUT_HEADER.lower())))
+                        longest_s = longest_wait(read(TIMEOUT_HEADER.lower()))
+                        await self.calls.delay_refusal(call, longest_s)
                 elif message["type"] == "http.response.body" and scope["method"] != "HEAD":
                     call.response_bytes += len(message.get("body", b""))
                 await send(message)

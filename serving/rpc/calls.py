@@ -147,7 +147,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # Nothing of the message is kept while its refusal waits.
                     drop_traceback(error)
                     left = context.time_remaining()
-                    await self.calls.pacer.wait(math.inf if left is None else left / 2.0)
+                    longest_s = math.inf if left is None else left / 2.0
+                    await self.calls.delay_refusal(call, longest_s)
                     raise
             except SegserveError as error:
                 await end_call(context, error)

@@ -14,9 +14,13 @@ from running import running
 from segserve_client.proto import segserve_pb2, segserve_pb2_grpc
 from waiting import until
 
+from serving.calls.calls import Calls
 from serving.calls.pacing import BURST_S, MAX_DELAY_S, RefusalPacer
+from serving.errors import KeyLimitExceeded
 from serving.http.calls import longest_wait
 from serving.lifecycle import Server
+from serving.metrics import Metrics
+from serving.settings import Settings
 from serving.testing import FakeEngine
 
 DATA = encode(bands(32, 48))
@@ -163,3 +167,30 @@ async def test_callers_over_grpc_get_no_more_than_the_rate(tmp_path: Path) -> No
         await asyncio.gather(*waiting)
     assert set(statuses) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert rate <= len(statuses) <= rate * (BURST_S + took) + callers
+
+
+async def test_a_refusal_that_waits_is_none_of_its_keys_calls(tmp_path: Path) -> None:
+    key = "a-key-of-sixteen-letters"
+    (tmp_path / "keys").write_text(f"one {key} concurrent=1\n")
+    settings = Settings(api_keys_file=tmp_path / "keys", refusals_per_second=0.01)
+    calls = Calls(settings, Metrics())
+
+    def read(name: str) -> str:
+        return key if name == "x-api-key" else ""
+
+    with calls.call("http", "POST", "/", "127.0.0.1", read) as refused:
+        calls.admit(refused, read)
+        await calls.delay_refusal(refused, 60.0)
+        waiting = asyncio.create_task(calls.delay_refusal(refused, 60.0))
+        with calls.call("http", "POST", "/", "127.0.0.1", read) as other:
+            calls.admit(other, read)
+            with (
+                calls.call("http", "POST", "/", "127.0.0.1", read) as third,
+                pytest.raises(KeyLimitExceeded),
+            ):
+                calls.admit(third, read)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert refused.key is not None
+    assert refused.key.running == 0

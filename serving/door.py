@@ -60,7 +60,8 @@ class Door:
         try:
             model = self._registry.get(announced.model, announced.version)
         except SegserveError as error:
-            if not announced.is_certain:
+            # Of a family the image's size chooses the model.
+            if not announced.is_certain or self._registry.is_family(announced.model):
                 return
             with self._observer.observe(announced.model, transport, announced.request_bytes):
                 raise error

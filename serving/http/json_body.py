@@ -26,8 +26,8 @@ BOM = b"\xef\xbb\xbf"
 NULL = msgspec.Raw(b"null")
 # Nobody sends more; a map of a million small ones is some hundred bytes each.
 MAX_PARAMETERS = 64
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_OBJECTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None)
+_OBJECT = dict[str, msgspec.Raw]
+_OBJECTS = list[dict[str, msgspec.Raw]] | None
 _PLACE = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
 
 
@@ -73,8 +73,11 @@ def count_ignored(text: bytes | memoryview, kind: type[msgspec.Struct]) -> int:
     """Returns how many fields of an object, and of objects in its lists, ``kind`` does not name.
 
     ``text`` must have been decoded as ``kind`` before.
+
+    Raises:
+        InvalidRequest: a name that is not UTF-8, which is skipped unread where no type has it.
     """
-    return _count(_OBJECT.decode(text), kind)
+    return _count(decode(text, _OBJECT, "a field's name"), kind)
 
 
 def _count(given: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct]) -> int:
@@ -84,7 +87,7 @@ def _count(given: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct]) -> int:
         if name not in known:
             count += 1
         elif (inner := known[name]) is not None:
-            count += sum(_count(item, inner) for item in _OBJECTS.decode(value) or ())
+            count += sum(_count(o, inner) for o in decode(value, _OBJECTS, "a field's name") or ())
     return count
 
 

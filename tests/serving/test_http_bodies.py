@@ -362,3 +362,21 @@ def test_the_docs_need_nothing_from_elsewhere(http: httpx.Client) -> None:
         assert f" {path}</h3>" in answer.text
     for option in ("tolerance", "min_area", "X-Timeout-Ms"):
         assert f"<code>{option}</code>" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/repository/index", b'{"\x8a": false}'),
+        ("/v2/repository/models/spare/load", b'{"parameters": {}, "9\x8a9": [1, 2]}'),
+        ("/v2/models/bands/infer", b'{"inputs": [], "\xff": 1}'),
+        ("/v2/models/bands/infer", b'{"inputs": [{"name": "image", "shape": [1], "\xff": 1}]}'),
+        ("/v2/models/bands/infer", b'{"inputs": [], "outputs": [{"name": "mask", "\xc3": 1}]}'),
+        ("/v2/systemsharedmemory/region/a/register", b'{"key": "a", "byte_size": 1, "\x80": 1}'),
+    ],
+)
+def test_names_that_are_not_utf8_are_the_callers_mistake(
+    served: Served, path: str, body: bytes
+) -> None:
+    answer = httpx.post(f"http://{served.http}{path}", content=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")

@@ -242,8 +242,8 @@ class _Walk:
         if self.numbers > MAX_FIELDS:
             raise TooLarge(
                 f"{name} holds too many numbers: outside of uint_contents the limit of one request "
-                f"is {MAX_FIELDS}, or as many bytes; send the input 'image' as UINT8, in uint_contents "
-                f"or in raw_input_contents",
+                f"is {MAX_FIELDS}, or as many bytes; send the input 'image' as UINT8, in "
+                f"uint_contents or in raw_input_contents",
                 reason="message_fields",
             )
 

@@ -33,7 +33,8 @@ from serving.grpc_server import build_grpc_server
 from serving.http import json_data
 from serving.http.connection import HttpConnection, limit_connections
 from serving.http_server import build_app
-from serving.imaging.decoder_pool import RESTART_REASONS, DecoderPool
+from serving.imaging.decoder_pool import DecoderPool
+from serving.imaging.zygote import RESTART_REASONS
 from serving.metrics import Metrics
 from serving.models.loader import OpenEngine
 from serving.models.source import LocalRepository, ModelSource

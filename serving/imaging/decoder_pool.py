@@ -37,8 +37,6 @@ from serving.settings import Settings
 
 log = logging.getLogger("segserve")
 
-# Why a decoder was replaced: the label of segserve_decoder_restarts_total.
-RESTART_REASONS = ("crash", "cpu", "memory", "killed", "timeout", "deadline", "cancelled")
 # Memory for pixels that is used again, of all decoders together and of each at least.
 _KEPT_BYTES = 64 << 20
 _MIN_KEPT_BYTES = 16 << 20

@@ -22,6 +22,8 @@ from pathlib import Path
 from serving.imaging import decoder_process as child
 from serving.imaging import shared_memory
 
+# Why a decoder was replaced: the label of segserve_decoder_restarts_total.
+RESTART_REASONS = ("crash", "cpu", "memory", "killed", "timeout", "deadline", "cancelled")
 # A fork takes milliseconds, the zygote's imports some tenths of a second.
 START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import uvloop
 
 from benchmarks.machine import read_machine
-from serving.engine import Prediction
+from serving.imaging.restore import Prediction
 from serving.imaging.geometry import Size
 from serving.server import Server
 from serving.settings import Settings

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from export.errors import PrecisionFailed
-from serving.engine import Prediction
+from serving.imaging.restore import Prediction
 from serving.engines.onnxruntime import OnnxEngine
 from serving.errors import SegserveError
 from serving.imaging.geometry import Size, plan, prepare

@@ -62,7 +62,7 @@ def served(
 def reached(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Method and path of each request that reaches the application from now on."""
     found: list[str] = []
-    calls = served.server.calls
+    calls = served.server.contexts
     begin = calls.call
 
     def note(transport: str, method: str, path: str, *rest: object) -> object:

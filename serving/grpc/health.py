@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
 from serving.errors import ServiceNotFound
-from serving.grpc.endings import Context
+from serving.grpc.status import Context
 
 # How soon a watcher hears of a change.
 WATCH_SECONDS = 0.2

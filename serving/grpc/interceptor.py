@@ -27,7 +27,8 @@ from serving.errors import (
     code_of_grpc,
     drop_traceback,
 )
-from serving.grpc.endings import (
+from serving.grpc.open_calls import Lane, OpenCall, OpenCalls
+from serving.grpc.status import (
     INLINE_BYTES,
     MARGIN_S,
     Context,
@@ -37,7 +38,6 @@ from serving.grpc.endings import (
     run_sized,
     time_left,
 )
-from serving.grpc.open_calls import Lane, OpenCall, OpenCalls
 from serving.grpc.wire import NOT_A_MESSAGE, Shape, list_wanted, read_announced, scan, shape_of
 from serving.observability.middleware import Calls
 from serving.observability.request_context import Call

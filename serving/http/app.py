@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +17,7 @@ from starlette.routing import Match, Route
 from serving.errors import InvalidRequest, SegserveError, code_of_http, shorten
 from serving.http.body import TIMEOUT_HEADER, BodyReader
 from serving.http.middleware import CallMiddleware, route_method, show
-from serving.http.oip import add_health, add_infer, add_models
+from serving.http.oip import MODEL_ERRORS, add_health, add_infer, add_models
 from serving.http.oip_json import HEADER_LENGTH
 from serving.http.openapi import complete_openapi
 from serving.http.page import add_docs, add_page
@@ -123,8 +124,10 @@ def find_methods(app: FastAPI, path: str) -> set[str]:
 def add_classes(app: FastAPI, segmenter: Segmenter) -> None:
     """What the pixels of an answer mean."""
 
-    @app.get("/v2/models/{model}/classes", tags=["models"])
-    @app.get("/v2/models/{model}/versions/{version}/classes", tags=["models"])
+    get = partial(app.get, tags=["models"], responses=MODEL_ERRORS)
+
+    @get("/v2/models/{model}/classes")
+    @get("/v2/models/{model}/versions/{version}/classes")
     async def classes(model: str, version: str = "") -> JSONResponse:
         """Id, name and colour (#rrggbb) of every class."""
         labels = find_described(segmenter.registry, model, parse_version(version)).labels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
 from urllib.parse import quote
@@ -24,6 +23,7 @@ from serving.http.body import (
     while_connected,
 )
 from serving.http.multipart import join_parts
+from serving.http.openapi import BINARY, TIMEOUT, WORK, Responses, describe_body, list_errors
 from serving.http.options import MULTIPART, OPTIONS, merge_options, read_options, read_query
 from serving.oip.messages import parse_version
 from serving.requests import SegmentRequest, SegmentResult
@@ -31,7 +31,20 @@ from serving.service import Segmenter
 
 # Printable ASCII stands for itself in a header, but for the sign that begins an encoded byte.
 HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-ANSWERS: Mapping[int | str, dict[str, object]] = {
+IMAGE_BODY = {
+    **{f"image/{kind}": BINARY for kind in ("jpeg", "png", "bmp", "webp")},
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"image": {"type": "string", "format": "binary"}},
+            "required": ["image"],
+            # Fields may be options; an image's part and the option ``image`` share a name.
+            "additionalProperties": {"type": "string"},
+        }
+    },
+}
+ANSWERS: Responses = {
+    **list_errors(*WORK),
     200: {
         "description": "the label map, in the form asked for; several forms as parts of one body",
         "content": {
@@ -42,13 +55,29 @@ ANSWERS: Mapping[int | str, dict[str, object]] = {
                 MULTIPART,
             )
         },
-    }
+    },
 }
 
 
 def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
     """An image in, a label map out."""
-    route = partial(app.post, tags=["segment"], response_class=Response, responses=dict(ANSWERS))
+    query = (
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": option.description,
+            "schema": option.schema,
+        }
+        for name, option in OPTIONS.items()
+    )
+    route = partial(
+        app.post,
+        tags=["segment"],
+        response_class=Response,
+        responses=ANSWERS,
+        openapi_extra=describe_body(IMAGE_BODY, *query, TIMEOUT),
+    )
 
     @route("/v2/models/{model}/segment")
     async def segment(request: Request, model: str) -> Response:

@@ -1,4 +1,8 @@
-"""Reads an ONNX graph of the contract: which outputs it has, what goes in and comes out."""
+"""Reads ONNX graphs of the contract and cuts them to the output that is wanted.
+
+ONNX Runtime executes every node whichever outputs are fetched, so a mask head that nobody reads
+would still cost its time.
+"""
 
 from __future__ import annotations
 
@@ -106,12 +110,6 @@ def read_spec(
 def _static_shape(tensor: onnx.TypeProto.Tensor) -> list[int]:
     """Dimensions, 0 where symbolic."""
     return [dimension.dim_value for dimension in tensor.shape.dim]
-
-
-# Cuts an ONNX graph to what one output needs.
-#
-# ONNX Runtime executes every node whichever outputs are fetched, so a mask head that nobody reads
-# would still cost its time.
 
 
 def cut_graph(model: onnx.ModelProto, output: str) -> onnx.ModelProto:

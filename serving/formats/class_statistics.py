@@ -1,4 +1,4 @@
-"""Pixels of each class, their share of the image, and how sure the network was of them."""
+"""Counts each class's pixels, their share of the image, and the network's confidence in them."""
 
 from __future__ import annotations
 
@@ -104,8 +104,6 @@ def _sum_confidence(
         sums[0, labels[k]] += confidence[k]
     return counts, sums
 
-
-# How many pixels each class has, as JSON.
 
 MEDIA_TYPE = "application/json"
 

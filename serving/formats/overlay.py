@@ -1,4 +1,4 @@
-"""The photo with the classes' colours over it, as PNG or JPEG, with a legend below if wanted."""
+"""Draws the classes' colours over the photo, with a legend below where one is wanted."""
 
 from __future__ import annotations
 
@@ -105,8 +105,6 @@ def _blend(
             out[y, x, 1] = (image[y, x, 1] * kept + mixed[label, 1]) >> np.uint32(8)
             out[y, x, blue] = (image[y, x, 2] * kept + mixed[label, 2]) >> np.uint32(8)
 
-
-# A strip with the names and colours of classes, to put below a picture.
 
 BACKGROUND: Color = (255, 255, 255)
 TEXT: Color = (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Writes 8-bit PNGs: class ids with a palette, gray, and RGB.
+"""Writes 8-bit PNGs: class ids with a palette, confidence as gray, and RGB.
 
 Every row is stored as its difference to the row above (PNG's filter Up), which leaves mostly zeros
 of a label map; ISA-L deflates those several times faster than zlib.
@@ -80,8 +80,6 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))
 
-
-# PNGs whose pixel values are the data: class ids, or the network's confidence.
 
 MEDIA_TYPE = "image/png"
 

@@ -21,6 +21,9 @@ Fields of type ``bytes`` (images, tensors) are skipped, not read: their length i
 ``max_request_bytes`` alone. A walk is over after ``MAX_FIELDS`` steps whatever the bytes are.
 
 Source: protobuf.dev/programming-guides/encoding.
+
+What a message says of the inference that it asks for is found in the same walk: a refusal by the
+request's head must not cost a copy of its tensors.
 """
 
 from __future__ import annotations
@@ -284,10 +287,6 @@ class _Walk:
                 return value, at
         raise InvalidRequest(NOT_A_MESSAGE)
 
-
-# What a gRPC message tells of the inference that it asks for, found without parsing it.
-#
-# A message is in memory before anybody is asked; parsing it copies its tensors once more.
 
 SEGMENT = "/segserve.v1.Segmenter/Segment"
 INFER = "/inference.GRPCInferenceService/ModelInfer"

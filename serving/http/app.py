@@ -1,4 +1,11 @@
-"""HTTP: thin converters over the service and the dataplane."""
+"""Builds the HTTP application: its routes, its error handlers, and the pages of other origins.
+
+The routes are thin converters over the service and the dataplane. Where ``allowed_origins`` is
+empty a browser keeps the answers from every page but the server's own (CORS). Preflight requests
+carry no key, so CORS stands before the middleware that asks for one.
+
+Source: Fetch standard (WHATWG), section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -138,13 +145,6 @@ def add_classes(app: FastAPI, segmenter: Segmenter) -> None:
             ]
         )
 
-
-# Pages of other addresses that may ask this server from a browser (CORS).
-#
-# Without it a browser keeps its answers from every page but the server's own. Preflights carry no
-# key, so this stands before the calls are admitted; what follows one is admitted like any other.
-#
-# Source: Fetch standard (WHATWG), section 3.2.
 
 SENT = (
     "Authorization", "X-API-Key", "Content-Type", "X-Request-Id", TIMEOUT_HEADER, HEADER_LENGTH,

@@ -1,6 +1,8 @@
-"""Reads the body of an HTTP request within limits of size and time.
+"""Reads the body of an HTTP request within limits of size and time, and ends its work with it.
 
-The event loop only collects what arrives: unpacking and cutting happen on a pool thread.
+The event loop only collects what arrives: unpacking and cutting happen on a pool thread. The
+deadline of ``X-Timeout-Ms`` counts from when the header came. When the client hangs up, its images
+leave the queue and its tiles are not begun.
 """
 
 from __future__ import annotations
@@ -125,8 +127,6 @@ async def _collect(request: Request, limit: BodyLimit) -> bytes:
     return first if rest is None else rest.getvalue()
 
 
-# The header ``X-Timeout-Ms``: a deadline that counts from when the header came.
-
 TIMEOUT_HEADER = "X-Timeout-Ms"
 
 
@@ -151,8 +151,6 @@ def seconds_left(timeout_s: float | None, began: float) -> float | None:
     """Of a timeout that counts from ``began``, on ``time.perf_counter``: an upload takes time."""
     return None if timeout_s is None else timeout_s - (perf_counter() - began)
 
-
-# Work that ends when its client hangs up: its images leave the queue, its tiles are not begun.
 
 Answer = TypeVar("Answer")
 

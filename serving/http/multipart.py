@@ -1,7 +1,11 @@
-"""A multipart form (RFC 7578): its one image and its options, cut out of the body in memory.
+"""Reads and writes ``multipart/form-data`` bodies (RFC 7578), in memory.
 
-The body is there as a whole, so a part ends where its delimiter is found: one search a part, in C,
-whatever the body holds. Parsers for streams look at each byte that may begin a delimiter.
+A request's form holds one image and options. It is there as a whole, so a part ends where its
+delimiter is found: one search a part, in C, whatever the body holds. Parsers for streams look at
+each byte that may begin a delimiter.
+
+An answer in several output formats is a form as well: unlike ``multipart/mixed`` its parts have
+names, and browsers read it with ``Response.formData()``.
 """
 
 from __future__ import annotations
@@ -225,11 +229,6 @@ def _read_text(name: str, part: _Part, body: bytes) -> str:
     except UnicodeDecodeError:
         raise InvalidRequest(f"multipart form: field {name!r} is not UTF-8") from None
 
-
-# Several forms of one answer in one body: ``multipart/form-data`` (RFC 7578).
-#
-# Chosen over ``multipart/mixed`` because its parts have names, and because browsers read it with
-# ``Response.formData()``.
 
 SUFFIXES = {
     "image/png": "png",

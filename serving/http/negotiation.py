@@ -1,4 +1,10 @@
-"""The HTTP header ``Accept`` (RFC 9110, section 12.5.1): which form of an answer it asks for."""
+"""Negotiates content: which output format ``Accept`` asks for, and gzip and deflate of bodies.
+
+Unpacking is bounded in size. ``deflate`` is the zlib format; some clients send it raw (RFC 1951),
+which is understood too. A gzip body may have several members.
+
+Source: RFC 9110, sections 8.4.1 and 12.5.1; RFC 1952, section 2.2.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +76,6 @@ def _quality(parameters: Sequence[str]) -> float:
             return read_quality(parameter)
     return 1.0
 
-
-# gzip and deflate of HTTP bodies, bounded.
-#
-# Source: RFC 9110, section 8.4.1 (``deflate`` is the zlib format; some clients send it raw, RFC
-# 1951, and are understood); RFC 1952, section 2.2 (a gzip body may have several members).
 
 # The window-bits argument of zlib, which also chooses the format.
 WINDOW_BITS = {"gzip": 31, "deflate": 15}

@@ -61,7 +61,8 @@ _PATH_PARAMETERS: Final = ("model", "version", "region")
 def list_errors(*errors: type[SegserveError]) -> Responses:
     """Returns a route's ``responses``: these errors by status, and those of a missing key."""
     by_status: dict[int, set[str]] = {}
-    for error in (*errors, Unauthenticated, QueueFull):
+    shown: tuple[type[SegserveError], ...] = (*errors, Unauthenticated, QueueFull)
+    for error in shown:
         by_status.setdefault(error.http_status, set()).add(error.__doc__ or "")
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {

@@ -1,7 +1,9 @@
-"""``/``: a page to try a model, one file without anything from elsewhere.
+"""Serves two pages for people: ``/``, to try a model, and ``/docs``, the OpenAPI page.
 
-It holds no data: what it shows it asks for by the calls that every client uses, with the key that
-is typed into it. So the page itself is open without a key.
+Each is one file without anything from elsewhere. They hold no data: what ``/`` shows it asks for by
+the requests that every client sends, with the key that is typed into it, so the page itself is open
+without a key. FastAPI's own ``/docs`` loads Swagger UI from a content delivery network: behind a
+firewall it stays blank, and elsewhere it runs a stranger's script beside the server's data.
 
 Source: Content Security Policy Level 3.
 """
@@ -67,12 +69,6 @@ def _digests(text: str, tag: str) -> list[str]:
     digests = [hashlib.sha256(content.encode()).digest() for content in contents]
     return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
 
-
-# ``/docs``: the OpenAPI page as plain HTML, one file without scripts or anything from elsewhere.
-#
-# FastAPI's own page loads Swagger UI from a content delivery network: behind a firewall it stays
-# blank, and elsewhere it runs a stranger's script beside the server's data. To try a request there
-# is the page at ``/``; each operation here has its ``curl`` line.
 
 Json = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""``segment`` over HTTP: options from the query or a form, the answer in one form or several."""
+"""Serves ``segment`` over HTTP: options from the query or a form, one output format or several."""
 
 from __future__ import annotations
 
@@ -138,8 +138,6 @@ def _explain(error: SegserveError, data: bytes, content_type: str) -> SegserveEr
     hint = find_hint(data, content_type)
     return type(error)(f"{error}; {hint}", reason=error.reason) if hint else error
 
-
-# What people send in place of an image's bytes, recognised so that the error says what to do.
 
 # The magic bytes of the image formats that are decoded, and how their base64 begins.
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")

@@ -1,4 +1,8 @@
-"""What the Open Inference Protocol's ``infer`` is asked and answers, on either transport."""
+"""The Open Inference Protocol's ``infer``, as a request and an answer without a transport.
+
+Facts of the protocol that both transports need stand here too: names, versions, and the texts for
+the extensions that Triton has and this server refuses.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +69,6 @@ class InferResponse:
     id: str
     outputs: tuple[OutputTensor, ...]
 
-
-# Small facts of the Open Inference Protocol that both transports need.
 
 SERVER_NAME = "segserve"
 SERVER_VERSION = version("segserve")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,3 +106,22 @@ def _check(name: str, value: float | None, least: float, most: float) -> None:
     # Written so that NaN is refused.
     if value is not None and not least <= value <= most:
         raise InvalidRequest(f"{name} is {value:g}, expected {least:g} to {most:g}")
+
+
+NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
+
+
+def write_npy(view: MaskView, options: MaskOptions) -> Encoded:
+    """Class ids, uint8 ``[H,W]``; with ``confidence`` an npz that holds ``mask`` and it."""
+    buffer = io.BytesIO()
+    labels = np.ascontiguousarray(view.labels)
+    if options.confidence:
+        np.savez(buffer, mask=labels, confidence=view.certain())
+        return Encoded(buffer.getvalue(), NPZ)
+    np.save(buffer, labels, allow_pickle=False)
+    return Encoded(buffer.getvalue(), NPY)
+
+
+def write_raw(view: MaskView, options: MaskOptions) -> Encoded:
+    """H x W bytes, row by row: the class ids and nothing else."""
+    return Encoded(view.labels.tobytes(), RAW)

@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 from serving.errors import InvalidRequest
 from serving.formats import class_statistics as stats
+from serving.formats import label_map as arrays
 from serving.formats import overlay, polygons, rle
 from serving.formats import png as pictures
-from serving.formats import raw as arrays
 from serving.formats.label_map import Encoded, MaskOptions, MaskView
 
 __all__ = ["FORMATS", "Encoded", "MaskOptions", "MaskView", "check_options", "encode", "warm"]

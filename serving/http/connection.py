@@ -26,9 +26,8 @@ from starlette.types import Scope
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from serving.http.exchange import Exchange, begin_answer
+from serving.http.exchange import Exchange, TrustedProxies, begin_answer, parse_address
 from serving.http.framing import ProtocolError, RequestHead, RequestReader
-from serving.http.proxies import TrustedProxies, parse_address
 from serving.observability.metrics import Metrics
 from serving.settings import Settings
 

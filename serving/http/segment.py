@@ -12,8 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from serving.errors import InvalidImage, SegserveError, UnsupportedImageFormat
-from serving.formats.label_map import Encoded
-from serving.formats.raw import NPZ
+from serving.formats.label_map import NPZ, Encoded
 from serving.formats.registry import FORMATS
 from serving.http.body import (
     TIMEOUT_HEADER,

@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.imaging import restore
-from serving.imaging.geometry import Plan, Size, plan
+from serving.imaging.geometry import Axis, Plan, Size, Window, plan
 from serving.imaging.interpolation import Fractions, Indices, Labels, Logits, fill_largest
 from serving.imaging.jit import compiled, read_only
-from serving.imaging.windows import Axis, Window
 
 # What is added up at once: rows enough to share the reading of logits, bytes that a cache holds.
 BLOCK_ROWS = 16

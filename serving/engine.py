@@ -45,7 +45,7 @@ class Prediction:
     mask: npt.NDArray[np.uint8] | None
 
     def __getitem__(self, index: int) -> Prediction:
-        """The prediction of one image of the batch (a view)."""
+        """Returns the prediction of one image of the batch (a view)."""
         return Prediction(
             None if self.logits is None else self.logits[index],
             None if self.mask is None else self.mask[index],
@@ -86,7 +86,7 @@ class LabelEngine(Protocol):
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called for this model."""
+        """Returns whether ``run_labels`` can be called for this model."""
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:

@@ -33,12 +33,12 @@ TlsKey = Annotated[
 
 
 def choose_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
-    """The connection is plain where no file is named."""
+    """Returns TLS credentials of the given files, or None: the connection is plain without a file."""
     return Tls(ca, certificate, key) if ca or certificate or key else None
 
 
 def tell(error: Exception) -> str:
-    """The error's text, in the words of the command line where the client's own differ."""
+    """Returns the error's text, in the words of the command line where the client's own differ."""
     text = str(error)
     if isinstance(error, SegserveError) and error.code == UNAUTHENTICATED:
         return f"{text}; {KEY_REMEDY}"

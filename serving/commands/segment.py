@@ -130,7 +130,7 @@ def segment(
 
 
 def find_ending(format: str, options: Options) -> str:
-    """What follows the photo's stem in the name of that format's file."""
+    """Returns what follows the photo's stem in the name of that format's file."""
     if format == "overlay" and options.form.image == "jpeg":
         return "_overlay.jpg"
     if format == "npy" and options.confidence:
@@ -139,7 +139,7 @@ def find_ending(format: str, options: Options) -> str:
 
 
 def plan_jobs(sources: list[Path], out: Path, endings: list[str]) -> tuple[Job, ...]:
-    """Where each answer goes: below a folder, in the same subfolder of ``out``.
+    """Returns where each answer goes: below a folder, in the same subfolder of ``out``.
 
     Photos that differ only in their suffix keep it: ``a.jpg`` and ``a.png`` become ``a.jpg.png``
     and ``a.png.png``.

@@ -111,7 +111,7 @@ class AcceleratedEngine:
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called: the graph has both outputs."""
+        """Returns whether ``run_labels`` can be called: the graph has both outputs."""
         return self._outputs == (LOGITS, MASK)
 
     def warm(self) -> None:

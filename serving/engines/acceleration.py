@@ -152,7 +152,8 @@ def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
 
 
 def _read_groups(where: Path, config: ModelConfig) -> tuple[str, tuple[int, ...]]:
-    """The device, and the GPU of each instance: Triton makes ``count`` on each of ``gpus``."""
+    """Returns the device, and the GPU of each instance: Triton makes ``count`` on each of
+    ``gpus``."""
     devices = {_DEVICES.get(group.kind, AUTO) for group in config.instance_group}
     if len(devices) > 1:
         raise InvalidModel(f"{where}: instance_group: one kind for all groups of a model")

@@ -182,7 +182,7 @@ class CudaDevice:
 def load_cuda_runtime(
     names: Sequence[str] = RUNTIMES, load: Callable[[str], ctypes.CDLL] = ctypes.CDLL
 ) -> ctypes.CDLL:
-    """The CUDA runtime library, the newest first.
+    """Returns the CUDA runtime library, the newest first.
 
     Raises:
         EngineFailed: none of ``names`` can be loaded.

@@ -21,7 +21,7 @@ CHANNELS = 3
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The whole graph of a ``model.onnx``.
+    """Returns the whole graph of a ``model.onnx``.
 
     Raises:
         InvalidModel: not readable, or neither ``logits`` nor ``mask`` among its outputs.
@@ -43,7 +43,7 @@ def outputs_of(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def cut_to(path: Path, model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """The graph with one output, and nothing that this does not need.
+    """Returns the graph with one output, and nothing that this does not need.
 
     Raises:
         InvalidModel: it has no such output.
@@ -57,7 +57,7 @@ def cut_to(path: Path, model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 def read_spec(
     path: Path, model: onnx.ModelProto, instances: int, max_batch_size: int
 ) -> EngineSpec:
-    """What an engine needs to know of a graph that is cut to ``logits``, or to ``mask``.
+    """Returns what an engine needs to know of a graph that is cut to ``logits``, or to ``mask``.
 
     Raises:
         InvalidModel: it is not of the contract; the message names what differs.
@@ -113,7 +113,8 @@ def _static_shape(tensor: onnx.TypeProto.Tensor) -> list[int]:
 
 
 def cut_graph(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """A copy with ``output`` as its only output, and without nodes and weights it does not need.
+    """Returns a copy with ``output`` as its only output, and without nodes and weights it does not
+    need.
 
     Raises:
         ValueError: the graph has no such output.

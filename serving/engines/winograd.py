@@ -50,7 +50,8 @@ class Rewritten:
 
 
 def apply_winograd(model: onnx.ModelProto) -> Rewritten:
-    """A copy with each convolution replaced that becomes faster; ``model`` itself where none does.
+    """Returns a copy with each convolution replaced that becomes faster; ``model`` itself where
+    none does.
 
     Left as they are: other sizes of kernel, strides, groups, padding that changes the size, dynamic
     heights and widths, weights that are not float32 initializers, and layers that
@@ -62,7 +63,7 @@ def apply_winograd(model: onnx.ModelProto) -> Rewritten:
 def replace_convolutions(
     model: onnx.ModelProto, choose: Callable[[Layer], Plan | None]
 ) -> Rewritten:
-    """The same, where ``choose`` says which layers gain, and in which pieces."""
+    """Returns the same, where ``choose`` says which layers gain, and in which pieces."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     # Shapes cost a copy of all weights: not for graphs in int8 or fp16, which have no such layer.
     if not any(_has_filters(node, weights) for node in model.graph.node):
@@ -192,7 +193,7 @@ class _Replacement:
         return self._op("Reshape", source, self._constant(np.array(shape)))
 
     def _constant(self, value: Constant) -> str:
-        """The name of an initializer with this value; equal ones are kept once."""
+        """Returns the name of an initializer with this value; equal ones are kept once."""
         key = str(value.shape).encode() + value.tobytes()
         if key not in self._constants:
             name = f"{self._stem}_constant_{len(self._constants)}"
@@ -206,7 +207,7 @@ def _single(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _has_filters(node: onnx.NodeProto, weights: Mapping[str, TensorProto]) -> bool:
-    """Whether it is a convolution with 3x3 filters in float32."""
+    """Returns whether it is a convolution with 3x3 filters in float32."""
     if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
         return False
     weight = weights.get(node.input[1])

@@ -53,7 +53,7 @@ class Plan:
 
 
 def choose_plan(layer: Layer) -> Plan | None:
-    """The cheapest pieces; None where a direct convolution is about as fast."""
+    """Returns the cheapest pieces; None where a direct convolution is about as fast."""
     plans = [
         Plan(rows, columns)
         for rows, columns in product(
@@ -70,7 +70,7 @@ def choose_plan(layer: Layer) -> Plan | None:
 
 
 def estimate(layer: Layer, plan: Plan) -> float:
-    """What an image costs by Winograd's form, in multiplications of the direct one."""
+    """Returns what an image costs by Winograd's form, in multiplications of the direct one."""
     total = 0.0
     for top in range(0, layer.height, plan.rows):
         total += _estimate_strip(layer, min(plan.rows, layer.height - top), plan.columns)

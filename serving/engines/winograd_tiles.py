@@ -81,7 +81,7 @@ class Stretch:
 
 
 def tile_stretch(outputs: int, dilation: int) -> Stretch:
-    """The matrices of a stretch; inputs outside of the image are to be zero."""
+    """Returns the matrices of a stretch; inputs outside of the image are to be zero."""
     firsts = [
         first
         for residue in range(min(dilation, outputs))

@@ -35,7 +35,7 @@ class MaskView:
     confidence: npt.NDArray[np.uint8] | None = None
 
     def certain(self) -> npt.NDArray[np.uint8]:
-        """The confidence.
+        """Returns the confidence.
 
         Raises:
             ValueError: there is none, or it has another size than the labels.
@@ -81,7 +81,7 @@ class MaskOptions:
         _check("min_area", self.min_area, 0, 2**31)
 
     def given(self) -> tuple[str, ...]:
-        """The names of the options that the caller set."""
+        """Returns the names of the options that the caller set."""
         asked = {
             "confidence": self.confidence,
             "image": self.image is not None,

@@ -26,7 +26,8 @@ LONGEST_JPEG = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 
 def write_overlay(view: MaskView, options: MaskOptions) -> Encoded:
-    """Each class's colour with ``opacity`` over the photo; pixels of no class stay as they are.
+    """Returns each class's colour with ``opacity`` over the photo; pixels of no class stay as they
+    are.
 
     The legend lies below the picture, which it makes higher.
 

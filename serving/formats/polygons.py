@@ -26,7 +26,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def write_polygons(view: MaskView, options: MaskOptions) -> Encoded:
-    """A FeatureCollection; drawn back at tolerance 0 it gives the label map again.
+    """Returns a FeatureCollection; drawn back at tolerance 0 it gives the label map again.
 
     Pixels without a class, the ignore label among them, get no polygon. ``score`` is the mean
     confidence of the region's pixels, 0 to 1; ``id`` numbers the regions whatever the options.
@@ -107,7 +107,7 @@ def _doubled_areas(x: Indices, y: Indices, first: Indices) -> Counts:
 
 @compiled
 def _write(x: Indices, y: Indices, first: Indices) -> tuple[Bytes, Counts]:
-    """Each ring as JSON, its first point again at its end; and where each text ends."""
+    """Returns each ring as JSON, its first point again at its end; and where each text ends."""
     rings = len(first) - 1
     # Twice "[,]," and ten digits at most, for each point.
     text = np.empty((len(x) + rings) * 24 + 2 * rings, np.uint8)

@@ -86,7 +86,7 @@ def encode(view: MaskView, format: str, options: MaskOptions = NO_OPTIONS) -> En
 
 
 def find_format(name: str) -> MaskFormat:
-    """The format of that name.
+    """Returns the format of that name.
 
     Raises:
         InvalidRequest: there is none; the message lists the known ones.
@@ -98,12 +98,12 @@ def find_format(name: str) -> MaskFormat:
 
 
 def needs_image(formats: Sequence[str]) -> bool:
-    """Whether one of ``formats`` shows the photo."""
+    """Returns whether one of ``formats`` shows the photo."""
     return any(find_format(name).needs_image for name in formats)
 
 
 def needs_confidence(formats: Sequence[str], options: MaskOptions) -> bool:
-    """Whether one of ``formats`` shows the confidence, or the caller asked for it."""
+    """Returns whether one of ``formats`` shows the confidence, or the caller asked for it."""
     return options.confidence or any(find_format(name).needs_confidence for name in formats)
 
 

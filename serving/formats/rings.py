@@ -50,7 +50,7 @@ class Rings:
 
 
 def trace_rings(labels: Labels, regions: Regions, wanted: Selection, junctions: bool) -> Rings:
-    """The rings of the regions for which ``wanted``, bool ``[regions]``, is True.
+    """Returns the rings of the regions for which ``wanted``, bool ``[regions]``, is True.
 
     Args:
         labels: uint8 ``[H,W]``, of which ``regions`` are.
@@ -180,7 +180,7 @@ def _cut(path: Indices, begin: int, end: int, rings: Indices, points: int, place
 
 @compiled
 def _grown(table: Indices) -> Indices:
-    """The same columns with as many again free ones."""
+    """Returns the same columns with as many again free ones."""
     grown = np.empty((table.shape[0], 2 * table.shape[1]), np.int32)
     grown[:, : table.shape[1]] = table
     return grown

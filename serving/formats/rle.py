@@ -69,7 +69,7 @@ def warm() -> None:
 
 @compiled
 def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
-    """All classes' counts, from the transposed label map ``[W,H]``.
+    """Returns all classes' counts, from the transposed label map ``[W,H]``.
 
     Returns the text, where each id's part begins in it ``[257]``, and each id's first and last
     column and row, ``[256,4]`` as left, top, right, bottom.
@@ -135,7 +135,7 @@ def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
 
 @compiled
 def _write_count(number: int, text: Bytes, at: int) -> int:
-    """One count; returns the place behind it."""
+    """Returns one count; returns the place behind it."""
     while True:
         low = number & 31
         number >>= 5

@@ -80,7 +80,7 @@ class _Method:
 
     @property
     def takes_images(self) -> bool:
-        """Whether its messages may be as large as images."""
+        """Returns whether its messages may be as large as images."""
         return self.request.name in IMAGE_MESSAGES
 
 

@@ -118,7 +118,7 @@ class InferenceServicer(ControlServicer):
 
 
 def build_statistics(model: Model) -> oip.ModelStatistics:
-    """The statistics extension's message for one version of a model."""
+    """Returns the statistics extension's message for one version of a model."""
     counts = model.statistics
 
     def show(duration: Duration) -> oip.StatisticDuration:

@@ -94,7 +94,7 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
 
 
 def read_options(request: pb.SegmentRequest) -> SegmentOptions:
-    """What the message asks for.
+    """Returns what the message asks for.
 
     Raises:
         InvalidRequest: an option of no known value; the message names it.

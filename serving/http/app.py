@@ -50,7 +50,7 @@ def build_app(
     calls: Calls,
     is_ready: Callable[[], bool],
 ) -> FastAPI:
-    """The application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
+    """Returns the application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
     app = FastAPI(title="segserve", version=SERVER_VERSION, docs_url=None, redoc_url=None)
     app.add_middleware(CallMiddleware, calls=calls, door=segmenter.door)
     allow_origins(app, settings)

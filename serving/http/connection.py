@@ -267,7 +267,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def _exchange_is_full(self) -> bool:
-        """Whether the application has more of a body to take than is read ahead of it."""
+        """Returns whether the application has more of a body to take than is read ahead of it."""
         exchange = self._exchange
         return (
             exchange is not None

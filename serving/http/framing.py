@@ -118,17 +118,17 @@ class RequestReader:
 
     @property
     def in_body(self) -> bool:
-        """Whether a head was read whose body has not ended."""
+        """Returns whether a head was read whose body has not ended."""
         return self._state is not _State.HEAD
 
     @property
     def in_trailers(self) -> bool:
-        """Whether the last chunk has come and the message has not ended."""
+        """Returns whether the last chunk has come and the message has not ended."""
         return self._state is _State.TRAILERS
 
     @property
     def has_begun(self) -> bool:
-        """Whether something of the next head has come, be it a blank line."""
+        """Returns whether something of the next head has come, be it a blank line."""
         return self._state is _State.HEAD and bool(self._buffer or self._skipped)
 
     def feed(self, data: bytes) -> None:

@@ -140,7 +140,7 @@ def longest_wait(timeout_ms: str) -> float:
 
 
 def show(error: SegserveError) -> JSONResponse:
-    """The answer that an error becomes."""
+    """Returns the answer that an error becomes."""
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = error.retry_after
@@ -157,7 +157,7 @@ def _drop_origin(url: str) -> str:
 
 
 def read_announced(scope: Scope, headers: Mapping[bytes, str]) -> Announced | None:
-    """The inference; None where the request is none, or not one that can be answered."""
+    """Returns the inference; None where the request is none, or not one that can be answered."""
     path = INFERENCE_PATH.fullmatch(scope["path"])
     if path is None or scope["method"] != "POST":
         return None

@@ -67,7 +67,7 @@ class _Part:
 
 
 def is_form(content_type: str) -> bool:
-    """Whether a Content-Type says that the body is a form."""
+    """Returns whether a Content-Type says that the body is a form."""
     return content_type.partition(";")[0].strip().lower() == MEDIA_TYPE
 
 
@@ -132,7 +132,8 @@ def _read_boundary(content_type: str) -> bytes:
 
 
 def _split(body: bytes, boundary: bytes) -> list[_Part]:
-    """Where the parts lie; what is before the first and behind the last is skipped (RFC 2046)."""
+    """Returns where the parts lie; what is before the first and behind the last is skipped (RFC
+    2046)."""
     delimiter = b"\r\n--" + boundary
     at = 0 if body.startswith(delimiter[2:]) else _find(body, delimiter, 0) + 2
     if at == 1:
@@ -173,7 +174,7 @@ def _cut(body: bytes, start: int, end: int) -> bytes:
 
 
 def _skip_line_end(body: bytes, at: int) -> int:
-    """Where the line behind a delimiter begins; blanks may fill it up."""
+    """Returns where the line behind a delimiter begins; blanks may fill it up."""
     end = body.find(b"\r\n", at, at + MAX_FIELD_BYTES)
     if end < 0 or body[at:end].strip(b" \t"):
         raise InvalidRequest(
@@ -184,7 +185,7 @@ def _skip_line_end(body: bytes, at: int) -> int:
 
 
 def _read_headers(body: bytes, at: int) -> tuple[dict[str, str], int]:
-    """A part's headers, and where its content begins."""
+    """Returns a part's headers, and where its content begins."""
     if body.startswith(b"\r\n", at):
         return {}, at + 2
     end = body.find(b"\r\n\r\n", at, at + MAX_PART_HEADER_BYTES)
@@ -242,7 +243,7 @@ SUFFIXES = {
 
 
 def join_parts(parts: Mapping[str, Encoded]) -> Encoded:
-    """One part a form, in order: its name, a file name, its media type and its bytes."""
+    """Returns one part a form, in order: its name, a file name, its media type and its bytes."""
     boundary = _boundary([part.body for part in parts.values()])
     pieces: list[bytes] = []
     for name, part in parts.items():
@@ -257,7 +258,7 @@ def join_parts(parts: Mapping[str, Encoded]) -> Encoded:
 
 
 def _boundary(bodies: Sequence[bytes]) -> str:
-    """A line that no body holds."""
+    """Returns a line that no body holds."""
     while True:
         boundary = f"segserve-{secrets.token_hex(16)}"
         if not any(boundary.encode() in body for body in bodies):

@@ -33,7 +33,8 @@ class Choice:
 
 
 def choose(accept: str, formats: Sequence[MaskFormat]) -> Choice | None:
-    """What the header prefers of ``formats``; None where it takes none of their media types.
+    """Returns what the header prefers of ``formats``; None where it takes none of their media
+    types.
 
     The highest quality wins, then the more specific media range, then the earlier in the header,
     then the earlier format. Where all that an overlay's JPEG won by is its format, it is said.

@@ -161,7 +161,7 @@ def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
 
 
 def answer_infer(response: InferResponse, encoding: str | None) -> Response:
-    """The answer with its headers, compressed where ``encoding`` is named."""
+    """Returns the answer with its headers, compressed where ``encoding`` is named."""
     content, header_length = build_infer_response(response)
     headers = {}
     if header_length is not None:
@@ -174,7 +174,7 @@ def answer_infer(response: InferResponse, encoding: str | None) -> Response:
 
 
 def show_metadata(found: ModelMetadata) -> dict[str, object]:
-    """The protocol's JSON form."""
+    """Returns the protocol's JSON form."""
 
     def show(tensor: TensorMetadata) -> dict[str, object]:
         return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
@@ -189,7 +189,8 @@ def show_metadata(found: ModelMetadata) -> dict[str, object]:
 
 
 def show_statistics(models: list[Model]) -> dict[str, object]:
-    """The statistics extension's JSON form; nothing is cached here, so those counts stay 0."""
+    """Returns the statistics extension's JSON form; nothing is cached here, so those counts stay
+    0."""
 
     def show(durations: Mapping[str, Duration]) -> dict[str, object]:
         return {name: {"count": d.count, "ns": d.ns} for name, d in durations.items()}

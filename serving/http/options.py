@@ -245,6 +245,7 @@ def read_formats(query: bytes, header: str) -> tuple[str, ...]:
 # Callers of one kind send the same; the strings are theirs, so only a few are kept.
 @lru_cache(maxsize=64)
 def choose(formats: tuple[str, ...], header: str) -> accept.Choice:
-    """What ``Accept`` says: of the formats asked for only how, if none was asked for also which."""
+    """Returns what ``Accept`` says: of the formats asked for only how, if none was asked for also
+    which."""
     found = accept.choose(header, [FORMATS[name] for name in formats or FORMATS])
     return found or accept.Choice("png")

@@ -47,7 +47,7 @@ def page_headers(text: str) -> dict[str, str]:
 
 
 def build_policy(text: str) -> str:
-    """A policy under which a page runs its own script and style and asks its own server."""
+    """Returns a policy under which a page runs its own script and style and asks its own server."""
     own = [f"{tag}-src {digest}" for tag in ("script", "style") for digest in _digests(text, tag)]
     return "; ".join(
         (
@@ -170,7 +170,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _describe_schema(schema: Json) -> str:
-    """A value in words: its type or choices, its range."""
+    """Returns a value in words: its type or choices, its range."""
     if "enum" in schema:
         text = " | ".join(map(str, schema["enum"]))
     elif schema.get("type") == "array":

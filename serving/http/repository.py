@@ -49,7 +49,7 @@ class _Region(Struct, frozen=True):
 async def read_json(
     request: Request, bodies: BodyReader, dataplane: Dataplane, kind: type[Body]
 ) -> Body:
-    """The JSON body, by default ``{}``. It is short enough to be decoded on the event loop.
+    """Returns the JSON body, by default ``{}``. It is short enough to be decoded on the event loop.
 
     Raises:
         InvalidRequest: broken JSON, or a field that is wrong.
@@ -95,7 +95,7 @@ def add_repository(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> No
 
 
 def show_state(state: ModelState) -> dict[str, str]:
-    """The extension's JSON form, without what is empty."""
+    """Returns the extension's JSON form, without what is empty."""
     fields = {"version": state.version, "state": state.state, "reason": state.reason}
     return {"name": state.name, **{name: text for name, text in fields.items() if text}}
 

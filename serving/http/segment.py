@@ -133,7 +133,8 @@ async def join(result: SegmentResult, segmenter: Segmenter) -> Encoded:
 
 
 def _explain(error: SegserveError, data: bytes, content_type: str) -> SegserveError:
-    """The error, and what to do where the body is something that people send for an image."""
+    """Returns the error, and what to do where the body is something that people send for an
+    image."""
     hint = find_hint(data, content_type)
     return type(error)(f"{error}; {hint}", reason=error.reason) if hint else error
 

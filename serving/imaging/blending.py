@@ -42,7 +42,7 @@ class Reading:
     weight: Fractions
 
     def within(self, pixels: range) -> Reading:
-        """The part that reads these pixels; empty where it reads none of them."""
+        """Returns the part that reads these pixels; empty where it reads none of them."""
         first, end = max(self.first, pixels.start), min(self.end, pixels.stop)
         part = slice(first - self.first, max(first, end) - self.first)
         return Reading(first, end, self.cell[part], self.fraction[part], self.weight[part])
@@ -76,13 +76,13 @@ class Blender:
 
     @property
     def complete_rows(self) -> int:
-        """How many rows of the label map, from its top, no missing view shows."""
+        """Returns how many rows of the label map, from its top, no missing view shows."""
         firsts = (self._rows[self._views[k].rows].first for k in self._waiting)
         return min(firsts, default=len(self.labels))
 
     @property
     def can_advance(self) -> bool:
-        """Whether rows are complete that are not labels yet."""
+        """Returns whether rows are complete that are not labels yet."""
         return self.complete_rows > self._finished
 
     def add(self, index: int, logits: Logits) -> None:

@@ -129,7 +129,7 @@ def _check_masks(masks: tuple[int, int, int], bits: int) -> None:
 
 
 def _is_run(mask: int) -> bool:
-    """Whether the bits that are set are neighbours, and at least one."""
+    """Returns whether the bits that are set are neighbours, and at least one."""
     shifted = mask // (mask & -mask) if mask else 0
     return shifted > 0 and shifted & (shifted + 1) == 0
 
@@ -190,7 +190,7 @@ def _convert(stored: _Bytes, layout: Layout, palette: _Bytes) -> _Bytes:
 
 
 def _field(words: npt.NDArray[np.unsignedinteger[Any]], mask: int) -> _Bytes:
-    """One colour of each word, 0 to 255."""
+    """Returns one colour of each word, 0 to 255."""
     shift = (mask & -mask).bit_length() - 1
     most = mask >> shift
     values = (words.astype(np.uint64) & mask) >> shift

@@ -61,7 +61,8 @@ ENVIRONMENT = {
 
 
 def pack_request(still: StillImage, timeout_s: float, buffer: shared_memory.Buffer) -> bytes:
-    """The message that asks for ``still``, whose stream lies in ``buffer`` behind its pixels."""
+    """Returns the message that asks for ``still``, whose stream lies in ``buffer`` behind its
+    pixels."""
     frame = still.frame or Frame(0, 0, still.width, still.height)
     return REQUEST.pack(
         still.memory_bytes, timeout_s,

@@ -82,7 +82,7 @@ class Augmentation:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is more than the plain image."""
+        """Returns whether there is more than the plain image."""
         return self.flip or len(self.scales) > 1
 
 
@@ -103,7 +103,7 @@ class View:
 
     @property
     def canvas(self) -> Size:
-        """The size that the image is resized to before the window is cut."""
+        """Returns the size that the image is resized to before the window is cut."""
         return Size(self.rows.canvas, self.columns.canvas)
 
     @property
@@ -117,7 +117,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """The canvas is the network's input, with nothing beside it."""
+        """Returns the canvas is the network's input, with nothing beside it."""
         return self.rows.whole and self.columns.whole
 
 
@@ -143,12 +143,13 @@ class Plan:
 
     @property
     def view_count(self) -> int:
-        """How many views there are, without making them."""
+        """Returns how many views there are, without making them."""
         return (1 + self.flip) * sum(grid.rows.count * grid.columns.count for grid in self.grids)
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """All views from the top of the image to its bottom, so that its rows finish in order."""
+        """Returns all views from the top of the image to its bottom, so that its rows finish in
+        order."""
         sides = (False, True) if self.flip else (False,)
         share = 1.0 / (len(sides) * len(self.grids))
         views = [
@@ -162,7 +163,7 @@ class Plan:
 
     @property
     def only_view(self) -> View:
-        """The view of a plan that has one.
+        """Returns the view of a plan that has one.
 
         Raises:
             ValueError: there are several.
@@ -180,7 +181,8 @@ def plan(
     tile_overlap: float = DEFAULT_TILE_OVERLAP,
     augmentation: Augmentation = PLAIN,
 ) -> Plan:
-    """The plan for an image of size ``original`` (after EXIF) and a model of size ``model``.
+    """Returns the plan for an image of size ``original`` (after EXIF) and a model of size
+    ``model``.
 
     Args:
         resize: one of :data:`RESIZES`.
@@ -213,7 +215,8 @@ def plan(
 
 
 def prepare(image: Pixels, plan: Plan) -> Pixels:
-    """The network's input, uint8 ``[H,W,3]``, of an image uint8 ``[H0,W0,3]`` with a single view.
+    """Returns the network's input, uint8 ``[H,W,3]``, of an image uint8 ``[H0,W0,3]`` with a single
+    view.
 
     Returns ``image`` itself when nothing is to be done, else a new array.
 
@@ -235,7 +238,7 @@ def scale(image: Pixels, canvas: Size) -> Pixels:
 
 
 def cut(canvas: Pixels, view: View) -> Pixels:
-    """The network's input for ``view``, uint8 ``[H,W,3]``, contiguous, padded with PADDING.
+    """Returns the network's input for ``view``, uint8 ``[H,W,3]``, contiguous, padded with PADDING.
 
     Returns ``canvas`` itself where it is the input.
     """
@@ -254,7 +257,8 @@ def cut(canvas: Pixels, view: View) -> Pixels:
 
 
 def source_positions(original: int, model: int, logits: int) -> npt.NDArray[np.float64]:
-    """Where each of ``original`` pixels along one stretched axis lies among ``logits`` positions.
+    """Returns where each of ``original`` pixels along one stretched axis lies among ``logits``
+    positions.
 
     ``model`` is the length of the same axis at the model's input. Returns float64 ``[original]``,
     ascending, within ``[0, logits - 1]``.
@@ -282,16 +286,16 @@ class Window:
 
     @property
     def whole(self) -> bool:
-        """The canvas is the network's input, with nothing beside it."""
+        """Returns the canvas is the network's input, with nothing beside it."""
         return self.canvas == self.model
 
     @property
     def begin(self) -> float:
-        """Where the window begins, as a part of the canvas, 0 to 1."""
+        """Returns where the window begins, as a part of the canvas, 0 to 1."""
         return self.start / self.canvas
 
     def positions(self, pixels: int, logits: int, mirrored: bool = False) -> Floats:
-        """Where each of ``pixels`` along the image's axis lies among ``logits`` positions.
+        """Returns where each of ``pixels`` along the image's axis lies among ``logits`` positions.
 
         Returns float64 ``[pixels]`` within ``[0, logits - 1]``; a pixel outside of the window
         reads the window's nearest.
@@ -305,7 +309,8 @@ class Window:
         return np.clip(inside * (logits - 1) / (self.model - 1), 0.0, logits - 1.0)
 
     def reach(self, pixels: int) -> tuple[int, int]:
-        """The first of ``pixels`` along the image's axis that this window shows, and the end.
+        """Returns the first of ``pixels`` along the image's axis that this window shows, and the
+        end.
 
         A window shows what is nearer to its pixels than to others: from half a pixel before its
         first to half a pixel behind its last. The range may be empty where windows are shorter
@@ -317,7 +322,7 @@ class Window:
         return int(first), int(end)
 
     def taper(self, pixels: int) -> Floats:
-        """The window's weight at its :meth:`reach`: 1, falling to 0 over what it shares.
+        """Returns the window's weight at its :meth:`reach`: 1, falling to 0 over what it shares.
 
         Squared sines, so that two windows' weights add up to 1.
         """
@@ -348,12 +353,12 @@ class Axis:
 
     @property
     def count(self) -> int:
-        """How many windows it takes."""
+        """Returns how many windows it takes."""
         beyond = max(0, self.canvas - self.model)
         return 1 + -(-beyond // (self.model - self.overlap))
 
     def windows(self) -> tuple[Window, ...]:
-        """The windows, in ascending order: together they show every pixel of the canvas."""
+        """Returns the windows, in ascending order: together they show every pixel of the canvas."""
         count, beyond = self.count, self.canvas - self.model
         if count == 1:
             length = min(self.canvas, self.model)
@@ -366,7 +371,8 @@ class Axis:
         )
 
     def weights(self, pixels: int) -> tuple[npt.NDArray[np.float32], ...]:
-        """Each window's weight at its :meth:`Window.reach`; over all windows they add up to 1."""
+        """Returns each window's weight at its :meth:`Window.reach`; over all windows they add up to
+        1."""
         windows = self.windows()
         total = np.zeros(pixels, np.float64)
         tapers = [window.taper(pixels) for window in windows]

@@ -100,7 +100,7 @@ def read_still(
 
 
 def describe(still: StillImage) -> ImageHeader:
-    """What callers are to know of an image: its size is that of the upright one."""
+    """Returns what callers are to know of an image: its size is that of the upright one."""
     width, height = still.width, still.height
     if still.orientation >= 5:
         width, height = height, width

@@ -28,7 +28,7 @@ Positions = npt.NDArray[np.float64]
 def labels_from_logits(
     logits: Logits, model: Size, original: Size, out: Labels | None = None
 ) -> Labels:
-    """The label map, uint8 ``[H0,W0]``, at the size of ``original``.
+    """Returns the label map, uint8 ``[H0,W0]``, at the size of ``original``.
 
     Each pixel reads the logits, bilinearly, at its
     :func:`~serving.imaging.geometry.source_positions`, and takes the class with the largest.
@@ -49,7 +49,7 @@ def labels_from_logits(
 def labels_at(
     logits: Logits, y_positions: Positions, x_positions: Positions, out: Labels | None = None
 ) -> Labels:
-    """The label map, uint8 ``[H0,W0]``, read from ``logits`` at these rows and columns.
+    """Returns the label map, uint8 ``[H0,W0]``, read from ``logits`` at these rows and columns.
 
     Args:
         logits: float32 ``[C,h,w]``.
@@ -73,7 +73,8 @@ def labels_at(
 
 
 def model_labels(logits: Logits, model: Size) -> Labels:
-    """The label map at the model's own size, uint8 ``[H,W]``: what an in-graph argmax gives."""
+    """Returns the label map at the model's own size, uint8 ``[H,W]``: what an in-graph argmax
+    gives."""
     return labels_from_logits(logits, model, model)
 
 
@@ -121,7 +122,7 @@ def labels_and_confidence_at(
 
 
 def confidence_from_logits(logits: Logits, model: Size, original: Size) -> Labels:
-    """The confidence of :func:`labels_and_confidence` alone."""
+    """Returns the confidence of :func:`labels_and_confidence` alone."""
     return labels_and_confidence(logits, model, original)[1]
 
 
@@ -176,7 +177,7 @@ def _check_logits(logits: Logits) -> None:
 
 
 def _positions(logits: Logits, model: Size, original: Size) -> tuple[Positions, Positions]:
-    """Where the rows and the columns of ``original`` lie in the logits."""
+    """Returns where the rows and the columns of ``original`` lie in the logits."""
     _, height, width = logits.shape
     return (
         source_positions(original.height, model.height, height),
@@ -187,7 +188,7 @@ def _positions(logits: Logits, model: Size, original: Size) -> tuple[Positions, 
 def _places(
     logits: Logits, y_positions: Positions, x_positions: Positions
 ) -> tuple[Indices, Fractions, Indices, Fractions]:
-    """Each pixel's cell and fraction down, then across."""
+    """Returns each pixel's cell and fraction down, then across."""
     _, height, width = logits.shape
     return (*_cells(y_positions, height), *_cells(x_positions, width))
 
@@ -204,7 +205,7 @@ def _nearest(original: int, source: int) -> Indices:
 
 
 def labels_suffice(view: View, target: Size, smooth: bool | None = None) -> bool:
-    """Whether a label map of ``target`` can be read off labels at the network's input size.
+    """Returns whether a label map of ``target`` can be read off labels at the network's input size.
 
     So it can where ids are asked for (``smooth`` is False), and where no pixel lies between two.
     """
@@ -217,7 +218,7 @@ def labels_suffice(view: View, target: Size, smooth: bool | None = None) -> bool
 def restore_labels(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
 ) -> Labels:
-    """The label map of the whole image, uint8 ``[H0,W0]`` of the size of ``target``.
+    """Returns the label map of the whole image, uint8 ``[H0,W0]`` of the size of ``target``.
 
     Args:
         prediction: of one image.

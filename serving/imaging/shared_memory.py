@@ -177,7 +177,8 @@ class BufferSlots:
         self._returned: deque[Buffer] = deque()
 
     def take(self, size: int) -> Buffer:
-        """A buffer of at least ``size`` bytes: one that is free, a new one, or one for this once.
+        """Returns a buffer of at least ``size`` bytes: one that is free, a new one, or one for this
+        once.
 
         Raises:
             OSError, MemoryError: there is no room for it.

@@ -64,7 +64,7 @@ class Dataplane:
         self.memory = SharedMemory(segmenter.settings)
 
     def find(self, name: str, version: int | None, transport: str) -> Model:
-        """The model of an inference whose tensors are not read yet.
+        """Returns the model of an inference whose tensors are not read yet.
 
         Raises:
             ModelNotFound, NotReady: counted as the request that they end.
@@ -89,14 +89,14 @@ class Dataplane:
         )
 
     def is_loaded(self, name: str, version: int | None) -> bool:
-        """Whether requests for that model can be answered."""
+        """Returns whether requests for that model can be answered."""
         try:
             return self.registry.get(name, version).is_ready
         except SegserveError:
             return False
 
     def config(self, name: str, version: int | None) -> ModelConfig:
-        """The model's whole configuration, defaults filled in."""
+        """Returns the model's whole configuration, defaults filled in."""
         return complete_config(self.registry.get(name, version).folder)
 
     def statistics(self, name: str, version: int | None) -> list[Model]:
@@ -115,7 +115,7 @@ class Dataplane:
         ]
 
     async def index(self, *, ready: bool) -> list[ModelState]:
-        """The models of the repository; with ``ready`` only those that are loaded."""
+        """Returns the models of the repository; with ``ready`` only those that are loaded."""
         states = await self.registry.index()
         return [state for state in states if state.state == "READY" or not ready]
 

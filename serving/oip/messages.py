@@ -94,7 +94,7 @@ def list_extensions(settings: Settings) -> tuple[str, ...]:
 
 
 def parse_version(text: str) -> int | None:
-    """A version from a path or message; None for the empty string.
+    """Returns a version from a path or message; None for the empty string.
 
     Raises:
         InvalidRequest: not a positive integer without leading zeros.

@@ -107,7 +107,7 @@ class SharedMemory:
                     os.close(region.descriptor)
 
     def status(self, name: str) -> list[Region]:
-        """One region, or with an empty name all.
+        """Returns one region, or with an empty name all.
 
         Raises:
             RegionNotFound: no such name.

@@ -119,7 +119,7 @@ class KeyRing:
         self._read()
 
     def find(self, presented: str) -> KeyUse:
-        """The key that was presented; compares with every one, in constant time.
+        """Returns the key that was presented; compares with every one, in constant time.
 
         Raises:
             Unauthenticated: none was, or it is not in the file.
@@ -203,7 +203,7 @@ class KeyRing:
 
 
 def parse_keys(text: str, path: Path) -> list[ApiKey]:
-    """The keys of a file's text.
+    """Returns the keys of a file's text.
 
     Raises:
         InvalidSetting: the message names the line, never the key; or there is no key.

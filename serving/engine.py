@@ -1,4 +1,4 @@
-"""What the batcher needs of anything that infers."""
+"""The protocol that every engine implements; the batcher knows no more of an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.imaging.geometry import Size
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What goes in and comes out.
+    """The shapes and names of a model's input and outputs.
 
     Attributes:
         size: static height and width of the network's input.
@@ -60,7 +60,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """For metrics: ``onnxruntime-cpu``, ..."""
+        """Returns the engine's name in metrics: ``onnxruntime-cpu``, ..."""
         ...
 
     def warm(self) -> None:
@@ -90,7 +90,8 @@ class LabelEngine(Protocol):
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """As ``Engine.run``, with ``mask`` in place of ``logits``: a byte a pixel to carry.
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        pixel.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

@@ -154,7 +154,7 @@ def plte(colors: Sequence[Color], ignore_label: int) -> bytes:
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
-    """``count`` distinct colours by Pascal VOC's rule, at most 256.
+    """Returns ``count`` distinct colours by Pascal VOC's rule, at most 256.
 
     Bits 0, 1, 2 of the id become the highest bit of red, green and blue, bits 3, 4, 5 the next.
 

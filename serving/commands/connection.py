@@ -33,11 +33,12 @@ TlsKey = Annotated[
 
 
 def choose_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
-    """Returns TLS credentials of the given files, or None: the connection is plain without a file."""
+    """Returns the TLS credentials of the given files; None without files: the connection is
+    plain."""
     return Tls(ca, certificate, key) if ca or certificate or key else None
 
 
-def tell(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Returns the error's text, in the words of the command line where the client's own differ."""
     text = str(error)
     if isinstance(error, SegserveError) and error.code == UNAUTHENTICATED:

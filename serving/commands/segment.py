@@ -21,7 +21,7 @@ from serving.commands.connection import (
     TlsCertificate,
     TlsKey,
     choose_tls,
-    tell,
+    describe,
 )
 from serving.requests import OutputSize
 
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of the server for every photo."""
+    """The options that go to the server with every photo."""
 
     formats: tuple[str, ...]
     size: OutputSize
@@ -122,7 +122,7 @@ def segment(
             client.describe()  # no server or no such model: said once, not for every photo
             failed = run_jobs(client, jobs, options, parallel)
     except (SegserveError, ValueError, OSError) as error:
-        sys.exit(f"segserve segment: {tell(error)}")
+        sys.exit(f"segserve segment: {describe(error)}")
     done = len(jobs) - failed
     print(f"{done} of {len(jobs)} written to {out}" if failed else f"{done} written to {out}")
     if failed:
@@ -174,7 +174,8 @@ def plan_jobs(sources: list[Path], out: Path, endings: list[str]) -> tuple[Job, 
 
 
 def find_photos(source: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Photos, each with its path relative to the folder that was named; none out of ``out``."""
+    """Yields photos, each with its path relative to the folder that was named; none from
+    ``out``."""
     if not source.is_dir():
         yield source, Path(source.name)
         return

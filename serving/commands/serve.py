@@ -114,7 +114,7 @@ async def serve_until_signal(settings: Settings, log_stream: LogStream | None = 
 
 
 def greeting(server: Server) -> str:
-    """Addresses, models, and a line to paste."""
+    """Returns what the terminal shows at the start: addresses, models, and a command to paste."""
     host, ports = server.settings.host, server.ports
     http, grpc, metrics = (join_address(host, p) for p in (ports.http, ports.grpc, ports.metrics))
     scheme = "https" if server.tls else "http"

@@ -30,7 +30,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Of one image."""
+        """Returns the size of one image in bytes."""
         return self.dtype.itemsize * int(np.prod(self.shape))
 
 
@@ -117,7 +117,7 @@ class BoundSession:
 
 
 def image_tensor(height: int, width: int) -> Tensor:
-    """``image`` of the contract."""
+    """Returns the contract's tensor ``image``."""
     return Tensor(INPUT, np.dtype(np.uint8), (height, width, 3))
 
 

@@ -37,7 +37,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 
 def outputs_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Of ``logits`` and ``mask``, in this order, those that the graph has."""
+    """Returns which of ``logits`` and ``mask``, in this order, the graph has."""
     present = {value.name for value in model.graph.output}
     return tuple(name for name in (LOGITS, MASK) if name in present)
 
@@ -108,7 +108,7 @@ def read_spec(
 
 
 def _static_shape(tensor: onnx.TypeProto.Tensor) -> list[int]:
-    """Dimensions, 0 where symbolic."""
+    """Returns a tensor's dimensions, 0 where they are symbolic."""
     return [dimension.dim_value for dimension in tensor.shape.dim]
 
 
@@ -146,7 +146,8 @@ def cut_graph(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 
 
 def find_precision(model: onnx.ModelProto) -> str:
-    """``int8`` with quantised nodes, ``fp16`` with half-precision weights, else ``fp32``."""
+    """Returns ``int8`` with quantised nodes, ``fp16`` with half-precision weights, else
+    ``fp32``."""
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
     if any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer):

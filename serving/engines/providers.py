@@ -63,7 +63,7 @@ def wants_gpu(where: Path, acceleration: Acceleration) -> bool:
 def gpu_providers(
     acceleration: Acceleration, spec: EngineSpec, gpu: int, stream: int, cache: Path | None = None
 ) -> list[Provider]:
-    """TensorRT where it is asked for, CUDA, and the CPU, with their options.
+    """Returns the providers with their options: TensorRT where configured, then CUDA and the CPU.
 
     Args:
         spec: of the graph; its sizes bound TensorRT's shapes.

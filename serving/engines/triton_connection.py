@@ -60,7 +60,7 @@ class TritonConnection:
         self._lock = threading.Lock()
 
     def call(self, ask: Callable[[Stub, str], Answer]) -> Answer:
-        """``ask(stub, url)`` at the first server that is there and has what is asked for.
+        """Calls ``ask(stub, url)`` for the first server that answers and has the model.
 
         Raises:
             NotReady: none is; the message has each one's reason.

@@ -223,7 +223,8 @@ def _read_layer(
     weights: Mapping[str, TensorProto],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Layer | None:
-    """None where it is no convolution of the kind, or its size is not known."""
+    """Returns the layer of a node; None where Winograd's form does not apply, or a size is
+    unknown."""
     if not _has_filters(node, weights):
         return None
     weight, shape = weights[node.input[1]], shapes.get(node.input[0], ())
@@ -244,7 +245,7 @@ def _read_layer(
 
 
 def _read_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Of each tensor, 0 for what is not static; nothing where ONNX cannot tell."""
+    """Returns each tensor's shape, 0 for what is not static; without those ONNX cannot infer."""
     try:
         inferred = shape_inference.infer_shapes(model)
     except Exception as error:  # a file beyond 2 GB, or operators that it does not know

@@ -1,4 +1,5 @@
-"""What the forms of an answer are written from, and how the caller wants them."""
+"""Holds what every output format is written from; writes the label map as an array or bare
+bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ MAX_TOLERANCE_PIXELS = 1000.0
 
 @dataclass(frozen=True)
 class MaskView:
-    """Everything that a form may show of one segmented image.
+    """Everything that an output format may show of one segmented image.
 
     ``labels`` are the class ids, uint8 ``[H,W]``; ``names[i]`` and ``colors[i]`` (RGB) belong to
     id i. ``image``, RGB uint8 ``[H,W,3]``, and ``confidence``, uint8 ``[H,W]`` with 255 for
-    certain, are there if a form needs them or the caller asked for them.
+    certain, are there if a format needs them or the caller asked for them.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -41,16 +42,16 @@ class MaskView:
             ValueError: there is none, or it has another size than the labels.
         """
         if self.confidence is None or self.confidence.shape != self.labels.shape:
-            raise ValueError("this form needs the confidence, in the size of the labels")
+            raise ValueError("this format needs the confidence, in the size of the labels")
         return self.confidence
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How forms are written; None, or False, where the caller did not say.
+    """The options of the output formats; None, or False, where the caller did not say.
 
     Attributes:
-        confidence: adds the network's confidence to the forms that can hold it.
+        confidence: adds the network's confidence to the formats that can hold it.
         image: what an overlay is written as; PNG unless given.
         quality: of a JPEG, 1 to 100; 90 unless given.
         opacity: of the colours in an overlay, 0 to 1; 0.5 unless given.
@@ -96,7 +97,7 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One form of an answer: its bytes and their media type."""
+    """An answer in one output format: its bytes and their media type."""
 
     body: bytes
     media_type: str
@@ -123,5 +124,5 @@ def write_npy(view: MaskView, options: MaskOptions) -> Encoded:
 
 
 def write_raw(view: MaskView, options: MaskOptions) -> Encoded:
-    """H x W bytes, row by row: the class ids and nothing else."""
+    """Writes H x W bytes, row by row: the class ids and nothing else."""
     return Encoded(view.labels.tobytes(), RAW)

@@ -88,7 +88,7 @@ def blend(
 
 
 def warm() -> None:
-    """Compiles the loop of this form, so that no request waits for it."""
+    """Compiles the loop of this format, so that no request waits for it."""
     pixel = np.zeros((1, 1, 3), np.uint8)
     blend(pixel, np.zeros((1, 1), np.uint8), ((0, 0, 0),), 0.5, np.empty_like(pixel))
 
@@ -113,7 +113,7 @@ SMALLEST_FONT, LARGEST_FONT = 11, 40
 
 
 def draw_legend(entries: Sequence[tuple[str, Color]], width: int) -> npt.NDArray[np.uint8]:
-    """RGB uint8 ``[h,width,3]``: a swatch and the name of each of ``entries``, in lines.
+    """Draws a swatch and the name of each of ``entries``, in lines: RGB uint8 ``[h,width,3]``.
 
     Letters grow with the width. A name that is wider than the strip is cut off at its edge. No
     entries give no lines, ``h`` 0.

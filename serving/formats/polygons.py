@@ -56,7 +56,7 @@ def write_polygons(view: MaskView, options: MaskOptions) -> Encoded:
 
 
 def warm() -> None:
-    """Compiles the loops of this form, so that no request waits for it."""
+    """Compiles the loops of this format, so that no request waits for it."""
     boundaries.warm()
     simplification.warm()
     labels = np.eye(2, dtype=np.uint8)
@@ -95,7 +95,7 @@ def _features(rings: Rings, regions: Regions, view: MaskView, scored: bool) -> l
 
 @compiled
 def _doubled_areas(x: Indices, y: Indices, first: Indices) -> Counts:
-    """Twice the signed area of each ring."""
+    """Returns twice the signed area of each ring."""
     areas = np.zeros(len(first) - 1, np.int64)
     for ring in range(len(areas)):
         before = first[ring + 1] - 1
@@ -132,7 +132,7 @@ def _write(x: Indices, y: Indices, first: Indices) -> tuple[Bytes, Counts]:
 
 @compiled
 def _write_number(number: int, text: Bytes, at: int) -> int:
-    """Decimal digits of a number that is not negative; returns the place behind them."""
+    """Writes the decimal digits of a number that is not negative; returns the index behind them."""
     digits, rest = 1, number // 10
     while rest:
         digits, rest = digits + 1, rest // 10

@@ -1,4 +1,4 @@
-"""The forms of an answer, by name and by media type."""
+"""The output formats, by name and by media type."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_OPTIONS = MaskOptions()
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """One form of an answer.
+    """One output format.
 
     Attributes:
         media_types: by which ``Accept`` asks for it; the first unless the options say otherwise.
@@ -132,7 +132,7 @@ def check_options(formats: Sequence[str], options: MaskOptions) -> None:
 
 
 def warm() -> None:
-    """Compiles the loops of all forms (once), so that no request waits for them."""
+    """Compiles the loops of all output formats (once), so that no request waits for them."""
     overlay.warm()
     rle.warm()
     polygons.warm()

@@ -130,7 +130,7 @@ def _trace(
 def _walk(
     padded: Padded, x: int, y: int, junctions: bool, traced: Selection, path: Indices
 ) -> tuple[Indices, int]:
-    """Once around from the point ``x, y``, a corner of the pixel right below it.
+    """Walks once around from the point ``x, y``, a corner of the pixel right below it.
 
     Returns x, y and flags of each corner in ``[3,*]``, in ``path`` where they fit, and their
     number. Notes in ``traced`` the upper edges that it passes.

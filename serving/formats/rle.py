@@ -29,7 +29,7 @@ MOST_CHARACTERS = 7
 
 
 def write_rle(view: MaskView, options: MaskOptions) -> Encoded:
-    """``segmentation`` of each entry is what ``pycocotools.mask.decode`` takes.
+    """Writes JSON whose entries' ``segmentation`` is what ``pycocotools.mask.decode`` takes.
 
     Only classes that occur have an entry: its area in pixels, its bbox ``[x, y, width, height]``,
     and with ``confidence`` its score, the mean confidence of its pixels, 0 to 1.
@@ -63,7 +63,7 @@ def write_rle(view: MaskView, options: MaskOptions) -> Encoded:
 
 
 def warm() -> None:
-    """Compiles the loops of this form, so that no request waits for it."""
+    """Compiles the loops of this format, so that no request waits for it."""
     _encode_columns(read_only(np.zeros((1, 1), np.uint8)))
 
 

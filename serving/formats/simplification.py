@@ -22,7 +22,8 @@ SQUARE = 16
 
 
 def simplify(rings: Rings, tolerance: float) -> Rings:
-    """``rings``, traced with their junctions, with points at most ``tolerance`` pixels off dropped.
+    """Drops the points of ``rings``, traced with their junctions, that lie within ``tolerance``
+    pixels.
 
     A ring of which fewer than three points are left is dropped whole.
     """
@@ -138,7 +139,7 @@ def _simplify_arc(
 
 @compiled
 def _distance(px: int, py: int, ax: int, ay: int, bx: int, by: int) -> float:
-    """From a point to the segment from a to b."""
+    """Returns the distance from a point to the segment from a to b."""
     dx, dy = float(bx - ax), float(by - ay)
     ex, ey = float(px - ax), float(py - ay)
     along = (ex * dx + ey * dy) / (dx * dx + dy * dy)

@@ -80,7 +80,7 @@ NOT_A_MESSAGE = "the bytes are not a message of this call; see the .proto file"
 
 @dataclass(frozen=True)
 class Shape:
-    """What a message type may hold, by a field's tag (number and wire type in one).
+    """The fields that a message type may hold, by their tag (number and wire type in one).
 
     Attributes:
         messages: the shapes of fields that hold messages.
@@ -99,7 +99,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a walk found.
+    """The result of a walk over one message.
 
     Attributes:
         fields: those that were wanted; of one that is repeated, the last.

@@ -79,7 +79,7 @@ def build_app(
 
 
 def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> None:
-    """Every error is ``{"error": text, "code": name}``."""
+    """Makes every error's body ``{"error": text, "code": name}``."""
 
     @app.exception_handler(SegserveError)
     async def show_error(request: Request, error: SegserveError) -> JSONResponse:
@@ -129,7 +129,7 @@ def find_methods(app: FastAPI, path: str) -> set[str]:
 
 
 def add_classes(app: FastAPI, segmenter: Segmenter) -> None:
-    """What the pixels of an answer mean."""
+    """Adds the routes that say what the pixels of an answer mean."""
 
     get = partial(app.get, tags=["models"], responses=MODEL_ERRORS)
 

@@ -28,7 +28,7 @@ LENGTH = "Content-Length"
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """How many bytes a body may have, as sent and unpacked, and which setting says so."""
+    """The largest size of a body, as sent and unpacked, and the setting that holds it."""
 
     size: int
     setting: str
@@ -148,7 +148,7 @@ def parse_timeout(text: str | None) -> float | None:
 
 
 def seconds_left(timeout_s: float | None, began: float) -> float | None:
-    """Of a timeout that counts from ``began``, on ``time.perf_counter``: an upload takes time."""
+    """Returns what is left of a timeout that counts from ``began``, on ``time.perf_counter``."""
     return None if timeout_s is None else timeout_s - (perf_counter() - began)
 
 
@@ -176,6 +176,6 @@ async def while_connected(request: Request, work: Coroutine[None, None, Answer])
 
 
 async def _wait_for_disconnect(request: Request) -> None:
-    """ASGI tells of it by a message, behind those of the body."""
+    """Returns once ASGI sends ``http.disconnect``, which follows the messages of the body."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -33,7 +33,7 @@ _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class Wire(Protocol):
-    """What an exchange needs of its connection."""
+    """The part of a connection that an exchange uses."""
 
     def write(self, *parts: bytes) -> None: ...
 
@@ -46,11 +46,12 @@ class Wire(Protocol):
         ...
 
     def end_exchange(self) -> None:
-        """The answer is complete."""
+        """Ends the exchange: the answer is complete."""
         ...
 
     def break_off(self) -> None:
-        """Closes: the answer cannot be completed, and the client must notice."""
+        """Closes the connection of an answer that cannot be completed, so that the client
+        notices."""
         ...
 
 
@@ -143,7 +144,7 @@ class Exchange:
         self._changed.set()
 
     async def receive(self) -> Message:
-        """ASGI's ``receive``: the body in parts, then ``http.disconnect``."""
+        """Implements ASGI's ``receive``: the body in parts, then ``http.disconnect``."""
         if self.awaits_continue and not self._is_gone:
             self.awaits_continue = False
             self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -165,7 +166,7 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not self._body_has_ended}
 
     async def send(self, message: Message) -> None:
-        """ASGI's ``send``; without effect once the client is gone."""
+        """Implements ASGI's ``send``; without effect once the client is gone."""
         await self._wire.drain()
         if self._is_gone:
             return

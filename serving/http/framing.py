@@ -1,4 +1,4 @@
-"""Where HTTP/1.1 requests begin and end in a stream of bytes: RFC 9112, strictly, without I/O.
+"""Finds where HTTP/1.1 requests begin and end in a stream of bytes: RFC 9112, strict, without I/O.
 
 What two parsers could read differently is refused, because a proxy in front of this server may be
 the other one: a bare CR or LF, a blank before a colon, a folded header, Content-Length beside
@@ -383,7 +383,7 @@ def _split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, byte
 
 
 def _check_host(hosts: list[bytes], version: Literal["1.0", "1.1"]) -> None:
-    """RFC 9112, 3.2."""
+    """Checks the Host header by RFC 9112, section 3.2."""
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise ProtocolError(f"{len(hosts)} Host headers: expected one")
     if hosts and not _AUTHORITY.fullmatch(hosts[0]):

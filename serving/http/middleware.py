@@ -1,4 +1,4 @@
-"""Every HTTP request passes here first: its id, its key, its span, its line in the log."""
+"""Wraps every HTTP request: its id, its key, its span, its line in the log."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def show(error: SegserveError) -> JSONResponse:
 
 
 def _drop_origin(url: str) -> str:
-    """``http://host/path?query`` -> ``/path?query``."""
+    """Returns a URL without its origin: ``http://host/path?query`` -> ``/path?query``."""
     return urlunsplit(("", "", *urlsplit(url)[2:]))
 
 

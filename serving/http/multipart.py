@@ -62,7 +62,7 @@ class _Part:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Of its Content-Disposition."""
+        """Returns the parameters of the part's Content-Disposition."""
         return read_parameters(self.headers.get("content-disposition", ""))
 
 
@@ -157,7 +157,7 @@ def _split(body: bytes, boundary: bytes) -> list[_Part]:
 
 
 def _find(body: bytes, wanted: bytes, start: int) -> int:
-    """As ``body.find``, but in pieces: near misses make a search slow."""
+    """Searches like ``body.find``, but in pieces: near misses make a search slow."""
     for at in range(start, len(body), PIECE_BYTES):
         found = body.find(wanted, at, at + PIECE_BYTES + len(wanted) - 1)
         if found >= 0:
@@ -166,7 +166,7 @@ def _find(body: bytes, wanted: bytes, start: int) -> int:
 
 
 def _cut(body: bytes, start: int, end: int) -> bytes:
-    """As ``body[start:end]``, copied in pieces."""
+    """Returns ``body[start:end]``, copied in pieces."""
     content, view = BytesIO(), memoryview(body)
     for at in range(start, end, PIECE_BYTES):
         content.write(view[at : min(end, at + PIECE_BYTES)])
@@ -214,7 +214,7 @@ def _is_file(part: _Part, parameters: Mapping[str, str], body: bytes) -> bool:
 
 
 def _file_name(parameters: Mapping[str, str]) -> str:
-    """As it was sent: only whether there is one matters."""
+    """Returns the file name as it was sent; only whether there is one matters."""
     extended = parameters.get("filename*", "").rpartition("'")[2]
     return extended or parameters.get("filename", "")
 

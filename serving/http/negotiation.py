@@ -53,7 +53,7 @@ def choose(accept: str, formats: Sequence[MaskFormat]) -> Choice | None:
 
 
 def _read_ranges(accept: str) -> dict[str, tuple[float, int]]:
-    """Quality and place of every media range; of one that is named twice the first."""
+    """Returns quality and position of every media range; of one that is named twice the first."""
     ranges: dict[str, tuple[float, int]] = {}
     for place, entry in enumerate(accept.split(",", MAX_RANGES)[:MAX_RANGES]):
         media_range, *parameters = entry.split(";", MAX_RANGES)
@@ -62,7 +62,7 @@ def _read_ranges(accept: str) -> dict[str, tuple[float, int]]:
 
 
 def _rank(media_type: str, ranges: Mapping[str, tuple[float, int]]) -> tuple[float, int, int]:
-    """Quality, specificity and place of the most specific range that ``media_type`` is in."""
+    """Returns quality, specificity and position of the most specific range of ``media_type``."""
     kind, _, subtype = media_type.partition("/")
     for specificity, name in ((2, f"{kind}/{subtype}"), (1, f"{kind}/*"), (0, "*/*")):
         if name in ranges:
@@ -161,7 +161,7 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
 
 
 def _window_bits(body: bytes, encoding: str) -> int:
-    """Of the format that the body has: a zlib header says so (RFC 1950, section 2.2)."""
+    """Returns zlib's window bits for the body's format, by its header (RFC 1950, section 2.2)."""
     is_zlib = len(body) < 2 or (body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0)
     return WINDOW_BITS[encoding] if encoding == "gzip" or is_zlib else RAW_DEFLATE_BITS
 

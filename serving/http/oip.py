@@ -58,7 +58,7 @@ MODEL_ERRORS = list_errors(InvalidRequest, ModelNotFound, NotReady)
 
 
 def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -> None:
-    """Liveness, readiness and the server's own metadata."""
+    """Adds liveness, readiness and the server's own metadata."""
 
     @app.get("/v2/health/live", tags=["health"])
     async def live() -> JSONResponse:
@@ -84,7 +84,7 @@ def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -
 
 
 def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool]) -> None:
-    """Metadata, configuration, readiness and statistics of models."""
+    """Adds metadata, configuration, readiness and statistics of models."""
     get = partial(app.get, tags=["models"], responses=MODEL_ERRORS)
 
     @get("/v2/models/stats")
@@ -119,7 +119,7 @@ def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool])
 
 
 def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
-    """Open Inference Protocol inference."""
+    """Adds the inference of the Open Inference Protocol."""
     pool = dataplane.segmenter.pool
     reader = InferReader(
         dataplane.memory,

@@ -56,7 +56,8 @@ def _only(name: str, texts: Sequence[str]) -> str:
 
 
 def _list(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """``format=png,stats`` and ``format=png&format=stats`` mean the same."""
+    """Returns a list's items: ``format=png,stats`` and ``format=png&format=stats`` mean the
+    same."""
     entries = tuple(entry for text in texts for entry in text.split(","))
     if len(entries) > MAX_ENTRIES:
         raise InvalidRequest(f"{name}: {len(entries)} entries, expected at most {MAX_ENTRIES}")

@@ -63,7 +63,7 @@ def build_policy(text: str) -> str:
 
 
 def _digests(text: str, tag: str) -> list[str]:
-    """Of the page's only script or style; none where it has none."""
+    """Returns the digests of the page's only script or style; none where it has none."""
     contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     assert len(contents) < 2
     digests = [hashlib.sha256(content.encode()).digest() for content in contents]

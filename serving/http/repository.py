@@ -62,7 +62,7 @@ async def read_json(
 
 
 def add_repository(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
-    """The index of the repository, and loading and unloading of its models."""
+    """Adds the index of the repository, and loading and unloading of its models."""
 
     post = partial(
         app.post,
@@ -101,7 +101,7 @@ def show_state(state: ModelState) -> dict[str, str]:
 
 
 def add_shared_memory(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
-    """System shared memory; CUDA shared memory, of which there never is any."""
+    """Adds system shared memory, and CUDA shared memory, of which there never is any."""
     memory = dataplane.memory
     errors = list_errors(*UPLOAD, RegionNotFound, RegionExists)
     get = partial(app.get, tags=["shared memory"], responses=errors)

@@ -45,7 +45,7 @@ IMAGE_BODY = {
 ANSWERS: Responses = {
     **list_errors(*WORK),
     200: {
-        "description": "the label map, in the form asked for; several forms as parts of one body",
+        "description": "the label map in the requested format; several formats as parts of one body",
         "content": {
             media_type: {}
             for media_type in (
@@ -59,7 +59,7 @@ ANSWERS: Responses = {
 
 
 def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
-    """An image in, a label map out."""
+    """Adds ``segment``: an image in, a label map out."""
     query = (
         {
             "name": name,

@@ -219,7 +219,7 @@ def add_view(
 def _read_row(
     row: Fractions, x_cell: Indices, x_fraction: Fractions, x_weight: Fractions, out: Fractions
 ) -> None:
-    """A row of logits, interpolated across, times the weights."""
+    """Writes a row of logits, interpolated across, times the weights."""
     last = len(row) - 1
     for x in range(len(x_cell)):
         left = row[x_cell[x]]

@@ -121,7 +121,8 @@ def walk_jpeg(data: memoryview) -> StillImage:
 
 
 def _find_marker(codes: npt.NDArray[np.uint8], position: int) -> int | None:
-    """Index of the next FF with a marker behind it. NumPy, which lets other threads run."""
+    """Returns the index of the next FF with a marker behind it, by NumPy, which lets other threads
+    run."""
     step, last = 256, len(codes) - 1
     while position < last:
         end = min(position + step, last)
@@ -321,7 +322,7 @@ def walk_webp(data: memoryview) -> StillImage:
 
 
 def _bitstream_size(kind: bytes, body: memoryview) -> tuple[int, int]:
-    """Width and height by the bitstream's own header."""
+    """Returns width and height by the bitstream's own header."""
     if kind == b"VP8 ":
         tag, start, width, height = struct.unpack_from("<B2x3sHH", body)
         if tag & 1 or start != b"\x9d\x01\x2a":
@@ -368,7 +369,7 @@ def _first_frame(frame: memoryview, width: int, height: int) -> StillImage:
 
 
 def read_orientation(exif: memoryview) -> int:
-    """Tag 0x0112 of the first directory of a TIFF block; 1 where it is absent or broken."""
+    """Returns tag 0x0112 of the first directory of a TIFF block; 1 where it is absent or broken."""
     order = {b"II": "<", b"MM": ">"}.get(bytes(exif[:2]))
     if order is None:
         return 1

@@ -73,7 +73,7 @@ def pack_request(still: StillImage, timeout_s: float, buffer: shared_memory.Buff
 
 
 def main(control_fd: int, with_filter: bool) -> None:
-    """The zygote: forks decoders, and ends and buries them, as the server asks."""
+    """Runs the zygote: it forks decoders, ends them and reaps them when the server says so."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A terminal and systemd send these to all processes; the server decides when to end.
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""How an image reaches the model's size and where its pixels lie in the logits: pure arithmetic.
+"""Plans how an image reaches the model's size and where its pixels lie in the logits.
 
 A plan resizes the image to one canvas a scale (``cv2.INTER_LINEAR``, half-pixel centres) and shows
 the network views of it: windows of exactly its input size, as they are and perhaps mirrored.
@@ -91,7 +91,7 @@ PLAIN = Augmentation()
 
 @dataclass(frozen=True)
 class View:
-    """What the network is shown at once: a window of a canvas, mirrored or not.
+    """One input of the network: a window of a canvas, mirrored or not.
 
     ``share`` is its part in the mean over scales and mirror images.
     """
@@ -131,7 +131,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one image of size ``original`` is brought to a network whose input is ``model``.
+    """The way of one image of size ``original`` to a network whose input is ``model``.
 
     One grid a scale; each of its windows is a view, or two with ``flip``.
     """
@@ -230,7 +230,8 @@ def prepare(image: Pixels, plan: Plan) -> Pixels:
 
 
 def scale(image: Pixels, canvas: Size) -> Pixels:
-    """``image``, uint8 ``[H0,W0,3]``, in the size of ``canvas``; itself where it has that size."""
+    """Resizes ``image``, uint8 ``[H0,W0,3]``, to ``canvas``; returns itself where it has that
+    size."""
     if image.shape[:2] == (canvas.height, canvas.width):
         return image
     size = (canvas.width, canvas.height)

@@ -93,7 +93,7 @@ def labels_nearest(labels: Labels, original: Size) -> Labels:
 
 
 def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[Labels, Labels]:
-    """:func:`labels_from_logits`, and how sure the network is of each pixel's class, in one pass.
+    """Returns :func:`labels_from_logits` and each pixel's confidence, in one pass.
 
     The confidence is uint8 ``[H0,W0]``, 255 is certain: the largest softmax probability of the
     interpolated logits, times 255, rounded.
@@ -108,7 +108,7 @@ def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[
 def labels_and_confidence_at(
     logits: Logits, y_positions: Positions, x_positions: Positions
 ) -> tuple[Labels, Labels]:
-    """:func:`labels_and_confidence`, at the rows and columns that :func:`labels_at` takes.
+    """Returns :func:`labels_and_confidence` at the rows and columns that :func:`labels_at` takes.
 
     Raises:
         ValueError: ``logits`` of another shape, or more than 255 classes.
@@ -136,12 +136,12 @@ def warm() -> None:
 
 
 def labels_reference(logits: npt.NDArray[np.float32], model: Size, original: Size) -> Labels:
-    """:func:`labels_from_logits` in float64 NumPy, one operation after the other: clear, slow."""
+    """Computes :func:`labels_from_logits` in float64 NumPy, one operation after the other: slow."""
     return np.asarray(_interpolated(logits, model, original).argmax(axis=0), np.uint8)
 
 
 def confidence_reference(logits: npt.NDArray[np.float32], model: Size, original: Size) -> Labels:
-    """:func:`confidence_from_logits` in float64 NumPy."""
+    """Computes :func:`confidence_from_logits` in float64 NumPy."""
     values = _interpolated(logits, model, original)
     powers = np.exp(values - values.max(axis=0))
     return np.asarray(np.rint(255.0 / powers.sum(axis=0)), np.uint8)
@@ -194,7 +194,7 @@ def _places(
 
 
 def _cells(positions: Positions, logits: int) -> tuple[Indices, Fractions]:
-    """For each pixel its cell, between two positions of the logits, and where in it (0 to 1)."""
+    """Returns each pixel's cell, between two positions of the logits, and where in it (0 to 1)."""
     cells = np.minimum(positions.astype(np.int32), max(logits - 2, 0))
     return cells, (positions - cells).astype(np.float32)
 
@@ -239,7 +239,7 @@ def restore_labels(
 def restore_labels_and_confidence(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
 ) -> tuple[Labels, Labels]:
-    """:func:`restore_labels`, and the confidence of each pixel, uint8 ``[H0,W0]``.
+    """Returns :func:`restore_labels` and the confidence of each pixel, both uint8 ``[H0,W0]``.
 
     The confidence is that of the interpolated logits; the prediction must have them.
     """

@@ -29,7 +29,7 @@ _NO_END = "is truncated: its run lengths have no end"
 
 @dataclass
 class _Cursor:
-    """Where the next run begins in the image, rows counted from the first that is stored."""
+    """The position of the next run in the image, rows counted from the first that is stored."""
 
     x: int = 0
     y: int = 0

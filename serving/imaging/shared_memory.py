@@ -154,7 +154,7 @@ class Buffer:
         return np.frombuffer(memoryview(owner), np.uint8)
 
     def close_descriptor(self) -> None:
-        """What is mapped stays; the buffer cannot be sent any more."""
+        """Closes the descriptor; what is mapped stays, but the buffer cannot be sent any more."""
         self._close()
 
     def discard(self) -> None:

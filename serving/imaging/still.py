@@ -38,7 +38,8 @@ class BrokenImage(ValueError):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies on its canvas, in pixels: an animation's first frame may be smaller."""
+    """The position of a picture on its canvas, in pixels: an animation's first frame may be
+    smaller."""
 
     x: int
     y: int
@@ -81,7 +82,7 @@ class StillImage:
 
     @property
     def stream_bytes(self) -> int:
-        """Length of ``parts``."""
+        """Returns the length of ``parts``."""
         return sum(len(part) for part in self.parts)
 
     @property

@@ -45,7 +45,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What ``GET /v2/models/{model}`` says."""
+    """The answer to ``GET /v2/models/{model}``."""
 
     name: str
     versions: tuple[str, ...]

@@ -80,7 +80,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 def list_extensions(settings: Settings) -> tuple[str, ...]:
-    """Triton's extensions that this server has, by Triton's names."""
+    """Returns Triton's extensions that this server has, by Triton's names."""
     shared_memory = ("system_shared_memory",) if settings.enable_shared_memory else ()
     return (
         "model_repository",

@@ -26,7 +26,7 @@ LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class RequestParameters:
-    """What a request's parameters ask for; ``timeout_s`` None where they set no limit."""
+    """The values of a request's parameters; ``timeout_s`` is None where they set no limit."""
 
     timeout_s: float | None
     priority: int
@@ -98,7 +98,7 @@ def read_count(given: Parameters, name: str) -> int | None:
 
 
 def read_flag(given: Parameters, name: str) -> bool | None:
-    """True or false, None where it is absent.
+    """Returns a flag, None where it is absent.
 
     Raises:
         InvalidRequest: anything else.

@@ -40,7 +40,7 @@ class Region:
 
 @dataclass(frozen=True)
 class RegionSlice:
-    """Where in a region a tensor is; bytes."""
+    """The position of a tensor in a region, in bytes."""
 
     region: str
     offset: int

@@ -38,7 +38,7 @@ class ApiKey:
 
 
 class KeyUse:
-    """What one key has used of its limits: a token bucket that holds a second's worth.
+    """The use of one key's limits: a token bucket that holds a second's worth.
 
     Attributes:
         key: its line as the file has it now; calls that are open go on with new limits.

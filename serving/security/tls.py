@@ -83,7 +83,7 @@ def _read(name: str, path: Path) -> bytes:
 
 
 def _check_certificate(path: Path) -> None:
-    """Alone first, so that an error of the pair is the key's."""
+    """Checks the certificate alone first, so that an error of the pair is the key's."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError as error:

@@ -45,7 +45,7 @@ IMAGE_BODY = {
 ANSWERS: Responses = {
     **list_errors(*WORK),
     200: {
-        "description": "the label map in the requested format; several formats as parts of one body",
+        "description": "the label map in the format asked for; several are parts of one body",
         "content": {
             media_type: {}
             for media_type in (

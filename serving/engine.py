@@ -1,4 +1,4 @@
-"""The interface of an engine: what the batcher needs of anything that infers."""
+"""The protocol that every engine implements; the batcher knows no more of an engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Returns the name for metrics: ``onnxruntime-cpu``, ..."""
+        """Returns the engine's name in metrics: ``onnxruntime-cpu``, ..."""
         ...
 
     def warm(self) -> None:
@@ -71,7 +71,8 @@ class LabelEngine(Protocol):
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """Infers like ``Engine.run``, but returns ``mask`` only: a byte a pixel to carry.
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        pixel.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

@@ -83,7 +83,8 @@ class FakeEngine:
 
 
 class ServerThread:
-    """``with ServerThread(settings) as server:`` a real server, stopped at the end.
+    """Runs a real server in a thread: ``with ServerThread(settings) as server:``; stopped at the
+    end.
 
     Ports of 0 become free ones: see ``server.ports``.
     """

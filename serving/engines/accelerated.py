@@ -112,7 +112,7 @@ class AcceleratedEngine:
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called: the graph has both outputs."""
+        """Returns whether ``run_labels`` can be called: the graph has both outputs."""
         return self._outputs == (LOGITS, MASK)
 
     def warm(self) -> None:
@@ -133,7 +133,7 @@ class AcceleratedEngine:
         return self._predict(batch, self._outputs[0])
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """As ``run``, but answers ``mask``: labels at the model's size.
+        """Runs a batch like ``run`` and returns ``mask``, labels at the model's size.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

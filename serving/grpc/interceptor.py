@@ -29,7 +29,8 @@ from serving.errors import (
     code_of_grpc,
     drop_traceback,
 )
-from serving.grpc.endings import (
+from serving.grpc.open_calls import Lane, OpenCall, OpenCalls
+from serving.grpc.status import (
     INLINE_BYTES,
     MARGIN_S,
     Context,
@@ -39,7 +40,6 @@ from serving.grpc.endings import (
     run_sized,
     time_left,
 )
-from serving.grpc.open_calls import Lane, OpenCall, OpenCalls
 from serving.grpc.wire import NOT_A_MESSAGE, Shape, list_wanted, read_head, scan, shape_of
 from serving.observability.middleware import RequestContexts
 from serving.observability.request_context import RequestContext, report_error
@@ -81,12 +81,12 @@ class _Method:
 
     @property
     def takes_images(self) -> bool:
-        """Whether its messages may be as large as images."""
+        """Returns whether its messages may be as large as images."""
         return self.request.name in IMAGE_MESSAGES
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Around every handler of the server; here its limits are, with names and counts.
+    """Wraps every handler of the server and applies the limits, named and counted.
 
     gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
     """
@@ -364,13 +364,14 @@ def has_passed(deadline: float | None) -> bool:
 
 
 def read_address(peer: str) -> str:
-    """``ipv4:127.0.0.1:5000`` -> ``127.0.0.1``; ``ipv6:%5B::1%5D:5000`` -> ``::1``."""
+    """Returns a peer's address: ``ipv4:127.0.0.1:5000`` -> ``127.0.0.1``, ``ipv6:%5B::1%5D:5000``
+    -> ``::1``."""
     address = peer.partition(":")[2].rpartition(":")[0] or peer
     return address.removeprefix("%5B").removesuffix("%5D").removeprefix("[").removesuffix("]")
 
 
 def name_status(code: grpc.StatusCode | int | None) -> str:
-    """``OK``, ``NOT_FOUND``, ...; a call that has no code yet, or 0, is OK."""
+    """Returns ``OK``, ``NOT_FOUND``, ...; a call that has no code yet, or 0, is OK."""
     if isinstance(code, grpc.StatusCode):
         return str(code.name)
     known = {status.value[0]: status.name for status in grpc.StatusCode}

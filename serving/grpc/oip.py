@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as oip
 
 from serving.errors import SegserveError, drop_traceback
-from serving.grpc.endings import INLINE_BYTES, Context, run_sized, time_left
 from serving.grpc.oip_messages import build_infer_message, read_infer_request
-from serving.grpc.oip_stream import answer_in_order
 from serving.grpc.repository import ControlServicer
+from serving.grpc.status import INLINE_BYTES, Context, run_sized, time_left
+from serving.grpc.stream import answer_in_order
 from serving.models.model import Duration, Model
 from serving.observability.request_context import count_refusal
 from serving.oip.dataplane import Dataplane
@@ -56,40 +56,12 @@ class InferenceServicer(ControlServicer):
     async def ModelReady(  # noqa: N802
         self, request: oip.ModelReadyRequest, context: Context
     ) -> Message:
-        return await self._ready(request)
+        loaded = self.dataplane.is_loaded(request.name, parse_version(request.version))
+        return oip.ModelReadyResponse(ready=loaded and self.is_ready())
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> Message:
-        return await self._metadata(request)
-
-    async def ModelConfig(  # noqa: N802
-        self, request: oip.ModelConfigRequest, context: Context
-    ) -> Message:
-        return await self._config(request)
-
-    async def ModelStatistics(  # noqa: N802
-        self, request: oip.ModelStatisticsRequest, context: Context
-    ) -> Message:
-        return await self._statistics(request)
-
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> Message:  # noqa: N802
-        return await self._infer(request, time_left(context))
-
-    def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
-    ) -> AsyncIterator[Message]:
-        async def work(index: int, request: oip.ModelInferRequest) -> Message:
-            return await self._infer_in_stream(request, time_left(context))
-
-        limit = self.settings.max_stream_frames
-        return answer_in_order(requests, work, limit, self.stopping)
-
-    async def _ready(self, request: oip.ModelReadyRequest) -> Message:
-        loaded = self.dataplane.is_loaded(request.name, parse_version(request.version))
-        return oip.ModelReadyResponse(ready=loaded and self.is_ready())
-
-    async def _metadata(self, request: oip.ModelMetadataRequest) -> Message:
         found = self.dataplane.metadata(request.name, parse_version(request.version))
         tensor = oip.ModelMetadataResponse.TensorMetadata
         return oip.ModelMetadataResponse(
@@ -102,13 +74,29 @@ class InferenceServicer(ControlServicer):
             ],
         )
 
-    async def _config(self, request: oip.ModelConfigRequest) -> Message:
+    async def ModelConfig(  # noqa: N802
+        self, request: oip.ModelConfigRequest, context: Context
+    ) -> Message:
         config = self.dataplane.config(request.name, parse_version(request.version))
         return oip.ModelConfigResponse(config=config)
 
-    async def _statistics(self, request: oip.ModelStatisticsRequest) -> Message:
+    async def ModelStatistics(  # noqa: N802
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> Message:
         found = self.dataplane.statistics(request.name, parse_version(request.version))
         return oip.ModelStatisticsResponse(model_stats=[build_statistics(m) for m in found])
+
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> Message:  # noqa: N802
+        return await self._infer(request, time_left(context))
+
+    def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
+    ) -> AsyncIterator[Message]:
+        async def work(index: int, request: oip.ModelInferRequest) -> Message:
+            return await self._infer_in_stream(request, time_left(context))
+
+        limit = self.settings.max_stream_frames
+        return answer_in_order(requests, work, limit, self.stopping)
 
     async def _infer(self, request: oip.ModelInferRequest, time_left_s: float | None) -> Message:
         model = self.dataplane.find(
@@ -139,7 +127,7 @@ class InferenceServicer(ControlServicer):
 
 
 def build_statistics(model: Model) -> oip.ModelStatistics:
-    """The statistics extension's message for one version of a model."""
+    """Returns the statistics extension's message for one version of a model."""
     counts = model.statistics
 
     def show(duration: Duration) -> oip.StatisticDuration:

@@ -154,7 +154,7 @@ class OpenCalls:
 
     @property
     def limit(self) -> int:
-        """How many calls may be open together."""
+        """Returns how many calls may be open together."""
         return self.calls.limit + self.probes.limit + self.watches.limit
 
     def enter(self, lane: Lane, address: str, *, is_stream: bool) -> OpenCall:

@@ -13,8 +13,8 @@ from segserve_client.proto import segserve_pb2_grpc
 from serving.errors import InvalidRequest, SegserveError, drop_traceback
 from serving.formats import registry as mask
 from serving.formats.label_map import MaskOptions, Picture
-from serving.grpc.endings import INLINE_BYTES, Context, run_sized, time_left
-from serving.grpc.oip_stream import answer_in_order
+from serving.grpc.status import INLINE_BYTES, Context, run_sized, time_left
+from serving.grpc.stream import answer_in_order
 from serving.observability.request_context import count_refusal
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
 from serving.service import Segmenter
@@ -55,7 +55,21 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
         return answer_in_order(requests, work, limit, self.stopping)
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> Message:  # noqa: N802
-        return await self._describe(request)
+        known = self.segmenter.describe(request.model, request.version or None)
+        labels = known.labels
+        return pb.DescribeResponse(
+            model=known.name,
+            version=known.version,
+            classes=[
+                pb.Class(id=index, name=name, color=color[0] << 16 | color[1] << 8 | color[2])
+                for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
+            ],
+            ignore_label=labels.ignore_label,
+            height=known.size.height if known.size else 0,
+            width=known.size.width if known.size else 0,
+            has_logits=known.has_logits,
+            formats=list(mask.FORMATS),
+        )
 
     async def _segment(self, request: pb.SegmentRequest, timeout_s: float | None) -> Message:
         options = read_options(request)
@@ -85,26 +99,9 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
             ],
         )
 
-    async def _describe(self, request: pb.DescribeRequest) -> Message:
-        known = self.segmenter.describe(request.model, request.version or None)
-        labels = known.labels
-        return pb.DescribeResponse(
-            model=known.name,
-            version=known.version,
-            classes=[
-                pb.Class(id=index, name=name, color=color[0] << 16 | color[1] << 8 | color[2])
-                for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
-            ],
-            ignore_label=labels.ignore_label,
-            height=known.size.height if known.size else 0,
-            width=known.size.width if known.size else 0,
-            has_logits=known.has_logits,
-            formats=list(mask.FORMATS),
-        )
-
 
 def read_options(request: pb.SegmentRequest) -> SegmentOptions:
-    """What the message asks for.
+    """Returns what the message asks for.
 
     Raises:
         InvalidRequest: an option of no known value; the message names it.

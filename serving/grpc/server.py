@@ -50,7 +50,7 @@ def build_grpc_server(
     is_ready: Callable[[], bool],
     stopping: asyncio.Event,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server bound to ``settings.grpc_port`` and not started, with the port it got.
+    """Returns a server bound to ``settings.grpc_port`` and not started, with the port it got.
 
     ``stopping`` ends streams, which may otherwise stay open for ever.
 

@@ -21,6 +21,9 @@ Fields of type ``bytes`` (images, tensors) are skipped, not read: their length i
 ``max_request_bytes`` alone. A walk is over after ``MAX_FIELDS`` steps whatever the bytes are.
 
 Source: protobuf.dev/programming-guides/encoding.
+
+What a message says of the inference that it asks for is found in the same walk: a refusal by the
+request's head must not cost a copy of its tensors.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ NOT_A_MESSAGE = "the bytes are not a message of this call; see the .proto file"
 
 @dataclass(frozen=True)
 class Shape:
-    """What a message type may hold, by a field's tag (number and wire type in one).
+    """The fields that a message type may hold, by their tag (number and wire type in one).
 
     Attributes:
         messages: the shapes of fields that hold messages.
@@ -96,7 +99,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a walk found.
+    """The result of a walk over one message.
 
     Attributes:
         fields: those that were wanted; of one that is repeated, the last.
@@ -284,10 +287,6 @@ class _Walk:
                 return value, at
         raise InvalidRequest(NOT_A_MESSAGE)
 
-
-# What a gRPC message tells of the inference that it asks for, found without parsing it.
-#
-# A message is in memory before anybody is asked; parsing it copies its tensors once more.
 
 SEGMENT = "/segserve.v1.Segmenter/Segment"
 INFER = "/inference.GRPCInferenceService/ModelInfer"

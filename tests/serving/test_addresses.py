@@ -17,7 +17,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 from serving.commands.serve import greeting
-from serving.http.proxies import TrustedProxies, parse_address
+from serving.http.exchange import TrustedProxies, parse_address
 from serving.observability.access_log import AccessLog, Style
 from serving.observability.request_context import RequestContext
 from serving.server import Server

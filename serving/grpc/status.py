@@ -1,4 +1,4 @@
-"""How one gRPC call ends: with a status, and nothing of it left in memory."""
+"""Ends gRPC calls: with a status, and without anything of the call left in memory."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ from serving.observability.metrics import Metrics
 from serving.observability.metrics_server import MetricsPage, MetricsServer
 from serving.observability.middleware import RequestContexts
 from serving.oip.dataplane import Dataplane
+from serving.preparation import ImagePreparer
 from serving.security.tls import open_http_tls
 from serving.service import Segmenter
 from serving.settings import Settings, join_address, strip_brackets
@@ -143,12 +144,9 @@ class Server:
         self.admission = Admission(self.registry, self.metrics, settings)
         self.pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self.decoders = self._make_decoders()
-        self.segmenter = Segmenter(
-            self.registry, self.admission, self.metrics, settings, self.pool, self.decoders
-        )
-        self.dataplane = Dataplane(
-            self.segmenter, self.registry, self.admission, self.metrics, settings, self.pool
-        )
+        self.preparer = ImagePreparer(self.admission, settings, self.pool, self.decoders)
+        parts = (self.registry, self.admission, self.preparer, self.metrics, settings, self.pool)
+        self.segmenter, self.dataplane = Segmenter(*parts), Dataplane(*parts)
         self.ports = Ports(0, 0, 0)
         self._socket: socket.socket | None = None
         self._http: _HttpServer | None = None

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import uvloop
 
 from benchmarks.machine import read_machine
-from serving.imaging.restore import Prediction
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine

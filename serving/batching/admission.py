@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import BatchLimits, BatchObserver
 from serving.batching.engine_runner import EngineSlot
-from serving.batching.queue import Item, RequestQueue
+from serving.batching.queue import BatchLimits, BatchObserver, Item, RequestQueue
 from serving.errors import PredictedLate, QueueFull
 
 # At the entry with a margin: refusing one more costs no answer as long as others wait.

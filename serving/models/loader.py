@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from serving.batching.batch import BatchLimits
 from serving.batching.batcher import Batcher
 from serving.batching.engine_runner import warm as warm_checks
+from serving.batching.queue import BatchLimits
 from serving.engine import Engine, EngineSpec
 from serving.errors import InvalidModel, SegserveError
 from serving.models.model import InferenceStatistics, Model, ModelObserver

@@ -10,9 +10,9 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
-from serving.models.index import ModelEntry, ModelState, build_index
+from serving.models.index import ModelState, build_index
 from serving.models.loader import ModelLoader, OpenEngine, keep_given_outputs
-from serving.models.model import Model
+from serving.models.model import Model, ModelEntry
 from serving.models.repository import ModelFolder
 from serving.models.sources import LocalRepository, ModelSource
 from serving.observability.metrics import UNKNOWN_MODEL, Metrics

@@ -20,7 +20,7 @@ from typing import TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.batching.batch import Scheduling
+from serving.batching.queue import Scheduling
 from serving.engines.acceleration import read_acceleration
 from serving.errors import InvalidModel
 from serving.models.parameters import (

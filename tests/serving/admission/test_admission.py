@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from serving.batching.batch import BatchLimits, Inferred
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, Inferred
 from serving.errors import NotReady, PredictedLate, QueueFull
 from serving.imaging.geometry import Size
 from serving.testing import FakeEngine

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.batcher import Batcher
-from serving.batching.queue import RequestQueue, WaitLimits
+from serving.batching.queue import BatchLimits, QueuePolicy, RequestQueue, Scheduling, WaitLimits
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,

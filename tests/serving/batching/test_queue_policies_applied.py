@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, QueuePolicy, Scheduling
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction

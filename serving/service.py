@@ -60,7 +60,7 @@ class Segmenter:
         self._pool = pool
 
     def describe(self, name: str, version: int | None) -> families.Described:
-        """Returns what clients are told of the model or, without a version, the family ``name``.
+        """Describes the model or, without a version, the family of that name.
 
         Raises:
             ModelNotFound: neither, or a family of models with different classes.

@@ -59,7 +59,7 @@ class Average:
 
 
 class CostModel:
-    """What a batch of each size costs, in seconds of an instance, learnt from the last ones."""
+    """A model of what a batch of each size costs an instance, in seconds, learnt from the last."""
 
     def __init__(self) -> None:
         self._batches: dict[int, Average] = {}

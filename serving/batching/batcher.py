@@ -126,8 +126,8 @@ class Batcher:
             answer_s: the part of ``timeout_s`` that the caller needs afterwards, for its answer.
             reservation: what :meth:`reserve` returned for the image, or for the image that it is a
                 view of; released here. Without one it is made here.
-            labels_suffice: the caller is content with a ``mask`` where the engine would give
-                ``logits``; it may get these all the same.
+            labels_suffice: a ``mask`` is enough where the engine would return ``logits``; it may
+                return these all the same.
 
         Raises:
             QueueFull: by count or bytes; the message names the setting.
@@ -212,13 +212,13 @@ class Batcher:
         if self._closing:
             raise NotReady("the model is being unloaded; try again shortly")
         if self.broken is not None:
-            raise NotReady(f"the model's engine is being opened anew: {self.broken}")
+            raise NotReady(f"the model's engine is being reopened: {self.broken}")
         if timeout_s is not None and timeout_s <= 0.0:
             self.observer.rejected("deadline")
             raise DeadlineExceeded("the deadline had passed before the image reached the queue")
 
     async def replace(self, engine: Engine) -> None:
-        """Puts an engine of the same ``spec`` in the broken one's place; what waits runs on it."""
+        """Replaces the broken engine by one of the same ``spec``; what waits runs on it."""
         await self._slot.replace(engine)
 
     async def drain(self, timeout_s: float | None = None) -> None:
@@ -372,10 +372,10 @@ class Workers:
             queued = batch.start - item.arrived
             if index in run.not_finite:
                 # The others of the batch get their answers: one picture can overflow fp16 alone.
-                self._answers.give(item, EngineFailed(_NOT_FINITE, kind="not_finite"))
+                self._answers.answer(item, EngineFailed(_NOT_FINITE, kind="not_finite"))
                 continue
             answer = Inferred(run.prediction[index], queued, spent, len(items))
-            self._answers.give(item, answer)
+            self._answers.answer(item, answer)
         handed_out = self._clock() - batch.start - spent
         assembled = run.assembled_s
         self._observer.batch_done(Execution(len(items), assembled, spent - assembled, handed_out))

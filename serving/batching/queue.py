@@ -131,7 +131,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class Inferred:
-    """One image's prediction, and where its time went, in seconds."""
+    """The prediction of one image, and where its time went, in seconds."""
 
     prediction: Prediction
     queue_seconds: float
@@ -141,7 +141,7 @@ class Inferred:
 
 @dataclass(frozen=True)
 class Execution:
-    """One run of an engine that succeeded: its images, and where its time went, in seconds."""
+    """A run of an engine that succeeded: its images, and where its time went, in seconds."""
 
     size: int
     input_seconds: float
@@ -165,7 +165,7 @@ class BatchObserver(Protocol):
 
 @dataclass(eq=False)
 class Item:
-    """One image that waits; its position in the queue follows from ``key``.
+    """An image that waits; its position in the queue follows from ``key``.
 
     ``deadline`` is when it must have been inferred for its caller's, on the batcher's clock.
     """
@@ -195,7 +195,7 @@ def _key(item: Item) -> tuple[int, bool, int]:
 
 
 class RequestQueue:
-    """The waiting images of one model."""
+    """A queue of the images that wait for one model."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
@@ -283,11 +283,11 @@ class Answers:
         self._finished: dict[Item, Inferred | SegserveError] = {}
 
     def expect(self, item: Item) -> None:
-        """Notes an item that entered the queue."""
+        """Adds an item that has entered the queue."""
         if self._ordered:
             self._expected.append(item)
 
-    def give(self, item: Item, result: Inferred | SegserveError) -> None:
+    def answer(self, item: Item, result: Inferred | SegserveError) -> None:
         """Answers an item, or holds the answer back until earlier requests have theirs."""
         # What nobody waits for is not kept: no later release would find it.
         if self._ordered and not item.future.done():
@@ -297,12 +297,12 @@ class Answers:
             _set(item, result)
 
     def fail(self, items: Sequence[Item], error: SegserveError) -> None:
-        """Gives all of them the same error."""
+        """Answers all items with the same error."""
         for item in items:
-            self.give(item, error)
+            self.answer(item, error)
 
     def release(self) -> None:
-        """Gives the answers that need not be held back any more."""
+        """Sets the answers that need not be held back any more."""
         while self._expected:
             item = self._expected[0]
             if not item.future.done():

@@ -1,4 +1,4 @@
-"""Which model of a family an image goes to.
+"""Chooses the model of a family that an image goes to.
 
 A family groups models of the same classes that differ in shape and precision. Its name stands for
 whichever fits an image best; a model's own name always means that model.
@@ -30,8 +30,8 @@ ASPECT_TOLERANCE = 0.02
 
 
 def choose(name: str, members: Sequence[Model], image: Size) -> Model:
-    """The member for an image: its engine's preferred precision, then the nearest aspect, then
-    the smallest that is not below the image, else the largest.
+    """Returns the member for an image: by its engine's preferred precision, then the nearest
+    aspect, then the smallest that is not below the image, else the largest.
 
     Raises:
         ModelNotFound: as :func:`family_labels`.
@@ -57,7 +57,7 @@ def choose(name: str, members: Sequence[Model], image: Size) -> Model:
 
 @dataclass(frozen=True)
 class Described:
-    """What clients are told of a model, or of a family: then there is no version and no size."""
+    """A description of a model for clients, or of a family, which has no version and no size."""
 
     name: str
     version: int
@@ -67,7 +67,7 @@ class Described:
 
 
 def find_described(registry: Registry, name: str, version: int | None) -> Described:
-    """The model or, without a version, the family of that name.
+    """Describes the model or, without a version, the family of that name.
 
     Raises:
         ModelNotFound: neither, or a family of models with different classes.
@@ -82,7 +82,7 @@ def find_described(registry: Registry, name: str, version: int | None) -> Descri
 
 
 def family_labels(name: str, members: Sequence[Model]) -> LabelSet:
-    """The classes that all members share.
+    """Returns the classes that all members share.
 
     Raises:
         ModelNotFound: they differ, so that no answer could be the family's; or there are none.

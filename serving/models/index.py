@@ -15,7 +15,7 @@ from serving.models.sources import ModelSource
 
 @dataclass(frozen=True)
 class ModelState:
-    """One entry of the repository index; ``version`` and ``state`` are empty before any load."""
+    """An entry of the repository index; ``version`` and ``state`` are empty before any load."""
 
     name: str
     version: str = ""

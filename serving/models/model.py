@@ -171,7 +171,7 @@ class Model:
 
 @dataclass
 class ModelEntry:
-    """What is known of one model of the repository.
+    """Everything that is known of one model of the repository.
 
     Attributes:
         versions: those that answer; replaced as a whole, never changed.

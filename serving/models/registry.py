@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
 from serving.models.index import ModelState, build_index
-from serving.models.loader import ModelLoader, OpenEngine, keep_given_outputs
+from serving.models.loader import ModelLoader, OpenEngine, keep_available_outputs
 from serving.models.model import Model, ModelEntry
 from serving.models.repository import ModelFolder
 from serving.models.sources import LocalRepository, ModelSource
@@ -166,7 +166,7 @@ class Registry:
         return entry.versions[version]
 
     async def load(self, name: str, pool: Executor) -> None:
-        """Loads a model of the repository, or loads it anew: warm it, swap, drain the old one.
+        """Loads a model of the repository, or reloads it: warm it, swap, drain the old one.
 
         Raises:
             ModelNotFound: the repository holds no such folder.
@@ -219,7 +219,7 @@ class Registry:
                     try:
                         if changed is not None and version in before and version not in changed:
                             same = before[version]
-                            shown = keep_given_outputs(folder, version, same.spec)
+                            shown = keep_available_outputs(folder, version, same.spec)
                             versions[version] = replace(same, folder=shown)
                             continue
                         versions[version] = await self.loader.load(folder, version, pool, served)

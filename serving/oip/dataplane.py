@@ -136,7 +136,7 @@ class Dataplane:
         return [state for state in states if state.state == "READY" or not ready]
 
     async def load(self, name: str, overrides: tuple[str, ...]) -> None:
-        """Loads a model of the repository, or loads it anew.
+        """Loads a model of the repository, or reloads it.
 
         Args:
             overrides: names of load parameters, which Triton takes configuration and files from.

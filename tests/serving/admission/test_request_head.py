@@ -137,7 +137,7 @@ async def test_a_head_is_refused_before_its_body(repository: Path, path: str) ->
         assert (answered.status, answered.body) == (200, bytes(32 * 48))
 
 
-async def test_a_refusal_is_told_like_any_other(repository: Path) -> None:
+async def test_a_refusal_is_reported_like_any_other(repository: Path) -> None:
     """As one that comes behind the body: metrics, statistics, and the line in the log."""
     async with full(repository) as (server, _, _), connected(server) as client:
         written = io.StringIO()
@@ -276,9 +276,9 @@ async def by_curl(server: Server) -> int:
                "--data-binary", "@-", f"http://127.0.0.1:{server.ports.http}{SEGMENT}")  # fmt: skip
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    labels, _ = await process.communicate(LARGE)
+    printed, _ = await process.communicate(LARGE)
     assert process.returncode == 0
-    return int(labels)
+    return int(printed)
 
 
 async def by_httpx(server: Server) -> int:

@@ -57,7 +57,7 @@ class Zygote:
         self._is_lost = False
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).resolve().parents[2])
-        path = [entry for entry in sys.path if os.path.isabs(entry)] + [root]
+        path = [root, *(entry for entry in sys.path if os.path.isabs(entry))]
         environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
         with theirs:
             self.process = subprocess.Popen(

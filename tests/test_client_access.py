@@ -117,7 +117,7 @@ def test_every_call_carries_the_key(guarded: Guarded) -> None:
         assert KEY not in repr(client)
 
 
-@pytest.mark.parametrize(("key", "text"), [(None, "no API key"), (WRONG, "key is not known")])
+@pytest.mark.parametrize(("key", "text"), [(None, "no API key"), (WRONG, "unknown API key")])
 def test_a_call_without_a_known_key_names_the_argument(
     guarded: Guarded, key: str | None, text: str
 ) -> None:

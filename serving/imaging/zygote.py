@@ -45,7 +45,7 @@ class Decoder:
     buffers: shared_memory.BufferSlots
 
     def is_usable(self) -> bool:
-        """Returns an idle decoder has nothing to say: what is readable is its end."""
+        """Returns whether the decoder can be used: from an idle one, only its end can be read."""
         return not wait_readable(self.socket, 0.0)
 
 

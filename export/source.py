@@ -17,10 +17,10 @@ from export.progress import show_bytes
 from export.symbols.find import NetworkName
 from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone
 from export.weights.zoo import resolve
-from serving.engines.cut import find_precision
+from serving.engines.graph import find_precision
 from serving.errors import InvalidModel
+from serving.models.repository import CONFIG_FILE, read_model
 from serving.palette import LabelSet
-from serving.repository import CONFIG_FILE, read_model
 
 WITH_STRIDES = "deeplabv3plus"
 

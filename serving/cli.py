@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serving.oip.protocol import SERVER_VERSION
+from serving.oip.messages import SERVER_VERSION
 
 GROUP = "segserve.commands"
 # Shown by --help without importing a subcommand (training's would import a framework).

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from serving.text_files import read_text
+from serving.parsing import read_text
 
 Color = tuple[int, int, int]
 

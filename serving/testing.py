@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from serving.engine import EngineSpec, Prediction
 from serving.errors import EngineFailed
-from serving.geometry import Size
-from serving.lifecycle import Server
+from serving.imaging.geometry import Size
 from serving.models.loader import OpenEngine
+from serving.server import Server
 from serving.settings import Settings
 
 

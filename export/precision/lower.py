@@ -26,7 +26,7 @@ from export.precision.search import search, tries_table
 from export.precision.served_graph import serve_graph
 from export.precision.timing import TimeRatio, compare_times
 from export.progress import Steps
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # Without --search: the fastest first, and the next where it loses too much.

@@ -11,10 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from serving.engines.embedded import open_onnx_engine
 from serving.errors import InvalidModel
-from serving.models.contract import check_graph, keep_given_outputs
-from serving.repository import CONFIG_FILE, list_models, list_other_folders, read_model, show_name
+from serving.models.embedded import open_onnx_engine
+from serving.models.loader import check_graph, keep_given_outputs
+from serving.models.repository import (
+    CONFIG_FILE,
+    list_models,
+    list_other_folders,
+    read_model,
+    show_name,
+)
 from serving.settings import Settings
 
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from serving.errors import InvalidModel, InvalidSetting, NotReady
-from serving.lifecycle import Server, run
 from serving.observability.log_stream import LogStream
+from serving.server import Server, run
 from serving.settings import Settings, find_misspelt, join_address
 
 log = logging.getLogger("segserve")

@@ -33,8 +33,15 @@ from serving.engines.bound_session import BoundSession, image_tensor, result_ten
 from serving.engines.devices import Device
 from serving.engines.graph import CHANNELS, LOGITS, MASK, cut_to, outputs_of, read_graph, read_spec
 from serving.engines.half_logits import narrow_half_logits
+from serving.engines.onnxruntime_session import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    Provider,
+    open_session,
+    session_options,
+)
 from serving.engines.providers import has_cuda_graphs, without_cuda_graphs
-from serving.engines.session import CPU, CUDA, TENSORRT, Provider, open_session, session_options
 from serving.errors import EngineFailed, InvalidModel
 
 log = logging.getLogger("segserve")

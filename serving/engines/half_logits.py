@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from serving.engines.cut import find_precision
-from serving.engines.graph import LOGITS
+from serving.engines.graph import LOGITS, find_precision
 
 
 def narrow_half_logits(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 """An engine that is a Triton server: the same interface, over gRPC or shared memory.
 
 It asks for ``logits`` where the model has them, else for ``mask``, never for both: labels and
-confidence come from ``serving.restore`` either way.
+confidence come from ``serving.imaging.restore`` either way.
 
 Source: Open Inference Protocol v2 over gRPC; Triton's extension_shared_memory.md.
 """
@@ -21,7 +21,7 @@ from serving.engine import EngineSpec, Prediction
 from serving.engines.triton_connection import AWAY, Stub, TritonConnection
 from serving.engines.triton_memory import SharedTensor, is_local
 from serving.errors import EngineFailed, InvalidModel
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 log = logging.getLogger("segserve")
 

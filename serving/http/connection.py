@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 from serving.http.exchange import Exchange, begin_answer
 from serving.http.framing import ProtocolError, RequestHead, RequestReader
 from serving.http.proxies import TrustedProxies, parse_address
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.settings import Settings
 
 # So much is read ahead of the application, or of the answer before it.

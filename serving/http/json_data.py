@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest, TooLarge
-from serving.jit import compiled, read_only
+from serving.imaging.jit import compiled, read_only
 
 Text = npt.NDArray[np.uint8]
 

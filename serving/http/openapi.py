@@ -32,7 +32,7 @@ from serving.errors import (
     UnsupportedOption,
     UploadTimeout,
 )
-from serving.http.calls import OPEN_PATHS
+from serving.http.middleware import OPEN_PATHS
 from serving.http.options import OPTIONS
 
 Errors = Sequence[type[SegserveError]]

@@ -12,11 +12,11 @@ from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from serving.errors import InvalidRequest
-from serving.forms.mask_view import MAX_TOLERANCE_PIXELS, MaskOptions, Picture
-from serving.http import accept
-from serving.mask import FORMATS, find_format
+from serving.formats.label_map import MAX_TOLERANCE_PIXELS, MaskOptions, Picture
+from serving.formats.registry import FORMATS, find_format
+from serving.http import negotiation as accept
+from serving.parsing import read_decimal, read_integer
 from serving.requests import OutputSize, SegmentOptions
-from serving.strict_numbers import read_decimal, read_integer
 
 Json = dict[str, Any]
 Texts = Mapping[str, Sequence[str]]

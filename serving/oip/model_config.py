@@ -12,7 +12,7 @@ from typing import TypeAlias
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from serving.repository import ModelConfig, ModelFolder
+from serving.models.repository import ModelConfig, ModelFolder
 
 Json: TypeAlias = str | int | float | bool | list["Json"] | dict[str, "Json"]
 

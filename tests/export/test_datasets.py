@@ -19,8 +19,8 @@ from export.repository.labels import find_labels
 from export.symbols.graph import write_symbol
 from export.symbols.params import write_params
 from export.weights.zoo import DATASETS as ZOO_DATASETS
+from serving.models.repository import read_model
 from serving.palette import ALIASES, LABELLED_AS, canonical_name
-from serving.repository import read_model
 from training.datasets import KNOWN, dataset_labels
 from training.options import parse_options
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from band_model import bands, encode, write_model
+
+from tests.support.band_model import bands, encode, write_model
 
 # In a process of its own: the client's memory is not the server's.
 SERVER = """
 import asyncio, sys
-from band_model import MODEL_SIZE, free_ports, serve_fake
+from tests.support.band_model import MODEL_SIZE, free_ports, serve_fake
 from pathlib import Path
-from serving.lifecycle import Server, run
+from serving.server import Server, run
 from serving.testing import FakeEngine
 
 async def main():

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from band_model import band_labels, bands, encode, write_model
+
+from tests.support.band_model import band_labels, bands, encode, write_model
 
 SUPPORT = Path(__file__).parent
 MODEL = "bands"
@@ -26,8 +27,8 @@ PHOTO = encode(bands(32, 48))
 _SERVER = """
 import asyncio, sys
 from pathlib import Path
-from band_model import MODEL_SIZE, free_ports, serve_fake
-from serving.lifecycle import Server, run
+from tests.support.band_model import MODEL_SIZE, free_ports, serve_fake
+from serving.server import Server, run
 from serving.testing import FakeEngine
 
 async def main():

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
-from serving.geometry import Size, plan, prepare
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import labels_reference
+from serving.models.repository import read_model
 from serving.palette import load_labels, plte
-from serving.repository import read_model
-from serving.restore import labels_reference
 from training.datasets.synthetic import render_scene
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from poisoned import BrokenLoader, PoisonedLoader, poison
+
+from tests.support.poisoned import BrokenLoader, PoisonedLoader, poison
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, sys.argv[3])
-from poisoned import PoisonedLoader, poison
-
 import training.run
 import training.training_data
+from tests.support.poisoned import PoisonedLoader, poison
 from training.guard.finite import NonFiniteStep
 from training.guard.guard import TrainingStopped
 from training.loader import Batch

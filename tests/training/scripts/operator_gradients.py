@@ -104,8 +104,8 @@ def read_cases() -> dict[str, dict[str, Case]]:
 
 
 def main(folder: Path) -> None:
-    from mxnet_gradients import write_gradients
-    from mxnet_operators import write_cases
+    from tests.support.mxnet_gradients import write_gradients
+    from tests.support.mxnet_operators import write_cases
 
     for group, cases in read_cases().items():
         (folder / group).mkdir()

@@ -15,10 +15,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import numpy as np
 import numpy.typing as npt
-from poisoned import PoisonedLoader
 
 import training.run
 import training.training_data
+from tests.support.poisoned import PoisonedLoader
 from training.guard.guard import TrainingStopped
 from training.options import parse_options
 from training.runs.interruption import Interrupted

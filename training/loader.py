@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.symbols.normalisation import Pixels
-from training.datasets.base import Sample, SegmentationDataset, check_label_range
+from training.datasets.files import Sample, SegmentationDataset, check_label_range
 from training.transforms import Augmentation, normalize
 
 PREFETCHED_BATCHES = 4
@@ -183,3 +183,9 @@ class Loader:
             labels.append(label)
             names.append(dataset.name(index))
         return Batch(np.stack(images), np.stack(labels), tuple(names))
+
+
+def step_seed(seed: int, epoch: int, iteration: int, rank: int = 0) -> int:
+    """A function of the place in the run and the process; 31 bits, which every framework takes."""
+    place = np.random.SeedSequence((seed, epoch, iteration, rank))
+    return int(place.generate_state(1)[0]) >> 1

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from training.balance import weigh_classes
-from training.datasets import dataset_labels, open_dataset
+from training.class_weights import weigh_classes
+from training.datasets import SegmentationDataset, dataset_labels, open_dataset
 from training.guard.guard import Guard
-from training.learner import Learner
-from training.loader import Loader
+from training.loader import Cached, Loader, Mixture, Shard
 from training.options import TrainOptions
-from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState, hold_run
 from training.runs.environment import read_environment
-from training.runs.epoch_log import EpochRecord
 from training.runs.interruption import Interrupted, Interruption
-from training.runs.lock import hold_run
-from training.runs.log import RunLog
+from training.runs.log import EpochRecord, RunLog
 from training.runs.progress import RunProgress
-from training.saver import Saver
+from training.runs.saver import Saver
 from training.schedules import Schedule, make_schedule
-from training.steps import Steps
-from training.training_data import open_loader
+from training.trainers import Learner
+from training.transforms import Augmentation
 from training.validation import Validation, Watch, validate
 
 
@@ -236,3 +234,55 @@ class Run:
     def load_weights(self, path: Path) -> None:
         """Replaces the network's weights by a run folder's best, or by a ``.params`` file."""
         self.learner.read_parameters(RunFolder(path).best if path.is_dir() else path)
+
+
+def open_loader(options: TrainOptions, num_classes: int, shard: Shard) -> Loader:
+    """Of the dataset's training split, with as many rendered scenes mixed in as was asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``open_dataset`` and ``Loader`` say.
+    """
+    o = options
+    primary: SegmentationDataset = open_dataset(o.dataset, "train", o.root)
+    if o.dataset == "synthetic":
+        primary = Cached(primary)
+    scenes = Cached(open_dataset("synthetic", "train")) if o.synthetic_share else None
+    augmentation = Augmentation(
+        o.height, o.crop_width, o.base_size, o.scale_range,
+        color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
+        short_size=o.short_size, aspect=o.aspect, blur_probability=o.blur,
+    )  # fmt: skip
+    return Loader(
+        Mixture(primary, scenes, o.synthetic_share),
+        augmentation,
+        num_classes=num_classes,
+        batch_size=o.batch_size,
+        workers=o.workers,
+        seed=o.seed,
+        shard=shard,
+        pixels=o.pixels,
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Batches, the rate of each, and who takes the steps."""
+
+    loader: Loader
+    schedule: Schedule
+    guard: Guard
+
+    def rate(self, epoch: int, iteration: int) -> float:
+        """Both count from 0."""
+        return self.schedule(epoch * self.loader.batches + iteration)
+
+    def of_epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, float, float | None]]:
+        """Takes them from iteration ``first`` on: (iteration, rate, loss) after each; the loss is
+        None where the step was skipped.
+
+        Raises:
+            TrainingStopped: see ``guard/guard.py``.
+        """
+        for iteration, batch in enumerate(self.loader.epoch(epoch, first), first):
+            rate = self.rate(epoch, iteration)
+            yield iteration, rate, self.guard.step(batch, rate, epoch, iteration)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from export.errors import ExportError
-from training.evaluation.weights_options import parse_evaluation
+from training.evaluation.options import parse_evaluation
 
 
 def main() -> None:

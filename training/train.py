@@ -5,34 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib.util import find_spec
 
 from export.errors import ExportError
-from training.balance import check_class_weights
+from training.class_weights import check_class_weights
 from training.datasets import dataset_labels
-from training.learner import Learner
 from training.options import TrainOptions, parse_options
-
-
-def make_learner(options: TrainOptions, num_classes: int) -> Learner:
-    """The framework's part; only the chosen one is imported."""
-    if options.trainer == "torch":
-        if find_spec("torch") is None:
-            raise ValueError(
-                "--trainer torch needs PyTorch: pip install 'segserve[torch]', or the build for "
-                "your GPU"
-            )
-        from training.trainers.torch_trainer import TorchLearner
-
-        return TorchLearner(options, num_classes)
-    if find_spec("mxnet") is None:
-        raise ValueError(
-            "--trainer gluon needs MXNet: pip install 'segserve[training]' (Python 3.11 at most, "
-            "x86-64 Linux); --trainer torch --symbol FILE does without"
-        )
-    from training.trainers.gluon_trainer import GluonLearner
-
-    return GluonLearner(options, num_classes)
+from training.trainers import make_learner
 
 
 def start_replicas(options: TrainOptions) -> None:

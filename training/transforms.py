@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.symbols.normalisation import Pixels
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pixels import resize_pair
+from training.datasets.files import IGNORE_LABEL, Sample, resize_pair
 
 
 @dataclass(frozen=True)

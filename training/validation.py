@@ -14,10 +14,10 @@ from serving.geometry import Size, plan, prepare
 from serving.palette import LabelSet
 from serving.restore import labels_from_logits
 from training.datasets import SegmentationDataset, open_dataset
-from training.datasets.base import check_label_range
-from training.learner import Learner
+from training.datasets.files import check_label_range
 from training.options import TrainOptions
 from training.runs.interruption import Interrupted
+from training.trainers import Learner
 from training.transforms import normalize
 
 # Is told, before each image, how many of how many are done; what it raises ends the validation.

@@ -12,9 +12,8 @@ from types import FrameType
 import pytest
 
 import training.runs.checkpoint
-from training.runs.checkpoint import Checkpoint, PartOfEpoch, RunFolder, RunState
+from training.runs.checkpoint import Checkpoint, PartOfEpoch, RunFolder, RunState, hold_run, is_held
 from training.runs.environment import RunEnvironment
-from training.runs.lock import hold_run, is_held
 
 ENVIRONMENT = RunEnvironment("2026-01-02T03:04:05+00:00", "CPython 3.11", "Linux", "a CPU", 2, (),
                              {}, {"numpy": "1.26.4"}, None, None)  # fmt: skip

@@ -13,9 +13,16 @@ from file_server import Files, serve_files
 from typer import Typer
 from typer.testing import CliRunner
 
-from training.datasets.archive import Archive, ArchiveError, obtain, unpack
 from training.datasets.cli import dataset
-from training.datasets.preparation import PREPARATIONS, Preparation, prepare
+from training.datasets.preparation import (
+    PREPARATIONS,
+    Archive,
+    ArchiveError,
+    Preparation,
+    obtain,
+    prepare,
+    unpack,
+)
 
 
 @pytest.fixture

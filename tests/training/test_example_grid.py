@@ -12,13 +12,13 @@ from PIL import Image
 from export.precision.confusion_matrix import ConfusionMatrix
 from serving.palette import IGNORE_COLOR, LabelSet
 from training.evaluation.boundaries import BoundaryScore
-from training.evaluation.confusion_picture import draw_confusion
-from training.evaluation.example_grid import (
+from training.evaluation.output import (
     PANEL_WIDTH,
     WRONG,
     Choice,
     Example,
     choose,
+    draw_confusion,
     draw_errors,
     draw_grid,
 )

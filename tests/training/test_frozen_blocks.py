@@ -7,8 +7,8 @@ import pytest
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
 from training.flags import parser
-from training.frozen_blocks import frozen_names
 from training.options import parse_options
+from training.parameters import frozen_names
 from training.recipe import read_recipe, recipe_names
 
 CAFFE = (

@@ -11,11 +11,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from training.balance import weigh_classes  # noqa: E402
-from training.frozen_blocks import frozen_names  # noqa: E402
-from training.guard.finite import NonFiniteStep  # noqa: E402
+from training.class_weights import weigh_classes  # noqa: E402
+from training.guard.guard import NonFiniteStep  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import parse_options  # noqa: E402
+from training.parameters import frozen_names  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 
 NORMS = ("gamma", "beta", "running_mean", "running_var", "moving_mean", "moving_var")

@@ -14,16 +14,22 @@ from poisoned import BrokenLoader, PoisonedLoader, poison
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-import training.training_data  # noqa: E402
+import training.run  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
-from training.guard.finite import Finding, NonFiniteStep, Symptoms, choose_finding  # noqa: E402
-from training.guard.guard import MOST_REPRODUCTIONS, TrainingStopped  # noqa: E402
+from training.guard.guard import (  # noqa: E402  # noqa: E402
+    MOST_REPRODUCTIONS,
+    Finding,
+    NonFiniteStep,
+    Symptoms,
+    TrainingStopped,
+    choose_finding,
+)
 from training.guard.replay import replay  # noqa: E402
 from training.loader import Batch, Loader  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.run import Run  # noqa: E402
 from training.runs.checkpoint import RunFolder  # noqa: E402
-from training.runs.epoch_log import read_records  # noqa: E402
+from training.runs.log import read_records  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 
 CLASSES, HEIGHT, WIDTH = 11, 64, 96
@@ -151,7 +157,7 @@ def test_the_first_finding_in_a_steps_order_counts() -> None:
 @pytest.fixture
 def fit(mxnet: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(kind: type[Loader], *more: str) -> RunFolder:
-        monkeypatch.setattr(training.training_data, "Loader", kind)
+        monkeypatch.setattr(training.run, "Loader", kind)
         flags = ("--root", str(scenes), "--save-dir", str(tmp_path), *more)
         learner = make_learner(mxnet, *flags)
         Run(learner.options, learner).fit()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.symbols.normalisation import IMAGENET
-from training.datasets.base import IGNORE_LABEL, Sample
+from training.datasets.files import IGNORE_LABEL, Sample
 from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation
 

@@ -12,9 +12,8 @@ from export.symbols.find import PUBLISHED
 from export.symbols.graph import Entry, Graph, Node, read_symbol, write_symbol
 from export.symbols.shapes import infer_shapes
 from training.options import TrainOptions, parse_options
-from training.parameter_groups import group_of
-from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph
-from training.trainers.template_symbol import with_outputs
+from training.parameters import group_of
+from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph, with_outputs
 
 CLASSES, SIZE = 5, (96, 128)
 NETWORKS = ("icnet resnet50", "icnet resnet101", "psp resnet50", "psp resnet101 --aux",

@@ -44,13 +44,12 @@ from export.symbols.graph import read_symbol
 from export.symbols.initial import random_params
 from export.symbols.params import read_params, write_params
 from training.datasets import open_dataset
-from training.datasets.archive import Archive
 from training.datasets.cli import dataset
-from training.datasets.preparation import Preparation, prepare
+from training.datasets.preparation import Archive, Preparation, prepare
 from training.options import TrainOptions, parse_options
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
-from training.runs.epoch_log import read_records
+from training.runs.log import read_records
 from training.schedules import make_schedule
 
 ROOT = Path(__file__).resolve().parents[2]

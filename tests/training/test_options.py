@@ -11,7 +11,7 @@ from training.datasets import canonical_name
 from training.flags import parse_size
 from training.options import TrainOptions, parse_options
 from training.runs.checkpoint import RunFolder, RunState
-from training.train import make_learner
+from training.trainers import make_learner
 
 ICNET_CITYS = (
     "--dataset citys --model icnet --backbone resnet50 --syncbn --ngpus 8"
@@ -170,6 +170,6 @@ def test_weights_to_start_from_are_no_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_pytorch_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.train.find_spec", lambda name: None)
+    monkeypatch.setattr("training.trainers.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"segserve\[torch\]"):
         make_learner(parse("--trainer torch"), 11)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.datasets.pixels import check_size, read_ids, read_photo
+from training.datasets.files import check_size, read_ids, read_photo
 
 
 def colours(height: int = 5, width: int = 7) -> np.ndarray:

@@ -16,10 +16,14 @@ from export.symbols.graph import write_symbol  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.run import Run  # noqa: E402
-from training.runs.checkpoint import CheckpointNotWritten, RunFolder, RunState  # noqa: E402
-from training.runs.epoch_log import EpochRecord, read_records  # noqa: E402
+from training.runs.checkpoint import (  # noqa: E402
+    CheckpointNotWritten,
+    RunFolder,
+    RunState,
+)
 from training.runs.interruption import Interrupted  # noqa: E402
-from training.saver import Saver  # noqa: E402
+from training.runs.log import EpochRecord, read_records  # noqa: E402
+from training.runs.saver import Saver  # noqa: E402
 from training.trainers.network_symbol import make_symbol  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 

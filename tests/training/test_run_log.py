@@ -16,10 +16,8 @@ import rich
 
 from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
 from training.runs.environment import read_environment
-from training.runs.epoch_log import EpochRecord, append_record, keep_records, read_records
-from training.runs.log import RunLog
-from training.runs.progress import RunProgress
-from training.runs.remaining_time import RemainingTime, format_seconds
+from training.runs.log import EpochRecord, RunLog, append_record, keep_records, read_records
+from training.runs.progress import RemainingTime, RunProgress, format_seconds
 
 RECORD = EpochRecord(1, 0.1, 2.5, 12.0, 0.8, 0.4, 0.5, 3.0, 1)
 
@@ -108,7 +106,7 @@ def test_without_the_packages_there_are_warnings_and_a_log(
     real = builtins.__import__
 
     def refuse(name: str, *arguments: object, **more: object) -> object:
-        if name in ("training.runs.tensorboard_log", "training.runs.curves"):
+        if name in ("tensorboardX", "training.runs.curves"):
             raise ImportError(name)
         return real(name, *arguments, **more)
 

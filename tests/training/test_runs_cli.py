@@ -11,11 +11,10 @@ from pathlib import Path
 import cv2
 import pytest
 
-from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState, hold_run
+from training.runs.cli import differing_options, summarise_run
 from training.runs.environment import read_environment
-from training.runs.epoch_log import EpochRecord, append_record
-from training.runs.lock import hold_run
-from training.runs.summary import differing_options, summarise_run
+from training.runs.log import EpochRecord, append_record
 
 COMMAND = "from serving.cli import main; main()"
 

@@ -182,5 +182,5 @@ def test_the_command_renames_structural_parameters(run_script, tmp_path: Path) -
     np.testing.assert_array_equal(
         parameters.find("fcn_head_block_classifier_bias"), structural.arguments["head.block.4.bias"]
     )
-    with pytest.raises(InvalidParams, match=r"training\.symbols --params"):
+    with pytest.raises(InvalidParams, match=r"training\.networks\.tracing --params"):
         convert(graph, structural, 64, 96)

@@ -10,7 +10,7 @@ import pytest
 
 from export.symbols.normalisation import IMAGENET
 from serving.geometry import Size
-from training.evaluation.center_crops import CenterCrops
+from training.evaluation.evaluator import CenterCrops
 from training.evaluation.sliding_windows import (
     GLUONCV_SCALES,
     SlidingWindows,

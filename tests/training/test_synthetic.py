@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from training.datasets.base import IGNORE_LABEL
-from training.datasets.scene_elements import BUILDING, PAVEMENT, ROAD, SKY
+from training.datasets.files import IGNORE_LABEL
 from training.datasets.synthetic import Scene, SyntheticDataset, render_scene
+from training.datasets.synthetic.elements import BUILDING, PAVEMENT, ROAD, SKY
 
 SCENES = 40
 

@@ -21,12 +21,12 @@ from PIL import Image
 from export.symbols.normalisation import IMAGENET
 from serving.geometry import Size
 from serving.palette import load_labels
-from training.evaluation import sized_networks
-from training.evaluation.evaluators import count_gpus, process_environment
-from training.evaluation.network_time import summarise_time
+from training.evaluation import trained_model
+from training.evaluation.evaluator import count_gpus, process_environment
+from training.evaluation.options import at_size, parse_evaluation
+from training.evaluation.report import summarise_time
 from training.evaluation.sliding_windows import SlidingWindows, softmax
 from training.evaluation.trained_model import TrainedModel
-from training.evaluation.weights_options import at_size, parse_evaluation
 from training.options import TrainOptions, parse_options
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "training"
@@ -254,9 +254,9 @@ def test_few_networks_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         made.append(options.height)
         return learner
 
-    monkeypatch.setattr(sized_networks, "make_learner", make)
+    monkeypatch.setattr(trained_model, "make_learner", make)
     options = parse_evaluation(["--eval", "--resume", str(tmp_path / "x.params")])
-    networks = sized_networks.SizedNetworks(options, 11)
+    networks = trained_model.SizedNetworks(options, 11)
     for height in (*range(32, 352, 32), 320, 32):
         networks.at(Size(height, 64))
     assert made == [*range(32, 352, 32), 32], "the first was dropped, the last was not"

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from export.symbols.graph import read_symbol  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import parse_options  # noqa: E402
-from training.trainers.parsed_node import parse_nodes  # noqa: E402
+from training.trainers.symbol_module import parse_nodes  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 
 CLASSES, HEIGHT, WIDTH = 11, 64, 96

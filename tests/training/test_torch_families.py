@@ -18,7 +18,7 @@ from export.symbols.params import Parameters, read_params  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.loader import Batch  # noqa: E402
 from training.options import TrainOptions, parse_options  # noqa: E402
-from training.trained_heads import frozen_parameters, trained_heads  # noqa: E402
+from training.trainers.network_symbol import frozen_parameters, trained_heads  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 from training.transforms import normalize  # noqa: E402
 

@@ -18,12 +18,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from export.symbols.normalisation import IMAGENET  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
-from training.guard.finite import Finding, NonFiniteStep, first_finding  # noqa: E402
+from training.guard.guard import Finding, NonFiniteStep, first_finding  # noqa: E402
 from training.guard.replay import replay  # noqa: E402
 from training.loader import Batch, Shard, join_shards  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.runs.checkpoint import RunFolder  # noqa: E402
-from training.runs.epoch_log import read_records  # noqa: E402
+from training.runs.log import read_records  # noqa: E402
 from training.trainers import torch_replicas  # noqa: E402
 from training.trainers.torch_replicas import check_replicas, count_replicas  # noqa: E402
 from training.transforms import normalize  # noqa: E402

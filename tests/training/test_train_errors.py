@@ -65,7 +65,7 @@ def test_a_symbol_that_is_none_is_named(say, tmp_path: Path, content, message: s
 
 
 def test_without_mxnet_the_other_trainer_is_named(monkeypatch: pytest.MonkeyPatch, say) -> None:
-    monkeypatch.setattr("training.train.find_spec", lambda name: None)
+    monkeypatch.setattr("training.trainers.find_spec", lambda name: None)
     said, _ = say("--dataset", "synthetic")
     assert "--trainer gluon needs MXNet: pip install 'segserve[training]'" in said
     assert "--trainer torch --symbol FILE" in said

@@ -7,8 +7,7 @@ import pytest
 
 from export.symbols.normalisation import IMAGENET, pixels_of
 from serving.geometry import Size, plan, prepare
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pixels import resize_pair
+from training.datasets.files import IGNORE_LABEL, Sample, resize_pair
 from training.transforms import (
     Augmentation,
     draw_class_pixel,

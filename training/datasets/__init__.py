@@ -9,14 +9,13 @@ from pathlib import Path
 from export.datasets import find_dataset
 from serving.palette import LabelSet, canonical_name, load_labels
 from training.datasets.ade20k import ADE20K
-from training.datasets.base import Sample, SegmentationDataset
 from training.datasets.camvid import CamVid
 from training.datasets.cityscapes import Cityscapes
 from training.datasets.coco import COCO21
+from training.datasets.files import Sample, SegmentationDataset
 from training.datasets.folder import FolderDataset, read_folder_labels
 from training.datasets.mhp import MHPv1
-from training.datasets.pascal_aug import PascalAug
-from training.datasets.pascal_voc import PascalVOC
+from training.datasets.pascal import PascalAug, PascalVOC
 from training.datasets.synthetic import SyntheticDataset
 
 # Enough that a network learns streets and not these streets; 0.7 MB and 40 ms each.

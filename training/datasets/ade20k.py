@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.base import Sample
-from training.datasets.pairs import pair_files
-from training.datasets.pixels import check_size, read_ids, read_photo
+from training.datasets.files import Sample, check_size, pair_files, read_ids, read_photo
 
 FOLDERS = {"train": "training", "val": "validation"}
 TOP = "ADEChallengeData2016"

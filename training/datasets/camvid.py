@@ -14,8 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pairs import pair_files
+from training.datasets.files import IGNORE_LABEL, Sample, pair_files
 
 VOID = 11
 

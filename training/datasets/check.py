@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import (
+from training.datasets.files import (
     IGNORE_LABEL,
     ImageFiles,
     SegmentationDataset,

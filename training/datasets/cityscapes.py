@@ -15,9 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pairs import Pair, name_some
-from training.datasets.pixels import Pixels, check_size, read_ids, read_photo
+from training.datasets.files import (
+    IGNORE_LABEL,
+    Pair,
+    Pixels,
+    Sample,
+    check_size,
+    name_some,
+    read_ids,
+    read_photo,
+)
 
 # The published ids of classes 0 to 18; all others are ignored.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)

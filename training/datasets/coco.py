@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.datasets.base import Sample
-from training.datasets.pixels import Pixels, check_size, read_photo
+from training.datasets.files import Pixels, Sample, check_size, read_photo
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO

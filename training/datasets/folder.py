@@ -28,8 +28,14 @@ from serving.errors import SegserveError
 from serving.imaging.decode import decode, probe
 from serving.palette import IGNORE_COLOR, LabelSet, format_palette, parse_labels, read_labels
 from serving.text_files import read_text
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pairs import PHOTO_SUFFIXES, Pair, list_files, pair_files
+from training.datasets.files import (
+    IGNORE_LABEL,
+    PHOTO_SUFFIXES,
+    Pair,
+    Sample,
+    list_files,
+    pair_files,
+)
 
 LABELS_FILE = "labels.txt"
 SPLITS = ("train", "val")

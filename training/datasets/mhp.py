@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.base import Sample
-from training.datasets.pascal_voc import check_present, read_names
-from training.datasets.pixels import Pixels, check_size, read_ids, read_photo, resize_pair
+from training.datasets.files import Pixels, Sample, check_size, read_ids, read_photo, resize_pair
+from training.datasets.pascal import check_present, read_names
 
 SHORT_EDGE = 768
 STEP = 8

@@ -30,8 +30,7 @@ from training.datasets import (
     open_dataset,
 )
 from training.evaluation.boundaries import DEFAULT_TOLERANCE
-from training.evaluation.example_grid import choose
-from training.evaluation.output import check_matplotlib, read_examples, write_output
+from training.evaluation.output import check_matplotlib, choose, read_examples, write_output
 from training.evaluation.report import Subject, print_evaluation, summarise, to_json
 from training.evaluation.scoring import (
     Predict,

@@ -1,23 +1,66 @@
-"""One process of an evaluation: its data, its network, and its share of the images."""
+"""Evaluators: each has its data, its network and a share of the images.
+
+There is one in this process, or several processes have one each, with a GPU or some cores of the
+CPU. GluonCV's multi-GPU evaluation ran one shard after the other in one thread. Here nobody waits:
+only counts come back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from serving.palette import LabelSet
-from training.datasets import SegmentationDataset, dataset_labels, open_dataset
-from training.evaluation.center_crops import CenterCrops
+from training.datasets import dataset_labels, open_dataset
+from training.datasets.files import Sample, SegmentationDataset, resize_pair
+from training.evaluation.options import EvaluationOptions
 from training.evaluation.scoring import Scores, score
-from training.evaluation.sized_networks import SizedNetworks
 from training.evaluation.sliding_windows import SlidingWindows
-from training.evaluation.trained_model import TrainedModel
-from training.evaluation.weights_options import EvaluationOptions
+from training.evaluation.trained_model import SizedNetworks, TrainedModel
+from training.options import TrainOptions
+
+
+class CenterCrops:
+    """A dataset of centre crops of ``height`` x ``width``, images and labels.
+
+    Each image is scaled until it just covers the crop (for a square one: the short edge becomes
+    the crop's), linearly, its label by the pixel at the same place. Source: GluonCV's
+    ``SegmentationDataset._val_sync_transform``, which scales with Pillow's filter; here it is the
+    resize that the network is served with.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, height: int, width: int) -> None:
+        self.dataset = dataset
+        self.height = height
+        self.width = width
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = self.dataset[index]
+        ratio = max(self.height / label.shape[0], self.width / label.shape[1])
+        # Rounded up where rounding down would leave a row out.
+        rows = max(self.height, math.floor(label.shape[0] * ratio))
+        columns = max(self.width, math.floor(label.shape[1] * ratio))
+        image, label = resize_pair(image, label, rows, columns)
+        top, left = round((rows - self.height) / 2), round((columns - self.width) / 2)
+        window = slice(top, top + self.height), slice(left, left + self.width)
+        return np.ascontiguousarray(image[window]), np.ascontiguousarray(label[window])
+
+    def name(self, index: int) -> str:
+        return self.dataset.name(index)
+
 
 # While a GPU works on one image, threads decode, label and count others.
 MAX_THREADS = 4
@@ -94,3 +137,96 @@ def save_indexed(ids: npt.NDArray[np.uint8], labels: LabelSet, path: Path) -> No
     picture = Image.fromarray(ids)
     picture.putpalette([part for color in labels.colors for part in color])
     picture.save(path)
+
+
+T = TypeVar("T")
+
+# Of this process, where it is one of several.
+_evaluator: Evaluator | None = None
+
+
+class Evaluators:
+    """``count`` evaluators: this process itself, or so many others. Close it.
+
+    Raises:
+        ValueError, FileNotFoundError: as :class:`training.evaluation.evaluator.Evaluator` does.
+    """
+
+    def __init__(self, options: EvaluationOptions) -> None:
+        gpus = count_gpus(options.run)
+        self.on_gpu = gpus > 0
+        self.count = options.processes or max(1, gpus)
+        self._here: Evaluator | None = None
+        self._pools: list[ProcessPoolExecutor] = []
+        if self.count == 1:
+            self._here = Evaluator(options, self.on_gpu)
+            return
+        # Fresh ones: neither MXNet nor CUDA survives a fork. A pool each, so that everyone works.
+        context = multiprocessing.get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, context) for _ in range(self.count)]
+        try:
+            starts = [
+                pool.submit(_start, options, number, self.count, gpus)
+                for number, pool in enumerate(self._pools)
+            ]
+            for start in starts:
+                start.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def share(self, indices: range) -> list[range]:
+        """Every evaluator's part of the images."""
+        return [indices[number :: self.count] for number in range(self.count)]
+
+    def map(self, works: Sequence[Callable[[Evaluator], T]]) -> list[T]:
+        """The results of at most one work for each evaluator, all at the same time."""
+        if self._here is not None:
+            return [work(self._here) for work in works]
+        running = [pool.submit(_work, work) for pool, work in zip(self._pools, works, strict=False)]
+        return [future.result() for future in running]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._here is not None:
+            self._here.close()
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+
+def count_gpus(options: TrainOptions) -> int:
+    """How many of the GPUs that ``--ngpus`` asks for are here."""
+    if options.no_cuda or options.ngpus <= 0:
+        return 0
+    if options.trainer == "torch":
+        import torch
+
+        present = torch.cuda.device_count()
+    else:
+        from export.mxnet_import import mx
+
+        present = mx.context.num_gpus()
+    return min(options.ngpus, present)
+
+
+def process_environment(number: int, count: int, gpus: int) -> dict[str, str]:
+    """What process ``number`` of ``count`` may use: one of ``gpus`` GPUs, or its share of cores."""
+    if not gpus:
+        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(k) for k in range(gpus)]
+    return {"CUDA_VISIBLE_DEVICES": devices[number % gpus]}
+
+
+def _start(options: EvaluationOptions, number: int, count: int, gpus: int) -> None:
+    """In the new process, before it imports any framework."""
+    global _evaluator
+    os.environ.update(process_environment(number, count, gpus))
+    run = replace(options.run, ngpus=min(1, gpus))
+    _evaluator = Evaluator(replace(options, run=run), gpus > 0)
+
+
+def _work(work: Callable[[Evaluator], T]) -> T:
+    assert _evaluator is not None
+    return work(_evaluator)

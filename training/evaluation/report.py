@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from training.evaluation.network_time import NetworkTime
 from training.evaluation.scoring import Scores
 
 
@@ -201,3 +202,46 @@ def percent(value: float | None) -> str:
 
 def _finite(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class NetworkTime:
+    """Milliseconds an image: all views that the network is shown of it, one after the other.
+
+    Copies to and from the device are included, and it has finished; decoding, label maps and
+    scores are not. Each size of the network was warmed up before.
+
+    Attributes:
+        name: ``t_gpu`` or ``t_cpu``.
+    """
+
+    name: str
+    images: int
+    mean_ms: float
+    median_ms: float
+    p95_ms: float
+    p99_ms: float
+
+    def text(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.name} {self.mean_ms:.2f} ms an image, {1000 / self.mean_ms:.1f} fps "
+            f"(median {self.median_ms:.2f}, 95 % below {self.p95_ms:.2f}, "
+            f"99 % below {self.p99_ms:.2f})"
+        )
+
+
+def summarise_time(seconds: Sequence[float], on_gpu: bool) -> NetworkTime | None:
+    """Of the seconds that each image took; None without any."""
+    if not seconds:
+        return None
+    milliseconds = 1000 * np.asarray(seconds)
+    median, p95, p99 = np.percentile(milliseconds, (50, 95, 99)).tolist()
+    return NetworkTime(
+        "t_gpu" if on_gpu else "t_cpu",
+        len(seconds),
+        float(milliseconds.mean()),
+        median,
+        p95,
+        p99,
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.precision.confusion_matrix import ConfusionMatrix
 from training.datasets import SegmentationDataset
-from training.datasets.base import ImageFiles
+from training.datasets.files import ImageFiles
 from training.evaluation.boundaries import DEFAULT_TOLERANCE, BoundaryScore, boundary_f
 
 Labels: TypeAlias = npt.NDArray[np.uint8]

@@ -9,14 +9,17 @@ from pathlib import Path
 from rich.console import Console
 
 from training.datasets import SegmentationDataset, dataset_labels
-from training.evaluation.evaluator import Evaluator, open_samples
-from training.evaluation.evaluators import Evaluators
-from training.evaluation.example_grid import choose
-from training.evaluation.network_time import summarise_time
-from training.evaluation.output import check_matplotlib, read_examples, write_output
-from training.evaluation.report import Evaluation, Subject, print_evaluation, summarise
+from training.evaluation.evaluator import Evaluator, Evaluators, open_samples
+from training.evaluation.options import EvaluationOptions
+from training.evaluation.output import check_matplotlib, choose, read_examples, write_output
+from training.evaluation.report import (
+    Evaluation,
+    Subject,
+    print_evaluation,
+    summarise,
+    summarise_time,
+)
 from training.evaluation.scoring import first_indices, join_scores
-from training.evaluation.weights_options import EvaluationOptions
 
 
 def run_evaluation(options: EvaluationOptions, console: Console) -> None:

@@ -1,19 +1,139 @@
-"""Steps whose loss or gradients are not finite: told, kept for a second look, skipped or fatal."""
+"""Steps whose loss, gradients or statistics are not finite: reported, reproduced, skipped or fatal.
+
+A reproduction is one zip file: the step's batch, weights, optimizer, network and options.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from training.guard.finite import NonFiniteStep
-from training.guard.reproduction import write_reproduction
-from training.learner import Learner
 from training.loader import Batch
 from training.options import TrainOptions
+from training.runs.checkpoint import RunFolder, format_json
+from training.trainers import Learner
+
+# In the order in which a step computes them.
+QUANTITIES = ("input", "parameter", "activation", "loss", "gradient", "running statistic")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The first thing that is not finite.
+
+    Attributes:
+        quantity: ``input``, ``parameter``, ``activation`` (forward), ``loss``, ``gradient``
+            (backward) or ``running statistic``.
+        name: the symbol's: of the layer, or of the array.
+    """
+
+    quantity: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.quantity} {self.name}"
+
+
+class NonFiniteStep(ArithmeticError):
+    """A step that was not taken: its loss, a gradient or a running statistic is not finite.
+
+    Weights, momenta, averages and running statistics are those from before. ``batch`` is the whole
+    one, of all processes.
+    """
+
+    def __init__(self, loss: float, finding: Finding, batch: Batch) -> None:
+        super().__init__(f"loss {loss}, first not finite: {finding}")
+        self.loss = loss
+        self.finding = finding
+        self.batch = batch
+
+
+@dataclass(frozen=True)
+class Symptoms:
+    """Names, in the symbol's order, of arrays that were not finite when the step was stopped."""
+
+    gradients: Sequence[str]
+    statistics: Sequence[str]
+
+
+def choose_finding(forward: Finding | None, loss_is_finite: bool, symptoms: Symptoms) -> Finding:
+    """The first one in the order in which a step computes.
+
+    Args:
+        forward: what a second forward pass found, layer by layer; None: all is finite there.
+    """
+    if forward is not None:
+        return forward
+    if not loss_is_finite:
+        return Finding("loss", "of finite logits")
+    if symptoms.gradients:
+        # The backward pass comes from the end.
+        return Finding("gradient", symptoms.gradients[-1])
+    if symptoms.statistics:
+        return Finding("running statistic", symptoms.statistics[0])
+    return Finding("gradient", "norm (every gradient by itself is finite)")
+
+
+def first_finding(findings: Sequence[Finding], layers: Sequence[str]) -> Finding:
+    """Of what several processes found; ``layers`` are names in the order of computation."""
+    places = {name: index for index, name in enumerate(layers)}
+    return min(findings, key=lambda f: (QUANTITIES.index(f.quantity), places.get(f.name, -1)))
+
+
+PARAMETERS, OPTIMIZER = "network.params", "trainer.states"
+BATCH, INCIDENT = "batch.npz", "incident.json"
+
+
+def write_reproduction(
+    path: Path,
+    learner: Learner,
+    batch: Batch,
+    class_weights: npt.NDArray[np.float32],
+    options: Mapping[str, object],
+    incident: Mapping[str, object],
+) -> None:
+    """Writes the zip file aside, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
+        run = RunFolder(folder)
+        learner.write_parameters(folder / PARAMETERS)
+        learner.write_optimizer(folder / OPTIMIZER)
+        learner.write_symbol(run.symbol)
+        run.options.write_text(format_json(options))
+        (folder / INCIDENT).write_text(format_json(incident))
+        np.savez(
+            folder / BATCH, images=batch.images, labels=batch.labels,
+            names=np.array(batch.names), class_weights=class_weights,
+        )  # fmt: skip
+        aside = path.with_name(path.name + ".part")
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, file.name)
+        os.replace(aside, path)
+
+
+def read_batch(folder: Path) -> tuple[Batch, npt.NDArray[np.float32]]:
+    """The batch and the class weights of an unpacked reproduction."""
+    with np.load(folder / BATCH) as file:
+        names = tuple(str(name) for name in file["names"])
+        return Batch(file["images"], file["labels"], names), file["class_weights"]
+
+
+def read_incident(folder: Path) -> dict[str, object]:
+    """What was told of the step."""
+    told: dict[str, object] = json.loads((folder / INCIDENT).read_text())
+    return told
+
 
 # A reproduction holds all weights: some of them tell as much as all of them.
 MOST_REPRODUCTIONS = 3

@@ -13,10 +13,9 @@ import zipfile
 from pathlib import Path
 
 from export.errors import ExportError
-from training.guard.finite import NonFiniteStep
-from training.guard.reproduction import OPTIMIZER, PARAMETERS, read_batch, read_incident
+from training.guard.guard import OPTIMIZER, PARAMETERS, NonFiniteStep, read_batch, read_incident
 from training.options import parse_options
-from training.train import make_learner
+from training.trainers import make_learner
 
 
 def replay(path: Path) -> NonFiniteStep | float:

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from export.mxnet_import import mx
 from training.networks.fcn import STRIDE, DilatedSegmenter
-from training.networks.layers import DROPOUT, Norm, conv_norm, conv_norm_relu, scale_channels
-from training.networks.sizes import SizeRule
+from training.networks.layers import (
+    DROPOUT,
+    Map,
+    NetworkConfig,
+    Norm,
+    Operators,
+    SizeRule,
+    conv_norm,
+    conv_norm_relu,
+)
 
 nn = mx.gluon.nn
 
@@ -37,7 +45,7 @@ class ImagePooling(mx.gluon.HybridBlock):
                     nn.Activation("relu"),
                 )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return F.contrib.BilinearResize2D(self.gap(x), **self.size)
 
 
@@ -65,7 +73,7 @@ class AtrousPyramid(mx.gluon.HybridBlock):
             with self.project.name_scope():
                 self.project.add(nn.Dropout(PROJECTION_DROPOUT))
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return self.project(self.concurent(x))
 
 
@@ -93,22 +101,20 @@ class DeepLabHead(mx.gluon.HybridBlock):
                     nn.Conv2D(num_classes, 1, in_channels=channels, prefix="classifier_"),
                 )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return self.block(self.aspp(x))
 
 
 class DeepLabV3(DilatedSegmenter):
     """``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and those of the auxiliary head where ``aux``."""
 
-    def make_head(
-        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
-    ) -> DeepLabHead:
+    def make_head(self, config: NetworkConfig) -> DeepLabHead:
         return DeepLabHead(
             self.stage_channels[3],
-            scale_channels(HEAD_CHANNELS, channel_multiplier),
-            num_classes,
-            height // STRIDE,
-            width // STRIDE,
-            norm,
+            config.scale(HEAD_CHANNELS),
+            config.num_classes,
+            config.height // STRIDE,
+            config.width // STRIDE,
+            config.norm,
             prefix="head_",
         )

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 
 from export.mxnet_import import mx
 from export.symbols.networks import BACKBONES
-from training.networks.layers import Norm, scale_channels
+from training.networks.layers import (
+    Map,
+    Norm,
+    Operators,
+    scale_channels,
+)
 
 nn = mx.gluon.nn
 
@@ -106,7 +111,7 @@ class Block(mx.gluon.HybridBlock):
                         norm(out_channels),
                     )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -173,6 +178,6 @@ class DilatedResNet(mx.gluon.HybridBlock):
                         in_channels = channels * spec.expansion
                 setattr(self, f"layer{number}", stage)
 
-    def stem(self, F, x):  # type: ignore[no-untyped-def]
+    def stem(self, F: Operators, x: Map) -> Map:
         """``[N,3,H,W]`` -> ``[N,2*stem,H/4,W/4]``."""
         return self.maxpool(F.relu(self.bn1(self.conv1(x))))

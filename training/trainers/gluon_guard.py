@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.mxnet_import import mx
-from training.guard.finite import Finding, Symptoms
+from training.guard.guard import Finding, Symptoms
 
 Named = tuple[str, mx.nd.NDArray]
 

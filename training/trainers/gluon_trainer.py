@@ -12,17 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from export.mxnet_import import mx
-from training.frozen_blocks import frozen_names
-from training.guard.finite import NonFiniteStep, choose_finding
-from training.loader import WHOLE, Batch, Shard
-from training.losses import CascadeLoss
+from training.guard.guard import NonFiniteStep, choose_finding
+from training.loader import WHOLE, Batch, Shard, step_seed
 from training.networks import build
-from training.networks.layers import SyncBatchNorm
+from training.networks.layers import Norm, SyncBatchNorm
+from training.networks.tracing import read_parameters, write_parameters, write_symbol
 from training.options import IDLE_GPU, TrainOptions
-from training.parameter_groups import group_of
-from training.step_seed import step_seed
-from training.symbols import read_parameters, write_parameters, write_symbol
+from training.parameters import frozen_names, group_of
 from training.trainers.gluon_guard import GuardedArrays, look_forward
+from training.trainers.gluon_losses import CascadeLoss
 from training.transforms import subsample_labels
 
 T = TypeVar("T")
@@ -54,7 +52,7 @@ def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
 
 
 class GluonLearner:
-    """``training.learner.Learner`` on MXNet."""
+    """``training.trainers.Learner`` on MXNet."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -66,7 +64,7 @@ class GluonLearner:
             num_classes,
             options.height,
             options.crop_width,
-            *self._norm(),
+            self._norm(),
             channel_multiplier=options.width,
             aux=options.aux,
             output_stride=options.output_stride,
@@ -214,13 +212,13 @@ class GluonLearner:
     def _synchronised(self) -> bool:
         return self.options.syncbn and len(self.contexts) > 1
 
-    def _norm(self) -> tuple[type, dict[str, int]]:
+    def _norm(self) -> Norm:
         if self._synchronised:
-            return SyncBatchNorm, {"num_devices": len(self.contexts)}
+            return Norm(SyncBatchNorm, num_devices=len(self.contexts))
         batch_norm = mx.gluon.nn.BatchNorm
         if self.options.freeze_bn:
             batch_norm = partial(batch_norm, use_global_stats=True)
-        return batch_norm, {}
+        return Norm(batch_norm)
 
     def _optimizer(self) -> mx.gluon.Trainer:
         o = self.options

@@ -6,18 +6,19 @@ are in ``torch_operators``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.symbols.graph import BATCH_NORMS, Graph
+from export.errors import InvalidSymbol
+from export.symbols.graph import BATCH_NORMS, Graph, Node
 from export.symbols.params import Parameters
 from export.symbols.shape_rules import LABELLED
-from training.trainers.parsed_node import parse_nodes
-from training.trainers.repeated_norms import Move, repeated_norms
 from training.trainers.torch_operators import (
     Call,
     UnsupportedOperators,
@@ -139,3 +140,78 @@ def _last_uses(graph: Graph) -> dict[int, list[int]]:
 def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
     array: npt.NDArray[np.float32] = tensor.detach().float().cpu().numpy().copy()
     return array
+
+
+@dataclass(frozen=True)
+class ParsedNode(Node):
+    """A node; ``tuples`` are those of its attributes that are tuples of integers."""
+
+    tuples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def integers(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        if key in self.tuples:
+            return self.tuples[key] or default
+        # Absent, or the parser's own error.
+        return super().integers(key, default) if key in self.attrs else default
+
+
+def parse_nodes(graph: Graph) -> Graph:
+    """The same graph, of parsed nodes."""
+    return replace(graph, nodes=tuple(_parse(node) for node in graph.nodes))
+
+
+def _parse(node: Node) -> ParsedNode:
+    tuples: dict[str, tuple[int, ...]] = {}
+    for key in node.attrs:
+        try:
+            tuples[key] = node.integers(key)
+        except InvalidSymbol:
+            continue  # not a tuple
+    return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), tuples)
+
+
+STATES = slice(3, 5)
+
+
+def repeated_norms(graph: Graph) -> frozenset[int]:
+    """Indices of the batch norms whose running statistics another one moves too."""
+    norms = {
+        index: node
+        for index, node in graph.operators()
+        if node.op in BATCH_NORMS and not node.flag("use_global_stats", False)
+    }
+    counts = Counter(entry.node for node in norms.values() for entry in node.inputs[STATES])
+    return frozenset(
+        index
+        for index, node in norms.items()
+        if any(counts[entry.node] > 1 for entry in node.inputs[STATES])
+    )
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one pass does to running mean and variance, held back until ``finish``.
+
+    Attributes:
+        states: the network's own; nobody writes them before ``finish``.
+        moved: copies, which the operator writes: ``momentum * state + change``.
+    """
+
+    momentum: float
+    states: tuple[Tensor, ...]
+    moved: tuple[Tensor, ...]
+    start: tuple[Tensor, ...]
+
+    @staticmethod
+    def begin(node: Node, inputs: tuple[Tensor, ...]) -> Move:
+        """Before the operator, whose ``inputs`` are data, gamma, beta, mean and variance."""
+        states = inputs[STATES]
+        copies = tuple(state.clone() for state in states)
+        momentum = node.number("momentum", 0.9)
+        return Move(momentum, states, copies, tuple(state.clone() for state in states))
+
+    def finish(self) -> None:
+        """Moves the network's own."""
+        with torch.no_grad():
+            for state, moved, start in zip(self.states, self.moved, self.start, strict=True):
+                state.copy_(self.momentum * state + (moved - self.momentum * start))

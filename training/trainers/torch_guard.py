@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.guard.finite import Finding, Symptoms
+from training.guard.guard import Finding, Symptoms
 from training.trainers.symbol_module import SymbolModule
 from training.trainers.torch_replicas import Replicas
 

@@ -1,4 +1,4 @@
-"""The loss of ``training/losses.py`` in PyTorch: weighted cross-entropy, if told of hard pixels.
+"""Weighted cross-entropy in PyTorch, as in ``gluon_losses``; optionally over hard pixels only.
 
 Shrivastava, Gupta, Girshick: "Training Region-based Object Detectors with Online Hard Example
 Mining", arXiv 1604.03540; by pixels as in Wu et al., arXiv 1611.10080.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.datasets.base import IGNORE_LABEL
+from training.datasets.files import IGNORE_LABEL
 
 # Divides in place of a weight of zero, where every pixel is ignored: the loss is then 0.
 LEAST_WEIGHT = 1e-6

@@ -18,17 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from export.symbols.graph import write_symbol
 from export.symbols.initial import start_parameters
-from training.frozen_blocks import frozen_names
-from training.guard.finite import NonFiniteStep, choose_finding, first_finding
-from training.loader import Batch, Shard, join_shards
+from training.guard.guard import NonFiniteStep, choose_finding, first_finding
+from training.loader import Batch, Shard, join_shards, step_seed
 from training.options import TrainOptions
-from training.step_seed import step_seed
-from training.trained_heads import freeze_batch_norms, frozen_parameters
+from training.parameters import ParameterGroup, frozen_names, group_of
 from training.trainers import torch_states
-from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph
+from training.trainers.network_symbol import (
+    freeze_batch_norms,
+    frozen_parameters,
+    make_symbol,
+    map_sizes,
+    trained_graph,
+)
 from training.trainers.symbol_module import SymbolModule
-from training.trainers.torch_average import WeightAverage
-from training.trainers.torch_device import choose_device, tell_remedy_of_memory
 from training.trainers.torch_guard import (
     BeforeStep,
     StepHealth,
@@ -38,15 +40,21 @@ from training.trainers.torch_guard import (
     read_symptoms,
 )
 from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
-from training.trainers.torch_optimizer import make_optimizer, set_rate
-from training.trainers.torch_replicas import ALONE, check_replicas, join_replicas
+from training.trainers.torch_replicas import (
+    ALONE,
+    check_replicas,
+    choose_device,
+    join_replicas,
+    tell_remedy_of_memory,
+)
+from training.trainers.torch_states import WeightAverage
 from training.transforms import subsample_labels
 
 T = TypeVar("T")
 
 
 class TorchLearner:
-    """``training.learner.Learner`` on PyTorch."""
+    """``training.trainers.Learner`` on PyTorch."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -273,3 +281,25 @@ class TorchLearner:
 
     def close(self) -> None:
         self.replicas.leave()
+
+
+def make_optimizer(options: TrainOptions, module: SymbolModule) -> torch.optim.Optimizer:
+    """Of all parameters that learn; each group keeps its multiplier as ``rate``."""
+    o = options
+    members: dict[ParameterGroup, list[torch.nn.Parameter]] = {}
+    for name, weight in module.weights.items():
+        if weight.requires_grad:
+            members.setdefault(group_of(name, o.head_lr_mult, o.no_wd), []).append(weight)
+    groups = [
+        {"params": weights, "weight_decay": group.decay * o.weight_decay, "rate": group.rate}
+        for group, weights in members.items()
+    ]
+    if o.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum)
+    return torch.optim.Adam(groups, lr=o.lr)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate"]

@@ -24,7 +24,7 @@ from export.symbols.graph import write_symbol as write_graph
 from export.symbols.initial import random_params
 from export.symbols.params import write_params
 from training.networks import build
-from training.symbols import write_symbol
+from training.networks.tracing import write_symbol
 
 
 def main(folder: Path, cases: str) -> None:

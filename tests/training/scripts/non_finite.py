@@ -17,9 +17,7 @@ sys.path.insert(0, sys.argv[3])
 from poisoned import PoisonedLoader, poison
 
 import training.run
-import training.training_data
-from training.guard.finite import NonFiniteStep
-from training.guard.guard import TrainingStopped
+from training.guard.guard import NonFiniteStep, TrainingStopped
 from training.loader import Batch
 from training.options import parse_options
 from training.trainers.gluon_trainer import GluonLearner
@@ -71,7 +69,7 @@ def main(folder: Path, scenes: Path) -> None:
     findings["weight"] = refuse(learner, good, folder)
     (folder / "findings.json").write_text(json.dumps(findings))
 
-    training.training_data.Loader = PoisonedLoader  # type: ignore[misc]
+    training.run.Loader = PoisonedLoader  # type: ignore[misc]
     skipping = parse_options([*flags, "--checkname", "skipped", "--on-nan", "skip"])
     training.run.Run(skipping, GluonLearner(skipping, CLASSES)).fit()
     stopping = parse_options([*flags, "--checkname", "stopped"])

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.scene_elements import (
+from training.datasets.synthetic.elements import (
     BUILDING,
     FENCE,
     GLASS,

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.scene_elements import CAR, GLASS, PAINTS, Canvas, Colour, pick
+from training.datasets.synthetic.elements import CAR, GLASS, PAINTS, Canvas, Colour, pick
 
 Profile = list[tuple[float, float]]
 Fill = Callable[[Profile, float | list[float], Colour, float], None]

@@ -1,12 +1,13 @@
-"""Which parameters ``--freeze`` holds: by their names, for every trainer.
+"""How each parameter learns: frozen by ``--freeze``, faster in the head, with weight decay or not.
 
-As MSRA's and mxnetgo's ``fixed_param_prefix`` did: what a network has learnt on ImageNet in its
-first layers is kept.
+Parameters are chosen by their names, the same for every trainer. Freezing the first layers keeps
+what a network learnt on ImageNet, as MSRA's and mxnetgo's ``fixed_param_prefix`` did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 # The beginnings of names, of a backbone's parts in their order. Of ResNet the stem and four stages:
 # as the networks here name them, as GluonCV's published symbols do, and as Caffe.
@@ -67,3 +68,34 @@ def _beginnings(names: tuple[str, ...], depth: int) -> tuple[str, ...]:
 
 def _begins(name: str, start: str) -> bool:
     return name.startswith(start) or name.split("_", 1)[-1].startswith(start)
+
+
+# GluonCV's own networks have theirs behind the ResNet's name.
+BACKBONE_BLOCKS = (
+    "conv1_", "layer1_", "layer2_", "layer3_", "layer4_", "batchnorm", "resnetv1",
+)  # fmt: skip
+# Names without the network's in front: Xception's are TensorFlow's, MSRA's ResNet's are Caffe's.
+BACKBONE_NAMES = ("entry_flow_", "middle_flow_", "exit_flow_", "conv1_weight", "res", "bn")
+DOUBLED = ("fc6_bias", "score_bias", "_offset_bias",
+           *(f"fc1_c{number}_bias" for number in range(4)))  # fmt: skip
+UNDECAYED = ("gamma", "beta", "bias")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Factors on the run's learning rate and weight decay."""
+
+    rate: float
+    decay: float
+
+
+def group_of(name: str, head_rate: float, no_decay: bool) -> ParameterGroup:
+    """The group of parameter ``name`` (``icnet_layer1_block0_conv0_weight``).
+
+    Everything outside the backbone learns at ``head_rate``, Caffe's biases twice as fast as their
+    weights; with ``no_decay`` (``--no-wd``) biases and batch norm do not decay.
+    """
+    local = name.split("_", 1)[-1]
+    backbone = local.startswith(BACKBONE_BLOCKS) or name.startswith(BACKBONE_NAMES)
+    rate = (1.0 if backbone else head_rate) * (2.0 if name.endswith(DOUBLED) else 1.0)
+    return ParameterGroup(rate, 0.0 if no_decay and name.endswith(UNDECAYED) else 1.0)

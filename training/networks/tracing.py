@@ -1,9 +1,10 @@
-"""Gluon network <-> files: hybridized symbol, and parameters under the symbol's names.
+"""Gluon networks as files: the hybridized symbol, and parameters under the symbol's names.
 
-``python -m training.symbols --model icnet --backbone resnet50 --num-classes 19 --size 1024x2048
---output DIR`` writes ``DIR/network-symbol.json`` for any legal size. With ``--params FILE``, a file
-of ``save_parameters`` (structural names, GluonCV's checkpoints), ``DIR/network.params`` too. With
-``--names`` ``DIR/network-names.json``: the symbol's name of every structural one.
+``python -m training.networks.tracing --model icnet --backbone resnet50 --num-classes 19
+--size 1024x2048 --output DIR`` writes ``DIR/network-symbol.json`` for any legal size. With
+``--params FILE``, a file of ``save_parameters`` (structural names, GluonCV's checkpoints), it also
+writes ``DIR/network.params``; with ``--names`` ``DIR/network-names.json``, the symbol's name of
+every structural one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 from export.mxnet_import import mx
 from export.symbols.find import NAMES_FILE
 from export.symbols.graph import SYMBOL_FILE
-from export.symbols.networks import default_backbone
+from export.symbols.networks import NETWORKS
 from export.symbols.params import misfits, refuse_misfits
 from training.flags import parse_size
-from training.networks import MODEL_ALIASES, NETWORKS, Network, build
+from training.networks import Network, build
 
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 
@@ -98,7 +99,7 @@ def read_parameters(
 
 def main() -> None:
     """Writes the symbol of a network; with ``--params`` its parameters under the symbol's names."""
-    p = argparse.ArgumentParser("python -m training.symbols")
+    p = argparse.ArgumentParser("python -m training.networks.tracing")
     p.add_argument("--model", default="icnet", help=f"of {', '.join(NETWORKS)}")
     p.add_argument(
         "--backbone", help="default resnet50, resnet101 (Caffe's DeepLabs) or xception65"
@@ -112,11 +113,10 @@ def main() -> None:
     p.add_argument("--names", action="store_true", help="write the structural names too")
     p.add_argument("--output", type=Path, required=True)
     a = p.parse_args()
-    model = MODEL_ALIASES.get(a.model, a.model)
     try:
         network = build(
-            model,
-            a.backbone or default_backbone(model),
+            a.model,
+            a.backbone,
             a.num_classes,
             *a.size,
             channel_multiplier=a.width,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from training.datasets.scene_blocks import draw_foliage
-from training.datasets.scene_elements import (
+from training.datasets.synthetic.buildings import draw_foliage
+from training.datasets.synthetic.elements import (
     BUILDING,
     PAVEMENT,
     ROAD,

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from training.learner import Learner
 from training.runs.checkpoint import CheckpointNotWritten, RunFolder, RunState
+from training.trainers import Learner
 
 
 class Saver:

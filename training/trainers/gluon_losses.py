@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.mxnet_import import mx
+from training.networks.layers import Map, Operators
 
 
 class WeightedCrossEntropy(mx.gluon.HybridBlock):
@@ -41,7 +42,7 @@ class WeightedCrossEntropy(mx.gluon.HybridBlock):
             self.table = self.params.get_constant("table", mx.nd.array(table))
         self.num_classes = len(class_weights)
 
-    def hybrid_forward(self, F, logits, labels, table):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, logits: Map, labels: Map, table: Map) -> Map:
         index = F.minimum(labels, self.num_classes)
         weights = F.take(table, index)
         log_probability = F.log_softmax(logits, axis=1)
@@ -50,7 +51,7 @@ class WeightedCrossEntropy(mx.gluon.HybridBlock):
             weights = weights * self._hard(F, F.BlockGrad(-picked), index < self.num_classes)
         return -F.sum(picked * weights) / F.maximum(F.sum(weights), 1e-6)
 
-    def _hard(self, F, losses, counted):  # type: ignore[no-untyped-def]
+    def _hard(self, F: Operators, losses: Map, counted: Map) -> Map:
         """1 where a pixel is hard; the k-th largest loss is read off a sorted row."""
         # Ignored pixels sort behind all others.
         row = F.sort(F.where(counted, losses, -F.ones_like(losses)).reshape((-1,)), is_ascend=False)
@@ -75,7 +76,7 @@ class CascadeLoss(mx.gluon.HybridBlock):
         with self.name_scope():
             self.cross_entropy = WeightedCrossEntropy(class_weights, hard_below, least_share)
 
-    def hybrid_forward(self, F, *maps):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, *maps: Map) -> Map:
         logits, labels = maps[: len(self.weights)], maps[len(self.weights) :]
         terms = [
             weight * self.cross_entropy(output, target)

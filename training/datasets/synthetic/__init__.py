@@ -12,16 +12,16 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from training.datasets.base import IGNORE_LABEL
-from training.datasets.scene_backdrop import (
+from training.datasets.files import IGNORE_LABEL
+from training.datasets.synthetic.backdrop import (
     Street,
     darken_ground,
     draw_ground,
     draw_sky,
     draw_skyline,
 )
-from training.datasets.scene_blocks import draw_building, draw_fence, draw_foliage, draw_tree
-from training.datasets.scene_elements import (
+from training.datasets.synthetic.buildings import draw_building, draw_fence, draw_foliage, draw_tree
+from training.datasets.synthetic.elements import (
     PAINTS,
     SKY,
     TREE,
@@ -36,7 +36,7 @@ from training.datasets.scene_elements import (
     draw_sign,
     pick,
 )
-from training.datasets.scene_vehicles import draw_vehicle
+from training.datasets.synthetic.vehicles import draw_vehicle
 
 _SPLITS = ("train", "val", "test")
 # How rough each class looks after lighting: standard deviation of the brightness factor.

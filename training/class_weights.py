@@ -1,12 +1,16 @@
-"""How much a pixel of each class weighs in the loss."""
+"""Class weights: how much a pixel of each class weighs in the loss."""
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.text_files import read_text
 from training.datasets.files import SegmentationDataset
 
 
@@ -44,3 +48,31 @@ def check_class_weights(weights: Sequence[float], names: Sequence[str]) -> None:
             f"--class-weights has {len(weights)} numbers, the dataset {len(names)} classes: give "
             f"one each, in the order {', '.join(names)}"
         )
+
+
+def parse_class_weights(text: str) -> tuple[float, ...]:
+    """Returns the numbers of ``0.5,2,1``, or of a file of them (commas or lines between them).
+
+    Some may be 0: pixels of those classes are not learnt from.
+    """
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = _read_numbers(Path(text))
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise argparse.ArgumentTypeError(f"{text!r}: weights are 0 or more, and not all of them 0")
+    return weights
+
+
+def _read_numbers(path: Path) -> tuple[float, ...]:
+    try:
+        content = read_text(path)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{str(path)!r} is neither a comma-separated list of numbers nor a file of them "
+            f"({error})"
+        ) from None
+    try:
+        return tuple(float(part) for part in content.replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None

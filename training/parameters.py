@@ -6,6 +6,7 @@ what a network learnt on ImageNet, as MSRA's and mxnetgo's ``fixed_param_prefix`
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,6 +27,17 @@ XCEPTION = (
     ("middle_flow_",),
     ("exit_flow_",),
 )
+
+
+def parse_freeze(text: str) -> tuple[str, ...]:
+    """Returns the names of ``conv1,res2``, or the one number of parts of ``2``."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts) or (len(parts) > 1 and any(part.isdecimal() for part in parts)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of parts nor a list of names: expected for example 2 or "
+            "conv1,layer1"
+        )
+    return parts
 
 
 def frozen_names(names: Iterable[str], freeze: tuple[str, ...]) -> frozenset[str]:

@@ -15,8 +15,8 @@ from serving.errors import InvalidModel, InvalidSetting
 from serving.palette import read_labels
 from serving.repository import read_model
 from serving.text_files import read_text
+from training.class_weights import parse_class_weights
 from training.datasets.pascal import read_names
-from training.flags import parse_class_weights
 
 BOM = "\ufeff".encode()
 

@@ -6,8 +6,7 @@ import pytest
 
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
-from training.flags import parser
-from training.options import parse_options
+from training.options import make_parser, parse_options
 from training.parameters import frozen_names
 from training.recipe import read_recipe, recipe_names
 
@@ -38,7 +37,7 @@ OURS = (
     ],
 )
 def test_names(names: tuple[str, ...], freeze: str, held: int) -> None:
-    found = frozen_names(names, parser().parse_args(["--freeze", freeze]).freeze)
+    found = frozen_names(names, make_parser().parse_args(["--freeze", freeze]).freeze)
     assert len(found) == held
     # They come first in both lists.
     assert freeze.endswith("sub1") or freeze == "layer1" or found == set(names[:held])
@@ -71,7 +70,7 @@ def test_what_no_name_begins_with_is_refused() -> None:
 def test_what_is_no_list_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_options([f"--freeze={text}"])
-    assert "is neither a depth nor a list of names" in capsys.readouterr().err
+    assert "is neither a number of parts nor a list of names" in capsys.readouterr().err
 
 
 def test_msras_recipes_fix_what_the_scripts_fixed() -> None:

@@ -13,7 +13,7 @@ from training.options import parse_options
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from training.trainers import torch_device  # noqa: E402
+from training.trainers import torch_replicas  # noqa: E402
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ def test_a_gpu_that_is_left_idle_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.warns(UserWarning, match="--ngpus 1 takes it, --no-cuda says not to"):
-        chosen = torch_device.choose_device(parse_options(["--trainer", "torch"]))
+        chosen = torch_replicas.choose_device(parse_options(["--trainer", "torch"]))
     assert chosen.type == "cpu"
-    assert torch_device.choose_device(parse_options(["--no-cuda"])).type == "cpu"
+    assert torch_replicas.choose_device(parse_options(["--no-cuda"])).type == "cpu"
 
 
 def test_a_warning_is_a_line_of_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +95,6 @@ def test_a_warning_is_a_line_of_words(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_full_gpu_tells_what_to_do() -> None:
     with (
         pytest.raises(ValueError, match="--accumulate N, or take a smaller --batch-size"),
-        torch_device.tell_remedy_of_memory(),
+        torch_replicas.tell_remedy_of_memory(),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from training.runs.checkpoint import RunFolder, format_json
@@ -20,8 +19,8 @@ FREE = (
     "symbol", "root", "workers", "log_interval", "val_interval", "no_val", "eval_only", "resume",
     "run", "on_nan", "max_skips", "checkpoint_minutes",
 )  # fmt: skip
-# Where flag and option have different names, or a flag says two options.
-RENAMED = ("height", "crop_width", "eval_only", "resume", "run")
+# These are given anew with each command.
+OF_ONE_START = ("eval_only", "resume")
 
 Json = bool | int | float | str | list[float] | list[str] | None
 
@@ -42,17 +41,18 @@ def read_options(folder: Path) -> Mapping[str, Json]:
     return saved
 
 
-def use_as_defaults(parser: argparse.ArgumentParser, folder: Path) -> Mapping[str, Json]:
-    """Makes a run's options the defaults of ``parser``: flags that are given win. Returns them.
+def read_defaults(
+    folder: Path, flags: Collection[str]
+) -> tuple[Mapping[str, Json], Mapping[str, object]]:
+    """Returns a run's options as they are saved, and as defaults of the flags that resume it.
 
-    An option that the run did not know keeps its own default.
+    An option that the run did not know is in neither. ``flags`` are the options that have one.
     """
     saved = read_options(folder)
-    known = {action.dest for action in parser._actions}
     defaults: dict[str, object] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in saved.items()
-        if name in known and name not in RENAMED
+        if name in flags and name not in OF_ONE_START
     }
     if {"height", "crop_width"} <= set(saved):
         defaults["crop_size"] = (saved["height"], saved["crop_width"])
@@ -63,8 +63,7 @@ def use_as_defaults(parser: argparse.ArgumentParser, folder: Path) -> Mapping[st
     if "loss_weights" in defaults:
         # They hold it already; only a flag that is given changes them.
         defaults["aux_weight"] = None
-    parser.set_defaults(**defaults)
-    return saved
+    return saved, defaults
 
 
 def check_resumable(saved: Mapping[str, Json], options: Mapping[str, object], folder: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import SegmentationDataset
 from serving.text_files import read_text
-from training.datasets.files import SegmentationDataset
 
 
 def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float32]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import Sample, SegmentationDataset
 from export.symbols.normalisation import Pixels
-from training.datasets.files import Sample, SegmentationDataset, check_label_range
+from training.datasets.files import check_label_range
 from training.transforms import Augmentation, normalize
 
 PREFETCHED_BATCHES = 4

@@ -25,9 +25,8 @@ class PolySchedule:
     def __call__(self, iteration: int) -> float:
         if iteration < self.warmup:
             return self.base * (iteration + 1) / self.warmup
-        return (
-            self.base * max(0.0, 1.0 - _progress(iteration, self.total, self.warmup)) ** self.power
-        )
+        left = max(0.0, 1.0 - _progress(iteration, self.total, self.warmup))
+        return self.base * math.pow(left, self.power)
 
 
 @dataclass(frozen=True)

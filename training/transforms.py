@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import IGNORE_LABEL, Sample
 from export.symbols.normalisation import Pixels
-from training.datasets.files import IGNORE_LABEL, Sample, resize_pair
+from training.datasets.files import resize_pair
 
 
 @dataclass(frozen=True)

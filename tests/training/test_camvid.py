@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from export.datasets import IGNORE_LABEL
 from training.datasets import open_dataset
 from training.datasets.camvid import CamVid
-from training.datasets.files import IGNORE_LABEL
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "camvid"
 LAYOUTS = {"flat": ("{}", "{}annot"), "nested": ("{}/images", "{}/labels")}

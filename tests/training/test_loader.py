@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.datasets import IGNORE_LABEL, Sample
 from export.symbols.normalisation import IMAGENET
-from training.datasets.files import IGNORE_LABEL, Sample
 from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation
 

@@ -12,10 +12,10 @@ from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
+from export.datasets import IGNORE_LABEL
 from training.datasets import IN_FOLDERS, default_root, open_dataset
 from training.datasets.cityscapes import TRAIN_IDS
 from training.datasets.cli import dataset
-from training.datasets.files import IGNORE_LABEL
 from training.datasets.mhp import MHPv1
 
 MHP_SAMPLE = Path(__file__).resolve().parents[2].parent / "shared/datasets/mhp_v1_sample"

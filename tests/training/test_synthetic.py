@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from training.datasets.files import IGNORE_LABEL
+from export.datasets import IGNORE_LABEL
 from training.datasets.synthetic import Scene, SyntheticDataset, render_scene
 from training.datasets.synthetic.elements import BUILDING, PAVEMENT, ROAD, SKY
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
-from export.datasets import find_dataset
+from export.datasets import Sample, SegmentationDataset, find_dataset
 from serving.palette import LabelSet, canonical_name, load_labels
 from training.datasets.ade20k import ADE20K
 from training.datasets.camvid import CamVid
 from training.datasets.cityscapes import Cityscapes
 from training.datasets.coco import COCO21
-from training.datasets.files import Sample, SegmentationDataset
 from training.datasets.folder import FolderDataset, read_folder_labels
 from training.datasets.mhp import MHPv1
 from training.datasets.pascal import PascalAug, PascalVOC

@@ -12,12 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.files import (
-    IGNORE_LABEL,
-    ImageFiles,
-    SegmentationDataset,
-    check_label_range,
-)
+from export.datasets import IGNORE_LABEL, SegmentationDataset
+from training.datasets.files import ImageFiles, check_label_range
 
 THREADS = 4
 

@@ -15,16 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.files import (
-    IGNORE_LABEL,
-    Pair,
-    Pixels,
-    Sample,
-    check_size,
-    name_some,
-    read_ids,
-    read_photo,
-)
+from export.datasets import IGNORE_LABEL
+from training.datasets.files import Pair, PairedFiles, Pixels, name_some, read_ids
 
 # The published ids of classes 0 to 18; all others are ignored.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -43,23 +35,15 @@ def _make_table() -> Pixels:
 TRAIN_IDS = _make_table()
 
 
-class Cityscapes:
+class Cityscapes(PairedFiles):
     """One split; ``labelIds`` are mapped to the 19 training ids, everything else is ignored."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)
         self.pairs = find_pairs(self.root, split)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        photo, mask = self.pairs[index]
-        ids = read_ids(mask)
-        return check_size(read_photo(photo), _to_train_ids(ids, mask), mask)
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
+    def read_mask(self, path: Path) -> Pixels:
+        return _to_train_ids(read_ids(path), path)
 
 
 def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.datasets.files import Pixels, Sample, check_size, read_photo
+from export.datasets import Sample
+from training.datasets.files import Pixels, check_size, check_split, read_photo
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -38,8 +39,7 @@ class COCO21:
     """One split; masks are painted when they are asked for."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
-        if split not in FOLDERS:
-            raise ValueError(f"no split {split!r} of COCO; known: {', '.join(FOLDERS)}")
+        check_split("COCO", split, FOLDERS)
         self.root = Path(root)
         self.folder = self.root / FOLDERS[split]
         self.annotations = self.root / "annotations" / f"instances_{FOLDERS[split]}.json"

@@ -5,7 +5,7 @@ EXIF orientation is not applied: published masks belong to the stored pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,10 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from export.datasets import IGNORE_LABEL, Sample, SegmentationDataset
+from export.datasets import IGNORE_LABEL, Sample
 from serving.geometry import Size, scale
+from serving.text_files import read_text
 
-__all__ = ["IGNORE_LABEL", "ImageFiles", "Sample", "SegmentationDataset", "check_label_range"]
+Pair = tuple[Path, Path]
+Pixels = npt.NDArray[np.uint8]
+
+# What the server decodes.
+PHOTO_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+NAMED_FILES = 5
+UNTURNED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 @runtime_checkable
@@ -26,6 +33,36 @@ class ImageFiles(Protocol):
 
     @property
     def pairs(self) -> Sequence[tuple[Path, Path]]: ...
+
+
+class PairedFiles:
+    """A split of photos and masks: ``pairs[i]`` is (photo, mask).
+
+    A dataset finds its pairs; it overrides ``read_mask`` where masks do not hold the class ids.
+    """
+
+    pairs: tuple[Pair, ...]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        photo, mask = self.pairs[index]
+        label = self.read_mask(mask)
+        return check_size(read_photo(photo), label, mask)
+
+    def name(self, index: int) -> str:
+        return str(self.pairs[index][1])
+
+    def read_mask(self, path: Path) -> Pixels:
+        """Returns the class ids of a mask, uint8 ``[H,W]``. Raises ValueError, naming the file."""
+        return read_ids(path)
+
+
+def check_split(dataset: str, split: str, known: Collection[str]) -> None:
+    """Raises ValueError for a split that a dataset does not have; the message lists the known."""
+    if split not in known:
+        raise ValueError(f"no split {split!r} of {dataset}; known: {', '.join(known)}")
 
 
 def check_label_range(label: npt.NDArray[np.uint8], num_classes: int, name: str) -> None:
@@ -41,13 +78,6 @@ def check_label_range(label: npt.NDArray[np.uint8], num_classes: int, name: str)
             f"{name}: labels {bad} are outside 0..{num_classes - 1} (ignored: {IGNORE_LABEL}); "
             f"the dataset has more classes than the network has outputs, or the mask is in colour"
         )
-
-
-# What the server decodes.
-PHOTO_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-NAMED_FILES = 5
-
-Pair = tuple[Path, Path]
 
 
 def pair_files(photos: Path, masks: Path) -> tuple[Pair, ...]:
@@ -91,10 +121,6 @@ def name_some(names: list[str]) -> str:
     return ", ".join(names[:NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
-Pixels = npt.NDArray[np.uint8]
-UNTURNED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-
-
 def read_photo(path: Path) -> Pixels:
     """uint8 ``[H,W,3]`` RGB; gray photos are repeated. Raises ValueError, naming the file."""
     image = cv2.imread(str(path), UNTURNED) if path.is_file() else None
@@ -135,3 +161,17 @@ def check_size(image: Pixels, label: Pixels, mask: Path) -> Sample:
     if label.shape != image.shape[:2]:
         raise ValueError(f"{mask}: shape {label.shape} does not fit image {image.shape}")
     return image, label
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """One name a line, whichever line ends; empty lines are left. Raises FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: one name a line")
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+def check_present(paths: list[Path]) -> None:
+    """Raises FileNotFoundError, naming some of the files that are not there."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} files are missing: {name_some(missing)}")

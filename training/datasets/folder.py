@@ -24,18 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from export.datasets import IGNORE_LABEL, Sample
 from serving.errors import SegserveError
 from serving.imaging.decode import decode, probe
 from serving.palette import IGNORE_COLOR, LabelSet, format_palette, parse_labels, read_labels
 from serving.text_files import read_text
-from training.datasets.files import (
-    IGNORE_LABEL,
-    PHOTO_SUFFIXES,
-    Pair,
-    Sample,
-    list_files,
-    pair_files,
-)
+from training.datasets.files import PHOTO_SUFFIXES, Pair, PairedFiles, list_files, pair_files
 
 LABELS_FILE = "labels.txt"
 SPLITS = ("train", "val")
@@ -47,7 +41,7 @@ QUARTER_TURNS = 5
 Pixels = npt.NDArray[np.uint8]
 
 
-class FolderDataset:
+class FolderDataset(PairedFiles):
     """One split; photos are decoded as the server decodes them, EXIF orientation included."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
@@ -55,9 +49,6 @@ class FolderDataset:
         self.labels = read_folder_labels(self.root)
         self.split = split
         self.pairs = find_pairs(self.root, split)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         photo, mask = self.pairs[index]
@@ -75,9 +66,6 @@ class FolderDataset:
                 + (", upright by its EXIF orientation: turn the mask too" if turned else "")
             )
         return image, label
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
 
     def _read_mask(self, path: Path) -> Pixels:
         try:

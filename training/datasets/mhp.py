@@ -21,8 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.files import Pixels, Sample, check_size, read_ids, read_photo, resize_pair
-from training.datasets.pascal import check_present, read_names
+from export.datasets import Sample
+from training.datasets.files import (
+    Pixels,
+    check_present,
+    check_size,
+    check_split,
+    read_ids,
+    read_names,
+    read_photo,
+    resize_pair,
+)
 
 SHORT_EDGE = 768
 STEP = 8
@@ -37,8 +46,7 @@ class MHPv1:
     def __init__(
         self, root: Path, split: str = "train", short_edge: int | None = SHORT_EDGE
     ) -> None:
-        if split not in LISTS:
-            raise ValueError(f"no split {split!r} of MHP v1; known: {', '.join(LISTS)}")
+        check_split("MHP v1", split, LISTS)
         root = Path(root)
         self.root = root / TOP if (root / TOP).is_dir() else root
         self.short_edge = short_edge

@@ -28,14 +28,21 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.text_files import read_text
-from training.datasets.files import Pixels, Sample, check_size, name_some, read_ids, read_photo
+from training.datasets.files import (
+    PairedFiles,
+    Pixels,
+    check_present,
+    check_split,
+    read_ids,
+    read_names,
+)
 
 SPLITS = ("train", "val", "trainval")
 LISTS = Path("ImageSets") / "Segmentation"
+SBD = Path("VOCaug") / "dataset"
 
 
-class PascalVOC:
+class PascalVOC(PairedFiles):
     """One split; the border (255) is ignored."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
@@ -47,16 +54,6 @@ class PascalVOC:
             for name in names
         )  # fmt: skip
         check_present([path for pair in self.pairs for path in pair])
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        photo, mask = self.pairs[index]
-        return check_size(read_photo(photo), read_ids(mask), mask)
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
 
 
 def find_voc(root: Path) -> Path:
@@ -78,8 +75,7 @@ def read_split(voc: Path, split: str) -> tuple[str, ...]:
         ValueError: a split without masks, or an empty list.
         FileNotFoundError: no list file.
     """
-    if split not in SPLITS:
-        raise ValueError(f"no split {split!r} of Pascal VOC; known: {', '.join(SPLITS)}")
+    check_split("Pascal VOC", split, SPLITS)
     path = voc / LISTS / f"{split}.txt"
     names = read_names(path)
     if not names:
@@ -87,29 +83,11 @@ def read_split(voc: Path, split: str) -> tuple[str, ...]:
     return names
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """One name a line, whichever line ends; empty lines are left. Raises FileNotFoundError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: one name a line")
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-
-
-def check_present(paths: list[Path]) -> None:
-    """Raises FileNotFoundError, naming some of the files that are not there."""
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} files are missing: {name_some(missing)}")
-
-
-SBD = Path("VOCaug") / "dataset"
-
-
-class PascalAug:
+class PascalAug(PairedFiles):
     """``train`` is the augmented set, ``val`` VOC's own."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
-        if split not in ("train", "val"):
-            raise ValueError(f"no split {split!r} of pascal_aug; known: train, val")
+        check_split("pascal_aug", split, ("train", "val"))
         root = Path(root)
         self.root = find_voc(root)
         pairs = PascalVOC(root, split).pairs
@@ -118,16 +96,8 @@ class PascalAug:
             pairs += tuple(pair for pair in _added(root, self.root) if pair[1].stem not in held)
         self.pairs = pairs
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        photo, mask = self.pairs[index]
-        label = read_sbd(mask) if mask.suffix == ".mat" else read_ids(mask)
-        return check_size(read_photo(photo), label, mask)
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
+    def read_mask(self, path: Path) -> Pixels:
+        return read_sbd(path) if path.suffix == ".mat" else read_ids(path)
 
 
 def read_sbd(path: Path) -> Pixels:

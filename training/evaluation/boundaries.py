@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import IGNORE_LABEL
 from export.precision.confusion_matrix import mean_of_present
-from training.datasets.files import IGNORE_LABEL
 
 # Share of the image's diagonal: 4.5 pixels of 360x480, 17 of 1024x2048.
 DEFAULT_TOLERANCE = 0.0075

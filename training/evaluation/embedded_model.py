@@ -17,7 +17,8 @@ from serving.engines.embedded import open_onnx_engine
 from serving.lifecycle import warm_stages
 from serving.metrics import Metrics
 from serving.models.families import find_described
-from serving.registry import OpenEngine, Registry
+from serving.models.loader import OpenEngine
+from serving.registry import Registry
 from serving.requests import SegmentOptions, SegmentRequest
 from serving.service import Segmenter
 from serving.settings import Settings

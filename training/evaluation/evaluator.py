@@ -7,27 +7,33 @@ only counts come back.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from export.datasets import Sample, SegmentationDataset
 from serving.palette import LabelSet
 from training.datasets import dataset_labels, open_dataset
-from training.datasets.files import Sample, SegmentationDataset, resize_pair
+from training.datasets.files import resize_pair
 from training.evaluation.options import EvaluationOptions
 from training.evaluation.scoring import Scores, score
 from training.evaluation.sliding_windows import SlidingWindows
 from training.evaluation.trained_model import SizedNetworks, TrainedModel
 from training.options import TrainOptions
+
+T = TypeVar("T")
+# While a GPU works on one image, threads decode, label and count others.
+MAX_THREADS = 4
 
 
 class CenterCrops:
@@ -60,10 +66,6 @@ class CenterCrops:
 
     def name(self, index: int) -> str:
         return self.dataset.name(index)
-
-
-# While a GPU works on one image, threads decode, label and count others.
-MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,11 @@ def save_indexed(ids: npt.NDArray[np.uint8], labels: LabelSet, path: Path) -> No
     picture.save(path)
 
 
-T = TypeVar("T")
-
-# Of this process, where it is one of several.
-_evaluator: Evaluator | None = None
-
-
 class Evaluators:
-    """``count`` evaluators: this process itself, or so many others. Close it.
+    """``count`` evaluators: one in this process, or each in a process of its own. Close it.
 
     Raises:
-        ValueError, FileNotFoundError: as :class:`training.evaluation.evaluator.Evaluator` does.
+        ValueError, FileNotFoundError: as :class:`Evaluator` does.
     """
 
     def __init__(self, options: EvaluationOptions) -> None:
@@ -157,41 +153,97 @@ class Evaluators:
         self.on_gpu = gpus > 0
         self.count = options.processes or max(1, gpus)
         self._here: Evaluator | None = None
-        self._pools: list[ProcessPoolExecutor] = []
+        self._processes: list[_EvaluatorProcess] = []
         if self.count == 1:
             self._here = Evaluator(options, self.on_gpu)
             return
-        # Fresh ones: neither MXNet nor CUDA survives a fork. A pool each, so that everyone works.
-        context = multiprocessing.get_context("spawn")
-        self._pools = [ProcessPoolExecutor(1, context) for _ in range(self.count)]
         try:
-            starts = [
-                pool.submit(_start, options, number, self.count, gpus)
-                for number, pool in enumerate(self._pools)
-            ]
-            for start in starts:
-                start.result()
+            for number in range(self.count):
+                self._processes.append(_EvaluatorProcess(options, number, self.count, gpus))
+            self._receive(self.count)
         except BaseException:
             self.close()
             raise
 
-    def share(self, indices: range) -> list[range]:
-        """Every evaluator's part of the images."""
+    def share(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        """Returns every evaluator's part of the images."""
         return [indices[number :: self.count] for number in range(self.count)]
 
     def map(self, works: Sequence[Callable[[Evaluator], T]]) -> list[T]:
-        """The results of at most one work for each evaluator, all at the same time."""
+        """Returns the results of at most one work for each evaluator, all done at the same time."""
         if self._here is not None:
             return [work(self._here) for work in works]
-        running = [pool.submit(_work, work) for pool, work in zip(self._pools, works, strict=False)]
-        return [future.result() for future in running]
+        for process, work in zip(self._processes, works, strict=False):
+            process.pipe.send(work)
+        return self._receive(len(works))
 
     def close(self) -> None:
         """Ends the processes."""
         if self._here is not None:
             self._here.close()
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.close()
+
+    def _receive(self, count: int) -> list[Any]:
+        outcomes = [process.receive() for process in self._processes[:count]]
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return outcomes
+
+
+class _EvaluatorProcess:
+    """An evaluator in a process of its own, at the other end of a pipe."""
+
+    def __init__(self, options: EvaluationOptions, number: int, count: int, gpus: int) -> None:
+        # A fresh process: neither MXNet nor CUDA survives a fork.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(
+            target=_evaluate, args=(far, options, number, count, gpus), daemon=True
+        )
+        self.process.start()
+        far.close()
+
+    def receive(self) -> object:
+        """Returns what the work returned or raised."""
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            return ValueError(
+                f"a process that evaluates ended with status {self.process.exitcode}; see its "
+                "message above, or try fewer --processes"
+            )
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def _evaluate(
+    pipe: Connection, options: EvaluationOptions, number: int, count: int, gpus: int
+) -> None:
+    """Does what arrives by ``pipe`` until that is closed; sends None when it is ready."""
+    # Before any framework is imported.
+    os.environ.update(process_environment(number, count, gpus))
+    run = replace(options.run, ngpus=min(1, gpus))
+    try:
+        evaluator = Evaluator(replace(options, run=run), gpus > 0)
+    except Exception as error:
+        pipe.send(error)
+        return
+    outcome: object = None
+    # The other end is closed, also while this one works.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            pipe.send(outcome)
+            work: Callable[[Evaluator], object] = pipe.recv()
+            try:
+                outcome = work(evaluator)
+            except Exception as error:
+                outcome = error
+    evaluator.close()
 
 
 def count_gpus(options: TrainOptions) -> int:
@@ -217,16 +269,3 @@ def process_environment(number: int, count: int, gpus: int) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     devices = visible.split(",") if visible else [str(k) for k in range(gpus)]
     return {"CUDA_VISIBLE_DEVICES": devices[number % gpus]}
-
-
-def _start(options: EvaluationOptions, number: int, count: int, gpus: int) -> None:
-    """In the new process, before it imports any framework."""
-    global _evaluator
-    os.environ.update(process_environment(number, count, gpus))
-    run = replace(options.run, ngpus=min(1, gpus))
-    _evaluator = Evaluator(replace(options, run=run), gpus > 0)
-
-
-def _work(work: Callable[[Evaluator], T]) -> T:
-    assert _evaluator is not None
-    return work(_evaluator)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from export.datasets import IGNORE_LABEL
 from serving.palette import IGNORE_COLOR, Color, LabelSet, plte
 from training.datasets import SegmentationDataset
-from training.datasets.files import IGNORE_LABEL
 from training.evaluation.report import Evaluation, percent, write_tables
 from training.evaluation.scoring import ImageScore, Predict
 

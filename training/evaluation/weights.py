@@ -84,7 +84,7 @@ def score_weights(
 
 
 def write_predictions(
-    samples: SegmentationDataset, indices: range, evaluators: Evaluators, folder: Path
+    samples: SegmentationDataset, indices: Sequence[int], evaluators: Evaluators, folder: Path
 ) -> None:
     """One indexed PNG an image, in the dataset's colours."""
     files = prediction_files(samples, indices, folder)
@@ -96,7 +96,9 @@ def write_predictions(
     )
 
 
-def prediction_files(samples: SegmentationDataset, indices: range, folder: Path) -> list[Path]:
+def prediction_files(
+    samples: SegmentationDataset, indices: Sequence[int], folder: Path
+) -> list[Path]:
     """Named as the images; a name that came before has its number too."""
     files, taken = [], set()
     for index in indices:

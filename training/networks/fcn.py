@@ -16,7 +16,7 @@ from training.networks.layers import (
     SizeRule,
     conv_norm,
 )
-from training.networks.resnet import DilatedResNet
+from training.networks.resnet import GLUONCV, DilatedResNet
 
 nn = mx.gluon.nn
 
@@ -52,7 +52,7 @@ class DilatedSegmenter(DilatedResNet):
     """
 
     def __init__(self, config: NetworkConfig, **scope: str) -> None:
-        super().__init__(config.backbone, config.channel_multiplier, config.norm, **scope)
+        super().__init__(config.backbone, config.channel_multiplier, config.norm, GLUONCV, **scope)
         self.full_output = True
         self.full = config.full
         self.auxlayer = None

@@ -118,7 +118,7 @@ def scale_channels(channels: int, width: float) -> int:
 
 def conv_norm(
     in_channels: int, channels: int, kernel: int, norm: Norm, prefix: str, dilation: int = 1
-) -> nn.HybridSequential:
+) -> mx.gluon.HybridBlock:
     """``{0: convolution, 1: normalisation}``, the layout of GluonCV's checkpoints."""
     sequence = nn.HybridSequential(prefix=prefix)
     padding = dilation * (kernel // 2)
@@ -134,7 +134,7 @@ def conv_norm(
 
 def conv_norm_relu(
     in_channels: int, channels: int, kernel: int, norm: Norm, prefix: str, dilation: int = 1
-) -> nn.HybridSequential:
+) -> mx.gluon.HybridBlock:
     """``{0: convolution, 1: normalisation, 2: ReLU}``."""
     sequence = conv_norm(in_channels, channels, kernel, norm, prefix, dilation)
     with sequence.name_scope():

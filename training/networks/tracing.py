@@ -113,17 +113,19 @@ def main() -> None:
     p.add_argument("--names", action="store_true", help="write the structural names too")
     p.add_argument("--output", type=Path, required=True)
     a = p.parse_args()
+    height, width = a.size
     try:
         network = build(
             a.model,
             a.backbone,
             a.num_classes,
-            *a.size,
+            height,
+            width,
             channel_multiplier=a.width,
             aux=a.aux,
             output_stride=a.output_stride,
         )
-        write_symbol(network, a.output / SYMBOL_FILE, *a.size)
+        write_symbol(network, a.output / SYMBOL_FILE, height, width)
         if a.names:
             write_names(network, a.output / NAMES_FILE)
         if a.params is not None:

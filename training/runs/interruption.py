@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOLD = b"\ntrain.py: ends after this step and keeps its work; once more: at once, without\n"
@@ -40,12 +41,12 @@ class Interruption:
         self.tells = tells
         self.told: int | None = None
         self.agreed = False
-        self.before: dict[int, signal.Handlers] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self.before[number] = signal.signal(number, self._note)  # type: ignore[assignment]
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

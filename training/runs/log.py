@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from training.runs.checkpoint import RunFolder, RunState
 
@@ -65,8 +66,10 @@ def read_records(path: Path) -> tuple[EpochRecord, ...]:
     records = []
     for number, row in enumerate(csv.DictReader(whole.splitlines()), 2):
         try:
-            values = {name: _parse(name, row[name]) for name in COLUMNS if row.get(name)}
-            records.append(EpochRecord(**values))  # type: ignore[arg-type]
+            values: dict[str, Any] = {
+                name: _parse(name, row[name]) for name in COLUMNS if row.get(name)
+            }
+            records.append(EpochRecord(**values))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return tuple(records)

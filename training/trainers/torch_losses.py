@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.datasets.files import IGNORE_LABEL
+from export.datasets import IGNORE_LABEL
 
 # Divides in place of a weight of zero, where every pixel is ignored: the loss is then 0.
 LEAST_WEIGHT = 1e-6

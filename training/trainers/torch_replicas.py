@@ -109,6 +109,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum_with_gradients(tensor: Tensor) -> Tensor:
+    # PyTorch has no types for apply.
     total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return total
 

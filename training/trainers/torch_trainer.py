@@ -70,9 +70,9 @@ class TorchLearner:
         self.map_sizes = map_sizes(graph, size, num_classes)
         start = start_parameters(graph, *size, options.seed)
         together = self.replicas if options.syncbn else ALONE
-        self.module = SymbolModule(graph, start, together).to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.module = SymbolModule(graph, start, together)
+        # PyTorch's types leave memory_format out.
+        self.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name in frozen_parameters(graph) | (held & set(self.module.weights)):
             self.module.weights[name].requires_grad_(False)
         self.average = WeightAverage(self.module, options.ema) if options.ema else None
@@ -117,7 +117,7 @@ class TorchLearner:
         for rows in parts:
             with self._exchanged(rows is parts[-1]), tell_remedy_of_memory():
                 loss = self._loss(batch.images[rows], [t[rows] for t in targets], weights)
-                self.scaler.scale(loss).backward()
+                torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.module)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from training.datasets.files import IGNORE_LABEL
+from export.datasets import IGNORE_LABEL
 from training.datasets.synthetic.backdrop import (
     Street,
     darken_ground,

@@ -209,7 +209,7 @@ def building(options: TrainOptions) -> Command:
         f"{CLASSES[options.dataset]} --size {side}x{side} --output-stride {options.output_stride} "
         f"--output {Path(symbol_of(options)).parent}"
     )
-    return Command("symbols", [*flags.split(), *(["--aux"] if options.aux else [])])
+    return Command("networks.tracing", [*flags.split(), *(["--aux"] if options.aux else [])])
 
 
 def source_of(line: Line) -> TrainOptions:

@@ -81,7 +81,7 @@ def test_numbers_that_are_none_are_refused(say) -> None:
 def test_a_gpu_that_is_left_idle_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.warns(UserWarning, match="--ngpus 1 takes it, --no-cuda says not to"):
+    with pytest.warns(UserWarning, match="add --ngpus 1 or --no-cuda"):
         chosen = torch_replicas.choose_device(parse_options(["--trainer", "torch"]))
     assert chosen.type == "cpu"
     assert torch_replicas.choose_device(parse_options(["--no-cuda"])).type == "cpu"

@@ -29,7 +29,7 @@ from training.evaluation.sliding_windows import SlidingWindows, softmax
 from training.evaluation.trained_model import TrainedModel
 from training.options import TrainOptions, parse_options
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "training"
+SCRIPTS = Path(__file__).resolve().parents[3] / "training"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 NETWORK = "--backbone resnet18 --width 0.25 --crop-size 64x96 --base-size 96 --ngpus 0 --workers 1"
 

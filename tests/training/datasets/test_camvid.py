@@ -12,7 +12,7 @@ from export.datasets import IGNORE_LABEL
 from training.datasets import open_dataset
 from training.datasets.camvid import CamVid
 
-REAL = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "camvid"
+REAL = Path(__file__).resolve().parents[3].parent / "shared" / "datasets" / "camvid"
 LAYOUTS = {"flat": ("{}", "{}annot"), "nested": ("{}/images", "{}/labels")}
 
 

@@ -18,7 +18,7 @@ from training.datasets.cityscapes import TRAIN_IDS
 from training.datasets.cli import dataset
 from training.datasets.mhp import MHPv1
 
-MHP_SAMPLE = Path(__file__).resolve().parents[2].parent / "shared/datasets/mhp_v1_sample"
+MHP_SAMPLE = Path(__file__).resolve().parents[3].parent / "shared/datasets/mhp_v1_sample"
 
 
 def write(path: Path, pixels: np.ndarray, palette: bool = False) -> None:

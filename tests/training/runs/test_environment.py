@@ -9,7 +9,7 @@ import pytest
 
 from training.runs.environment import read_environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_revision_is_that_of_the_checkout() -> None:

@@ -29,8 +29,8 @@ from training.trainers.torch_replicas import check_replicas, count_replicas  # n
 from training.transforms import normalize  # noqa: E402
 
 CLASSES, HEIGHT, WIDTH, STEPS, ROWS = 11, 64, 96, 3, 4
-SCRIPTS = Path(__file__).parent / "scripts"
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
 TRAIN = Path(torch_replicas.__file__).resolve().parents[1] / "train.py"
 CASES = {
     "whole": ["--syncbn"],

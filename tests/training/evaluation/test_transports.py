@@ -19,7 +19,7 @@ from serving.testing import ServerThread
 from training.datasets.synthetic import render_scene
 from training.evaluation.cli import evaluate
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REPOSITORY = ROOT / "model_repository"
 # A process that has neither framework; None makes an import fail as if it were not there.
 WITHOUT = """

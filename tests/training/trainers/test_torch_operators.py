@@ -23,7 +23,7 @@ from training.trainers.torch_operators import (  # noqa: E402
     unsupported,
 )
 
-sys.path.insert(0, str(Path(__file__).parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from operator_gradients import FLOAT32, read_cases  # noqa: E402
 
 CASES = [(group, name) for group, cases in read_cases().items() for name in cases]

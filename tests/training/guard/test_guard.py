@@ -35,7 +35,7 @@ from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 CLASSES, HEIGHT, WIDTH = 11, 64, 96
 ITERATIONS = 3
 FIRST = "icnet_conv1_conv0_weight"
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from serving.text_files import read_text
 
 
 def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float32]:
-    """Weights ``(median frequency / frequency) ** power`` of present classes, absent ones 1.
+    """Returns weights ``(median frequency / frequency) ** power`` of present classes, 1 of absent
+    ones.
 
     ``power`` 0 weighs all alike; 1 is median-frequency balancing (Eigen and Fergus, 2015).
     """
@@ -30,8 +31,9 @@ def balance_classes(pixels: npt.NDArray[np.int64], power: float) -> npt.NDArray[
 def weigh_classes(
     dataset: SegmentationDataset, num_classes: int, power: float, given: Sequence[float] = ()
 ) -> npt.NDArray[np.float32]:
-    """The ``given`` weights (``--class-weights``); without any ``balance_classes`` of the dataset's
-    labels, all of which are read unless ``power`` is 0."""
+    """Returns the ``given`` weights (``--class-weights``), or else ``balance_classes`` of the
+    dataset's labels, all of which are read unless ``power`` is 0.
+    """
     if given:
         return np.array(given, np.float32)
     pixels = np.zeros(256, np.int64)
@@ -42,7 +44,7 @@ def weigh_classes(
 
 
 def check_class_weights(weights: Sequence[float], names: Sequence[str]) -> None:
-    """Raises ValueError unless there are none, or one for each of the classes ``names``."""
+    """Raises ValueError unless there are no weights, or one for each of the classes ``names``."""
     if weights and len(weights) != len(names):
         raise ValueError(
             f"--class-weights has {len(weights)} numbers, the dataset {len(names)} classes: give "

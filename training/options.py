@@ -58,7 +58,7 @@ _run = partial(flag, "run")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One training run; sizes in pixels.
+    """The options of one training run; sizes in pixels.
 
     The fields without a flag follow from others: ``height`` and ``crop_width`` from --crop-size,
     ``run`` from --save-dir, --checkname, dataset and model.

@@ -41,7 +41,7 @@ def parse_freeze(text: str) -> tuple[str, ...]:
 
 
 def frozen_names(names: Iterable[str], freeze: tuple[str, ...]) -> frozenset[str]:
-    """Those of a network's parameters ``names`` that ``freeze`` holds.
+    """Returns those of a network's parameters ``names`` that ``freeze`` selects.
 
     ``freeze`` is one number of parts (``"2"``: the stem and the first stage), or beginnings of
     names (``conv1``, ``layer1``), with or without the network's own in front (``icnet_layer1``).
@@ -95,14 +95,14 @@ UNDECAYED = ("gamma", "beta", "bias")
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Factors on the run's learning rate and weight decay."""
+    """The factors on the run's learning rate and weight decay."""
 
     rate: float
     decay: float
 
 
 def group_of(name: str, head_rate: float, no_decay: bool) -> ParameterGroup:
-    """The group of parameter ``name`` (``icnet_layer1_block0_conv0_weight``).
+    """Returns the group of parameter ``name`` (``icnet_layer1_block0_conv0_weight``).
 
     Everything outside the backbone learns at ``head_rate``, Caffe's biases twice as fast as their
     weights; with ``no_decay`` (``--no-wd``) biases and batch norm do not decay.

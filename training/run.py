@@ -27,7 +27,7 @@ from training.validation import Validation, Watch, validate
 
 
 class Run:
-    """One run of one learner: ``fit()`` trains and validates, ``validate()`` only scores."""
+    """A run of one learner: ``fit()`` trains and validates, ``validate()`` only scores."""
 
     def __init__(self, options: TrainOptions, learner: Learner) -> None:
         self.options = options
@@ -36,7 +36,7 @@ class Run:
         self.labels = dataset_labels(options.dataset, options.root)
 
     def fit(self) -> RunState:
-        """Trains the epochs that are left; returns the state at the end.
+        """Trains the remaining epochs; returns the state at the end.
 
         Raises:
             TrainingStopped: a step's loss or gradients are not finite (see ``guard/guard.py``).
@@ -225,7 +225,7 @@ class Run:
         )
 
     def validate(self, watch: Watch | None = None) -> Validation:
-        """Scores the validation split, in all processes together; the first tells the scores."""
+        """Scores the validation split in all processes; the first one prints the scores."""
         scores = validate(self.options, self.learner, len(self.labels.names), watch)
         if self.learner.shard.leads:
             print(scores.describe(self.labels), flush=True)
@@ -237,7 +237,7 @@ class Run:
 
 
 def open_loader(options: TrainOptions, num_classes: int, shard: Shard) -> Loader:
-    """Of the dataset's training split, with as many rendered scenes mixed in as was asked for.
+    """Opens the dataset's training split, with the requested share of rendered scenes mixed in.
 
     Raises:
         FileNotFoundError, ValueError: as ``open_dataset`` and ``Loader`` say.
@@ -266,19 +266,19 @@ def open_loader(options: TrainOptions, num_classes: int, shard: Shard) -> Loader
 
 @dataclass(frozen=True)
 class Steps:
-    """Batches, the rate of each, and who takes the steps."""
+    """The steps of a run, in order: batches, the rate of each, and the guard that takes them."""
 
     loader: Loader
     schedule: Schedule
     guard: Guard
 
     def rate(self, epoch: int, iteration: int) -> float:
-        """Both count from 0."""
+        """Returns the learning rate of an iteration; both count from 0."""
         return self.schedule(epoch * self.loader.batches + iteration)
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, float, float | None]]:
-        """Takes them from iteration ``first`` on: (iteration, rate, loss) after each; the loss is
-        None where the step was skipped.
+        """Takes the steps from iteration ``first`` on; yields (iteration, rate, loss) after each.
+        The loss is None if the step was skipped.
 
         Raises:
             TrainingStopped: see ``guard/guard.py``.

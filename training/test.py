@@ -9,7 +9,7 @@ from training.evaluation.options import parse_evaluation
 
 
 def main() -> None:
-    """Scores with ``--eval``; writes coloured predictions without it."""
+    """Scores weights with ``--eval``; writes coloured predictions without it."""
     try:
         options = parse_evaluation(sys.argv[1:])
     except (ValueError, OSError, ExportError) as error:

@@ -14,7 +14,7 @@ from training.trainers import make_learner
 
 
 def start_replicas(options: TrainOptions) -> None:
-    """Where several GPUs are to train together: goes on as one process each."""
+    """Replaces this process by one for each GPU if several GPUs train together."""
     if options.trainer == "torch" and options.ngpus > 1:
         from training.trainers import torch_replicas
 
@@ -79,12 +79,12 @@ def train(options: TrainOptions) -> None:
 
 
 def tell_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """In place of ``warnings.showwarning``: a line that is no line of code."""
+    """Prints a warning in place of ``warnings.showwarning``, without a line of code."""
     print(f"train.py: warning: {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Reads the command line; exits with a message where something is wrong."""
+    """Runs the command line; exits with a message if something is wrong."""
     warnings.showwarning = tell_warning
     try:
         options = parse_options()

@@ -1,4 +1,4 @@
-"""Scores of a network while it trains; its label maps are made as the server makes them."""
+"""Scores a network while it trains; its label maps are made as the server makes them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class FailedElsewhere(ValueError):
 
 @dataclass(frozen=True)
 class Validation:
-    """Of the validation split; of synthetic scenes too, where they are mixed into the training.
+    """The scores of the validation split, and of synthetic scenes if they are mixed into the
+    training.
 
     ``synthetic`` is a second score, so that neither is learnt at the other's cost.
     """
@@ -45,7 +46,7 @@ class Validation:
     synthetic: ConfusionMatrix | None
 
     def describe(self, labels: LabelSet) -> str:
-        """Two lines for the terminal."""
+        """Returns two lines for the terminal."""
         main = self.main
         absent = f" ({len(main.absent)} classes absent, left out)" if main.absent else ""
         second = (
@@ -62,7 +63,7 @@ class Validation:
 def validate(
     options: TrainOptions, learner: Learner, num_classes: int, watch: Watch | None = None
 ) -> Validation:
-    """Every image of the split, at its own size.
+    """Scores every image of the split, at its own size.
 
     Of several processes each scores its share; all have to ask, and all get the whole.
 

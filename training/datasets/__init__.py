@@ -53,7 +53,7 @@ __all__ = [
 
 
 class KnownDataset(Enum):
-    """The datasets of this project: what the entry points ``segserve.datasets`` name."""
+    """The datasets of this project, which the entry points ``segserve.datasets`` name."""
 
     ade20k = "ade20k"
     camvid = "camvid"
@@ -99,7 +99,7 @@ def open_dataset(name: str, split: str, root: Path | None = None) -> Segmentatio
 
 
 def default_root(name: str) -> Path:
-    """``~/.mxnet/datasets/<name>``, with GluonCV's names of the folders."""
+    """Returns ``~/.mxnet/datasets/<name>``, with GluonCV's names of the folders."""
     name = canonical_name(name)
     return Path.home() / ".mxnet" / "datasets" / DEFAULT_FOLDERS.get(name, name)
 

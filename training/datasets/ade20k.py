@@ -29,7 +29,7 @@ TOP = "ADEChallengeData2016"
 
 
 class ADE20K(PairedFiles):
-    """One split; 0 becomes 255, every other value one less."""
+    """A split of ADE20K; label 0 becomes 255, every other label one less."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         check_split("ADE20K", split, FOLDERS)

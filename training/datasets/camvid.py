@@ -21,7 +21,7 @@ VOID = 11
 
 
 class CamVid(PairedFiles):
-    """One split; void (11) becomes 255."""
+    """A split of CamVid; void (11) becomes 255."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)

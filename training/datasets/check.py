@@ -20,7 +20,7 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds.
+    """A report of what one split contains.
 
     Attributes:
         images: pairs that were read, the damaged ones included.
@@ -43,7 +43,7 @@ class SplitReport:
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
-        """Of each class in the pixels that count, float64 ``[C]``; 0 where none do."""
+        """The share of each class in the pixels that count, float64 ``[C]``; 0 if none do."""
         return self.pixels / max(1, int(self.pixels.sum()))
 
 
@@ -95,7 +95,7 @@ def check_split(
 
 
 def repeated_photos(parts: Sequence[SegmentationDataset]) -> tuple[tuple[Path, ...], ...]:
-    """Photos, byte for byte the same, that several of a dataset's splits hold.
+    """Returns the photos that several splits of a dataset contain, byte for byte the same.
 
     Only files of one length are read; datasets without files have none.
     """

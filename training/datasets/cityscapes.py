@@ -36,7 +36,9 @@ TRAIN_IDS = _make_table()
 
 
 class Cityscapes(PairedFiles):
-    """One split; ``labelIds`` are mapped to the 19 training ids, everything else is ignored."""
+    """A split of Cityscapes; ``labelIds`` are mapped to the 19 training ids, everything else is
+    ignored.
+    """
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)
@@ -47,7 +49,7 @@ class Cityscapes(PairedFiles):
 
 
 def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
-    """(photo, mask) of a split, by city and name.
+    """Returns (photo, mask) of a split, sorted by city and name.
 
     Raises:
         FileNotFoundError: another layout, or files without a partner; they are named.

@@ -36,7 +36,7 @@ FOLDERS = {"train": "train2017", "val": "val2017"}
 
 
 class COCO21:
-    """One split; masks are painted when they are asked for."""
+    """A split of COCO; masks are painted when they are read."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         check_split("COCO", split, FOLDERS)

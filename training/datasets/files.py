@@ -81,7 +81,8 @@ def check_label_range(label: npt.NDArray[np.uint8], num_classes: int, name: str)
 
 
 def pair_files(photos: Path, masks: Path) -> tuple[Pair, ...]:
-    """(photo, mask) of every name in two folders, in alphabetical order; other files are left.
+    """Returns (photo, mask) of every name in two folders, in alphabetical order; other files are
+    skipped.
 
     Raises:
         FileNotFoundError: nothing there, or files without a partner, or with two; they are named.
@@ -98,7 +99,9 @@ def pair_files(photos: Path, masks: Path) -> tuple[Pair, ...]:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files of a folder that end so, in any case; hidden ones are left."""
+    """Yields the files of a folder with one of these suffixes, in any case; hidden files are
+    skipped.
+    """
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
             yield path
@@ -116,13 +119,15 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def name_some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and how many more there are."""
     more = len(names) - NAMED_FILES
     return ", ".join(names[:NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
 def read_photo(path: Path) -> Pixels:
-    """uint8 ``[H,W,3]`` RGB; gray photos are repeated. Raises ValueError, naming the file."""
+    """Returns a photo, uint8 ``[H,W,3]`` RGB; gray ones are repeated. Raises ValueError, naming the
+    file.
+    """
     image = cv2.imread(str(path), UNTURNED) if path.is_file() else None
     if image is None:
         raise ValueError(f"cannot read {path}")
@@ -130,7 +135,7 @@ def read_photo(path: Path) -> Pixels:
 
 
 def read_ids(path: Path) -> Pixels:
-    """uint8 ``[H,W]``: the values of an 8-bit gray PNG, or the indices of a coloured one.
+    """Returns the values of an 8-bit gray PNG, or the indices of an indexed one, uint8 ``[H,W]``.
 
     Raises:
         ValueError: no image, or one in true colours; the file is named.
@@ -147,7 +152,7 @@ def read_ids(path: Path) -> Pixels:
 
 
 def resize_pair(image: Pixels, label: Pixels, height: int, width: int) -> Sample:
-    """An image linearly, by the server's code, and its label by nearest neighbour.
+    """Resizes an image linearly, with the server's code, and its label by nearest neighbour.
 
     The exact one: OpenCV's other takes the pixel before, up to half a pixel beside the image's.
     """
@@ -157,21 +162,23 @@ def resize_pair(image: Pixels, label: Pixels, height: int, width: int) -> Sample
 
 
 def check_size(image: Pixels, label: Pixels, mask: Path) -> Sample:
-    """Both, if they have one size; else ValueError, naming the mask."""
+    """Returns both if they have one size. Raises ValueError, naming the mask."""
     if label.shape != image.shape[:2]:
         raise ValueError(f"{mask}: shape {label.shape} does not fit image {image.shape}")
     return image, label
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """One name a line, whichever line ends; empty lines are left. Raises FileNotFoundError."""
+    """Returns the names in a list file, one a line; empty lines are skipped. Raises
+    FileNotFoundError.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: one name a line")
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
 def check_present(paths: list[Path]) -> None:
-    """Raises FileNotFoundError, naming some of the files that are not there."""
+    """Raises FileNotFoundError, naming some of the files that do not exist."""
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} files are missing: {name_some(missing)}")

@@ -1,4 +1,4 @@
-"""Anybody's photos and masks.
+"""Your own photos and masks.
 
 ::
 
@@ -42,7 +42,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class FolderDataset(PairedFiles):
-    """One split; photos are decoded as the server decodes them, EXIF orientation included."""
+    """A split; photos are decoded as the server decodes them, EXIF orientation included."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)
@@ -141,7 +141,7 @@ class FolderDataset(PairedFiles):
 
 
 def read_folder_labels(root: Path) -> LabelSet:
-    """Names and colours of ``ROOT/labels.txt``.
+    """Returns names and colours of ``ROOT/labels.txt``.
 
     Raises:
         FileNotFoundError: there is none; the message says what belongs in it.
@@ -161,7 +161,7 @@ def read_folder_labels(root: Path) -> LabelSet:
 
 
 def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
-    """(photo, mask) of a split, by its folder or by the names' hashes.
+    """Returns (photo, mask) of a split, by its folder or by the hashes of the names.
 
     Raises:
         FileNotFoundError: another layout, or files without a partner; the message says which.
@@ -193,7 +193,7 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
 
 
 def validation_stems(stems: tuple[str, ...]) -> frozenset[str]:
-    """Names drawn for validation: a fifth on average, at least one, never all."""
+    """Returns the names drawn for validation: a fifth on average, at least one, never all."""
     order = sorted(stems, key=_draw)
     below = sum(_draw(stem) < VALIDATION_SHARE for stem in order)
     return frozenset(order[: min(max(below, 1), len(order) - 1)])

@@ -41,7 +41,7 @@ TOP = "LV-MHP-v1"
 
 
 class MHPv1:
-    """One split; ``short_edge`` None leaves the photos as they are."""
+    """A split of MHP v1; ``short_edge`` None keeps the photos' own size."""
 
     def __init__(
         self, root: Path, split: str = "train", short_edge: int | None = SHORT_EDGE
@@ -104,7 +104,7 @@ class MHPv1:
 
 
 def merge_persons(masks: tuple[Path, ...]) -> Pixels:
-    """One map, uint8 ``[H,W]``: the first person that is not background keeps a pixel.
+    """Returns one map, uint8 ``[H,W]``: the first person that is not background keeps a pixel.
 
     Raises:
         ValueError: a mask that cannot be read, or is of another size than the first.

@@ -43,7 +43,7 @@ SBD = Path("VOCaug") / "dataset"
 
 
 class PascalVOC(PairedFiles):
-    """One split; the border (255) is ignored."""
+    """A split of Pascal VOC; the border (255) is ignored."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = find_voc(Path(root))
@@ -57,7 +57,7 @@ class PascalVOC(PairedFiles):
 
 
 def find_voc(root: Path) -> Path:
-    """The folder that holds ``JPEGImages`` and ``ImageSets``. Raises FileNotFoundError."""
+    """Returns the folder with ``JPEGImages`` and ``ImageSets``. Raises FileNotFoundError."""
     for folder in (root / "VOC2012", root / "VOCdevkit" / "VOC2012", root):
         if (folder / LISTS).is_dir() and (folder / "JPEGImages").is_dir():
             return folder
@@ -69,7 +69,7 @@ def find_voc(root: Path) -> Path:
 
 
 def read_split(voc: Path, split: str) -> tuple[str, ...]:
-    """Names of a split's images, as its list file has them.
+    """Returns the names of a split's images, in the order of its list file.
 
     Raises:
         ValueError: a split without masks, or an empty list.
@@ -84,7 +84,7 @@ def read_split(voc: Path, split: str) -> tuple[str, ...]:
 
 
 class PascalAug(PairedFiles):
-    """``train`` is the augmented set, ``val`` VOC's own."""
+    """A split of the augmented Pascal VOC: ``train`` has SBD's masks too, ``val`` is VOC's own."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         check_split("pascal_aug", split, ("train", "val"))
@@ -101,7 +101,9 @@ class PascalAug(PairedFiles):
 
 
 def read_sbd(path: Path) -> Pixels:
-    """Class ids of SBD's ``cls/*.mat``, uint8 ``[H,W]``. Raises ValueError, naming the file."""
+    """Returns the class ids of SBD's ``cls/*.mat``, uint8 ``[H,W]``. Raises ValueError, naming the
+    file.
+    """
     # Only here: no other dataset needs it.
     try:
         from scipy.io import loadmat

@@ -21,7 +21,7 @@ from training.datasets import canonical_name
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file.
+    """An archive as it was published.
 
     Attributes:
         url: empty where only a login leads to it.
@@ -35,7 +35,7 @@ class Archive:
 
 
 def obtain(archive: Archive, folder: Path, progress: Progress = lambda done, total: None) -> Path:
-    """The checked file in ``folder``, downloaded where it is not there yet.
+    """Returns the checked file in ``folder``; it is downloaded unless it exists.
 
     A download that broke off is in ``FILE.part`` and goes on where it ended.
 
@@ -62,7 +62,7 @@ def obtain(archive: Archive, folder: Path, progress: Progress = lambda done, tot
 
 
 def unpack(path: Path, folder: Path, moved: tuple[str, str] = ("", "")) -> None:
-    """Unpacks a .zip, .tar or .tgz file into ``folder``; files that are there are replaced.
+    """Unpacks a .zip, .tar or .tgz file into ``folder``; existing files are replaced.
 
     Args:
         moved: (folder in the archive, folder to unpack it as).
@@ -158,7 +158,7 @@ SBD = Archive(
 
 @dataclass(frozen=True)
 class Preparation:
-    """What makes a dataset's folder.
+    """The steps that make a dataset's folder.
 
     Attributes:
         archives: fetched (or, without an address, expected) in ``ROOT/downloads``, then unpacked
@@ -213,7 +213,7 @@ def prepare(
     preparations: Mapping[str, Preparation] = PREPARATIONS,
     on_archive: OnArchive = lambda file: lambda done, total: None,
 ) -> bool:
-    """Fetches and unpacks what is missing; False where that was done before.
+    """Downloads and unpacks what is missing; returns False if nothing was.
 
     Args:
         on_archive: is given each archive's name, and returns what is told of its download.

@@ -80,7 +80,9 @@ def evaluate(
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
 ) -> None:
-    """Score what is served: mIoU, accuracy, boundaries, each class; and show where it errs."""
+    """Score a served model on a dataset: mIoU, accuracy, boundaries, each class, and its worst
+    images.
+    """
     console = Console(stderr=True)
     try:
         if output is not None:
@@ -118,7 +120,7 @@ def evaluate(
 def open_served(
     server: str | None, repository: Path | None, model: str, access: Access
 ) -> Iterator[ServedModel]:
-    """The model of a running server, or of a repository in this process.
+    """Opens the model of a running server, or of a repository in this process.
 
     Raises:
         ValueError: both were named, or certificates without a server.
@@ -142,7 +144,7 @@ def open_served(
 
 
 def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[str, ...]:
-    """Lines naming the ids that the dataset and the server call differently.
+    """Returns lines naming the ids that the dataset and the server name differently.
 
     Raises:
         ValueError: another number of classes, which no score could compare.
@@ -161,7 +163,7 @@ def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[s
 
 
 def ask_served(samples: SegmentationDataset, served: ServedModel) -> Predict:
-    """Sends an image as the file that it comes from, or as a PNG where it has none."""
+    """Returns a function that sends an image as its own file, or as a PNG if it has none."""
     return lambda index, image: served(encode_sample(samples, index, image))
 
 
@@ -174,7 +176,7 @@ def score_with_progress(
     tolerance: float,
     console: Console,
 ) -> Scores:
-    """As :func:`training.evaluation.scoring.score`, with a progress bar."""
+    """Runs :func:`training.evaluation.scoring.score` with a progress bar."""
     columns = TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         indices = first_indices(samples, limit)
@@ -191,7 +193,8 @@ def score_with_progress(
 
 
 def the_one_served(served: ServedModel) -> tuple[str, str]:
-    """Name and version behind all answers; of a family, the names and versions of its members.
+    """Returns name and version behind all answers; of a family, the names and versions of its
+    members.
 
     Raises:
         ServerError: two versions of one model: it was exchanged during the run.

@@ -70,14 +70,14 @@ class CenterCrops:
 
 @dataclass(frozen=True)
 class Part:
-    """Scores of some images, and the seconds of the network for each of them."""
+    """The scores of some images, and the seconds that the network took for each of them."""
 
     scores: Scores
     seconds: tuple[float, ...]
 
 
 class Evaluator:
-    """Scores or labels the images that it is told.
+    """An evaluator scores or labels images by their indices.
 
     Args:
         on_gpu: threads prepare images for a GPU; on the CPU they would only take its cores.
@@ -97,7 +97,7 @@ class Evaluator:
         self.model = TrainedModel(self.networks, pixels, options.size, options.flip, windows)
 
     def predict(self, index: int, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The label map of an image; ``index`` is for :data:`scoring.Predict`."""
+        """Returns the label map of an image; ``index`` is for :data:`scoring.Predict`."""
         return self.model.label(image)
 
     def score(self, indices: Sequence[int]) -> Part:
@@ -114,7 +114,7 @@ class Evaluator:
         return Part(scores, tuple(self.model.seconds))
 
     def write(self, indices: Sequence[int], files: Sequence[Path]) -> None:
-        """The predictions of these images, an indexed PNG each, in the dataset's colours."""
+        """Writes the predictions of these images, an indexed PNG each, in the dataset's colours."""
         for index, file in zip(indices, files, strict=True):
             save_indexed(self.predict(index, self.samples[index][0]), self.labels, file)
 
@@ -123,7 +123,7 @@ class Evaluator:
 
 
 def open_samples(options: EvaluationOptions) -> SegmentationDataset:
-    """The images of ``options.split`` as ``options.mode`` shows them.
+    """Opens the images of ``options.split`` as ``options.mode`` shows them.
 
     Raises:
         FileNotFoundError: no dataset there.
@@ -135,14 +135,15 @@ def open_samples(options: EvaluationOptions) -> SegmentationDataset:
 
 
 def save_indexed(ids: npt.NDArray[np.uint8], labels: LabelSet, path: Path) -> None:
-    """Class ids as pixel values, the colours in the palette."""
+    """Saves class ids as the pixels of an indexed PNG with the colours in its palette."""
     picture = Image.fromarray(ids)
     picture.putpalette([part for color in labels.colors for part in color])
     picture.save(path)
 
 
 class Evaluators:
-    """``count`` evaluators: one in this process, or each in a process of its own. Close it.
+    """A group of ``count`` evaluators: one in this process, or each in a process of its own. Close
+    it.
 
     Raises:
         ValueError, FileNotFoundError: as :class:`Evaluator` does.
@@ -247,7 +248,7 @@ def _evaluate(
 
 
 def count_gpus(options: TrainOptions) -> int:
-    """How many of the GPUs that ``--ngpus`` asks for are here."""
+    """Returns how many of the GPUs that ``--ngpus`` requests are available."""
     if options.no_cuda or options.ngpus <= 0:
         return 0
     if options.trainer == "torch":
@@ -262,7 +263,9 @@ def count_gpus(options: TrainOptions) -> int:
 
 
 def process_environment(number: int, count: int, gpus: int) -> dict[str, str]:
-    """What process ``number`` of ``count`` may use: one of ``gpus`` GPUs, or its share of cores."""
+    """Returns the environment of process ``number`` of ``count``: one of ``gpus`` GPUs, or its
+    share of cores.
+    """
     if not gpus:
         threads = max(1, len(os.sched_getaffinity(0)) // count)
         return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

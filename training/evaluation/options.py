@@ -1,4 +1,4 @@
-"""Command line of ``test.py``: GluonCV's flags (scripts/segmentation/test.py), and ours."""
+"""The command line of ``test.py``: GluonCV's flags (scripts/segmentation/test.py), and ours."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _own = partial(flag, "only of test.py")
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """One evaluation, or one folder of predictions.
+    """The options of one evaluation, or of one folder of predictions.
 
     Attributes:
         run: the network and the data, as ``train.py`` has them.
@@ -76,11 +76,11 @@ class EvaluationOptions:
 
     @property
     def crop(self) -> Size:
-        """``--crop-size``."""
+        """The size of ``--crop-size``."""
         return Size(self.run.height, self.run.crop_width)
 
     def protocol(self) -> str:
-        """How images are shown to the network, in words."""
+        """Describes how images are shown to the network."""
         shown = f"centre crops of {self.crop}" if self.mode == "val" else "images in their own size"
         if self.scales:
             factors = ", ".join(f"{factor:g}" for factor in self.scales)
@@ -127,7 +127,7 @@ def parse_evaluation(arguments: list[str]) -> EvaluationOptions:
 
 
 def at_size(options: EvaluationOptions, size: Size) -> TrainOptions:
-    """The network's options at another input size.
+    """Returns the network's options at another input size.
 
     A run's own symbol is the network that was trained, at its size; where anything else is asked
     for (another output stride), the network is built again.

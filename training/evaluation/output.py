@@ -46,7 +46,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Choice:
-    """An image and why it was chosen: ``worst``, ``median`` or ``best``."""
+    """An image and the reason why it was chosen: ``worst``, ``median`` or ``best``."""
 
     rank: str
     score: ImageScore
@@ -63,7 +63,7 @@ class Example:
 
 
 def choose(scores: Sequence[ImageScore], each: int) -> tuple[Choice, ...]:
-    """``each`` worst, median and best images by their own mIoU; none twice, so fewer of few."""
+    """Returns the ``each`` worst, median and best images by their own mIoU, none twice."""
     order = sorted(
         (score for score in scores if not math.isnan(score.mean_iou)),
         key=lambda score: (score.mean_iou, score.index),
@@ -84,7 +84,7 @@ def choose(scores: Sequence[ImageScore], each: int) -> tuple[Choice, ...]:
 
 
 def draw_errors(image: Pixels, truth: Pixels, prediction: Pixels) -> Pixels:
-    """The image dimmed, wrong pixels in :data:`WRONG`, ignored ones in the ignored colour."""
+    """Returns the image dimmed, with wrong pixels in :data:`WRONG` and ignored ones marked."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) * DIMMED + LIFTED
     errors = np.repeat(gray[..., None], 3, axis=2)
     ignored = truth == IGNORE_LABEL
@@ -94,7 +94,7 @@ def draw_errors(image: Pixels, truth: Pixels, prediction: Pixels) -> Pixels:
 
 
 def draw_grid(examples: Sequence[Example], labels: LabelSet, path: Path) -> None:
-    """Writes a PNG: a row an example, its scores above it, the classes' colours below all."""
+    """Writes a PNG: a row for each example, its scores above it, the classes' colours below all."""
     font = ImageFont.load_default(size=FONT_SIZE)
     colors = np.frombuffer(plte(labels.colors, labels.ignore_label), np.uint8).reshape(-1, 3)
     rows = [
@@ -164,7 +164,9 @@ def _draw_legend(
 
 
 def draw_confusion(found: Evaluation, path: Path) -> None:
-    """Writes a PNG: a row a true class, in per cent of its pixels; a class without any is gray."""
+    """Writes a PNG: a row for each true class, in per cent of its pixels; a class without any is
+    gray.
+    """
     # Only here: other evaluations do without matplotlib.
     from matplotlib import rc_context
 
@@ -222,7 +224,7 @@ def _draw_confusion(found: Evaluation) -> Figure:
 
 
 def check_matplotlib() -> None:
-    """Raises ValueError, naming the extra, before minutes are spent on scores."""
+    """Raises ValueError if matplotlib is missing, before minutes are spent on scores."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             "--output draws the confusion matrix with matplotlib, which is missing; install it "
@@ -233,7 +235,7 @@ def check_matplotlib() -> None:
 def read_examples(
     samples: SegmentationDataset, predict: Predict, choices: Sequence[Choice]
 ) -> tuple[Example, ...]:
-    """The chosen images, asked for again: keeping every answer could take gigabytes."""
+    """Returns the chosen images with new predictions: keeping all of them could take gigabytes."""
     found = []
     for choice in choices:
         index = choice.score.index
@@ -245,7 +247,7 @@ def read_examples(
 def write_output(
     found: Evaluation, shown: tuple[Example, ...], labels: LabelSet, folder: Path
 ) -> None:
-    """The tables, ``confusion.png``, and ``examples.png`` where any image could be scored."""
+    """Writes the tables, ``confusion.png``, and ``examples.png`` if any image could be scored."""
     write_tables(found, folder)
     draw_confusion(found, folder / "confusion.png")
     if shown:

@@ -1,4 +1,4 @@
-"""The scores of one model, named, as JSON, tables and text."""
+"""Reports the scores of one model as JSON, tables and text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.evaluation.scoring import Scores
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores (0-1) of one class.
+    """The scores (0-1) of one class.
 
     Attributes:
         iou: None where neither a label nor an answer holds it.
@@ -40,7 +40,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Scores (0-1) of one image; None where every pixel is ignored."""
+    """The scores (0-1) of one image; None if every pixel is ignored."""
 
     name: str
     mean_iou: float | None
@@ -49,7 +49,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model, 0-1; None where there is nothing to count.
+    """The scores of one model, 0-1; None if there is nothing to count.
 
     Attributes:
         model: name and version of what answered; a family's members are all named.
@@ -90,7 +90,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was scored, on what, and how."""
+    """A description of what was scored, on what, and how."""
 
     model: str
     version: str
@@ -104,7 +104,7 @@ class Subject:
 def summarise(
     scores: Scores, names: tuple[str, ...], subject: Subject, time: NetworkTime | None = None
 ) -> Evaluation:
-    """The scores, named."""
+    """Returns the scores by name."""
     confusion, boundary = scores.confusion, scores.boundary
     ious = confusion.intersection_over_union.tolist()
     accuracies = confusion.class_accuracy.tolist()
@@ -152,7 +152,9 @@ def to_json(found: Evaluation) -> str:
 
 
 def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
-    """``evaluation.json``, ``classes.csv`` and ``images.csv``; scores 0-1, empty where none."""
+    """Writes ``evaluation.json``, ``classes.csv`` and ``images.csv``; scores are 0-1, empty if
+    there are none.
+    """
     files = folder / "evaluation.json", folder / "classes.csv", folder / "images.csv"
     files[0].write_text(to_json(found), "utf-8")
     for file, rows in ((files[1], found.classes), (files[2], found.per_image)):
@@ -164,7 +166,7 @@ def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
 
 
 def print_evaluation(found: Evaluation, console: Console, legacy: bool = False) -> None:
-    """A table of the classes, then the totals; with ``legacy`` GluonCV's mean too."""
+    """Prints a table of the classes, then the totals; with ``legacy`` GluonCV's mean too."""
     table = Table("class", title=escape(found.title))
     columns = ["IoU", "accuracy", "share"] + (["boundary F"] if found.boundary_tolerance else [])
     for column in columns:
@@ -206,7 +208,7 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class NetworkTime:
-    """Milliseconds an image: all views that the network is shown of it, one after the other.
+    """The network's time in milliseconds per image, all views of it one after the other.
 
     Copies to and from the device are included, and it has finished; decoding, label maps and
     scores are not. Each size of the network was warmed up before.
@@ -223,7 +225,7 @@ class NetworkTime:
     p99_ms: float
 
     def text(self) -> str:
-        """One line for people."""
+        """Returns one line for people."""
         return (
             f"{self.name} {self.mean_ms:.2f} ms an image, {1000 / self.mean_ms:.1f} fps "
             f"(median {self.median_ms:.2f}, 95 % below {self.p95_ms:.2f}, "
@@ -232,7 +234,9 @@ class NetworkTime:
 
 
 def summarise_time(seconds: Sequence[float], on_gpu: bool) -> NetworkTime | None:
-    """Of the seconds that each image took; None without any."""
+    """Summarises the seconds that each image took, under the published tables' names; None without
+    any.
+    """
     if not seconds:
         return None
     milliseconds = 1000 * np.asarray(seconds)

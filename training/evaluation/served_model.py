@@ -24,11 +24,11 @@ from serving.commands.connection import KEY_REMEDY
 
 
 class ServerError(Exception):
-    """The server refused, answered something else, or cannot be reached."""
+    """The server rejected a request, answered something else, or cannot be reached."""
 
 
 class ServedModel(Protocol):
-    """Called with an encoded image, gives class ids, uint8 ``[H,W]`` of its own size.
+    """A model that turns an encoded image into class ids, uint8 ``[H,W]`` of its own size.
 
     Threads may share it. ``served`` holds each (model, version) that has answered so far.
     """
@@ -38,7 +38,7 @@ class ServedModel(Protocol):
     def __call__(self, image: bytes) -> npt.NDArray[np.uint8]: ...
 
     def classes(self) -> tuple[str, ...]:
-        """Names, by class id."""
+        """Returns the class names, by class id."""
         ...
 
     def close(self) -> None: ...
@@ -46,7 +46,7 @@ class ServedModel(Protocol):
 
 @dataclass(frozen=True)
 class Access:
-    """What a server may ask for before it answers; the key is in no repr."""
+    """The credentials that a server may require; the key is in no repr."""
 
     api_key: str | None = field(default=None, repr=False)
     tls: Tls | None = None
@@ -56,7 +56,7 @@ class Access:
 def open_model(
     server: str, model: str, access: Access, timeout_s: float = 120.0
 ) -> Iterator[ServedModel]:
-    """``host:port`` or ``http(s)://host:port`` by HTTP, ``grpc://host:port`` by gRPC.
+    """Opens ``host:port`` or ``http(s)://host:port`` over HTTP, ``grpc://host:port`` over gRPC.
 
     With ``access.tls`` the first and the last are TLS; ``https://`` is, with or without.
 
@@ -76,7 +76,7 @@ def open_model(
 
 
 class HttpModel:
-    """Over HTTP, a connection a request: a kept one may be closed by the server while it idles.
+    """A model over HTTP, with a connection per request: the server may close an idle one.
 
     Raises:
         ServerError: an address that is no http(s) one, or a plain one with certificates.
@@ -157,7 +157,7 @@ class HttpModel:
 
 
 class GrpcModel:
-    """Over gRPC, through the Python client."""
+    """A model over gRPC, through the Python client."""
 
     def __init__(self, address: str, model: str, access: Access, timeout_s: float) -> None:
         self.served: set[tuple[str, str]] = set()

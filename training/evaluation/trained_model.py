@@ -25,13 +25,13 @@ Logits = npt.NDArray[np.float32]
 
 
 class NetworkOfSize(Protocol):
-    """What :class:`training.evaluation.trained_model.SizedNetworks` is."""
+    """What a model needs of :class:`SizedNetworks`."""
 
     def at(self, size: Size) -> Learner: ...
 
 
 class TrainedModel:
-    """``model.label(image)`` -> class ids, uint8 ``[H,W]`` of the image's own size.
+    """A model whose ``label(image)`` returns class ids, uint8 ``[H,W]`` of the image's own size.
 
     With ``windows`` the network sees those, of the crop's size. Else it sees the whole image at
     once, resized as the server does it: to ``size``, or without one to the multiple of 32 next to
@@ -60,7 +60,7 @@ class TrainedModel:
         self._turn = threading.Lock()
 
     def label(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Class ids of an image uint8 ``[H,W,3]`` RGB."""
+        """Returns the class ids of an image uint8 ``[H,W,3]`` RGB."""
         if self.windows is not None:
             return self._label_windows(image, self.windows)
         original = Size(*image.shape[:2])
@@ -101,7 +101,7 @@ class TrainedModel:
 
 
 def own_size(image: Size) -> Size:
-    """The size of ``image``, each edge to the nearest multiple of 32."""
+    """Returns the size of ``image``, each edge rounded to a multiple of 32."""
     return Size(*(max(STEP, round(edge / STEP) * STEP) for edge in (image.height, image.width)))
 
 
@@ -111,7 +111,7 @@ MAX_KEPT = 8
 
 
 class SizedNetworks:
-    """Builds a network for each size, warms it up, and keeps the last few. Not for threads."""
+    """A cache of one network for each size, warmed up; it keeps the last few. Not thread-safe."""
 
     def __init__(self, options: EvaluationOptions, num_classes: int) -> None:
         self.options = options
@@ -119,7 +119,7 @@ class SizedNetworks:
         self._built: OrderedDict[Size, Learner] = OrderedDict()
 
     def at(self, size: Size) -> Learner:
-        """The network for images of ``size``.
+        """Returns the network for images of ``size``.
 
         Raises:
             FileNotFoundError: no such weights.
@@ -137,6 +137,6 @@ class SizedNetworks:
         return self._built[size]
 
     def close(self) -> None:
-        """Ends all of them."""
+        """Closes all networks."""
         while self._built:
             self._built.popitem()[1].close()

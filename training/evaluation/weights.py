@@ -23,7 +23,7 @@ from training.evaluation.scoring import first_indices, join_scores
 
 
 def run_evaluation(options: EvaluationOptions, console: Console) -> None:
-    """What ``test.py`` does.
+    """Runs ``test.py``.
 
     Raises:
         ValueError: a wrong option, image or file of weights; the message names it.
@@ -58,8 +58,7 @@ def score_weights(
     indices: Sequence[int],
     evaluators: Evaluators,
 ) -> Evaluation:
-    """Scores the images of ``indices``; with ``options.output`` tables and pictures are written
-    there."""
+    """Scores the images of ``indices``; writes tables and pictures to ``options.output``, if set."""
     run = options.run
     shares = evaluators.share(indices)
     parts = evaluators.map([partial(Evaluator.score, indices=share) for share in shares])
@@ -86,7 +85,7 @@ def score_weights(
 def write_predictions(
     samples: SegmentationDataset, indices: Sequence[int], evaluators: Evaluators, folder: Path
 ) -> None:
-    """One indexed PNG an image, in the dataset's colours."""
+    """Writes one indexed PNG for each image, in the dataset's colours."""
     files = prediction_files(samples, indices, folder)
     evaluators.map(
         [
@@ -99,7 +98,7 @@ def write_predictions(
 def prediction_files(
     samples: SegmentationDataset, indices: Sequence[int], folder: Path
 ) -> list[Path]:
-    """Named as the images; a name that came before has its number too."""
+    """Returns a file for each image, of its name; a repeated name gets its number too."""
     files, taken = [], set()
     for index in indices:
         stem = Path(samples.name(index)).stem

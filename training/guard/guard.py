@@ -28,7 +28,7 @@ QUANTITIES = ("input", "parameter", "activation", "loss", "gradient", "running s
 
 @dataclass(frozen=True)
 class Finding:
-    """The first thing that is not finite.
+    """The first array that is not finite.
 
     Attributes:
         quantity: ``input``, ``parameter``, ``activation`` (forward), ``loss``, ``gradient``
@@ -59,14 +59,14 @@ class NonFiniteStep(ArithmeticError):
 
 @dataclass(frozen=True)
 class Symptoms:
-    """Names, in the symbol's order, of arrays that were not finite when the step was stopped."""
+    """The names, in the symbol's order, of arrays that were not finite after the step."""
 
     gradients: Sequence[str]
     statistics: Sequence[str]
 
 
 def choose_finding(forward: Finding | None, loss_is_finite: bool, symptoms: Symptoms) -> Finding:
-    """The first one in the order in which a step computes.
+    """Returns the first finding in the order in which a step computes.
 
     Args:
         forward: what a second forward pass found, layer by layer; None: all is finite there.
@@ -84,7 +84,9 @@ def choose_finding(forward: Finding | None, loss_is_finite: bool, symptoms: Symp
 
 
 def first_finding(findings: Sequence[Finding], layers: Sequence[str]) -> Finding:
-    """Of what several processes found; ``layers`` are names in the order of computation."""
+    """Returns the first of several processes' findings; ``layers`` are names in the order of
+    computation.
+    """
     places = {name: index for index, name in enumerate(layers)}
     return min(findings, key=lambda f: (QUANTITIES.index(f.quantity), places.get(f.name, -1)))
 
@@ -101,7 +103,7 @@ def write_reproduction(
     options: Mapping[str, object],
     incident: Mapping[str, object],
 ) -> None:
-    """Writes the zip file aside, then renames it."""
+    """Writes the zip file under another name, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
@@ -123,14 +125,14 @@ def write_reproduction(
 
 
 def read_batch(folder: Path) -> tuple[Batch, npt.NDArray[np.float32]]:
-    """The batch and the class weights of an unpacked reproduction."""
+    """Returns the batch and the class weights of an unpacked reproduction."""
     with np.load(folder / BATCH) as file:
         names = tuple(str(name) for name in file["names"])
         return Batch(file["images"], file["labels"], names), file["class_weights"]
 
 
 def read_incident(folder: Path) -> dict[str, object]:
-    """What was told of the step."""
+    """Returns what was reported of the step."""
     told: dict[str, object] = json.loads((folder / INCIDENT).read_text())
     return told
 
@@ -145,7 +147,7 @@ class TrainingStopped(ValueError):
 
 @dataclass(frozen=True)
 class Incident:
-    """One step that was not taken; ``epoch`` and ``iteration`` count from 1, as the log does."""
+    """A step that was not taken; ``epoch`` and ``iteration`` count from 1, as the log does."""
 
     epoch: int
     iteration: int
@@ -163,7 +165,7 @@ class Incident:
 
 
 class Guard:
-    """Takes a learner's steps; knows what to do where one is refused.
+    """A guard takes a learner's steps, and handles those that are refused.
 
     With ``options.on_nan`` ``stop`` the first such step ends the run; with ``skip`` it is left out,
     but more than ``options.max_skips`` in a row end the run too. Several processes refuse the same
@@ -180,7 +182,7 @@ class Guard:
         self.skipped_in_a_row = 0
 
     def step(self, batch: Batch, rate: float, epoch: int, index: int) -> float | None:
-        """The loss of iteration ``index`` of ``epoch`` (from 0); None where it was skipped.
+        """Returns the loss of iteration ``index`` of ``epoch`` (from 0); None if it was skipped.
 
         Raises:
             TrainingStopped: naming epoch, iteration, layer, images and the reproduction.

@@ -1,4 +1,4 @@
-"""Takes a refused step again: ``python -m training.guard.replay RUN/non-finite/FILE.zip``.
+"""Repeats a refused step: ``python -m training.guard.replay RUN/non-finite/FILE.zip``.
 
 The zip holds all it needs; the trainer is the one of the run. Dropout draws what it drew, but for a
 step of several processes.
@@ -19,7 +19,7 @@ from training.trainers import make_learner
 
 
 def replay(path: Path) -> NonFiniteStep | float:
-    """The error that the step raises again, or its loss where it is finite here.
+    """Returns the error that the step raises again, or its loss if it is finite now.
 
     Raises:
         ValueError: no such reproduction, or one that does not fit this version.
@@ -47,7 +47,7 @@ def replay(path: Path) -> NonFiniteStep | float:
 
 
 def main() -> None:
-    """Tells what the step does here."""
+    """Prints what the step does now."""
     p = argparse.ArgumentParser("python -m training.guard.replay")
     p.add_argument("reproduction", type=Path)
     a = p.parse_args()

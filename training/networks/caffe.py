@@ -41,7 +41,7 @@ UNITS = {name: spec.blocks for name, spec in BACKBONES.items() if spec.bottlenec
 
 @dataclass(frozen=True)
 class CaffeForm:
-    """How a Caffe ResNet is dilated.
+    """A form of Caffe's ResNet: how it is dilated.
 
     Attributes:
         strides, dilations: of stages 2 to 5; every 3x3 convolution of a stage is dilated.
@@ -57,7 +57,7 @@ class CaffeForm:
 
 @dataclass(frozen=True)
 class CaffeLayers:
-    """Convolutions with normalisation under Caffe's names."""
+    """A builder of convolutions with normalisation under Caffe's names."""
 
     norm: Norm
 
@@ -110,7 +110,9 @@ class CaffeLayers:
 
 
 def unit_names(backbone: str, stage: int, units: int) -> list[str]:
-    """Caffe's: ``3a 3b 3c``; stages 3 and 4 of networks deeper than 50 count ``3a 3b1 3b2``."""
+    """Returns Caffe's names: ``3a 3b 3c``; stages 3 and 4 of networks deeper than 50 count ``3a 3b1
+    3b2``.
+    """
     if backbone == "resnet50" or units == 3:
         return [f"{stage}{letter}" for letter in "abcdef"[:units]]
     return [f"{stage}a", *(f"{stage}b{i}" for i in range(1, units))]
@@ -198,7 +200,8 @@ def msra_symbol(config: NetworkConfig, deformable: bool) -> mx.sym.Symbol:
 
 
 class MSRADeepLab(CaffeSegmenter):
-    """``[N,3,H,W]`` float32, BGR minus the mean -> a tuple of one: probabilities ``[N,C,H,W]``.
+    """MSRA's DeepLab: ``[N,3,H,W]`` float32, BGR minus the mean -> a tuple of one: probabilities
+    ``[N,C,H,W]``.
 
     The deconvolution is bilinear and frozen. ``full_output = False`` gives the logits in place of
     the probabilities, at the same size: the deconvolution is part of the network.
@@ -244,7 +247,7 @@ def deeplabv2_symbol(config: NetworkConfig) -> tuple[mx.sym.Symbol, list[str]]:
 
 
 class DeepLabV2(CaffeSegmenter):
-    """``[N,3,H,W]`` float32, BGR minus the mean -> a tuple of one: logits ``[N,C,H,W]``.
+    """DeepLabV2: ``[N,3,H,W]`` float32, BGR minus the mean -> a tuple of one: logits ``[N,C,H,W]``.
 
     ``full_output = False`` (before ``hybridize``) leaves the final resize out: they are at 1/8.
     """

@@ -28,7 +28,7 @@ PROJECTION_DROPOUT = 0.5
 
 
 class ImagePooling(mx.gluon.HybridBlock):
-    """The mean over the image, 1x1 convolution, repeated over ``height`` x ``width``."""
+    """A branch that repeats the image's mean, after a 1x1 convolution, over the map."""
 
     def __init__(
         self, in_channels: int, channels: int, height: int, width: int, norm: Norm, **scope: str
@@ -50,7 +50,7 @@ class ImagePooling(mx.gluon.HybridBlock):
 
 
 class AtrousPyramid(mx.gluon.HybridBlock):
-    """ASPP: a 1x1 and three dilated 3x3 convolutions and image pooling, projected by a 1x1 one."""
+    """The ASPP: a 1x1 and three dilated 3x3 convolutions and image pooling, then a 1x1 projection."""
 
     def __init__(
         self, in_channels: int, channels: int, height: int, width: int, norm: Norm, **scope: str
@@ -78,7 +78,7 @@ class AtrousPyramid(mx.gluon.HybridBlock):
 
 
 class DeepLabHead(mx.gluon.HybridBlock):
-    """ASPP, 3x3 convolution, classifier."""
+    """The head: ASPP, 3x3 convolution, classifier."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class DeepLabHead(mx.gluon.HybridBlock):
 
 
 class DeepLabV3(DilatedSegmenter):
-    """``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and those of the auxiliary head where ``aux``."""
+    """DeepLabV3: ``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and the auxiliary head's if ``aux``."""
 
     def make_head(self, config: NetworkConfig) -> DeepLabHead:
         return DeepLabHead(

@@ -37,7 +37,7 @@ MIDDLE_UNITS = 16
 
 @dataclass(frozen=True)
 class Strides:
-    """What an output stride means: stride of entry block 3, dilations, ASPP rates."""
+    """What follows from an output stride: stride of entry block 3, dilations, ASPP rates."""
 
     entry_block3: int
     middle: int
@@ -49,7 +49,7 @@ STRIDES = {16: Strides(2, 1, (1, 2), (6, 12, 18)), 8: Strides(1, 2, (2, 4), (12,
 
 
 class SeparableConv(mx.gluon.HybridBlock):
-    """Depthwise 3x3 and pointwise 1x1 convolution, each with normalisation.
+    """A depthwise 3x3 and a pointwise 1x1 convolution, each with normalisation.
 
     ``activate_inside`` puts a ReLU after both, else one ReLU comes first.
     """
@@ -130,7 +130,7 @@ class XceptionBlock(mx.gluon.HybridBlock):
 
 
 class Xception65(mx.gluon.HybridBlock):
-    """``[N,3,H,W]`` -> features at the output stride, and the decoder's at 1/4."""
+    """The backbone: ``[N,3,H,W]`` -> features at the output stride, and the decoder's at 1/4."""
 
     def __init__(self, norm: Norm, width: float, strides: Strides, **scope: str) -> None:
         super().__init__(**scope)
@@ -197,7 +197,7 @@ SKIP_CHANNELS = 48
 
 
 class PointwiseNorm(mx.gluon.HybridBlock):
-    """1x1 convolution ``<prefix>_``, normalisation ``<prefix>_BN_``, ReLU."""
+    """A 1x1 convolution ``<prefix>_``, normalisation ``<prefix>_BN_``, and ReLU."""
 
     def __init__(self, in_channels: int, channels: int, norm: Norm, name: str) -> None:
         super().__init__(prefix="")
@@ -212,7 +212,7 @@ class PointwiseNorm(mx.gluon.HybridBlock):
 
 
 class DecoderHead(mx.gluon.HybridBlock):
-    """ASPP on ``deep``, joined with the low-level map at 1/4 -> logits at 1/4.
+    """The head: ASPP on ``deep``, joined with the low-level map at 1/4 -> logits at 1/4.
 
     ``skip_channels`` are those of the low-level map.
     """
@@ -261,7 +261,7 @@ class DecoderHead(mx.gluon.HybridBlock):
 
 
 class DeepLabV3Plus(mx.gluon.HybridBlock):
-    """On Xception-65: ``[N,3,H,W]`` float32 -> a tuple of one: logits ``[N,C,H,W]``.
+    """DeepLabV3+ on Xception-65: ``[N,3,H,W]`` float32 -> a tuple of one: logits ``[N,C,H,W]``.
 
     The published weights take RGB from -1 to 1 (``x / 127.5 - 1``). ``full_output = False`` (before
     ``hybridize``) leaves the final resize out: the logits are then at 1/4. Parameters do not depend

@@ -25,7 +25,7 @@ STRIDE = 8
 
 
 class FCNHead(mx.gluon.HybridBlock):
-    """3x3 convolution to a quarter of the channels, ReLU, dropout, 1x1 classifier."""
+    """The head: 3x3 convolution to a quarter of the channels, ReLU, dropout, 1x1 classifier."""
 
     def __init__(self, in_channels: int, num_classes: int, norm: Norm, **scope: str) -> None:
         super().__init__(**scope)
@@ -44,7 +44,8 @@ class FCNHead(mx.gluon.HybridBlock):
 
 
 class DilatedSegmenter(DilatedResNet):
-    """``[N,3,H,W]`` float32, normalised RGB -> logits ``[N,C,H,W]``, a tuple of one or two.
+    """The frame: ``[N,3,H,W]`` float32, normalised RGB -> logits ``[N,C,H,W]``, a tuple of one or
+    two.
 
     Output 0 is the prediction of ``self.head`` on stage 4; output 1, where ``aux``, that of
     ``auxlayer`` on stage 3. ``full_output = False`` (before ``hybridize``) leaves the final
@@ -79,7 +80,7 @@ class DilatedSegmenter(DilatedResNet):
 
 
 class FCN(DilatedSegmenter):
-    """Stage 4 and a convolutional head at 1/8; takes any size."""
+    """FCN: stage 4 and a convolutional head at 1/8; it takes any size."""
 
     def make_head(self, config: NetworkConfig) -> FCNHead:
         return FCNHead(self.stage_channels[3], config.num_classes, config.norm, prefix="head_")

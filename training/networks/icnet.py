@@ -42,7 +42,7 @@ MULTIPLES = SizeRule(32)
 
 @dataclass(frozen=True)
 class CascadeForm:
-    """How an ICNet is wired.
+    """A form of ICNet: how it is wired.
 
     Attributes:
         backbone: the dilated ResNet's form.
@@ -69,7 +69,7 @@ class CascadeForm:
     sizes: SizeRule = MULTIPLES
 
     def length(self, image: int, stride: int) -> int:
-        """Rows or columns of the map at 1/``stride`` of an image of ``image`` pixels."""
+        """Returns the length of the map at 1/``stride`` of an image of ``image`` pixels."""
         if self.sizes.offsets == (1,):
             return (image - 1) // stride + 1
         # Max pooling that rounds up leaves one more behind it, on the way to 1/16.
@@ -131,7 +131,7 @@ class CascadeFeatureFusion(mx.gluon.HybridBlock):
 
 
 class CascadeHead(mx.gluon.HybridBlock):
-    """Two fusion units, and the classifier at 1/4 of the input's size.
+    """The head: two fusion units, and the classifier at 1/4 of the input's size.
 
     ``sizes`` are (height, width) of the maps by their stride.
     """
@@ -173,7 +173,7 @@ class CascadeHead(mx.gluon.HybridBlock):
 
 
 class ICNet(DilatedResNet):
-    """``[N,3,H,W]`` float32, normalised -> four maps of logits ``[N,C,.,.]``.
+    """ICNet: ``[N,3,H,W]`` float32, normalised -> four maps of logits ``[N,C,.,.]``.
 
     ``full_output = False`` leaves the first one out (before ``hybridize``): losses are taken at
     1/4, and MXNet's backward pass of an unused resize to full size costs a quarter of a step.

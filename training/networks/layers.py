@@ -11,19 +11,20 @@ from export.mxnet_import import mx
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Heights and widths that are a multiple of ``multiple`` plus one of ``offsets``, and at least
-    ``smallest``."""
+    """A rule that allows heights and widths which are a multiple of ``multiple`` plus one of
+    ``offsets``, and at least ``smallest``.
+    """
 
     multiple: int
     offsets: tuple[int, ...] = (0,)
     smallest: int = 0
 
     def allows(self, length: int) -> bool:
-        """True for a legal height or width in pixels."""
+        """Returns whether a height or width in pixels is legal."""
         return length >= max(self.smallest, 1) and length % self.multiple in self.offsets
 
     def nearest(self, length: int) -> int:
-        """The legal length next to ``length``."""
+        """Returns the legal length nearest to ``length``."""
         smallest = max(self.smallest, self.multiple)
         candidates = [
             max(round((length - offset) / self.multiple), -(-(smallest - offset) // self.multiple))
@@ -58,7 +59,9 @@ DROPOUT = 0.1
 
 
 class SyncBatchNorm(mx.gluon.contrib.nn.SyncBatchNorm):
-    """Its parameters have ``BatchNorm``'s names: one device reads what several have trained."""
+    """A ``SyncBatchNorm`` whose parameters have ``BatchNorm``'s names: one device reads what
+    several have trained.
+    """
 
     def _alias(self) -> str:
         return "batchnorm"
@@ -83,7 +86,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What every network is built from; networks ignore what they do not have.
+    """The configuration that every network is built from; networks ignore what they do not have.
 
     Attributes:
         height, width: of the images, exactly, in pixels.
@@ -112,14 +115,14 @@ class NetworkConfig:
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """``channels`` times ``width``, to a multiple of 8 (vector width), at least 8."""
+    """Returns ``channels`` times ``width``, to a multiple of 8 (vector width), at least 8."""
     return max(8, round(channels * width / 8) * 8)
 
 
 def conv_norm(
     in_channels: int, channels: int, kernel: int, norm: Norm, prefix: str, dilation: int = 1
 ) -> mx.gluon.HybridBlock:
-    """``{0: convolution, 1: normalisation}``, the layout of GluonCV's checkpoints."""
+    """Returns ``{0: convolution, 1: normalisation}``, the layout of GluonCV's checkpoints."""
     sequence = nn.HybridSequential(prefix=prefix)
     padding = dilation * (kernel // 2)
     with sequence.name_scope():
@@ -135,7 +138,7 @@ def conv_norm(
 def conv_norm_relu(
     in_channels: int, channels: int, kernel: int, norm: Norm, prefix: str, dilation: int = 1
 ) -> mx.gluon.HybridBlock:
-    """``{0: convolution, 1: normalisation, 2: ReLU}``."""
+    """Returns ``{0: convolution, 1: normalisation, 2: ReLU}``."""
     sequence = conv_norm(in_channels, channels, kernel, norm, prefix, dilation)
     with sequence.name_scope():
         sequence.add(nn.Activation("relu"))
@@ -143,7 +146,7 @@ def conv_norm_relu(
 
 
 class ConvBnRelu(mx.gluon.HybridBlock):
-    """Convolution, normalisation, ReLU."""
+    """A convolution, its normalisation and ReLU."""
 
     def __init__(
         self, in_channels: int, channels: int, kernel: int, stride: int, norm: Norm, **scope: str

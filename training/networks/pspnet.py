@@ -28,8 +28,9 @@ PYRAMID_BINS = (1, 2, 3, 6)
 
 
 class PyramidPooling(mx.gluon.HybridBlock):
-    """``[N,C,h,w]`` -> ``[N,2C,h,w]``: adaptive average pooling to 1, 2, 3 and 6 bins, 1x1
-    convolution (ReLU where ``activated``), upsampling, concatenation behind the input."""
+    """Pyramid pooling: ``[N,C,h,w]`` -> ``[N,2C,h,w]`` by adaptive average pooling to 1, 2, 3 and 6
+    bins, 1x1 convolution (ReLU if ``activated``), upsampling, concatenation behind the input.
+    """
 
     def __init__(
         self,
@@ -58,8 +59,9 @@ class PyramidPooling(mx.gluon.HybridBlock):
 
 
 class PyramidHead(mx.gluon.HybridBlock):
-    """Pyramid pooling and the 3x3 convolution after it; a 1x1 classifier where ``num_classes`` is
-    given."""
+    """The head: pyramid pooling and the 3x3 convolution after it; a 1x1 classifier if
+    ``num_classes`` is given.
+    """
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class PyramidHead(mx.gluon.HybridBlock):
 
 
 class PyramidSum(mx.gluon.HybridBlock):
-    """``[N,C,h,w]`` -> the same shape: the input plus its adaptive averages, enlarged."""
+    """Pyramid pooling without convolutions: ``[N,C,h,w]`` plus its adaptive averages, enlarged."""
 
     def __init__(self, height: int, width: int, **scope: str) -> None:
         super().__init__(**scope)
@@ -103,7 +105,7 @@ class PyramidSum(mx.gluon.HybridBlock):
 
 
 class CaffePyramidSum(mx.gluon.HybridBlock):
-    """As ``PyramidSum``, with Caffe's windows of one size (``fixed_window``)."""
+    """A ``PyramidSum`` with Caffe's windows of one size (``fixed_window``)."""
 
     def __init__(self, height: int, width: int, **scope: str) -> None:
         super().__init__(**scope)
@@ -129,8 +131,8 @@ CAFFE_STRIDES = {1: 32, 2: 16, 3: 10, 6: 5}
 
 
 def fixed_window(length: int, bins: int) -> tuple[int, int]:
-    """(kernel, stride) of ``bins`` equal windows over ``length``, in the proportions of Caffe's
-    ICNet, whose maps are 33x65.
+    """Returns (kernel, stride) of ``bins`` equal windows over ``length``, in the proportions of
+    Caffe's ICNet, whose maps are 33x65.
 
     Raises ValueError where the windows do not fit.
     """
@@ -146,7 +148,7 @@ HEAD_CHANNELS = 512
 
 
 class PSPNet(DilatedSegmenter):
-    """``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and those of the auxiliary head where ``aux``."""
+    """PSPNet: ``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and those of the auxiliary head if ``aux``."""
 
     def make_head(self, config: NetworkConfig) -> PyramidHead:
         return PyramidHead(

@@ -29,7 +29,7 @@ STEM_CHANNELS = 64
 
 @dataclass(frozen=True)
 class ResNetForm:
-    """What differs between published dilated ResNets; the defaults are GluonCV's.
+    """A form of the dilated ResNet: what published ones differ in; the defaults are GluonCV's.
 
     Attributes:
         output_stride: 8, or 16: stage 3 strided, stage 4 dilated by 2.
@@ -44,7 +44,7 @@ class ResNetForm:
     stride_in_first: bool = False
 
     def stage_plan(self) -> tuple[tuple[int, int], ...]:
-        """(stride, dilation) of the four stages. Raises ValueError."""
+        """Returns (stride, dilation) of the four stages. Raises ValueError."""
         plans = {
             8: ((1, 1), (2, 1), (1, 2), (1, 4)),
             16: ((1, 1), (2, 1), (2, 1), (1, 2)),
@@ -121,7 +121,7 @@ class Block(mx.gluon.HybridBlock):
 
 
 class DilatedResNet(mx.gluon.HybridBlock):
-    """Stem and four stages as attributes; subclasses wire them and add their heads."""
+    """A stem and four stages as attributes; subclasses wire them and add their heads."""
 
     def __init__(
         self,
@@ -179,5 +179,5 @@ class DilatedResNet(mx.gluon.HybridBlock):
                 setattr(self, f"layer{number}", stage)
 
     def stem(self, F: Operators, x: Map) -> Map:
-        """``[N,3,H,W]`` -> ``[N,2*stem,H/4,W/4]``."""
+        """Returns the stem's output: ``[N,3,H,W]`` -> ``[N,2*stem,H/4,W/4]``."""
         return self.maxpool(F.relu(self.bn1(self.conv1(x))))

@@ -26,7 +26,7 @@ AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 
 
 def trace(network: Network) -> mx.sym.Symbol:
-    """The graph of all outputs, the full-size one first; nothing is computed for it."""
+    """Returns the graph of all outputs, the full-size one first; nothing is computed for it."""
     full_output = network.full_output
     network.full_output = True
     # A name manager of its own: operators are numbered from 0 whatever was traced before.

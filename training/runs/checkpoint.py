@@ -30,7 +30,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class PartOfEpoch:
-    """The place in an epoch under way, and what is already there of its line in the log.
+    """A place within an epoch, and what its line in the log has so far.
 
     Attributes:
         iterations: done, of ``length``.
@@ -47,11 +47,11 @@ class PartOfEpoch:
 
     @property
     def mean_loss(self) -> float:
-        """NaN where no step was taken."""
+        """The mean loss of the steps; NaN if no step was taken."""
         return self.loss / self.steps if self.steps else math.nan
 
     def extended(self, loss: float | None, seconds: float) -> PartOfEpoch:
-        """By one iteration; ``loss`` None: its step was not taken."""
+        """Returns the part with one more iteration; ``loss`` None: its step was not taken."""
         return replace(
             self,
             iterations=self.iterations + 1,
@@ -63,7 +63,7 @@ class PartOfEpoch:
 
 @dataclass(frozen=True)
 class RunState:
-    """Epochs finished, and the best validation mIoU with its epoch (-1: none yet)."""
+    """The number of finished epochs, and the best validation mIoU with its epoch (-1: none yet)."""
 
     epochs_done: int = 0
     best_miou: float = 0.0
@@ -72,17 +72,18 @@ class RunState:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Epochs done, and iterations of the next one."""
+        """The number of epochs done, and of iterations of the next one."""
         return self.epochs_done, self.part.iterations
 
 
 class CheckpointNotWritten(OSError):
-    """No room, or no permission; names the run, the reason and what to do."""
+    """A checkpoint could not be written; names the run, the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and ``state.json``.
+    """A folder of ``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and
+    ``state.json``.
 
     They were written together and belong to one place in the run.
     """
@@ -112,7 +113,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in the run's folder, and its checkpoints; the newest one is always whole."""
+    """A run's folder: its paths and its checkpoints, of which the newest one is always whole."""
 
     path: Path
 
@@ -153,7 +154,8 @@ class RunFolder:
         return self.path / "best.params"
 
     def make_room(self) -> Path | None:
-        """For a fresh run: moves an earlier one that has weights aside, and returns where to.
+        """Makes room for a new run: renames an earlier one that has weights, and returns its new
+        name.
 
         What is left of one that never finished an epoch is removed.
         """
@@ -167,7 +169,7 @@ class RunFolder:
         return None
 
     def start(self, options: Mapping[str, object], environment: RunEnvironment) -> None:
-        """Creates the folder and notes the options; adds the command and the environment.
+        """Creates the folder and writes the options; adds the command and the environment.
 
         The weights that go by fixed names are those of the newest checkpoint afterwards.
         """
@@ -183,7 +185,7 @@ class RunFolder:
             self._publish(newest)
 
     def newest(self) -> Checkpoint | None:
-        """The last checkpoint; None where there is none."""
+        """Returns the last checkpoint; None if there is none."""
         numbered = self._checkpoints()
         if numbered:
             return Checkpoint(numbered[max(numbered)])
@@ -192,13 +194,13 @@ class RunFolder:
         return early if early.state.exists() else None
 
     def read_state(self) -> RunState:
-        """The state of the last checkpoint; a fresh one where there is none."""
+        """Returns the state of the last checkpoint; a new one if there is none."""
         newest = self.newest()
         return RunState() if newest is None else newest.read_state()
 
     @contextmanager
     def checkpoint(self, state: RunState) -> Iterator[Checkpoint]:
-        """Takes the ``last`` and ``optimizer`` that are written inside the ``with``.
+        """Writes a checkpoint: the body of the ``with`` writes its ``last`` and ``optimizer``.
 
         They are written aside and renamed as one folder: whenever the process is killed, the newest
         checkpoint is a whole one. ``best`` are the same weights where this epoch is the best (or
@@ -253,14 +255,14 @@ class RunFolder:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes aside, then renames."""
+    """Writes the text under another name, then renames the file."""
     aside = path.with_name(path.name + ".part")
     aside.write_text(text)
     os.replace(aside, path)
 
 
 def format_json(content: object) -> str:
-    """Indented, sorted, with a newline; paths as text."""
+    """Returns indented and sorted JSON with a newline; paths become text."""
     return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
 
@@ -298,7 +300,7 @@ NAME = "run.lock"
 
 @contextmanager
 def hold_run(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for this process.
+    """Locks ``folder`` for this process; the lock ends with the process, however that ends.
 
     Raises:
         ValueError: another process holds it.
@@ -315,7 +317,7 @@ def hold_run(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process trains into ``folder`` now."""
+    """Returns whether a process trains into ``folder`` now."""
     path = folder / NAME
     if not path.exists():
         return False

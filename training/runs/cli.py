@@ -22,7 +22,7 @@ from training.runs.saved_options import Json, read_options
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run.
+    """A summary of one run.
 
     Attributes:
         state: ``running``, ``finished`` or ``stopped`` (killed or ended early; can be resumed).
@@ -49,14 +49,14 @@ class RunSummary:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below ``folder``, by name."""
+    """Yields the run folders at or below ``folder``, by name."""
     for path in sorted(folder.rglob("options.json")):
         if "non-finite" not in path.parts:
             yield path.parent
 
 
 def summarise_run(path: Path, name: str) -> RunSummary:
-    """Reads a run folder; ``name`` is what it is called in a list.
+    """Summarises a run folder; ``name`` is its name in a list.
 
     Raises:
         ValueError: no run folder, or its log is broken.
@@ -84,12 +84,12 @@ def summarise_run(path: Path, name: str) -> RunSummary:
 
 
 def read_run_log(path: Path) -> tuple[EpochRecord, ...]:
-    """The finished epochs of a run."""
+    """Returns the finished epochs of a run."""
     return read_records(RunFolder(path).log)
 
 
 def differing_options(one: Path, other: Path) -> list[tuple[str, Json, Json]]:
-    """(name, one's value, other's) of each option that differs; None where a run lacks it.
+    """Returns (name, one's value, other's) of each option that differs; None if a run lacks it.
 
     A symbol counts by what it says: a resumed run reads its own.
     """
@@ -133,7 +133,7 @@ Folder = Annotated[Path, typer.Option(help="folder of runs (train.py --save-dir)
 
 @app.callback(invoke_without_command=True)
 def list_runs(context: typer.Context, folder: Folder = Path("runs")) -> None:
-    """Lists the runs below a folder; `segserve runs compare A B` sets two side by side."""
+    """List the runs below a folder; `segserve runs compare A B` compares two of them."""
     if context.invoked_subcommand is not None:
         return
     if not folder.is_dir():
@@ -163,7 +163,7 @@ def compare_runs(
     folder: Folder = Path("runs"),
     output: Annotated[Path | None, typer.Option(help="write the curves here, a PNG")] = None,
 ) -> None:
-    """Shows the options that differ, the scores, and with --output the curves in one picture."""
+    """Show the options that differ and the scores; with --output, draw the curves too."""
     try:
         paths = [_find(path, folder) for path in (one, other)]
         _print_comparison(paths, [str(one), str(other)])

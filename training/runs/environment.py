@@ -1,4 +1,4 @@
-"""What a run ran on: Python, packages, processors, threads, revision; no names of people."""
+"""The environment of a run: Python, packages, processors, threads, revision; no names of people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THREAD_SETTINGS = (
 
 @dataclass(frozen=True)
 class RunEnvironment:
-    """One start of a run.
+    """The environment of one start of a run.
 
     Attributes:
         started: UTC, ISO 8601.
@@ -45,7 +45,7 @@ class RunEnvironment:
 
 
 def read_environment() -> RunEnvironment:
-    """The environment of this process."""
+    """Returns the environment of this process."""
     revision, dirty = _read_revision(Path(__file__).resolve().parent)
     return RunEnvironment(
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),

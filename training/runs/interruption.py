@@ -1,4 +1,4 @@
-"""Being told to end: SIGINT (Ctrl-C) and SIGTERM end a run behind the step, not within it."""
+"""SIGINT (Ctrl-C) and SIGTERM end a run after a step, not within it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOLD = b"\ntrain.py: ends after this step and keeps its work; once more: at once
 
 
 class Interrupted(Exception):
-    """The run was told to end, and has written where it goes on.
+    """A signal ended the run, which has saved where it continues.
 
     Attributes:
         signal_number: which signal told it.
@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """A context manager; inside, a signal is only noted, and the same one again acts as ever.
+    """A context manager in which a signal is only noted; the same one again acts as usual.
 
     A terminal sends Ctrl-C to all of several processes, and their launcher then SIGTERM: two kinds
     are one wish. Outside the main thread signals are left alone.
@@ -53,17 +53,17 @@ class Interruption:
         self._restore()
 
     def is_agreed(self) -> bool:
-        """Whether any process was told; all ask at the same places."""
+        """Returns whether any process received a signal; all call this at the same places."""
         self.agreed = self.agree(self.told is not None)
         return self.agreed
 
     def check(self) -> None:
-        """Raises Interrupted where the processes have agreed to end."""
+        """Raises Interrupted if the processes have agreed to end."""
         if self.agreed:
             raise Interrupted(self.told or signal.SIGTERM)
 
     def check_here(self) -> None:
-        """Raises Interrupted where this process was told; the others do not know it yet."""
+        """Raises Interrupted if this process received a signal; the others do not know it yet."""
         if self.told is not None:
             raise Interrupted(self.told)
 

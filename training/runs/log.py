@@ -1,4 +1,4 @@
-"""The logs of a run: ``log.csv``, a line an epoch; events for TensorBoard; ``curves.png``."""
+"""The logs of a run: ``log.csv``, a line per epoch; events for TensorBoard; ``curves.png``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.runs.checkpoint import RunFolder, RunState
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One finished epoch; scores 0-1, NaN where nothing was scored.
+    """A finished epoch; scores are 0-1, NaN if nothing was scored.
 
     Attributes:
         epoch: from 1.
@@ -42,7 +42,7 @@ WHOLE_NUMBERS = ("epoch", "skipped_steps")
 
 
 def append_record(path: Path, record: EpochRecord) -> None:
-    """Adds a line; the first one makes the header."""
+    """Appends a line; the first one makes the header."""
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
@@ -52,7 +52,7 @@ def append_record(path: Path, record: EpochRecord) -> None:
 
 
 def read_records(path: Path) -> tuple[EpochRecord, ...]:
-    """All lines of a log; none where there is no log. Columns that it lacks have their defaults.
+    """Returns all lines of a log; none if there is no log. Missing columns have their defaults.
 
     A last line without its end (a killed process) is left out.
 
@@ -97,7 +97,7 @@ DrawCurves = Callable[[Mapping[str, Sequence[EpochRecord]], Path], None]
 
 
 class RunLog:
-    """The logs of a run that goes on at ``state``, with epochs of ``batches`` iterations.
+    """The logs of a run that continues at ``state``, with epochs of ``batches`` iterations.
 
     Lines of later epochs, of a process that was killed before its checkpoint, are dropped. Without
     tensorboardX or matplotlib there is a warning in place of their files.
@@ -112,7 +112,7 @@ class RunLog:
         self.draw = _find_curves()
 
     def add_step(self, epoch: int, index: int, loss: float, learning_rate: float) -> None:
-        """Iteration ``index`` of ``epoch``, both from 0."""
+        """Logs iteration ``index`` of ``epoch``, both from 0."""
         if self.tensorboard is not None:
             self.tensorboard.add_step(epoch * self.batches + index + 1, loss, learning_rate)
 
@@ -151,7 +151,7 @@ def _warn_missing(package: str, lost: str) -> None:
 
 
 class TensorBoardLog:
-    """Event files in ``folder``; every scalar's step is the number of iterations done.
+    """A writer of event files in ``folder``; every scalar's step is the number of iterations done.
 
     A resumed run gives the ``iteration`` that it goes on from: what an earlier process wrote beyond
     it is hidden. Raises ImportError without ``tensorboardX``, which needs no framework.
@@ -172,7 +172,7 @@ class TensorBoardLog:
         self.writer.add_scalar("step/learning_rate", learning_rate, iteration)
 
     def add_epoch(self, iteration: int, record: EpochRecord) -> None:
-        """The epoch that ended at ``iteration``; scores that there are not are left out."""
+        """Logs the epoch that ended at ``iteration``; missing scores are left out."""
         scalars = {
             "epoch/loss": record.loss,
             "epoch/skipped_steps": float(record.skipped_steps),

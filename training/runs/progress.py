@@ -11,7 +11,7 @@ from training.runs.checkpoint import RunState
 
 
 class RemainingTime:
-    """Seconds left; None as long as nothing was measured.
+    """An estimate of the seconds left; None as long as nothing was measured.
 
     A validation counts in the run's time as soon as one was measured.
     """
@@ -37,7 +37,7 @@ class RemainingTime:
         self.validation_seconds += seconds
 
     def of_epoch(self) -> float | None:
-        """Of the steps up to the next validation."""
+        """Returns the seconds up to the next validation."""
         if not self.steps:
             return None
         return self.steps_left % self.batches * self.step_seconds / self.steps
@@ -52,7 +52,7 @@ class RemainingTime:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """``h:mm:ss``; dashes where unknown."""
+    """Returns ``h:mm:ss``, or dashes if unknown."""
     if seconds is None:
         return "-:--:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -69,7 +69,8 @@ COLUMNS = (
 
 
 class RunProgress:
-    """A context manager; ``advance`` once a step, ``add_validation`` once a validation.
+    """A context manager that shows progress; ``advance`` after each step, ``add_validation`` after
+    each validation.
 
     Goes on at ``state``.
     """
@@ -104,7 +105,7 @@ class RunProgress:
         self.bars.__exit__(kind, error, trace)
 
     def begin_epoch(self, epoch: int, first: int = 0) -> None:
-        """At iteration ``first`` of ``epoch``, both from 0."""
+        """Starts at iteration ``first`` of ``epoch``, both from 0."""
         self.bars.reset(
             self.epoch_bar, total=self.batches, completed=first,
             description=f"epoch {epoch + 1}/{self.epochs}", left=format_seconds(None), told="",
@@ -112,7 +113,9 @@ class RunProgress:
         self.clock = time.perf_counter()
 
     def advance(self, epoch: int, index: int, loss: float, rate: float) -> None:
-        """After iteration ``index`` of ``epoch``, both from 0; ``loss`` is the epoch's mean."""
+        """Shows iteration ``index`` of ``epoch`` as done, both from 0; ``loss`` is the epoch's
+        mean.
+        """
         now = time.perf_counter()
         self.remaining.add_step(now - self.clock)
         self.clock = now
@@ -130,7 +133,7 @@ class RunProgress:
             )
 
     def watch_validation(self, done: int, images: int) -> None:
-        """``done`` of so many images are scored; they take the epoch's bar."""
+        """Shows that ``done`` of so many images are scored, on the epoch's bar."""
         now = time.perf_counter()
         if not done:
             self.clock = now

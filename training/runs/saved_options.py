@@ -1,4 +1,4 @@
-"""The options of a run folder as defaults of the command that resumes it."""
+"""Saved options: those of a run folder are the defaults of the command that resumes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Json = bool | int | float | str | list[float] | list[str] | None
 
 
 def read_options(folder: Path) -> Mapping[str, Json]:
-    """``options.json`` of a run.
+    """Returns ``options.json`` of a run.
 
     Raises:
         ValueError: the folder is no run's.
@@ -67,7 +67,7 @@ def read_defaults(
 
 
 def check_resumable(saved: Mapping[str, Json], options: Mapping[str, object], folder: Path) -> None:
-    """Warns of options with which the run does not end as it would have.
+    """Warns about options that make the run end differently.
 
     Raises:
         ValueError: one with which it cannot go on at all.

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written, and from what."""
+"""Decides when a run's checkpoints are written, and from what."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.trainers import Learner
 
 
 class Saver:
-    """Of one learner's run.
+    """A saver writes the checkpoints of one learner's run.
 
     Args:
         minutes: between checkpoints within an epoch; 0: none there.
@@ -33,11 +33,11 @@ class Saver:
         self.saved = clock()
 
     def is_due(self) -> bool:
-        """Whether the last one is that old."""
+        """Returns whether the last checkpoint is old enough for another one."""
         return bool(self.minutes) and self.clock() - self.saved >= 60 * self.minutes
 
     def save(self, state: RunState) -> None:
-        """Raises CheckpointNotWritten where there is no room."""
+        """Writes a checkpoint. Raises CheckpointNotWritten if there is no room."""
         with self.folder.checkpoint(state) as aside:
             self.learner.write_parameters(aside.last)
             self.learner.write_optimizer(aside.optimizer)
@@ -45,8 +45,9 @@ class Saver:
 
     @contextmanager
     def keeping(self, read_state: Callable[[], RunState]) -> Iterator[None]:
-        """Saves the place in the epoch where an error ends the run: a file that is damaged, a step
-        that is not finite. Mended, or told to skip it, the run goes on there."""
+        """Saves the place in the epoch if an error ends the run, such as a damaged file or a step
+        that is not finite. The run can be resumed there once that is mended or skipped.
+        """
         try:
             yield
         except CheckpointNotWritten:

@@ -21,24 +21,27 @@ class Learner(Protocol):
 
     @property
     def shard(self) -> Shard:
-        """The rows of every batch that this process's ``step`` takes; only the first process
-        writes the run."""
+        """The rows of every batch that this process's ``step`` takes; only the first process writes
+        the run.
+        """
         ...
 
     def wait(self) -> None:
-        """Until all processes that train this network are here."""
+        """Waits until all processes that train this network are here."""
         ...
 
     def agree(self, wish: bool) -> bool:
-        """Whether it is any process's wish; the same in all of them, and all have to ask."""
+        """Returns whether any process wishes it, the same in all of them; all have to call this."""
         ...
 
     def gather(self, item: T) -> list[T]:
-        """Everyone's ``item``, by rank; the same in all of them, and all have to ask."""
+        """Returns every process's ``item``, by rank, the same in all of them; all have to call
+        this.
+        """
         ...
 
     def close(self) -> None:
-        """Leaves them, once all are here."""
+        """Leaves the other processes once all are here."""
         ...
 
     def start(self, class_weights: npt.NDArray[np.float32]) -> None:
@@ -47,11 +50,12 @@ class Learner(Protocol):
 
     def begin_step(self, epoch: int, iteration: int) -> None:
         """Seeds what is random in the network by the place in the run, both from 0: a resumed run
-        draws what an uninterrupted one would have drawn."""
+        draws what an uninterrupted one would have drawn.
+        """
         ...
 
     def step(self, batch: Batch, rate: float) -> float:
-        """One update at a learning rate; the loss, a mean over the batch.
+        """Takes one update at a learning rate; returns the loss, a mean over the batch.
 
         Raises:
             NonFiniteStep: loss, a gradient or a running statistic is not finite. Nothing has
@@ -60,23 +64,24 @@ class Learner(Protocol):
         ...
 
     def logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Inference: ``[3,H,W]`` as the network sees it -> ``[C,h,w]`` at the head's resolution."""
+        """Infers ``[C,h,w]`` at the head's resolution from ``[3,H,W]`` as the network sees it."""
         ...
 
     @property
     def devices(self) -> int:
-        """How many images ``logits_together`` works on at the same time, in this process."""
+        """The number of images that ``logits_together`` works on at once in this process."""
         ...
 
     def logits_together(
         self, images: Sequence[npt.NDArray[np.float32]]
     ) -> list[npt.NDArray[np.float32]]:
-        """``logits`` of at most ``devices`` images, each on a device of its own."""
+        """Returns ``logits`` of at most ``devices`` images, each on a device of its own."""
         ...
 
     def align(self) -> None:
-        """Gives all devices of all processes the running statistics that are written: without
-        synchronisation each has its own. All then answer alike; all have to ask."""
+        """Gives all devices of all processes the running statistics that are written. Without
+        synchronisation each has its own; afterwards all answer alike. All have to call this.
+        """
         ...
 
     def write_symbol(self, path: Path) -> None:
@@ -101,7 +106,7 @@ class Learner(Protocol):
         ...
 
     def write_optimizer(self, path: Path) -> None:
-        """Saves momenta and the like."""
+        """Saves the optimizer's states, such as momenta."""
         ...
 
     def read_optimizer(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Losses as arithmetic on MXNet arrays; weights act on the gradient.
+"""The losses in MXNet: weighted cross-entropy whose weights act on the gradient.
 
 GluonCV's loss rests on ``SoftmaxOutput``, whose backward pass ignores the gradient that comes in:
 its auxiliary weights have no effect. Here the loss is log-softmax and pick, so they have.
@@ -17,7 +17,7 @@ from training.networks.layers import Map, Operators
 
 
 class WeightedCrossEntropy(mx.gluon.HybridBlock):
-    """Mean of ``-log softmax(logits)[label]`` over the pixels that count.
+    """The mean of ``-log softmax(logits)[label]`` over the pixels that count.
 
     Inputs: logits float32 ``[N,C,h,w]``, labels float32 ``[N,h,w]`` (ids, 255 ignored). A pixel
     weighs ``class_weights[label]``; the mean divides by the weights' sum, and is 0 where every
@@ -61,7 +61,7 @@ class WeightedCrossEntropy(mx.gluon.HybridBlock):
 
 
 class CascadeLoss(mx.gluon.HybridBlock):
-    """The weighted sum of one cross-entropy an output, each at that output's own resolution."""
+    """The weighted sum of one cross-entropy per output, each at that output's own resolution."""
 
     def __init__(
         self,

@@ -27,7 +27,9 @@ T = TypeVar("T")
 
 
 def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
-    """The devices to train on; warns once and takes the CPU where GPUs are asked for in vain."""
+    """Returns the devices to train on; warns once and takes the CPU if the requested GPUs are
+    missing.
+    """
     if options.no_cuda:
         return [mx.cpu()]
     present = mx.context.num_gpus()
@@ -44,7 +46,7 @@ def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
 
 
 def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
-    """All of a network's."""
+    """Yields all batch norms of a network."""
     if isinstance(block, mx.gluon.nn.BatchNorm):
         yield block
     for child in block._children.values():
@@ -52,7 +54,7 @@ def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
 
 
 class GluonLearner:
-    """``training.trainers.Learner`` on MXNet."""
+    """The :class:`training.trainers.Learner` on MXNet."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -178,22 +180,22 @@ class GluonLearner:
 
     @property
     def shard(self) -> Shard:
-        """One process drives all devices."""
+        """The whole batch: one process drives all devices."""
         return WHOLE
 
     def wait(self) -> None:
-        """There is no other process."""
+        """Does nothing: there is no other process."""
 
     def agree(self, wish: bool) -> bool:
-        """There is no other process."""
+        """Returns the wish: there is no other process."""
         return wish
 
     def gather(self, item: T) -> list[T]:
-        """There is no other process."""
+        """Returns the item alone: there is no other process."""
         return [item]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is open."""
 
     def _freeze(self, names: frozenset[str]) -> None:
         """Before the graph is built: batch norms of these parameters keep their statistics too."""

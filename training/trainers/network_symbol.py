@@ -17,8 +17,8 @@ from training.options import TrainOptions
 
 
 def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
-    """The file named by ``--symbol``, moved to the run's size; else built by MXNet elsewhere, or
-    without MXNet a published one.
+    """Returns the symbol of ``--symbol`` at the run's size, else one that MXNet builds in another
+    process, or without MXNet a published one.
 
     Raises:
         IllegalSize, InvalidSymbol: the file's network has no such size, or it is no symbol.
@@ -54,7 +54,7 @@ def _move(graph: Graph, height: int, width: int) -> Graph:
 
 
 def trained_graph(symbol: Graph, options: TrainOptions) -> Graph:
-    """What of it is trained: its heads are the maps that carry a loss.
+    """Returns the part of the symbol that is trained: its heads are the maps that carry a loss.
 
     Raises:
         ValueError: there are not as many as ``--loss-weights``.
@@ -69,7 +69,7 @@ def trained_graph(symbol: Graph, options: TrainOptions) -> Graph:
 
 
 def map_sizes(graph: Graph, size: tuple[int, int], num_classes: int) -> tuple[tuple[int, int], ...]:
-    """Height and width of each head's map for images of ``size``.
+    """Returns height and width of each head's map for images of ``size``.
 
     Raises:
         ValueError: a head has not one channel a class, as where MHP's 19 classes met 18 outputs.
@@ -90,7 +90,8 @@ PASSES_ON = frozenset({"_contrib_BilinearResize2D", "Dropout", "identity", "_cop
 
 
 def fill_template(options: TrainOptions, num_classes: int) -> Graph:
-    """The network of ``options``.
+    """Returns the network of ``options`` without MXNet: a published symbol with another size and
+    other classes.
 
     Raises:
         IllegalSize: it has no such size; the nearest is named.
@@ -115,7 +116,7 @@ def fill_template(options: TrainOptions, num_classes: int) -> Graph:
 
 
 def with_outputs(graph: Graph, num_classes: int) -> Graph:
-    """The graph whose heads tell ``num_classes`` classes apart.
+    """Returns the graph with ``num_classes`` channels in each head.
 
     Raises:
         ValueError: a head's scores are no convolution's.
@@ -133,7 +134,7 @@ def with_outputs(graph: Graph, num_classes: int) -> Graph:
 
 
 def trained_heads(graph: Graph) -> tuple[Entry, ...]:
-    """The maps of logits behind the symbol's outputs, the prediction's first, each once.
+    """Returns the maps of logits behind the symbol's outputs, the prediction's first, each once.
 
     A resize to the first output's size is left out: the loss is taken at the resolution of what it
     enlarges, which may be another output (ICNet's full-size map enlarges the next one). So is an
@@ -158,8 +159,9 @@ def _resized(graph: Graph, head: Entry) -> tuple[int, int] | None:
 
 
 def frozen_parameters(graph: Graph) -> frozenset[str]:
-    """Those that never learn: scale and shift of a batch norm that keeps its statistics, a fixed
-    scale, and a deconvolution that enlarges each channel by itself (bilinear)."""
+    """Returns the parameters that never learn: scale and shift of a batch norm that keeps its
+    statistics, a fixed scale, and a deconvolution that enlarges each channel by itself (bilinear).
+    """
     frozen: set[str] = set()
     for _, node in graph.operators():
         names = [graph.nodes[entry.node].name for entry in node.inputs]
@@ -172,8 +174,9 @@ def frozen_parameters(graph: Graph) -> frozenset[str]:
 
 
 def freeze_batch_norms(graph: Graph, of: Collection[str] | None = None) -> Graph:
-    """The graph with batch norms that keep their statistics: all (``--freeze-bn``), or those whose
-    scale is one ``of`` these parameters."""
+    """Returns the graph with batch norms that keep their statistics: all (``--freeze-bn``), or
+    those whose scale is one ``of`` these parameters.
+    """
 
     def freeze(node: Node) -> Node:
         if node.op not in BATCH_NORMS:

@@ -29,8 +29,8 @@ from training.trainers.torch_replicas import ALONE, Replicas
 
 
 class SymbolModule(nn.Module):
-    """``module(images)`` -> one tensor a head of ``graph``; ``module(images, labels)`` where a head
-    is a ``SoftmaxOutput`` that is to be trained.
+    """A module that executes ``graph``: ``module(images)`` returns one tensor for each head, as
+    does ``module(images, labels)`` if a head is a ``SoftmaxOutput`` that is to be trained.
 
     Parameters keep the symbol's names; ``parameters_of_symbol`` gives them back. Batch norms take
     their statistics over all of ``replicas``.
@@ -103,12 +103,12 @@ class SymbolModule(nn.Module):
         return tuple(values[head.node] for head in self.graph.heads)
 
     def variable(self, name: str) -> Tensor:
-        """A parameter or running statistic, by the symbol's name."""
+        """Returns a parameter or running statistic, by the symbol's name."""
         found: Tensor = self.weights[name] if name in self.weights else self.get_buffer(name)
         return found
 
     def parameters_of_symbol(self) -> Parameters:
-        """Copies of all arrays, float32, as ``export.symbols.params`` writes them."""
+        """Returns copies of all arrays, float32, as ``export.symbols.params`` writes them."""
         return Parameters(
             {name: _array(weight) for name, weight in self.weights.items()},
             {name: _array(state) for name, state in self.named_buffers()},
@@ -144,7 +144,9 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class ParsedNode(Node):
-    """A node; ``tuples`` are those of its attributes that are tuples of integers."""
+    """A node whose attributes that are tuples of integers are parsed once, as ``tuples``. The
+    parser is Python that ``torch.compile`` cannot trace, and it takes time in every pass.
+    """
 
     tuples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -156,7 +158,7 @@ class ParsedNode(Node):
 
 
 def parse_nodes(graph: Graph) -> Graph:
-    """The same graph, of parsed nodes."""
+    """Returns the same graph of parsed nodes."""
     return replace(graph, nodes=tuple(_parse(node) for node in graph.nodes))
 
 
@@ -174,7 +176,9 @@ STATES = slice(3, 5)
 
 
 def repeated_norms(graph: Graph) -> frozenset[int]:
-    """Indices of the batch norms whose running statistics another one moves too."""
+    """Returns the indices of the batch norms whose running statistics another one moves too, as
+    when an image passes one backbone at two sizes.
+    """
     norms = {
         index: node
         for index, node in graph.operators()
@@ -190,7 +194,8 @@ def repeated_norms(graph: Graph) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Move:
-    """What one pass does to running mean and variance, held back until ``finish``.
+    """A move of running mean and variance by one pass, held back until ``finish``: the order of
+    several is MXNet's.
 
     Attributes:
         states: the network's own; nobody writes them before ``finish``.
@@ -204,14 +209,14 @@ class Move:
 
     @staticmethod
     def begin(node: Node, inputs: tuple[Tensor, ...]) -> Move:
-        """Before the operator, whose ``inputs`` are data, gamma, beta, mean and variance."""
+        """Starts before the operator, whose ``inputs`` are data, gamma, beta, mean and variance."""
         states = inputs[STATES]
         copies = tuple(state.clone() for state in states)
         momentum = node.number("momentum", 0.9)
         return Move(momentum, states, copies, tuple(state.clone() for state in states))
 
     def finish(self) -> None:
-        """Moves the network's own."""
+        """Moves the network's own statistics."""
         with torch.no_grad():
             for state, moved, start in zip(self.states, self.moved, self.start, strict=True):
                 state.copy_(self.momentum * state + (moved - self.momentum * start))

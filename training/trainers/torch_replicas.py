@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Replicas:
-    """``rank`` of ``world`` processes that train one network together; rank 0 writes the run."""
+    """A place among the processes that train one network together: ``rank`` of ``world``; rank 0
+    writes the run.
+    """
 
     rank: int = 0
     world: int = 1
@@ -43,7 +45,7 @@ class Replicas:
         return self.world == 1
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, the same everywhere; without gradients."""
+        """Returns the sum over all processes, the same everywhere; without gradients."""
         if self.alone:
             return tensor
         total = tensor.detach().clone()
@@ -51,7 +53,7 @@ class Replicas:
         return total
 
     def gather(self, item: T) -> list[T]:
-        """Everyone's ``item``, by rank."""
+        """Returns every process's ``item``, by rank."""
         if self.alone:
             return [item]
         found: list[T] = [item] * self.world
@@ -59,12 +61,12 @@ class Replicas:
         return found
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Overwrites it by the first process's."""
+        """Overwrites the tensor by the first process's."""
         if not self.alone:
             distributed.broadcast(tensor, 0)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes are here."""
         if not self.alone:
             distributed.barrier()
 
@@ -75,7 +77,8 @@ class Replicas:
             distributed.destroy_process_group()
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance ``[C]`` of ``[N,C,H,W]`` over all processes, all of one N.
+        """Returns mean and biased variance ``[C]`` of ``[N,C,H,W]`` over all processes, all of one
+        N.
 
         Gradients flow through all processes. The variance is of deviations from the common mean,
         which loses no digits; that takes a second exchange.
@@ -115,12 +118,12 @@ def _sum_with_gradients(tensor: Tensor) -> Tensor:
 
 
 def is_replica() -> bool:
-    """Whether this process was started as one of several."""
+    """Returns whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join_replicas(device: torch.device) -> Replicas:
-    """Joins the group that ``torch.distributed.run`` has set up, once a process; else alone."""
+    """Joins the group that ``torch.distributed.run`` has set up, once per process."""
     if not is_replica():
         return ALONE
     if not distributed.is_initialized():
@@ -133,7 +136,7 @@ def join_replicas(device: torch.device) -> Replicas:
 
 
 def count_replicas(options: TrainOptions) -> int:
-    """How many processes ``--ngpus`` asks this one to start: 1 where it works by itself."""
+    """Returns how many processes this one has to start for ``--ngpus``: 1 if it works alone."""
     if options.no_cuda or options.ngpus < 2 or is_replica():
         return 1
     present = torch.cuda.device_count()
@@ -184,7 +187,7 @@ def tell_remedy_of_memory() -> Iterator[None]:
 
 
 def choose_device(options: TrainOptions) -> torch.device:
-    """The GPU, of several processes one each, or the CPU where none is wanted or there is none.
+    """Returns the GPU, of several processes one each, or the CPU if no GPU is wanted or available.
 
     Raises:
         ValueError: more processes on this machine than GPUs.

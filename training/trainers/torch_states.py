@@ -19,7 +19,8 @@ from training.trainers.symbol_module import SymbolModule
 
 
 class WeightAverage:
-    """``average = decay * average + (1 - decay) * weight`` after each step, statistics too.
+    """An exponential moving average of weights and statistics, which is validated and served:
+    ``average = decay * average + (1 - decay) * weight`` after each step.
 
     Young averages move faster, ``(1 + steps) / (10 + steps)``, so that the random start fades.
 
@@ -33,7 +34,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: SymbolModule) -> None:
-        """After a step."""
+        """Averages the module's weights after a step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         current = _tensors(module)
@@ -43,7 +44,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def restart(self, module: SymbolModule) -> None:
-        """From the module's weights as they are now."""
+        """Starts again from the module's present weights."""
         self.steps = 0
         for name, tensor in _tensors(module).items():
             self.values[name].copy_(tensor)
@@ -58,7 +59,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped(self, module: SymbolModule) -> Iterator[None]:
-        """The module has the averages inside the ``with``."""
+        """Gives the module the averages inside the ``with``."""
         self.swap(module)
         try:
             yield
@@ -72,14 +73,14 @@ def _tensors(module: SymbolModule) -> dict[str, Tensor]:
 
 
 def write_parameters(module: SymbolModule, path: Path) -> None:
-    """As the module is now."""
+    """Writes the module's present parameters."""
     aside = _beside(path)
     write_params(module.parameters_of_symbol(), aside)
     os.replace(aside, path)
 
 
 def read_parameters(module: SymbolModule, path: Path, partial: bool) -> tuple[str, ...]:
-    """As ``training.trainers.Learner.read_parameters``."""
+    """Loads parameters; see ``training.trainers.Learner.read_parameters``."""
     if not path.is_file():
         raise FileNotFoundError(f"no parameters at {path}")
     parameters = read_params(path)
@@ -101,7 +102,7 @@ def write_optimizer(
     module: SymbolModule,
     average: WeightAverage | None,
 ) -> None:
-    """Momenta, loss scale; with averages also what they are averages of."""
+    """Writes momenta and loss scale; with averages also the weights that they are averages of."""
     states: dict[str, object] = {
         "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()
     }  # fmt: skip
@@ -124,7 +125,7 @@ def read_optimizer(
     module: SymbolModule,
     average: WeightAverage | None,
 ) -> None:
-    """What ``write_optimizer`` wrote."""
+    """Loads what ``write_optimizer`` wrote."""
     device = next(module.parameters()).device
     states = torch.load(path, weights_only=True, map_location=device)
     optimizer.load_state_dict(states["optimizer"])

@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class TorchLearner:
-    """``training.trainers.Learner`` on PyTorch."""
+    """The :class:`training.trainers.Learner` on PyTorch."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -228,7 +228,7 @@ class TorchLearner:
 
     @property
     def devices(self) -> int:
-        """One a process."""
+        """One device per process."""
         return 1
 
     def logits_together(
@@ -284,7 +284,9 @@ class TorchLearner:
 
 
 def make_optimizer(options: TrainOptions, module: SymbolModule) -> torch.optim.Optimizer:
-    """Of all parameters that learn; each group keeps its multiplier as ``rate``."""
+    """Returns SGD or Adam of all parameters that learn; each group keeps its multiplier as
+    ``rate``.
+    """
     o = options
     members: dict[ParameterGroup, list[torch.nn.Parameter]] = {}
     for name, weight in module.weights.items():
@@ -300,6 +302,6 @@ def make_optimizer(options: TrainOptions, module: SymbolModule) -> torch.optim.O
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step."""
+    """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]

@@ -47,7 +47,7 @@ _ROUGHNESS = np.array(
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture uint8 [H,W,3] RGB and its class indices uint8 [H,W]."""
+    """A rendered picture uint8 [H,W,3] RGB and its class ids uint8 [H,W]."""
 
     image: Bytes
     label: Bytes
@@ -189,7 +189,7 @@ def _develop(canvas: Canvas, rng: np.random.Generator) -> Bytes:
 
 
 def render_scene(seed: int, height: int = 360, width: int = 480) -> Scene:
-    """A street scene, the same for the same seed and size."""
+    """Renders a street scene, the same for the same seed and size."""
     rng = np.random.default_rng(seed)
     wide, lane = float(rng.uniform(5.5, 9)), float(rng.uniform(-0.3, 0.3))
     kerbs = (-wide / 2 - lane * wide, wide / 2 - lane * wide)
@@ -220,7 +220,9 @@ def render_scene(seed: int, height: int = 360, width: int = 480) -> Scene:
 
 
 class SyntheticDataset:
-    """Scenes by index: (image uint8 [H,W,3] RGB, label uint8 [H,W]); splits share no seed."""
+    """A dataset of rendered scenes: image uint8 [H,W,3] RGB, label uint8 [H,W]; splits share no
+    seed.
+    """
 
     NUM_CLASSES = 11
 
@@ -235,7 +237,7 @@ class SyntheticDataset:
         return self.length
 
     def seed(self, index: int) -> int:
-        """The scene seed of an index; splits interleave, so no two can meet."""
+        """Returns the scene seed of an index; splits interleave, so no two can meet."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         return index * len(_SPLITS) + _SPLITS.index(self.split)

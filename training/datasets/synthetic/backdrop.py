@@ -21,7 +21,7 @@ _FAR = 120.0
 
 @dataclass(frozen=True)
 class Street:
-    """Where things are, in metres from the camera: the kerbs and the backs of the pavements."""
+    """The positions of the kerbs and the backs of the pavements, in metres from the camera."""
 
     kerbs: tuple[float, float]
     backs: tuple[float, float]
@@ -33,7 +33,7 @@ class Street:
 
 
 def draw_sky(canvas: Canvas, rng: np.random.Generator, rows: int) -> None:
-    """A gradient from blue, white or grey, with clouds; uint8 rows above the horizon."""
+    """Draws a gradient from blue, white or grey, with clouds, into the rows above the horizon."""
     w, kind = canvas.sizes[1], rng.random()
     blue, gray = ((90, 140, 215), (120, 165, 225)), ((225, 228, 232), (165, 170, 178))
     top = pick(rng, blue if kind < 0.4 else gray)
@@ -56,7 +56,7 @@ def _strip(x0: float, x1: float, z0: float, z1: float) -> list[tuple[float, floa
 
 
 def draw_ground(canvas: Canvas, rng: np.random.Generator, street: Street) -> None:
-    """Pavements, the carriageway with its kerbs, markings that stay Road, and shadows."""
+    """Draws pavements, the carriageway with its kerbs, and markings, which stay Road."""
     row = int(canvas.camera.horizon)
     paving = pick(rng, ((118, 114, 108), (140, 134, 124), (96, 92, 90), (150, 142, 136)))
     asphalt = pick(rng, ((92, 92, 94), (108, 106, 104), (76, 77, 80), (122, 118, 114)))
@@ -114,7 +114,7 @@ def _draw_markings(canvas: Canvas, rng: np.random.Generator, street: Street) -> 
 
 
 def darken_ground(canvas: Canvas, rng: np.random.Generator, street: Street) -> None:
-    """Soft shadows of houses and trees across the street."""
+    """Draws soft shadows of houses and trees across the street."""
     if rng.random() < 0.35:
         return
     mask = np.zeros(canvas.sizes, np.uint8)
@@ -135,7 +135,7 @@ def darken_ground(canvas: Canvas, rng: np.random.Generator, street: Street) -> N
 
 
 def draw_skyline(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Far houses and trees that close the view above the end of the road."""
+    """Draws far houses and trees that close the view above the end of the road."""
     w, y = canvas.sizes[1], canvas.camera.project([(0, 0, _FAR * 0.8)])[0, 1]
     x = -0.05 * w
     while x < w:

@@ -1,4 +1,4 @@
-"""The large things in a synthetic street: facades, trees, fences and vehicles."""
+"""The large things in a synthetic street: facades, trees and fences."""
 
 import cv2
 import numpy as np
@@ -33,7 +33,9 @@ _LEAVES: tuple[Colour, ...] = (
 def paint_facade(
     rng: np.random.Generator, width: float, height: float, ppm: float, wall: Colour
 ) -> Bytes:
-    """A wall seen square on, uint8 [height*ppm, width*ppm, 3]: masonry, windows, doors, shops."""
+    """Paints a wall seen square on, uint8 [height*ppm, width*ppm, 3]: masonry, windows, doors,
+    shops.
+    """
     h, w = max(int(height * ppm), 4), max(int(width * ppm), 4)
     rough = float(rng.uniform(0.03, 0.1))
     grain = 1 + rough * crop_noise(rng, h, w) + 0.4 * rough * crop_noise(rng, h, w, white=True)
@@ -74,7 +76,7 @@ def paint_facade(
 def paste_quad(
     canvas: Canvas, texture: Bytes, quad: npt.NDArray[np.float64], class_id: int
 ) -> None:
-    """Warp a texture onto a quad in pixels [4,2], clockwise from the top left."""
+    """Warps a texture onto a quad in pixels [4,2], clockwise from the top left."""
     h, w = canvas.sizes
     low = np.maximum(np.floor(quad.min(0)), 0).astype(int)
     high = np.minimum(np.ceil(quad.max(0)) + 1, (w, h)).astype(int)
@@ -98,7 +100,7 @@ def paste_quad(
 def draw_building(
     canvas: Canvas, rng: np.random.Generator, side: int, x: float, z0: float, z1: float
 ) -> None:
-    """A house along the street from z0 to z1, its facade in the plane side * x."""
+    """Draws a house along the street from z0 to z1, its facade in the plane side * x."""
     cam, gain = canvas.camera, canvas.left if side < 0 else canvas.right
     height = float(rng.choice([rng.uniform(3, 6), rng.uniform(6, 12), rng.uniform(10, 18)]))
     wall, depth, x = pick(rng, WALLS), float(rng.uniform(6, 12)), side * x
@@ -155,7 +157,9 @@ def draw_foliage(
     canvas: Canvas, rng: np.random.Generator, box: tuple[float, float, float, float], z: float,
     bare: bool = False,
 ) -> None:  # fmt: skip
-    """A crown or a hedge in a pixel box (left, top, right, bottom); bare crowns are see-through."""
+    """Draws a crown or a hedge in a pixel box (left, top, right, bottom); bare crowns are
+    see-through.
+    """
     x, y = int(np.floor(box[0])), int(np.floor(box[1]))
     w, h = max(int(box[2] - box[0]), 3), max(int(box[3] - box[1]), 3)
     if x >= canvas.sizes[1] or x + w <= 0 or y + h <= 0:
@@ -180,7 +184,7 @@ def draw_foliage(
 
 
 def draw_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, bare: bool) -> None:
-    """A tree on a trunk; leafy, or bare with branches against what stands behind it."""
+    """Draws a tree on a trunk, with leaves, or bare with branches against what stands behind it."""
     foot = canvas.camera.project([(x, 0.0, z)])[0]
     s = canvas.camera.focal / z
     height, spread = float(rng.uniform(4, 12)), float(rng.uniform(1.5, 3.8))
@@ -213,7 +217,7 @@ def draw_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, bare
 def draw_fence(
     canvas: Canvas, rng: np.random.Generator, x: float, z0: float, z1: float, height: float
 ) -> None:
-    """Railings (see-through, labelled as a whole) or boards along the street from z0 to z1."""
+    """Draws railings (see-through, labelled as a whole) or boards along the street, z0 to z1."""
     paint = pick(rng, ((35, 36, 38), (110, 84, 60), (150, 140, 125), (60, 70, 60), (205, 203, 198)))
     gain = canvas.left if x < 0 else canvas.right
     solid = rng.random() < 0.45

@@ -48,7 +48,9 @@ def _make_noise() -> tuple[Floats, Floats]:
 
 
 def crop_noise(rng: np.random.Generator, height: int, width: int, white: bool = False) -> Floats:
-    """A random window of a noise tile, float32 [height,width]; larger windows are stretched."""
+    """Returns a random window of a noise tile, float32 [height,width]; larger windows are
+    stretched.
+    """
     tile = _make_noise()[0 if white else 1]
     h, w = min(height, _TILE), min(width, _TILE)
     y, x = rng.integers(0, _TILE - h + 1), rng.integers(0, _TILE - w + 1)
@@ -57,7 +59,7 @@ def crop_noise(rng: np.random.Generator, height: int, width: int, white: bool = 
 
 
 def pick(rng: np.random.Generator, colours: Sequence[Colour], spread: float = 0.12) -> Colour:
-    """One of the colours, its brightness and each channel varied a little."""
+    """Returns one of the colours, its brightness and each channel varied a little."""
     r, g, b = colours[int(rng.integers(len(colours)))]
     k, kr, kg, kb = (1 + rng.uniform(-spread, spread, 4) * (1.0, 0.4, 0.4, 0.4)).tolist()
     return (min(r * k * kr, 255.0), min(g * k * kg, 255.0), min(b * k * kb, 255.0))
@@ -74,7 +76,7 @@ class Camera:
     curve: float
 
     def project(self, points: Points3) -> npt.NDArray[np.float64]:
-        """World points [n,3] in metres -> pixels [n,2]."""
+        """Returns the pixels [n,2] of world points [n,3] in metres."""
         p = np.asarray(points, np.float64)
         z = np.maximum(p[:, 2], 0.6)
         pixels = np.empty((len(p), 2))
@@ -101,13 +103,13 @@ class Canvas:
         self.sizes = (self.label.shape[0], self.label.shape[1])
 
     def tone(self, colour: Colour, gain: float = 1.0, z: float = 0.0) -> Colour:
-        """The colour under this light, faded towards the haze with distance."""
+        """Returns the colour under this light, faded towards the haze with distance."""
         a, (hr, hg, hb) = math.exp(-z * self.haze_per_m), self.haze
         r, g, b = (min(c * gain, 255.0) * a for c in colour)
         return (r + hr * (1 - a), g + hg * (1 - a), b + hb * (1 - a))
 
     def fill(self, points: Points, colour: Colour | None, class_id: int | None) -> None:
-        """Fill a polygon [n,2] in pixels, in the picture, the label map, or both."""
+        """Fills a polygon [n,2] in pixels, in the picture, the label map, or both."""
         h, w = self.sizes
         # Far outside the frame the fixed-point numbers would overflow.
         p = np.minimum(np.maximum(points, -4.0 * w - h), 5.0 * w + h)
@@ -118,13 +120,13 @@ class Canvas:
             cv2.fillPoly(self.label, [p], (class_id,), cv2.LINE_8, _SUBPIXEL_BITS)
 
     def fill_world(self, points: Points3, colour: Colour | None, class_id: int | None) -> None:
-        """Fill a polygon given in metres [n,3]."""
+        """Fills a polygon given in metres [n,3]."""
         self.fill(self.camera.project(points), colour, class_id)
 
 
 @dataclass(frozen=True)
 class Stand:
-    """A flat figure facing the camera: local metres (right, up) from its foot point."""
+    """A flat figure that faces the camera, in local metres (right, up) from its foot point."""
 
     canvas: Canvas
     x: float
@@ -140,7 +142,7 @@ class Stand:
         object.__setattr__(self, "scale", self.canvas.camera.focal / self.z)
 
     def place(self, points: Points) -> npt.NDArray[np.float64]:
-        """Local metres [n,2] -> pixels [n,2]."""
+        """Returns the pixels [n,2] of points in local metres [n,2]."""
         k = np.array([self.scale * self.flip, -self.scale])
         pixels: npt.NDArray[np.float64] = self.foot + np.asarray(points, np.float64) * k
         return pixels
@@ -154,7 +156,7 @@ class Stand:
         self.fill(np.stack([x + rx * np.cos(a), y + ry * np.sin(a)], 1), colour)
 
     def limb(self, joints: Points, widths: Sequence[float], colour: Colour) -> None:
-        """A chain of tapered strokes through the joints."""
+        """Draws a chain of tapered strokes through the joints."""
         p = np.asarray(joints, np.float64)
         for a, b, wa, wb in zip(p[:-1], p[1:], widths[:-1], widths[1:], strict=True):
             d = b - a
@@ -163,7 +165,7 @@ class Stand:
 
 
 def draw_pedestrian(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """Somebody walking or standing."""
+    """Draws somebody walking or standing."""
     s = Stand(canvas, x, z, PEDESTRIAN, float(rng.uniform(0.6, 1.1)), float(rng.choice([-1, 1])))
     t, top, legs = float(rng.uniform(1.5, 1.88)), pick(rng, _CLOTHES), pick(rng, _CLOTHES[:7])
     skin, hair = pick(rng, ((205, 160, 135), (140, 95, 70), (90, 60, 45))), pick(rng, _CLOTHES[:3])
@@ -188,7 +190,7 @@ def draw_pedestrian(canvas: Canvas, rng: np.random.Generator, x: float, z: float
 
 
 def draw_bicyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """A rider on a bicycle, between side view and end view; the wheels are labelled as discs."""
+    """Draws a cyclist, between side view and end view; the wheels are labelled as discs."""
     s = Stand(canvas, x, z, BICYCLIST, float(rng.uniform(0.6, 1.1)), float(rng.choice([-1, 1])))
     u = float(rng.choice([rng.uniform(0.16, 0.4), rng.uniform(0.5, 1.0)]))  # foreshortening
     top, legs, dark = pick(rng, _CLOTHES), pick(rng, _CLOTHES[:7]), (26.0, 26.0, 28.0)
@@ -225,7 +227,7 @@ def draw_bicyclist(canvas: Canvas, rng: np.random.Generator, x: float, z: float)
 
 
 def draw_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """A lamp post or, now and then, a bollard."""
+    """Draws a lamp post or, now and then, a bollard."""
     s = Stand(canvas, x, z, POLE, float(rng.uniform(0.5, 1.1)), -1.0 if x > 0 else 1.0)
     paint = pick(rng, ((120, 122, 120), (150, 145, 130), (30, 34, 32), (190, 188, 180)))
     if rng.random() < 0.25:
@@ -239,7 +241,7 @@ def draw_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> N
 
 
 def draw_sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
-    """A traffic sign, a board or a traffic light on its pole."""
+    """Draws a traffic sign, a board or a traffic light on its pole."""
     gain, kind = float(rng.uniform(0.5, 1.15)), int(rng.integers(5))
     pole, s = Stand(canvas, x, z, POLE, gain), Stand(canvas, x, z, SIGN, gain)
     t = float(rng.uniform(2.2, 3.4))

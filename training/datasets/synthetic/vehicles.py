@@ -43,7 +43,7 @@ _NAMES = ("hatchback", "saloon", "estate", "van", "bus")
 
 
 def draw_vehicle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, yaw: float) -> None:
-    """A vehicle centred at (x, z), its front turned by yaw from straight ahead (radians)."""
+    """Draws a vehicle centred at (x, z), its front turned by yaw from straight ahead (radians)."""
     kind = str(rng.choice(_NAMES, p=(0.38, 0.27, 0.21, 0.1, 0.04)))
     if kind == "bus" and z < 18:
         kind = "van" if z > 10 else "estate"  # nearer it would fill the frame

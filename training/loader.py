@@ -61,7 +61,9 @@ class Mixture:
         self, primary: SegmentationDataset, secondary: SegmentationDataset | None, share: float
     ) -> None:
         if not 0.0 <= share < 1.0:
-            raise ValueError(f"the share of mixed-in scenes must be in [0, 1), not {share}")
+            raise ValueError(
+                f"the share of synthetic scenes is {share}: expected 0 or more, and below 1"
+            )
         self.primary = primary
         self.secondary = secondary
         self.extra = round(len(primary) * share / (1.0 - share)) if secondary is not None else 0
@@ -122,7 +124,7 @@ class Loader:
     """A loader of full batches: a smaller last one would change the batch-norm statistics.
 
     With a ``shard``, a batch is that process's rows of it. ``prefetch`` batches are made ahead of
-    the one that is asked for, each by one worker: more workers than that and one have no work.
+    the current one, each by one worker: more workers than that plus one have no work.
     """
 
     def __init__(
@@ -148,7 +150,8 @@ class Loader:
         self.seed = seed
         if batch_size % shard.world:
             raise ValueError(
-                f"batch size {batch_size} cannot be shared out among {shard.world} processes"
+                f"batch size {batch_size} cannot be shared equally among {shard.world} processes: "
+                "give a multiple"
             )
         self.shard = shard
         self.batches = (len(mixture.primary) + mixture.extra) // batch_size

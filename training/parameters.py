@@ -55,7 +55,8 @@ def frozen_names(names: Iterable[str], freeze: tuple[str, ...]) -> frozenset[str
     unknown = [start for start in freeze if not any(_begins(name, start) for name in names)]
     if unknown:
         raise ValueError(
-            f"--freeze {','.join(unknown)}: no parameter's name begins so; they are named like "
+            f"--freeze {','.join(unknown)}: no parameter has such a name: expected the start of "
+            "one, such as "
             f"{', '.join(sorted(names)[:: max(1, len(names) // 6)])}"
         )
     return frozenset(name for name in names if any(_begins(name, start) for start in freeze))
@@ -65,15 +66,17 @@ def _beginnings(names: tuple[str, ...], depth: int) -> tuple[str, ...]:
     """Of the first ``depth`` parts, as far as names have them."""
     parts = XCEPTION if any(_begins(name, XCEPTION[0][0]) for name in names) else RESNET
     if not 1 <= depth <= len(parts):
-        raise ValueError(f"--freeze {depth}: this backbone has 1 to {len(parts)} parts")
+        raise ValueError(
+            f"--freeze {depth}: expected 1 to {len(parts)}, the number of parts of this backbone"
+        )
     found = [
         [start for start in part if any(_begins(name, start) for name in names)]
         for part in parts[:depth]
     ]
     if not all(found):
         raise ValueError(
-            f"--freeze {depth}: the parts of this network are not known; give the beginnings of "
-            "its parameters' names"
+            f"--freeze {depth}: the parts of this network are unknown; give the starts of its "
+            "parameters' names"
         )
     return tuple(start for part in found for start in part)
 
@@ -82,7 +85,7 @@ def _begins(name: str, start: str) -> bool:
     return name.startswith(start) or name.split("_", 1)[-1].startswith(start)
 
 
-# GluonCV's own networks have theirs behind the ResNet's name.
+# In GluonCV's own networks they follow the ResNet's name.
 BACKBONE_BLOCKS = (
     "conv1_", "layer1_", "layer2_", "layer3_", "layer4_", "batchnorm", "resnetv1",
 )  # fmt: skip

@@ -50,7 +50,7 @@ class Run:
             with hold_run(self.folder.path):
                 moved = self.folder.make_room()
             if moved is not None:
-                print(f"the earlier run in {self.folder.path} is in {moved} now", flush=True)
+                print(f"the earlier run in {self.folder.path} was moved to {moved}", flush=True)
         with hold_run(self.folder.path):
             return self._fit(resumed)
 
@@ -59,14 +59,14 @@ class Run:
         steps, state = self._start(resumed)
         self.folder.start(asdict(o), read_environment())
         self.learner.write_symbol(self.folder.symbol)
-        self._tell_start(steps.loader, state)
+        self._report_start(steps.loader, state)
         batches = steps.loader.batches
         left = range(state.epochs_done, o.epochs)
         progress = RunProgress(
             o.epochs, state, batches,
             validations=sum(map(self._is_validated, left)), log_interval=o.log_interval,
         )  # fmt: skip
-        interruption = Interruption(self.learner.agree, tells=True)
+        interruption = Interruption(self.learner.agree, prints=True)
         saver = Saver(self.folder, self.learner, o.checkpoint_minutes)
         with closing(RunLog(self.folder, state, batches)) as log, progress, interruption:
             for epoch in left:
@@ -118,9 +118,9 @@ class Run:
         return replace(state, part=part)
 
     def _follow(self, resumed: bool) -> RunState:
-        """The same steps as the first process, which alone tells and writes."""
+        """Takes the same steps as the first process, which alone prints and writes."""
         steps, state = self._start(resumed)
-        with Interruption(self.learner.agree, tells=False) as interruption:
+        with Interruption(self.learner.agree, prints=False) as interruption:
             while state.epochs_done < self.options.epochs:
                 for _ in steps.of_epoch(*state.place):
                     interruption.is_agreed()
@@ -136,7 +136,7 @@ class Run:
         o = self.options
         loader = open_loader(o, len(self.labels.names), self.learner.shard)
         if not o.no_val:
-            # What is missing there is told now, not after an epoch.
+            # What is missing there is reported now, not after an epoch.
             open_dataset(o.dataset, "val", o.root)
         class_weights = weigh_classes(
             loader.mixture.primary, len(self.labels.names), o.class_balance, o.class_weights
@@ -146,14 +146,14 @@ class Run:
         guard = Guard(o, self.learner, class_weights)
         return Steps(loader, self._schedule(loader), guard), state
 
-    def _tell_start(self, loader: Loader, state: RunState) -> None:
+    def _report_start(self, loader: Loader, state: RunState) -> None:
         o = self.options
         epoch, iteration = state.place
         images = len(loader.mixture.primary) + loader.mixture.extra
         within = f", from iteration {iteration + 1} on" if iteration else ""
         left = f"epochs {epoch + 1} to {o.epochs}{within}"
         if epoch >= o.epochs:
-            left = f"all {epoch} epochs are done; --epochs N with a larger N goes on"
+            left = f"all {epoch} epochs are done; a larger --epochs continues"
         print(
             f"{self.folder.path}: {images} images, {loader.batches} iterations of {o.batch_size} "
             f"an epoch; {left}",
@@ -169,7 +169,7 @@ class Run:
     def _read_checkpoint(self, loader: Loader) -> RunState:
         checkpoint = self.folder.newest()
         if checkpoint is None:
-            raise FileNotFoundError(f"{self.folder.path} has no checkpoint to go on from")
+            raise FileNotFoundError(f"{self.folder.path} has no checkpoint to resume from")
         self.learner.read_parameters(checkpoint.last)
         self.learner.read_optimizer(checkpoint.optimizer)
         state = checkpoint.read_state()
@@ -177,21 +177,21 @@ class Run:
             return state
         if self.learner.shard.leads:
             print(
-                f"epoch {state.epochs_done + 1} begins again: it has {loader.batches} iterations "
-                f"now, and had {state.part.length}"
+                f"epoch {state.epochs_done + 1} starts again: it has {loader.batches} iterations "
+                f"now instead of {state.part.length}"
             )
         return replace(state, part=PartOfEpoch())
 
     def _read_start(self) -> RunState:
-        """The weights that a run starts from, where it is told any."""
+        """Reads the weights that a run starts from, if any."""
         o = self.options
         if o.resume is not None:
             self.learner.read_parameters(o.resume)
         if o.finetune is not None:
             fresh = self.learner.read_parameters(o.finetune, partial=True)
             if self.learner.shard.leads:
-                told = ", ".join(fresh) or "none"
-                print(f"{o.finetune}: {len(fresh)} arrays start anew: {told}")
+                names = ", ".join(fresh) or "none"
+                print(f"{o.finetune}: {len(fresh)} arrays are initialized again: {names}")
         return RunState()
 
     def _is_validated(self, epoch: int) -> bool:

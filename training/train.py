@@ -32,7 +32,7 @@ def train(options: TrainOptions) -> None:
 
     if options.resume is not None and not options.resume.exists():
         raise ValueError(
-            f"--resume {options.resume}: no such run folder or .params file; `segserve runs` lists "
+            f"--resume {options.resume}: not a run folder or a .params file; `segserve runs` lists "
             "the runs"
         )
     names = dataset_labels(options.dataset, options.root).names
@@ -56,7 +56,7 @@ def train(options: TrainOptions) -> None:
     try:
         state = run.fit()
     except TrainingStopped as error:
-        # All processes stop at the same step; the first one tells why.
+        # All processes stop at the same step; the first one says why.
         if learner.shard.leads:
             print(f"train.py: {error}", file=sys.stderr, flush=True)
         learner.close()
@@ -65,7 +65,7 @@ def train(options: TrainOptions) -> None:
         learner.close()
         if learner.shard.leads:
             print(
-                f"train.py: ended by {error}; --resume {options.run} goes on at that step",
+                f"train.py: stopped by {error}; --resume {options.run} continues from that step",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
         sys.exit(128 + error.signal_number)
@@ -78,14 +78,14 @@ def train(options: TrainOptions) -> None:
     learner.close()
 
 
-def tell_warning(message: Warning | str, *_: object, **__: object) -> None:
+def print_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Prints a warning in place of ``warnings.showwarning``, without a line of code."""
     print(f"train.py: warning: {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Runs the command line; exits with a message if something is wrong."""
-    warnings.showwarning = tell_warning
+    warnings.showwarning = print_warning
     try:
         options = parse_options()
         start_replicas(options)
@@ -93,7 +93,11 @@ def main() -> None:
     except (ValueError, OSError, ExportError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: ended at once; --resume goes on at the last checkpoint, if any")
+        sys.exit(
+            "train.py: stopped immediately; use --resume to continue from the last checkpoint, if "
+            "there is "
+            "one"
+        )
 
 
 if __name__ == "__main__":

@@ -20,18 +20,18 @@ from training.runs.interruption import Interrupted
 from training.trainers import Learner
 from training.transforms import normalize
 
-# Is told, before each image, how many of how many are done; what it raises ends the validation.
+# Called before each image with the number done and of all; what it raises ends the validation.
 Watch = Callable[[int, int], None]
 
-# Images a device: a process that cannot go on is waited for no longer than these take.
+# Images per device: the others wait no longer than these take for a process that fails.
 ROUNDS_BETWEEN_MEETINGS = 8
 
 
 class FailedElsewhere(ValueError):
     """Another process could not score one of its images."""
 
-    def __init__(self, told: str) -> None:
-        super().__init__(f"another process failed: {told}")
+    def __init__(self, failure: str) -> None:
+        super().__init__(f"another process failed: {failure}")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def validate(
     Of several processes each scores its share; all have to ask, and all get the whole.
 
     Raises:
-        FailedElsewhere: another process could not score one of its images; it tells which.
-        Interrupted: another process was told to end.
+        FailedElsewhere: another process could not score one of its images, which the message names.
+        Interrupted: another process received a signal.
     """
     size, pixels = Size(options.height, options.crop_width), options.pixels
     main = open_dataset(options.dataset, "val", options.root)
@@ -119,11 +119,11 @@ def _score(
 
 
 def _meet(learner: Learner, problem: Exception | None) -> None:
-    """Where one process cannot go on, none does: the others would wait for it."""
+    """Raises in all processes if one cannot continue: the others would wait for it."""
     signal_number = problem.signal_number if isinstance(problem, Interrupted) else 0
     failure = "" if problem is None or signal_number else f"{type(problem).__name__}: {problem}"
     everyone = learner.gather((signal_number, failure))
-    failures = [told for _, told in everyone if told]
+    failures = [text for _, text in everyone if text]
     if failures:
         raise problem if failure and problem else FailedElsewhere(failures[0])
     signals = [number for number, _ in everyone if number]

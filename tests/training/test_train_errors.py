@@ -88,13 +88,13 @@ def test_a_gpu_that_is_left_idle_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_warning_is_a_line_of_words(capsys: pytest.CaptureFixture[str]) -> None:
-    train.tell_warning(UserWarning("only 4 here"), UserWarning, "train.py", 3)
+    train.print_warning(UserWarning("only 4 here"), UserWarning, "train.py", 3)
     assert capsys.readouterr().err == "train.py: warning: only 4 here\n"
 
 
 def test_a_full_gpu_tells_what_to_do() -> None:
     with (
         pytest.raises(ValueError, match="--accumulate N, or take a smaller --batch-size"),
-        torch_replicas.tell_remedy_of_memory(),
+        torch_replicas.explain_out_of_memory(),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")

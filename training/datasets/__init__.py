@@ -81,12 +81,11 @@ def open_dataset(name: str, split: str, root: Path | None = None) -> Segmentatio
     """Opens ``split`` (``train``, ``val``, with some ``test``) of a dataset.
 
     Args:
-        root: the dataset's folder; :func:`default_root` unless told otherwise. ``folder`` has no
-            other.
+        root: the dataset's folder; None is :func:`default_root`. ``folder`` has no default.
 
     Raises:
-        ValueError: a dataset that is not known here.
-        FileNotFoundError: nothing there that looks like it; the message shows the layout.
+        ValueError: an unknown dataset.
+        FileNotFoundError: the dataset is not there; the message shows the layout.
     """
     name = canonical_name(name)
     if name == "synthetic":
@@ -121,5 +120,5 @@ def dataset_labels(name: str, root: Path | None = None) -> LabelSet:
 
 def _named_root(root: Path | None) -> Path:
     if root is None:
-        raise ValueError("dataset 'folder' is read from the folder named by --root")
+        raise ValueError("dataset 'folder' needs --root, the folder with your photos and masks")
     return root

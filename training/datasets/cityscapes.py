@@ -6,7 +6,7 @@
     ROOT/gtFine/{train,val}/CITY/*_gtFine_labelIds.png       or *_gtFine_labelTrainIds.png
 
 Source: Cordts et al., "The Cityscapes Dataset", arXiv 1604.01685; ids of its cityscapesScripts.
-The images are behind a login and have terms of their own.
+The images need a login and have terms of their own.
 """
 
 from __future__ import annotations
@@ -86,5 +86,7 @@ def _to_train_ids(ids: Pixels, mask: Path) -> Pixels:
     # 255 is -1, the license plates.
     wrong = (ids > LAST_LABEL_ID) & (ids != IGNORE_LABEL)
     if wrong.any():
-        raise ValueError(f"{mask}: {int(ids[wrong][0])} is no Cityscapes id (0..{LAST_LABEL_ID})")
+        raise ValueError(
+            f"{mask}: {int(ids[wrong][0])} is not a Cityscapes id: expected 0..{LAST_LABEL_ID}"
+        )
     return np.asarray(TRAIN_IDS[ids], np.uint8)

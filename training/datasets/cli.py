@@ -45,11 +45,16 @@ class Action(str, Enum):
 def dataset(
     action: Annotated[Action, typer.Argument(show_default=False)],
     name: Annotated[str, typer.Argument(help=", ".join(KNOWN), show_default=False)],
-    root: Annotated[Path | None, typer.Option(help="folder of the dataset")] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="only this one; may be repeated; default train and val")
+    root: Annotated[
+        Path | None, typer.Option(help="folder of the dataset; default: ~/.mxnet/datasets/<name>")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first of each split")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="split to check; may be repeated; default: train and val"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="check only this many images of each split")
+    ] = None,
 ) -> None:
     """Check a dataset, or download it.
 
@@ -99,8 +104,10 @@ def prepare_with_progress(name: str, root: Path, console: Console) -> None:
             done = prepare(name, root, on_archive=watch)
         except (ValueError, OSError) as error:
             sys.exit(f"segserve dataset prepare: {error}")
-    told = "is ready" if done else "was ready before"
-    console.print(f"{root} {told}; try: segserve dataset check {name} --root {root}", markup=False)
+    outcome = "is ready" if done else "was ready already"
+    console.print(
+        f"{root} {outcome}; try: segserve dataset check {name} --root {root}", markup=False
+    )
 
 
 def check_with_progress(

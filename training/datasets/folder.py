@@ -119,7 +119,7 @@ class FolderDataset(PairedFiles):
             color = format_palette([tuple(pixels[row, column].tolist())])
             raise ValueError(
                 f"{path}: colour {color} at row {row}, column {column} ({int(unknown.sum())} such "
-                f"pixels) is no class of {self.root / LABELS_FILE}; ignored pixels are "
+                f"pixels) is not in {self.root / LABELS_FILE}; ignored pixels are "
                 f"{format_palette([IGNORE_COLOR])}"
             )
         return np.asarray(ids[place], np.uint8)
@@ -145,7 +145,7 @@ def read_folder_labels(root: Path) -> LabelSet:
 
     Raises:
         FileNotFoundError: there is none; the message says what belongs in it.
-        ValueError: it is no list of classes, or two of them share a colour.
+        ValueError: it is not a list of classes, or two of them share a colour.
     """
     file = root / LABELS_FILE
     if not file.is_file():
@@ -170,14 +170,14 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
     images, masks = root / "images", root / "masks"
     if not images.is_dir() or not masks.is_dir():
         raise FileNotFoundError(
-            f"{root} holds no photos and masks: expected images/train/*.jpg with "
+            f"{root} does not contain photos and masks: expected images/train/*.jpg with "
             f"masks/train/*.png, the same for val, or images/*.jpg with masks/*.png; "
             f"name the folder with --root"
         )
     folders = [path for path in (images / name for name in SPLITS) if path.is_dir()]
     loose = next(list_files(images, PHOTO_SUFFIXES), None)
     if folders and loose is not None:
-        raise ValueError(f"{loose} lies beside {folders[0]}: is it for training or validation?")
+        raise ValueError(f"{loose} is beside {folders[0]}: move it into train or val")
     if folders or (images / split).is_dir():
         for folder in (images / split, masks / split):
             if not folder.is_dir():
@@ -187,7 +187,9 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
         raise ValueError(f"no split {split!r} in {images}: photos are split into train and val")
     pairs = pair_files(images, masks)
     if len(pairs) < len(SPLITS):
-        raise ValueError(f"{images} holds one photo; training and validation need one each")
+        raise ValueError(
+            f"{images} contains one photo: expected two or more, for training and validation"
+        )
     kept = validation_stems(tuple(photo.stem for photo, _ in pairs))
     return tuple(pair for pair in pairs if (pair[0].stem in kept) == (split == "val"))
 

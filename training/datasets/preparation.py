@@ -24,7 +24,7 @@ class Archive:
     """An archive as it was published.
 
     Attributes:
-        url: empty where only a login leads to it.
+        url: empty if it needs a login.
         moved: (folder in the archive, folder to unpack it as).
     """
 
@@ -37,11 +37,11 @@ class Archive:
 def obtain(archive: Archive, folder: Path, progress: Progress = lambda done, total: None) -> Path:
     """Returns the checked file in ``folder``; it is downloaded unless it exists.
 
-    A download that broke off is in ``FILE.part`` and goes on where it ended.
+    An interrupted download is in ``FILE.part`` and continues where it ended.
 
     Raises:
-        ArchiveError: no such address, or its content is another one (it is deleted then; a file
-            that was put there by hand is kept).
+        ArchiveError: no such address, or another content (which is deleted, unless the user put the
+            file there).
     """
     path = folder / archive.file
     if path.is_file():
@@ -68,7 +68,7 @@ def unpack(path: Path, folder: Path, moved: tuple[str, str] = ("", "")) -> None:
         moved: (folder in the archive, folder to unpack it as).
 
     Raises:
-        ArchiveError: no such archive, or an entry that is a link or lies outside of the folder.
+        ArchiveError: no such archive, or an entry that is a link or outside of the folder.
             Nothing has been written then.
     """
     try:
@@ -163,7 +163,7 @@ class Preparation:
     Attributes:
         archives: fetched (or, without an address, expected) in ``ROOT/downloads``, then unpacked
             into ``ROOT``.
-        by_hand: what nobody but the user can do; told where a file is missing.
+        by_hand: what only the user can do; reported if a file is missing.
     """
 
     archives: tuple[Archive, ...] = ()
@@ -216,15 +216,18 @@ def prepare(
     """Downloads and unpacks what is missing; returns False if nothing was.
 
     Args:
-        on_archive: is given each archive's name, and returns what is told of its download.
+        on_archive: called with each archive's name, returns a function that is called with its
+            progress.
 
     Raises:
-        ValueError: the dataset needs no folder, or what is to be done by hand.
+        ValueError: the dataset needs no folder, or the user has something to do first.
         ArchiveError: an archive cannot be fetched, or is not the published one.
     """
     name = canonical_name(name)
     if name not in preparations:
-        raise ValueError(f"nothing to prepare for {name!r}; known: {', '.join(preparations)}")
+        raise ValueError(
+            f"{name!r} cannot be downloaded; expected one of {', '.join(preparations)}"
+        )
     steps, downloads = preparations[name], root / DOWNLOADS
     left = [archive for archive in steps.archives if not _marker(downloads, archive).exists()]
     if steps.archives and not left:

@@ -25,7 +25,7 @@ class ClassScore:
         iou: None where neither a label nor an answer holds it.
         accuracy: share of its pixels that are right; None where no label holds it.
         share: of the labelled pixels.
-        boundary_f: None where no image has a boundary of it, or none was asked for.
+        boundary_f: None if no image has a boundary of it, or none was scored.
         boundary_images: how many images that is the mean of.
     """
 

@@ -61,7 +61,7 @@ def open_model(
     With ``access.tls`` the first and the last are TLS; ``https://`` is, with or without.
 
     Raises:
-        ServerError: an address that is none.
+        ServerError: not the address of a server.
         OSError, ValueError: the key, or a file of ``access.tls``, cannot be used.
     """
     opened: ServedModel
@@ -79,16 +79,19 @@ class HttpModel:
     """A model over HTTP, with a connection per request: the server may close an idle one.
 
     Raises:
-        ServerError: an address that is no http(s) one, or a plain one with certificates.
+        ServerError: not an http(s) address, or a plain one with certificates.
     """
 
     def __init__(self, server: str, model: str, access: Access, timeout_s: float) -> None:
         scheme = "https" if access.tls else "http"
         url = urlsplit(server if "://" in server else f"{scheme}://{server}")
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ServerError(f"{server!r} is no server; expected host:port or grpc://host:port")
+            raise ServerError(
+                f"{server!r} is not the address of a server: expected host:port, "
+                "https://host:port or grpc://host:port"
+            )
         if url.scheme == "http" and access.tls:
-            raise ServerError(f"{server} is plain HTTP; with certificates it is https://")
+            raise ServerError(f"{server} is plain HTTP: expected https:// with certificates")
         self.server = server
         self.served: set[tuple[str, str]] = set()
         self._path = f"{url.path.rstrip('/')}/v2/models/{quote(model, safe='')}"
@@ -114,7 +117,7 @@ class HttpModel:
             return tuple(str(entry["name"]) for entry in entries)
         except (ValueError, KeyError, TypeError):
             raise ServerError(
-                f"{self.server} answers no list of classes; is it segserve?"
+                f"{self.server} did not answer with a list of classes: expected a segserve server"
             ) from None
 
     def close(self) -> None:
@@ -131,7 +134,7 @@ class HttpModel:
         except ssl.SSLError as error:
             raise ServerError(
                 f"TLS with {self.server} failed ({error}); --tls-ca names the authority that "
-                f"signed its certificate, --tls-certificate and --tls-key what it may ask for"
+                f"signed its certificate, --tls-certificate and --tls-key the client's own"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(

@@ -6,7 +6,8 @@ of its length, the last one padded. Where windows overlap their mean counts; eve
 same, read at the image's own pixels.
 
 Two things differ from GluonCV's ``MultiEvalModel``. It adds ``exp(logits + mirrored logits)``,
-which is no probability and overflows for sure networks: here each view's softmax is averaged, as
+which is not a probability and overflows for confident networks: here each view's softmax is
+averaged, as
 PSPNet's own evaluation does it. And scales are read back with half-pixel centres, as the images
 were made, where GluonCV aligns corners.
 """
@@ -99,7 +100,7 @@ class SlidingWindows:
 
 
 def scaled_size(original: Size, long_edge: float) -> Size:
-    """Returns the size with the long edge rounded up, the short one to the nearest in proportion."""
+    """Returns the size with the long edge rounded up and the short one in proportion."""
     long = math.ceil(long_edge)
     ratio = long / max(original.height, original.width)
     if original.height > original.width:

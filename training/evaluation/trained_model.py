@@ -40,7 +40,7 @@ class TrainedModel:
     Threads may share it: the network answers one at a time.
 
     Attributes:
-        seconds: of each image so far, spent in the network.
+        seconds: spent in the network, for each image so far.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def score_weights(
     indices: Sequence[int],
     evaluators: Evaluators,
 ) -> Evaluation:
-    """Scores the images of ``indices``; writes tables and pictures to ``options.output``, if set."""
+    """Scores the images of ``indices``; writes tables and pictures if ``options.output`` is set."""
     run = options.run
     shares = evaluators.share(indices)
     parts = evaluators.map([partial(Evaluator.score, indices=share) for share in shares])

@@ -133,11 +133,11 @@ def read_batch(folder: Path) -> tuple[Batch, npt.NDArray[np.float32]]:
 
 def read_incident(folder: Path) -> dict[str, object]:
     """Returns what was reported of the step."""
-    told: dict[str, object] = json.loads((folder / INCIDENT).read_text())
-    return told
+    incident: dict[str, object] = json.loads((folder / INCIDENT).read_text())
+    return incident
 
 
-# A reproduction holds all weights: some of them tell as much as all of them.
+# A reproduction has all weights: a few show as much as all of them.
 MOST_REPRODUCTIONS = 3
 
 
@@ -169,7 +169,7 @@ class Guard:
 
     With ``options.on_nan`` ``stop`` the first such step ends the run; with ``skip`` it is left out,
     but more than ``options.max_skips`` in a row end the run too. Several processes refuse the same
-    steps; the first one tells and writes.
+    steps; the first one reports and writes.
     """
 
     def __init__(
@@ -203,18 +203,18 @@ class Guard:
 
     def _refuse(self, incident: Incident, batch: Batch) -> None:
         leads = self.learner.shard.leads
-        kept = self._reproduce(incident, batch) if leads else "told by the first process"
+        kept = self._reproduce(incident, batch) if leads else "reported by the first process"
         # A process that ends takes the others with it, also one that still writes.
         self.learner.wait()
-        told = f"{incident}; {kept}"
+        report = f"{incident}; {kept}"
         if self.options.on_nan == "stop":
-            raise TrainingStopped(f"{told}; --on-nan skip leaves such steps out")
+            raise TrainingStopped(f"{report}; --on-nan skip leaves such steps out")
         self.skipped_in_a_row += 1
         most = self.options.max_skips
         if self.skipped_in_a_row > most:
-            raise TrainingStopped(f"{told}; more than --max-skips {most} in a row")
+            raise TrainingStopped(f"{report}; more than --max-skips {most} in a row")
         if leads:
-            print(f"step skipped: {told}", file=sys.stderr, flush=True)
+            print(f"step skipped: {report}", file=sys.stderr, flush=True)
 
     def _reproduce(self, incident: Incident, batch: Batch) -> str:
         path = self.folder / f"epoch-{incident.epoch}-iteration-{incident.iteration}.zip"

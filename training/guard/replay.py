@@ -30,7 +30,7 @@ def replay(path: Path) -> NonFiniteStep | float:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is no reproduction: {error}") from error
+            raise ValueError(f"{path} is not a reproduction of a step: {error}") from error
         options = parse_options(["--resume", str(folder)])
         batch, class_weights = read_batch(folder)
         learner = make_learner(options, len(class_weights))

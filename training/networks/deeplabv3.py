@@ -50,7 +50,7 @@ class ImagePooling(mx.gluon.HybridBlock):
 
 
 class AtrousPyramid(mx.gluon.HybridBlock):
-    """The ASPP: a 1x1 and three dilated 3x3 convolutions and image pooling, then a 1x1 projection."""
+    """The ASPP: a 1x1 and three dilated 3x3 convolutions, image pooling, and a 1x1 projection."""
 
     def __init__(
         self, in_channels: int, channels: int, height: int, width: int, norm: Norm, **scope: str

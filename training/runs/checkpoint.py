@@ -107,8 +107,8 @@ class Checkpoint:
         return self.path / "state.json"
 
     def read_state(self) -> RunState:
-        told = json.loads(self.state.read_text())
-        return RunState(**{**told, "part": PartOfEpoch(**told.get("part", {}))})
+        saved = json.loads(self.state.read_text())
+        return RunState(**{**saved, "part": PartOfEpoch(**saved.get("part", {}))})
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ class RunFolder:
         except OSError as error:
             shutil.rmtree(self.path / ASIDE, ignore_errors=True)
             raise CheckpointNotWritten(
-                f"no checkpoint could be written to {self.path}: {error.strerror or error}; make "
-                f"room for it, then go on with --resume {self.path}"
+                f"cannot write a checkpoint to {self.path}: {error.strerror or error}; make "
+                f"room for it, then continue with --resume {self.path}"
             ) from error
 
     @contextmanager
@@ -311,7 +311,8 @@ def hold_run(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process trains into {folder}; wait for it, or choose another --checkname"
+                f"another process is training into {folder}; wait for it, or choose another "
+                "--checkname"
             ) from None
         yield
 

@@ -31,7 +31,7 @@ class RunSummary:
         best_epoch: from 1.
         last_loss: mean of the last finished epoch; None before that.
         seconds: training and validation of the finished epochs.
-        started: of the first process; None where the folder does not tell.
+        started: of the first process; None if unknown.
     """
 
     name: str
@@ -128,7 +128,7 @@ COLUMNS = ("state", "epochs", "best mIoU", "last loss", "took", "started")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-Folder = Annotated[Path, typer.Option(help="folder of runs (train.py --save-dir)")]
+Folder = Annotated[Path, typer.Option(help="folder of all runs (train.py --save-dir)")]
 
 
 @app.callback(invoke_without_command=True)
@@ -137,7 +137,10 @@ def list_runs(context: typer.Context, folder: Folder = Path("runs")) -> None:
     if context.invoked_subcommand is not None:
         return
     if not folder.is_dir():
-        sys.exit(f"segserve runs: no folder {folder}; train.py writes its runs to --save-dir")
+        sys.exit(
+            f"segserve runs: {folder} is not a folder: expected --folder to name train.py's "
+            "--save-dir"
+        )
     console = _console()
     columns = (Column("run", overflow="fold"), "model", *COLUMNS)
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
@@ -158,10 +161,10 @@ def list_runs(context: typer.Context, folder: Folder = Path("runs")) -> None:
 
 @app.command("compare")
 def compare_runs(
-    one: Annotated[Path, typer.Argument(help="a run's folder, or its name below --folder")],
-    other: Annotated[Path, typer.Argument(help="another one")],
+    one: Annotated[Path, typer.Argument(help="folder of a run, or its name below --folder")],
+    other: Annotated[Path, typer.Argument(help="folder or name of another run")],
     folder: Folder = Path("runs"),
-    output: Annotated[Path | None, typer.Option(help="write the curves here, a PNG")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG file for the curves")] = None,
 ) -> None:
     """Show the options that differ and the scores; with --output, draw the curves too."""
     try:
@@ -176,7 +179,9 @@ def compare_runs(
 def _find(path: Path, folder: Path) -> Path:
     found = path if path.is_dir() else folder / path
     if not found.is_dir():
-        raise ValueError(f"{path} is no folder, and no run below {folder}; see `segserve runs`")
+        raise ValueError(
+            f"{path} is not a folder or a run below {folder}; `segserve runs` lists the runs"
+        )
     return found
 
 

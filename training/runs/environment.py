@@ -26,9 +26,9 @@ class RunEnvironment:
     Attributes:
         started: UTC, ISO 8601.
         cores: those that the process may use.
-        gpus: name, memory and driver of each, as ``nvidia-smi`` tells.
+        gpus: name, memory and driver of each, from ``nvidia-smi``.
         threads: settings of the process, by variable; what is not set is left out.
-        git_revision: of the project's checkout; None where there is none.
+        git_revision: of the project's checkout; None without one.
         git_dirty: whether a tracked file differed from that revision.
     """
 
@@ -76,9 +76,9 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    told = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version",
+    listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version",
                    "--format=csv,noheader")  # fmt: skip
-    return tuple((told or "").splitlines())
+    return tuple((listed or "").splitlines())
 
 
 def _read_revision(folder: Path) -> tuple[str | None, bool | None]:

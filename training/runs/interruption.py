@@ -10,14 +10,14 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TOLD = b"\ntrain.py: ends after this step and keeps its work; once more: at once, without\n"
+NOTICE = b"\ntrain.py: saving and stopping after this step; again: stop now without saving\n"
 
 
 class Interrupted(Exception):
     """A signal ended the run, which has saved where it continues.
 
     Attributes:
-        signal_number: which signal told it.
+        signal_number: the signal.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -32,14 +32,14 @@ class Interruption:
     are one wish. Outside the main thread signals are left alone.
 
     Args:
-        agree: whether it is so in any of the processes that train together; all have to ask.
-        tells: says what a signal does.
+        agree: returns whether it is so in any of the processes that train together.
+        prints: reports a signal's effect.
     """
 
-    def __init__(self, agree: Callable[[bool], bool], tells: bool) -> None:
+    def __init__(self, agree: Callable[[bool], bool], prints: bool) -> None:
         self.agree = agree
-        self.tells = tells
-        self.told: int | None = None
+        self.prints = prints
+        self.received: int | None = None
         self.agreed = False
         self.before: dict[int, Any] = {}
 
@@ -54,26 +54,26 @@ class Interruption:
 
     def is_agreed(self) -> bool:
         """Returns whether any process received a signal; all call this at the same places."""
-        self.agreed = self.agree(self.told is not None)
+        self.agreed = self.agree(self.received is not None)
         return self.agreed
 
     def check(self) -> None:
         """Raises Interrupted if the processes have agreed to end."""
         if self.agreed:
-            raise Interrupted(self.told or signal.SIGTERM)
+            raise Interrupted(self.received or signal.SIGTERM)
 
     def check_here(self) -> None:
         """Raises Interrupted if this process received a signal; the others do not know it yet."""
-        if self.told is not None:
-            raise Interrupted(self.told)
+        if self.received is not None:
+            raise Interrupted(self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.told is None:
-            self.told = number
-            if self.tells:
+        if self.received is None:
+            self.received = number
+            if self.prints:
                 # print() is not allowed here: it may be what was interrupted.
-                os.write(2, TOLD)
-        elif self.told == number:
+                os.write(2, NOTICE)
+        elif self.received == number:
             self._restore()
             os.kill(os.getpid(), number)
 

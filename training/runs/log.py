@@ -43,10 +43,10 @@ WHOLE_NUMBERS = ("epoch", "skipped_steps")
 
 def append_record(path: Path, record: EpochRecord) -> None:
     """Appends a line; the first one makes the header."""
-    fresh = not path.exists()
+    new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
-        if fresh:
+        if new:
             writer.writeheader()
         writer.writerow(asdict(record))
 
@@ -57,7 +57,7 @@ def read_records(path: Path) -> tuple[EpochRecord, ...]:
     A last line without its end (a killed process) is left out.
 
     Raises:
-        ValueError: something else that is no log; the line is named.
+        ValueError: the file is not a log; the line is named.
     """
     if not path.exists():
         return ()
@@ -153,8 +153,8 @@ def _warn_missing(package: str, lost: str) -> None:
 class TensorBoardLog:
     """A writer of event files in ``folder``; every scalar's step is the number of iterations done.
 
-    A resumed run gives the ``iteration`` that it goes on from: what an earlier process wrote beyond
-    it is hidden. Raises ImportError without ``tensorboardX``, which needs no framework.
+    A resumed run gives the ``iteration`` that it continues from: what an earlier process wrote
+    beyond it is hidden. Raises ImportError without ``tensorboardX``, which needs no framework.
     """
 
     def __init__(self, folder: Path, iteration: int = 0) -> None:

@@ -63,8 +63,8 @@ COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
     MofNCompleteColumn(),
-    TextColumn("{task.fields[left]} left"),
-    TextColumn("{task.fields[told]}"),
+    TextColumn("ETA {task.fields[left]}"),
+    TextColumn("{task.fields[status]}"),
 )
 
 
@@ -87,9 +87,9 @@ class RunProgress:
         self.bars.disable = not self.bars.console.is_terminal
         unknown = format_seconds(None)
         self.run_bar = self.bars.add_task(
-            "run", total=epochs * batches, completed=done, left=unknown, told=""
+            "run", total=epochs * batches, completed=done, left=unknown, status=""
         )
-        self.epoch_bar = self.bars.add_task("epoch", total=batches, left=unknown, told="")
+        self.epoch_bar = self.bars.add_task("epoch", total=batches, left=unknown, status="")
         self.clock = time.perf_counter()
 
     def __enter__(self) -> RunProgress:
@@ -108,7 +108,7 @@ class RunProgress:
         """Starts at iteration ``first`` of ``epoch``, both from 0."""
         self.bars.reset(
             self.epoch_bar, total=self.batches, completed=first,
-            description=f"epoch {epoch + 1}/{self.epochs}", left=format_seconds(None), told="",
+            description=f"epoch {epoch + 1}/{self.epochs}", left=format_seconds(None), status="",
         )  # fmt: skip
         self.clock = time.perf_counter()
 
@@ -123,12 +123,12 @@ class RunProgress:
         of_run = format_seconds(self.remaining.of_run())
         self.bars.update(self.run_bar, advance=1, left=of_run)
         self.bars.update(
-            self.epoch_bar, advance=1, left=of_epoch, told=f"loss {loss:.3f} lr {rate:.5f}"
+            self.epoch_bar, advance=1, left=of_epoch, status=f"loss {loss:.3f} lr {rate:.5f}"
         )
         if not self.bars.console.is_terminal and (index + 1) % self.log_interval == 0:
             print(
                 f"epoch {epoch + 1} iteration {index + 1}/{self.batches} loss {loss:.4f} "
-                f"lr {rate:.5f} left {of_epoch} of {of_run}",
+                f"lr {rate:.5f} ETA: epoch {of_epoch}, run {of_run}",
                 flush=True,
             )
 
@@ -139,7 +139,7 @@ class RunProgress:
             self.clock = now
             self.bars.reset(
                 self.epoch_bar, total=images, description="validation",
-                left=format_seconds(None), told="",
+                left=format_seconds(None), status="",
             )  # fmt: skip
         left = (now - self.clock) / done * (images - done) if done else None
         self.bars.update(self.epoch_bar, completed=done, left=format_seconds(left))

@@ -29,14 +29,14 @@ def read_options(folder: Path) -> Mapping[str, Json]:
     """Returns ``options.json`` of a run.
 
     Raises:
-        ValueError: the folder is no run's.
+        ValueError: not a run's folder.
     """
     path = RunFolder(folder).options
     try:
         saved: dict[str, Json] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder} is no run folder ({error}); to start from weights, name the .params file"
+            f"{folder} is not a run folder ({error}); to start from weights, give the .params file"
         ) from error
     return saved
 
@@ -70,21 +70,21 @@ def check_resumable(saved: Mapping[str, Json], options: Mapping[str, object], fo
     """Warns about options that make the run end differently.
 
     Raises:
-        ValueError: one with which it cannot go on at all.
+        ValueError: an option with which it cannot be resumed at all.
     """
     given: Mapping[str, Json] = json.loads(format_json(options))
     changed = [name for name in given if name in saved and given[name] != saved[name]]
-    told = {name: f"{name} {given[name]} (the run has {saved[name]})" for name in changed}
-    fixed = [told[name] for name in changed if name in FIXED or _switched(name, saved, given)]
+    changes = {name: f"{name} {given[name]} instead of {saved[name]}" for name in changed}
+    fixed = [changes[name] for name in changed if name in FIXED or _switched(name, saved, given)]
     if fixed:
         raise ValueError(
-            f"{folder} cannot go on with {', '.join(fixed)}; leave the flag out, or start a run of "
-            f"its own from {RunFolder(folder).last}"
+            f"{folder} cannot be resumed with {', '.join(fixed)}; leave the flag out, or start a "
+            f"new run from {RunFolder(folder).last}"
         )
-    other = [told[name] for name in changed if name not in FREE]
+    other = [changes[name] for name in changed if name not in FREE]
     if other:
         warnings.warn(
-            f"{folder} goes on with {', '.join(other)}: it will not end as it would have",
+            f"resuming {folder} with {', '.join(other)}: results will differ from the original run",
             stacklevel=3,
         )
 

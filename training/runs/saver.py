@@ -57,8 +57,8 @@ class Saver:
             if state.part.iterations:
                 self.save(state)
                 print(
-                    f"{self.folder.path} is kept up to epoch {state.epochs_done + 1}, iteration "
-                    f"{state.part.iterations}; --resume goes on behind it",
+                    f"{self.folder.path} is saved up to epoch {state.epochs_done + 1}, iteration "
+                    f"{state.part.iterations}; --resume continues from there",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
             raise

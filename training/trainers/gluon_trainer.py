@@ -38,10 +38,12 @@ def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
             warnings.warn(IDLE_GPU, stacklevel=2)
         return [mx.cpu()]
     if present == 0:
-        warnings.warn(f"--ngpus {options.ngpus}: no GPU here, training on the CPU", stacklevel=2)
+        warnings.warn(
+            f"--ngpus {options.ngpus}: no GPU is available, training on the CPU", stacklevel=2
+        )
         return [mx.cpu()]
     if present < options.ngpus:
-        warnings.warn(f"--ngpus {options.ngpus}: only {present} here", stacklevel=2)
+        warnings.warn(f"--ngpus {options.ngpus}: only {present} available", stacklevel=2)
     return [mx.gpu(index) for index in range(min(present, options.ngpus))]
 
 
@@ -170,7 +172,7 @@ class GluonLearner:
         try:
             return read_parameters(self.network, path, self.contexts, partial)
         except mx.MXNetError as error:
-            raise ValueError(f"{path} is no file of parameters: {error}") from error
+            raise ValueError(f"{path} is not a file of parameters: {error}") from error
 
     def write_optimizer(self, path: Path) -> None:
         self.optimizer.save_states(str(path))

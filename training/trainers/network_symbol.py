@@ -21,7 +21,7 @@ def make_symbol(options: TrainOptions, num_classes: int) -> Graph:
     process, or without MXNet a published one.
 
     Raises:
-        IllegalSize, InvalidSymbol: the file's network has no such size, or it is no symbol.
+        IllegalSize, InvalidSymbol: the file's network has no such size, or it is not a symbol.
         ValueError: MXNet cannot build it; its own message.
     """
     if options.symbol is not None:
@@ -43,7 +43,7 @@ def _move(graph: Graph, height: int, width: int) -> Graph:
     try:
         return retarget(graph, height, width)
     except IllegalSize:
-        # Of a symbol without its full-size output nobody knows what it was made for: it may fit.
+        # A symbol without its full-size output does not say its size: it may fit.
         try:
             infer_shapes(graph, height, width)
         except ExportError:
@@ -80,7 +80,7 @@ def map_sizes(graph: Graph, size: tuple[int, int], num_classes: int) -> tuple[tu
     if wrong:
         raise ValueError(
             f"the symbol has {wrong[0]} outputs, the dataset {num_classes} classes: build it for "
-            "these, or name the dataset that it was made for"
+            "these, or choose the dataset that it was made for"
         )
     return tuple((int(shape[2]), int(shape[3])) for shape in found)
 
@@ -119,7 +119,7 @@ def with_outputs(graph: Graph, num_classes: int) -> Graph:
     """Returns the graph with ``num_classes`` channels in each head.
 
     Raises:
-        ValueError: a head's scores are no convolution's.
+        ValueError: a head's scores do not come from a convolution.
     """
     changed = list(graph.nodes)
     for head in graph.heads:
@@ -128,7 +128,10 @@ def with_outputs(graph: Graph, num_classes: int) -> Graph:
             index = graph.nodes[index].inputs[0].node
         node = graph.nodes[index]
         if node.op != "Convolution":
-            raise ValueError(f"the scores of {node.name} ({node.op}) have no number of outputs")
+            raise ValueError(
+                f"the scores of {node.name} ({node.op}) do not come from a convolution: expected "
+                "one, whose channels are the classes"
+            )
         changed[index] = replace(node, attrs={**node.attrs, "num_filter": str(num_classes)})
     return replace(graph, nodes=tuple(changed))
 

@@ -44,11 +44,15 @@ class SymbolModule(nn.Module):
         super().__init__()
         unknown = unsupported(node.op for _, node in graph.operators())
         if unknown:
-            raise UnsupportedOperators(f"PyTorch cannot execute {', '.join(unknown)} here yet")
+            raise UnsupportedOperators(
+                f"the PyTorch trainer does not support the operators {', '.join(unknown)}; use "
+                "--trainer gluon"
+            )
         later = [node.name for _, node in graph.operators() if any(e.output for e in node.inputs)]
         if later or any(head.output for head in graph.heads):
             raise UnsupportedOperators(
-                f"only first outputs are made ({', '.join(later) or 'heads'})"
+                f"the PyTorch trainer supports first outputs only; others are used by "
+                f"{', '.join(later) or 'the heads'}"
             )
         self.graph = parse_nodes(graph)
         self.replicas = replicas
@@ -56,7 +60,7 @@ class SymbolModule(nn.Module):
         self.label_indices = _labels(graph)
         self.last_uses = _last_uses(graph)
         self.repeated = repeated_norms(graph)
-        # Is told every layer's name and output, where somebody wants to look.
+        # Called with every layer's name and output, if it is set.
         self.watch: Callable[[str, Tensor], None] | None = None
         self.weights = nn.ParameterDict()
         states = {
@@ -70,7 +74,7 @@ class SymbolModule(nn.Module):
                 continue
             array = parameters.find(node.name)
             if array is None:
-                raise ValueError(f"no parameter {node.name!r}")
+                raise ValueError(f"the symbol's parameter {node.name!r} is missing")
             tensor = torch.tensor(array)
             if node.name in states:
                 self.register_buffer(node.name, tensor)

@@ -73,8 +73,8 @@ def check_step(module: SymbolModule, loss: Tensor, norm: Tensor, replicas: Repli
     states = list(module.buffers())
     spread = torch.stack(torch._foreach_norm(states)).sum() if states else torch.zeros_like(norm)
     # What is not finite in one process is not in the sum.
-    told = replicas.sum(torch.stack([value.double() for value in (loss, norm, spread)])).tolist()
-    return StepHealth(told[0] / replicas.world, math.isfinite(told[1]), math.isfinite(told[2]))
+    sums = replicas.sum(torch.stack([value.double() for value in (loss, norm, spread)])).tolist()
+    return StepHealth(sums[0] / replicas.world, math.isfinite(sums[1]), math.isfinite(sums[2]))
 
 
 def read_symptoms(module: SymbolModule) -> Symptoms:

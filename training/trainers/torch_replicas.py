@@ -141,7 +141,7 @@ def count_replicas(options: TrainOptions) -> int:
         return 1
     present = torch.cuda.device_count()
     if 0 < present < options.ngpus:
-        warnings.warn(f"--ngpus {options.ngpus}: only {present} here", stacklevel=2)
+        warnings.warn(f"--ngpus {options.ngpus}: only {present} available", stacklevel=2)
     return max(1, min(options.ngpus, present))
 
 
@@ -175,13 +175,13 @@ def start_replicas(count: int, arguments: list[str]) -> None:
 
 
 @contextmanager
-def tell_remedy_of_memory() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Turns PyTorch's out-of-memory error into a ValueError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            "the GPU has no memory left: split the batch with --accumulate N, or take a smaller "
+            "the GPU is out of memory: split the batch with --accumulate N, or take a smaller "
             "--batch-size or --crop-size, or --dtype bfloat16"
         ) from error
 
@@ -200,14 +200,17 @@ def choose_device(options: TrainOptions) -> torch.device:
             warnings.warn(IDLE_GPU, stacklevel=2)
         return torch.device("cpu")
     if not present:
-        warnings.warn(f"--ngpus {options.ngpus}: no GPU here, training on the CPU", stacklevel=2)
+        warnings.warn(
+            f"--ngpus {options.ngpus}: no GPU is available, training on the CPU", stacklevel=2
+        )
         return torch.device("cpu")
     if not is_replica():
         return torch.device("cuda")
     index = int(os.environ["LOCAL_RANK"])
     if index >= present:
         raise ValueError(
-            f"process {index + 1} on this machine has no GPU, there are {present}: start no more "
-            "processes than that, or train with --no-cuda"
+            f"process {index + 1} on this machine has no GPU, there are {present}: start at most "
+            "that "
+            "many processes, or train with --no-cuda"
         )
     return torch.device("cuda", index)

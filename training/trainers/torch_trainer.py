@@ -44,8 +44,8 @@ from training.trainers.torch_replicas import (
     ALONE,
     check_replicas,
     choose_device,
+    explain_out_of_memory,
     join_replicas,
-    tell_remedy_of_memory,
 )
 from training.trainers.torch_states import WeightAverage
 from training.transforms import subsample_labels
@@ -115,7 +115,7 @@ class TorchLearner:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = self._parts(batch)
         for rows in parts:
-            with self._exchanged(rows is parts[-1]), tell_remedy_of_memory():
+            with self._exchanged(rows is parts[-1]), explain_out_of_memory():
                 loss = self._loss(batch.images[rows], [t[rows] for t in targets], weights)
                 torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()

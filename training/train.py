@@ -95,8 +95,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(
             "train.py: stopped immediately; use --resume to continue from the last checkpoint, if "
-            "there is "
-            "one"
+            "there is one"
         )
 
 

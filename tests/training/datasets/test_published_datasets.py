@@ -89,7 +89,7 @@ def test_wrong_cityscapes_files_are_named(tmp_path: Path) -> None:
         in check("citys", "--root", tmp_path).output
     )
     write_citys(tmp_path, "train", "labelIds", (34,))
-    assert "34 is no Cityscapes id" in check("citys", "--root", tmp_path).output
+    assert "34 is not a Cityscapes id" in check("citys", "--root", tmp_path).output
     (tmp_path / "gtFine/train/atown/a_000000_gtFine_labelIds.png").unlink()
     with pytest.raises(FileNotFoundError, match="without a partner: atown/a_000000"):
         open_dataset("citys", "train", tmp_path)

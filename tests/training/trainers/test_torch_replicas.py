@@ -195,7 +195,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
 
 def test_as_many_processes_as_gpus_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.warns(UserWarning, match="--ngpus 8: only 4 here"):
+    with pytest.warns(UserWarning, match="--ngpus 8: only 4 available"):
         assert count_replicas(parse_options(["--trainer", "torch", "--ngpus", "8"])) == 4
     asked = {"--ngpus 4": 4, "--ngpus 2": 2, "--ngpus 1": 1, "--ngpus 8 --no-cuda": 1,
              "--ngpus 4 --eval": 4, "": 1}  # fmt: skip

@@ -63,7 +63,7 @@ def frozen_names(names: Iterable[str], freeze: tuple[str, ...]) -> frozenset[str
 
 
 def _beginnings(names: tuple[str, ...], depth: int) -> tuple[str, ...]:
-    """Of the first ``depth`` parts, as far as names have them."""
+    """Returns the names' starts of the first ``depth`` parts, as far as names have them."""
     parts = XCEPTION if any(_begins(name, XCEPTION[0][0]) for name in names) else RESNET
     if not 1 <= depth <= len(parts):
         raise ValueError(

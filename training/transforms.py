@@ -69,7 +69,9 @@ class Augmentation:
         return resize_pair(image, label, height, width)
 
     def _draw_scales(self, random: np.random.Generator) -> tuple[float, float]:
-        """Of rows and columns, even in the logarithm: as many halvings as doublings."""
+        """Returns the scales of rows and columns, even in the logarithm: as many halvings as
+        doublings.
+        """
         low, high = np.log(self.scale_range)
         scale = float(np.exp(random.uniform(low, high)))
         if not self.aspect:

@@ -85,7 +85,9 @@ def _score(
     dataset: SegmentationDataset, learner: Learner, num_classes: int, model: Size,
     pixels: Pixels, watch: Watch | None,
 ) -> ConfusionMatrix:  # fmt: skip
-    """Image ``i`` is process ``i % world``'s; those whose share is one less meet as often."""
+    """Scores image ``i`` in process ``i % world``; those with one image less meet the others as
+    often.
+    """
     own = ConfusionMatrix(num_classes)
 
     def score(indices: Sequence[int]) -> None:

@@ -49,7 +49,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One pair: its size and the counts of its 256 labels, or what is wrong with it."""
+    """A pair: its size and the counts of its 256 labels, or what is wrong with it."""
 
     name: str
     size: tuple[int, int] | None = None

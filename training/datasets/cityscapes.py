@@ -73,7 +73,7 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
 
 
 def _by_key(folder: Path, ending: str) -> dict[str, Path]:
-    """Files by ``CITY/name`` without the ending."""
+    """Returns files by ``CITY/name`` without the ending."""
     return {
         f"{path.parent.name}/{path.name.removesuffix(ending)}": path
         for path in folder.glob(f"*/*{ending}")

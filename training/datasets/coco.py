@@ -75,7 +75,7 @@ class COCO21:
         return label
 
     def _read_kept(self) -> tuple[int, ...]:
-        """Ids of the images with enough pixels, from the file or counted now."""
+        """Returns the ids of the images with enough pixels, from the file or counted now."""
         digest = hashlib.sha256(self.annotations.read_bytes()).hexdigest()
         kept = self.annotations.with_name(f"voc21_{self.folder.name}.json")
         with contextlib.suppress(OSError, ValueError, KeyError):

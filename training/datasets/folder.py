@@ -97,7 +97,9 @@ class FolderDataset(PairedFiles):
             )
 
     def _check_palette(self, ids: Pixels, image: Image.Image, path: Path) -> None:
-        """An editor that saves "indexed" makes an order of its own: colours right, ids wrong."""
+        """Raises ValueError if an editor that saves "indexed" has reordered the palette: colours
+        right, ids wrong.
+        """
         palette = image.getpalette() or []
         for index in np.unique(ids).tolist():
             color = tuple(palette[3 * index : 3 * index + 3])
@@ -126,13 +128,13 @@ class FolderDataset(PairedFiles):
 
     @cached_property
     def _own_ids(self) -> dict[tuple[int, ...], int]:
-        """Class ids by the colours that the file itself gives; none where it gives no colours."""
+        """The class ids by the colours that the file itself gives; empty if it gives no colours."""
         _, colors = parse_labels(read_text(self.root / LABELS_FILE))
         return {color: index for index, color in enumerate(colors)}
 
     @cached_property
     def _color_table(self) -> tuple[npt.NDArray[np.uint32], Pixels]:
-        """0xRRGGBB in ascending order, and the ids that belong to them."""
+        """The codes 0xRRGGBB in ascending order, and their ids."""
         by_color = {IGNORE_COLOR: IGNORE_LABEL}
         by_color |= {color: index for index, color in enumerate(self.labels.colors)}
         codes = {r << 16 | g << 8 | b: index for (r, g, b), index in by_color.items()}
@@ -202,6 +204,6 @@ def validation_stems(stems: tuple[str, ...]) -> frozenset[str]:
 
 
 def _draw(stem: str) -> float:
-    """A number in [0, 1) that depends on nothing but the name."""
+    """Returns a number in [0, 1) that depends on nothing but the name."""
     digest = hashlib.sha256(stem.encode()).digest()
     return float(int.from_bytes(digest[:6], "big")) / float(1 << 48)

@@ -84,7 +84,7 @@ class MHPv1:
         return names
 
     def _find_persons(self) -> dict[str, tuple[Path, ...]]:
-        """Masks by the photo's name, in the order of the persons' numbers.
+        """Returns masks by the photo's name, in the order of the persons' numbers.
 
         Raises:
             FileNotFoundError: a photo without all the masks that their names promise.

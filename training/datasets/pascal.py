@@ -119,7 +119,7 @@ def read_sbd(path: Path) -> Pixels:
 
 
 def _added(root: Path, voc: Path) -> tuple[tuple[Path, Path], ...]:
-    """SBD's (photo, mask), in alphabetical order."""
+    """Returns SBD's (photo, mask), in alphabetical order."""
     sbd, drawn = root / SBD, voc / "SegmentationClassAug"
     if (sbd / "cls").is_dir():
         names = sorted({*read_names(sbd / "train.txt"), *read_names(sbd / "val.txt")})

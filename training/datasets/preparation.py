@@ -86,7 +86,7 @@ def unpack(path: Path, folder: Path, moved: tuple[str, str] = ("", "")) -> None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """``content`` opens a file's; None for a folder."""
+    """An entry of an archive; ``content`` opens a file's, and is None for a folder."""
 
     name: str
     linked: bool

@@ -89,9 +89,7 @@ def evaluate(
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
 ) -> None:
-    """Score a served model on a dataset: mIoU, accuracy, boundaries, each class, and its worst
-    images.
-    """
+    """Score a served model on a dataset, and show the images with its errors."""
     console = Console(stderr=True)
     try:
         if output is not None:

@@ -149,7 +149,7 @@ def _hstack(panels: list[Pixels]) -> Pixels:
 def _draw_legend(
     labels: LabelSet, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
 ) -> Image.Image:
-    """Colours and names, as many a line as fit."""
+    """Draws colours and names, as many on each line as fit."""
     entries: list[tuple[str, Color]] = list(zip(labels.names, labels.colors, strict=True))
     entries += [("(ignored)", IGNORE_COLOR), ("(wrong)", WRONG)]
     step = max(int(font.getlength(name)) for name, _ in entries) + 34

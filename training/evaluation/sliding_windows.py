@@ -90,7 +90,7 @@ class SlidingWindows:
         return np.asarray(total / counts, np.float32)
 
     def _see(self, window: Maps, network: Network) -> Maps:
-        """Probabilities ``[C,H,W]`` of a window of the crop's size."""
+        """Returns probabilities ``[C,H,W]`` of a window of the crop's size."""
         seen = softmax(enlarge(network(window), self.crop))
         if self.flip:
             mirrored = network(np.ascontiguousarray(window[:, :, ::-1]))
@@ -150,7 +150,7 @@ def resize_maps(maps: Maps, size: Size) -> Maps:
 
 
 def _aligned(length: int, have: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Cells and fractions of ``length`` positions from the first of ``have`` to the last."""
+    """Returns cells and fractions of ``length`` positions, evenly over ``have``."""
     positions = np.linspace(0.0, have - 1.0, length)
     cells = np.minimum(positions.astype(np.int32), max(have - 2, 0))
     return cells, (positions - cells).astype(np.float32)

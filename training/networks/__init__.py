@@ -34,7 +34,9 @@ Network: TypeAlias = mx.gluon.HybridBlock
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network is built, and for which sizes: one rule, or one for each output stride."""
+    """An entry of the mapping: how a network is built, and for which sizes (one rule, or one for
+    each output stride).
+    """
 
     make: Callable[[NetworkConfig], Network]
     sizes: SizeRule | Mapping[int, SizeRule]

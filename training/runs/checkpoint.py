@@ -249,7 +249,7 @@ class RunFolder:
         return {(int(m[1]), int(m[2] or 0)): path for m, path in matches if m is not None}
 
     def _publish(self, checkpoint: Checkpoint) -> None:
-        """``last.params`` and ``best.params`` under names that stay."""
+        """Links ``last.params`` and ``best.params`` under names that stay."""
         _link(checkpoint.last, self.last)
         _link(checkpoint.best, self.best)
 
@@ -274,7 +274,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """One more name for a file, or a copy where the file system has no links."""
+    """Links a file under another name, or copies it on file systems without links."""
     aside = target.with_name(target.name + ".part")
     aside.unlink(missing_ok=True)
     try:
@@ -287,7 +287,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk: a rename must not get there before the content."""
+    """Flushes to the disk: a rename must not get there before the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -228,7 +228,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 
 
 def _console() -> Console:
-    """As wide as the terminal; a pipe has no width."""
+    """Returns a console as wide as the terminal; a pipe has no width."""
     return Console(width=None if sys.stdout.isatty() else 200)
 
 

@@ -82,7 +82,7 @@ def _gpu_names() -> tuple[str, ...]:
 
 
 def _read_revision(folder: Path) -> tuple[str | None, bool | None]:
-    """Only where git tracks this code: a package in somebody's project has not its revision."""
+    """Returns revision and changes if git tracks this code; another project's is not ours."""
     git = ("git", "-C", str(folder))
     if _output(*git, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None, None
@@ -91,7 +91,7 @@ def _read_revision(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _output(*command: str) -> str | None:
-    """What a command printed; None where it is absent, fails or takes longer than ten seconds."""
+    """Returns what a command printed; None if it is absent, fails or takes over ten seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -17,7 +17,9 @@ class RemainingTime:
     """
 
     def __init__(self, steps: int, batches: int, validations: int) -> None:
-        """Args: steps that are left, ``batches`` of them an epoch; validations that are left."""
+        """Starts with the remaining steps, ``batches`` of them per epoch, and the remaining
+        validations.
+        """
         self.batches = batches
         self.steps_left = steps
         self.validations_left = validations

@@ -90,5 +90,7 @@ def check_resumable(saved: Mapping[str, Json], options: Mapping[str, object], fo
 
 
 def _switched(name: str, saved: Mapping[str, Json], given: Mapping[str, Json]) -> bool:
-    """Averaged weights are part of the optimizer's states, or they are not."""
+    """Returns whether averaging was switched: averaged weights are part of the optimizer's states,
+    or not.
+    """
     return name == "ema" and bool(saved[name]) != bool(given[name])

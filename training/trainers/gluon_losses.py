@@ -52,7 +52,7 @@ class WeightedCrossEntropy(mx.gluon.HybridBlock):
         return -F.sum(picked * weights) / F.maximum(F.sum(weights), 1e-6)
 
     def _hard(self, F: Operators, losses: Map, counted: Map) -> Map:
-        """1 where a pixel is hard; the k-th largest loss is read off a sorted row."""
+        """Returns 1 where a pixel is hard; the k-th largest loss is read from a sorted row."""
         # Ignored pixels sort behind all others.
         row = F.sort(F.where(counted, losses, -F.ones_like(losses)).reshape((-1,)), is_ascend=False)
         kept = F.ceil(F.sum(counted) * self.least_share)

@@ -125,7 +125,7 @@ class GluonLearner:
     def _refuse(
         self, batch: Batch, before: list[mx.nd.NDArray], terms: list[mx.nd.NDArray]
     ) -> NonFiniteStep:
-        """Undoes the step; what was not finite."""
+        """Undoes the step; returns what was not finite."""
         loss = float(np.mean([term.asscalar() for term in terms]))
         symptoms = self.guarded.read_symptoms()
         self.guarded.restore_statistics(before)
@@ -200,7 +200,9 @@ class GluonLearner:
         """Does nothing: nothing is open."""
 
     def _freeze(self, names: frozenset[str]) -> None:
-        """Before the graph is built: batch norms of these parameters keep their statistics too."""
+        """Freezes these parameters before the graph is built; their batch norms keep their
+        statistics.
+        """
         for name in names:
             self.network.collect_params()[name].grad_req = "null"
         norms = {norm.gamma.name: norm for norm in batch_norms(self.network)}
@@ -235,7 +237,7 @@ class GluonLearner:
         return mx.gluon.Trainer(self.network.collect_params(), o.optimizer, settings)
 
     def _clip_gradients(self, norm: float) -> None:
-        """On each device; the mean over devices is then no longer than ``norm`` either."""
+        """Clips on each device; the mean over devices is then not longer than ``norm`` either."""
         parameters = self.network.collect_params().values()
         for context in self.contexts:
             gradients = [p.grad(context) for p in parameters if p.grad_req != "null"]

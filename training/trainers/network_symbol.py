@@ -154,7 +154,7 @@ def trained_heads(graph: Graph) -> tuple[Entry, ...]:
 
 
 def _resized(graph: Graph, head: Entry) -> tuple[int, int] | None:
-    """Height and width that a resize has, where the entry is one."""
+    """Returns height and width of the entry if it is a resize."""
     node = graph.nodes[head.node]
     if node.op != "_contrib_BilinearResize2D":
         return None

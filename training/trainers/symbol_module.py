@@ -131,7 +131,9 @@ def _labels(graph: Graph) -> frozenset[int]:
 
 
 def _last_uses(graph: Graph) -> dict[int, list[int]]:
-    """By node, whose values nobody reads after it: without gradients they need no memory then."""
+    """Returns, by node, whose values are not read after it: without gradients they need no memory
+    then.
+    """
     last = {entry.node: index for index, node in graph.operators() for entry in node.inputs}
     heads = {head.node for head in graph.heads}
     uses: dict[int, list[int]] = {}

@@ -95,7 +95,7 @@ ALONE = Replicas()
 
 
 class _Sum(torch.autograd.Function):
-    """Everybody's sum counts in everybody's loss, so the gradients are summed as well."""
+    """A sum whose gradients are summed too: everybody's sum counts in everybody's loss."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

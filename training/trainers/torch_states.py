@@ -68,7 +68,7 @@ class WeightAverage:
 
 
 def _tensors(module: SymbolModule) -> dict[str, Tensor]:
-    """Weights and running statistics by the symbol's names."""
+    """Returns weights and running statistics by the symbol's names."""
     return {name: w.detach() for name, w in module.weights.items()} | dict(module.named_buffers())
 
 

@@ -139,7 +139,7 @@ class TorchLearner:
         return [slice(first, first + part) for first in range(0, len(batch.images), part)]
 
     def _exchanged(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients go to the other processes once a step, with the last part."""
+        """Sends gradients to the other processes only once per step, with the last part."""
         if last or not isinstance(self.forward, DistributedDataParallel):
             return nullcontext()
         return self.forward.no_sync()
@@ -148,7 +148,9 @@ class TorchLearner:
         self.scaler.update(self.options.loss_scale or None)
 
     def _is_overflow(self, health: StepHealth) -> bool:
-        """Only the scaled gradients: the scaler leaves the step out and takes a smaller scale."""
+        """Returns whether only scaled gradients overflow: the scaler skips the step and reduces the
+        scale.
+        """
         if self.options.loss_scale:
             # Nothing would make a static scale smaller.
             return False
@@ -162,7 +164,7 @@ class TorchLearner:
         targets: list[torch.Tensor],
         weights: list[torch.Tensor],
     ) -> NonFiniteStep:
-        """Undoes the step; what was not finite, and in which of all processes' images."""
+        """Undoes the step; returns what was not finite, and in which of all processes' images."""
         symptoms = read_symptoms(self.module)
         before.restore_statistics()
         self.optimizer.zero_grad(set_to_none=True)

@@ -197,6 +197,6 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
     assert not is_held(tmp_path)
     with hold_run(tmp_path):
         assert is_held(tmp_path)
-        with pytest.raises(ValueError, match="another process is training into"), hold_run(tmp_path):
+        with pytest.raises(ValueError, match="another process is training"), hold_run(tmp_path):
             pass
     assert not is_held(tmp_path)

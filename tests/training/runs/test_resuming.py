@@ -192,7 +192,8 @@ def test_a_damaged_file_costs_no_step(
     finally:
         photo.write_bytes(content)
     assert run.folder.read_state().place == (0, BATCHES)
-    assert "saved up to epoch 1, iteration 3; --resume continues from there" in capsys.readouterr().err
+    saved = "saved up to epoch 1, iteration 3; --resume continues from there"
+    assert saved in capsys.readouterr().err
     check_equal(resume(run, make_run), whole["plain"])
 
 

@@ -76,7 +76,7 @@ def _draw_side(canvas: Canvas, rng: np.random.Generator, street: Street, side: i
 
 
 def _draw_hedge(canvas: Canvas, rng: np.random.Generator, x: float, z0: float, z1: float) -> None:
-    """Shrubs along the back of the pavement, so that no bare ground shows between the trees."""
+    """Draws shrubs along the back of the pavement, so that no bare ground shows between trees."""
     zs = np.linspace(z1, z0, 5 if z0 < 25 else 3)
     tall = float(rng.uniform(0.8, 2.6))
     for a, b in pairwise(zs.tolist()):
@@ -90,7 +90,7 @@ def _draw_hedge(canvas: Canvas, rng: np.random.Generator, x: float, z0: float, z
 
 
 def _draw_actors(canvas: Canvas, rng: np.random.Generator, street: Street, bare: bool) -> None:
-    """Everything on the road and the pavements, farthest first."""
+    """Draws everything on the road and the pavements, farthest first."""
     queue: list[tuple[float, Callable[[], None]]] = []
     left, right = street.kerbs
     ahead = (left + street.middle) / 2 if street.traffic_on_left else (right + street.middle) / 2
@@ -160,7 +160,7 @@ def _draw_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _develop(canvas: Canvas, rng: np.random.Generator) -> Bytes:
-    """Surface texture, exposure, lens, sensor and JPEG: a rendering becomes a photograph."""
+    """Adds surface texture, exposure, lens, sensor and JPEG: a rendering becomes a photograph."""
     h, w = canvas.sizes
     texture = crop_noise(rng, h, w) * 0.6 + crop_noise(rng, h, w, white=True) * 0.8
     gain = 1 + texture * np.take(_ROUGHNESS, canvas.label, mode="clip")

@@ -50,7 +50,7 @@ def draw_sky(canvas: Canvas, rng: np.random.Generator, rows: int) -> None:
 
 
 def _strip(x0: float, x1: float, z0: float, z1: float) -> list[tuple[float, float, float]]:
-    """Outline on the ground between two lateral positions, bent with the road."""
+    """Returns the outline on the ground between two lateral positions, bent with the road."""
     zs = np.geomspace(z0, z1, 12).tolist() if z1 / z0 > 2 else [z0, z1]
     return [(x0, 0.0, z) for z in zs] + [(x1, 0.0, z) for z in zs[::-1]]
 

@@ -42,7 +42,7 @@ NETWORKS = {
 
 def trace(network: PublishedNetwork) -> str:
     """The network's ``symbol.json``; parameter names start with ``icnet0_`` and the like."""
-    from training.gluoncv_import import import_gluoncv, mx
+    from benchmarks.gluoncv_import import import_gluoncv, mx
 
     module = import_gluoncv(f"model_zoo.{network.module}")
     # A name manager of its own: Gluon's counters would number the networks of one process on.

@@ -92,8 +92,8 @@ def _check_parameters(parameters: Parameters, shapes: dict[str, tuple[int, ...]]
             f"{len(missing)} of {len(shapes)} parameters are missing, first {missing[0]!r}"
             + (
                 f"; the file has structural names ({names[0]!r}) as save_parameters() writes them:"
-                " save it with HybridBlock.export(), or rename them with python -m training.symbols"
-                " --params"
+                " save it with HybridBlock.export(), or rename them with"
+                " python -m training.networks.tracing --params"
                 if structural
                 else "; do symbol and parameters belong together?"
             )

@@ -1,8 +1,8 @@
-"""What decoding outside the server's process costs: latency, processor time, images a second.
+"""Measures what decoding outside the server's process costs: latency, CPU time, throughput.
 
     python -m benchmarks.studies.decoders photo.jpg
 
-Both ways are measured in one run, turn by turn, so that what else the machine does meets both.
+Both ways are measured in one run, turn by turn, so that other work on the machine affects both.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.contest.processes import read_cpu_seconds
 from benchmarks.machine import read_machine
 from serving.imaging.decode import check_still, decode, read_still
 from serving.imaging.decoder_pool import DecoderPool, Decoding
@@ -25,9 +26,9 @@ Decode = Callable[[bytes], object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photo", type=Path, nargs="+")
-    parser.add_argument("--rounds", type=int, default=200, help="images of each way, one by one")
-    parser.add_argument("--bursts", type=int, default=12, help="bursts of images at a time")
+    parser.add_argument("photo", type=Path, nargs="+", help="images to decode")
+    parser.add_argument("--rounds", type=int, default=200, help="images to decode one by one")
+    parser.add_argument("--bursts", type=int, default=12, help="bursts of concurrent images")
     options = parser.parse_args()
     settings = Settings()
     pool = DecoderPool(settings, lambda reason: print(f"a decoder was replaced: {reason}"))
@@ -46,7 +47,7 @@ def main() -> None:
         photos = [path.read_bytes() for path in options.photo]
         print(read_machine().line())
         ways: dict[str, Decode] = {"in process": inside, "in decoder processes": outside}
-        for name, numbers in one_by_one(ways, photos, options.rounds, pool.processes()).items():
+        for name, numbers in one_by_one(ways, photos, options.rounds).items():
             print(f"{name:22} {numbers}")
         for name, numbers in at_a_time(ways, photos, options.bursts, pool.size).items():
             print(f"{name:22} {numbers}")
@@ -54,26 +55,24 @@ def main() -> None:
         pool.close()
 
 
-def one_by_one(
-    ways: dict[str, Decode], photos: list[bytes], rounds: int, decoders: list[int]
-) -> dict[str, str]:
-    """Latency and processor time of single images: medians, and the quartiles of latency."""
+def one_by_one(ways: dict[str, Decode], photos: list[bytes], rounds: int) -> dict[str, str]:
+    """Returns latency and CPU time of single images: medians, and the quartiles of latency."""
     latency: dict[str, list[float]] = {name: [] for name in ways}
     spent: dict[str, float] = dict.fromkeys(ways, 0.0)
     for k in range(rounds + 10):
         for name, way in ways.items():
-            before, start = processor_s(decoders), time.perf_counter()
+            before, start = read_cpu_seconds(os.getpid()), time.perf_counter()
             way(photos[k % len(photos)])
             seconds = time.perf_counter() - start
             if k >= 10:  # The first ones find caches and buffers cold.
                 latency[name].append(seconds * 1e3)
-                spent[name] += processor_s(decoders) - before
+                spent[name] += read_cpu_seconds(os.getpid()) - before
     found = {}
     for name, values in latency.items():
         low, middle, high = statistics.quantiles(values, n=4)
         found[name] = (
             f"{middle:6.2f} ms ({low:.2f} to {high:.2f}), best {min(values):.2f} ms,"
-            f" {spent[name] / rounds * 1e3:.2f} ms of processor time"
+            f" {spent[name] / rounds * 1e3:.2f} ms of CPU time"
         )
     return found
 
@@ -81,7 +80,7 @@ def one_by_one(
 def at_a_time(
     ways: dict[str, Decode], photos: list[bytes], bursts: int, width: int
 ) -> dict[str, str]:
-    """Images a second with ``width`` threads: median, lowest and highest of the bursts."""
+    """Returns images a second with ``width`` threads: median, lowest and highest of the bursts."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     with ThreadPoolExecutor(width) as threads:
         for _ in range(bursts):
@@ -95,15 +94,6 @@ def at_a_time(
         name: f"{statistics.median(values):6.1f} images/s ({min(values):.1f} to {max(values):.1f})"
         for name, values in rates.items()
     }
-
-
-def processor_s(decoders: list[int]) -> float:
-    """Processor time of this process and of the decoders, in the kernel's ticks of 10 ms."""
-    ticks = 0
-    for process in [os.getpid(), *decoders]:
-        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How much is answered while hundreds of callers ignore Retry-After.
+"""Measures how much is answered while hundreds of callers ignore Retry-After.
 
     python -m benchmarks.studies.flood --callers 8,300
 
 The server has one core to itself, with an engine that computes for a fixed time an image; the
-callers have another. Each caller asks again as soon as it has its answer, whatever it says.
+callers have another. Each caller sends its next request as soon as it has an answer.
 Numbers of callers take turns, so that what else the machine does meets all of them.
 """
 
@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
+from benchmarks.contest.processes import run_apart
 from benchmarks.machine import read_machine
 from serving.engine import Prediction
 from serving.geometry import Size
@@ -62,15 +60,17 @@ class BusyEngine(FakeEngine):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--callers", default="8,300", help="numbers of callers, by comma")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engine-ms", type=float, default=45.0, help="an image's time")
+    parser.add_argument("--callers", default="8,300", help="numbers of callers, comma-separated")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each number")
+    parser.add_argument(
+        "--engine-ms", type=float, default=45.0, help="CPU time of an image in the engine"
+    )
     options = parser.parse_args()
     numbers = [int(number) for number in options.callers.split(",")]
     results: dict[int, list[Counter[int]]] = {number: [] for number in numbers}
     print(read_machine().line())
-    with busy_server(options.engine_ms / 1000.0) as port:
+    with run_apart(serve, options.engine_ms / 1000.0) as (_, port):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[-1]})
         body = encode_photo()
@@ -85,24 +85,6 @@ def main() -> None:
             low, high = min(rates), max(rates)
             print(f"  {status}: {statistics.median(rates):.1f}/s ({low:.1f}-{high:.1f})", end="")
         print()
-
-
-@contextmanager
-def busy_server(engine_s: float) -> Iterator[int]:
-    """Runs the server in a process and on a core of its own; gives its HTTP port."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, engine_s))
-    process.start()
-    try:
-        if not ours.poll(120):
-            raise RuntimeError("the server did not start within 120 s")
-        yield ours.recv()
-        ours.send("end")
-        process.join(60)
-    finally:
-        process.kill()
-        process.join()
 
 
 def serve(pipe: Connection, engine_s: float) -> None:
@@ -130,7 +112,7 @@ async def _serve(pipe: Connection, repository: Path, engine_s: float) -> None:
 
 
 async def flood(port: int, body: bytes, callers: int, seconds: float) -> Counter[int]:
-    """Lets callers ask for a while; returns how many answers of each status came."""
+    """Lets callers send requests for a while; returns the number of answers by status."""
     counts: Counter[int] = Counter()
     request = HEAD.format(len(body)).encode() + body
     end = time.monotonic() + seconds
@@ -140,7 +122,7 @@ async def flood(port: int, body: bytes, callers: int, seconds: float) -> Counter
 
 
 async def ask(port: int, request: bytes, end: float, counts: Counter[int]) -> None:
-    """One caller; an answer counts where it has come by ``end``."""
+    """Sends requests one after another; an answer counts if it arrives before ``end``."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.monotonic() < end:
         writer.write(request)

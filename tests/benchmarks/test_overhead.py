@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overhead
 from benchmarks.contest import cases
 from benchmarks.contest.cases import CASES, Case
-from benchmarks.copies import write_small_model
-from benchmarks.server_profile import read_stacks
+from benchmarks.studies import overhead
+from benchmarks.studies.copies import write_small_model
+from benchmarks.studies.server_profile import read_stacks
 from serving.geometry import Size
 
 STACKS = """\

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from traced_networks import Wanted, trace_networks
 
-from benchmarks.parity import NETWORKS, compare, read_rows, write_rows
+from benchmarks.studies.parity import NETWORKS, compare, read_rows, write_rows
 from export.errors import IllegalSize, TracingFailed
 from export.passes.build import build_model
 from export.passes.cut_at_logits import prune_heads

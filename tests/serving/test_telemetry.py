@@ -32,7 +32,9 @@ def run(module: str, home: Path, **variables: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["serving.engines.onnx", "export.verify", "benchmarks.speed"])
+@pytest.mark.parametrize(
+    "module", ["serving.engines.onnx", "export.verify", "benchmarks.engines.speed"]
+)
 def test_it_is_off_unless_somebody_turns_it_on(tmp_path: Path, module: str) -> None:
     assert run(module, tmp_path) == "1"
     left = [path.name for path in tmp_path.rglob("*") if "deviceid" in path.name]

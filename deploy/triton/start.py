@@ -56,7 +56,8 @@ def set_up(cache: Path, *, mxnet: bool) -> Path:
         if not done.exists():
             print(f"installing tritonserver into {folder}", file=sys.stderr, flush=True)
             venv.create(folder / "env", with_pip=True, clear=True)
-            pip = [folder / "env/bin/python", "-m", "pip", "install", "--quiet", "--no-deps"]
+            python: str | Path = folder / "env/bin/python"
+            pip = [python, "-m", "pip", "install", "--quiet", "--no-deps"]
             files = [part for path in requirements for part in ("-r", path)]
             command = [*pip, "--disable-pip-version-check", *files]
             if subprocess.run(command, check=False).returncode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -14,34 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-
-@contextmanager
-def run_apart(
-    serve: Callable[..., None], *arguments: object, start_s: float = 120.0
-) -> Iterator[tuple[int, Any]]:
-    """Runs ``serve(pipe, *arguments)`` in a spawned process; yields its id and its first message.
-
-    At the end it is sent a message, on which it is to return.
-
-    Raises:
-        Unavailable: nothing was sent within ``start_s`` seconds.
-    """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, *arguments))
-    process.start()
-    try:
-        if not ours.poll(start_s):
-            raise Unavailable(f"the server did not start within {start_s:g} s")
-        assert process.pid is not None, "the process was started"
-        yield process.pid, ours.recv()
-        ours.send("end")
-        process.join(60)
-    finally:
-        process.kill()
-        process.join()
 
 
 def read_cpu_seconds(pid: int) -> float:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import multiprocessing
 import pstats
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import typer
 import uvloop
 
-from benchmarks.contest.processes import read_cpu_seconds, run_apart
+from benchmarks.contest.processes import read_cpu_seconds
 from benchmarks.loadgen.targets import GrpcTarget, HttpTarget, Target
 from benchmarks.machine import RESULTS, ResultsFolder, read_machine, write_result
 from benchmarks.timing import Spread, spread_of
@@ -32,6 +34,7 @@ from serving.settings import Settings
 from serving.testing import FakeEngine
 
 DEADLINE_S = 1.0
+START_S = 120.0
 # JPEG of 720x960, of 1024x2048, and the pixels of 1024x2048.
 SIZES = "86000,340000,6291456"
 
@@ -97,6 +100,25 @@ async def _serve_refusing(pipe: Connection, repository: Path, profile: bool) -> 
     await server.stop()
 
 
+@contextmanager
+def refusing_server(repository: Path, profile: bool) -> Iterator[tuple[int, str, int, int]]:
+    """Runs the server in a process; yields its process id, model, HTTP port and gRPC port."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve_refusing, args=(theirs, repository, profile))
+    process.start()
+    try:
+        if not ours.poll(START_S):
+            raise RuntimeError(f"the server did not start within {START_S:g} s")
+        assert process.pid is not None, "the process was started"
+        yield process.pid, *ours.recv()
+        ours.send("end")
+        process.join(60)
+    finally:
+        process.kill()
+        process.join()
+
+
 async def ask(target: Target, body: bytes, count: int) -> None:
     """Sends ``count`` requests.
 
@@ -159,8 +181,8 @@ def main(
             for target in targets.values():
                 await target.close()
 
-    with run_apart(serve_refusing, repository, profile) as (pid, (model, http, grpc)):
-        costs = uvloop.run(run(pid, model, http, grpc))
+    with refusing_server(repository, profile) as server:
+        costs = uvloop.run(run(*server))
     for cost in costs:
         typer.echo(
             f"{cost.transport}, {cost.body_bytes} bytes: {cost.cpu_ms.median:.3f} ms CPU "

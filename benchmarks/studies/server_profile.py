@@ -6,33 +6,27 @@ threads; what it does not name are ONNX Runtime's own threads.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.contest.environments import find_environment
 from benchmarks.contest.processes import Unavailable
+from serving.batching.engine_thread import EngineThread
 
 RATE = 200
-# The innermost of these on a stack is what was being done.
-STAGES = (
-    ("serving/imaging/decoder_pool.py", "decode"),
-    ("serving/imaging/header.py", "read_still"),
-    ("serving/geometry.py", "scale"),
-    ("serving/restore.py", "labels_at"),
-    ("serving/forms/pictures.py", "write_png"),
-    ("serving/engines/onnx.py", "run"),
-    ("serving/http/body.py", "read_image"),
-    ("serving/service.py", "segment"),
-)
+# Of a frame, the file of the server; not those through which the event loop was started.
+OWN_FILE = re.compile(r"\((serving/(?!cli|server|lifecycle|commands)[^:]+):")
 # py-spy misses some waits: these frames wait; the last is the event loop in native code.
 WAITING = (
-    "serving/batching/engine_thread.py",
+    f"batching/{Path(inspect.getfile(EngineThread)).name}",
     "concurrent/futures/thread.py",
     "threading.py",
     "selectors.py",
@@ -110,12 +104,12 @@ def read_stacks(text: str) -> dict[str, float]:
     return {name: round(count / total, 4) for name, count in counts.most_common()}
 
 
-def _stage(frames: list[str]) -> str:
+def _stage(frames: Sequence[str]) -> str:
+    """Returns the innermost file of the server on a stack."""
     for frame in reversed(frames):
-        for file, function in STAGES:
-            # As "OnnxEngine.run (serving/engines/onnx.py:83)".
-            if f"{function} ({file}:" in frame:
-                return f"{file} {function}"
+        # As "OnnxEngine.run (serving/engines/onnx.py:83)".
+        if found := OWN_FILE.search(frame):
+            return found[1]
     return "event loop and the rest"
 
 

@@ -28,9 +28,9 @@ run (serving/cli.py:1);RequestResponseCycle.send (uvicorn/protocols/http/httptoo
 
 def test_stacks_become_shares_of_stages() -> None:
     assert read_stacks(STACKS) == {
-        "serving/engines/onnx.py run": 0.4,
-        "serving/forms/pictures.py write_png": 0.3,
-        "serving/service.py segment": 0.2,
+        "serving/engines/onnx.py": 0.4,
+        "serving/forms/png.py": 0.3,
+        "serving/service.py": 0.2,
         "event loop and the rest": 0.1,
     }
     assert read_stacks("") == {}

@@ -164,7 +164,7 @@ def test_wrong_files_and_keys_are_errors_before_any_call(guarded: Guarded) -> No
     for tls, text in (
         (Tls(Path("absent.pem")), "absent.pem"),
         (Tls(files.key), "holds no PEM certificates"),
-        (Tls(files.ca, None, files.key), "needs its certificate"),
+        (Tls(files.ca, None, files.key), "has no certificate"),
         (Tls(files.ca, files.certificate), "not a PEM certificate and its unencrypted key"),
         (Tls(files.ca, files.certificate, files.client), "not a PEM certificate and its unencrypted"),
     ):

@@ -281,7 +281,7 @@ def test_colours_are_the_servers_for_every_ignored_label(ignore_label, tmp_path)
 def test_a_label_map_is_an_indexed_or_gray_file(image):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    with pytest.raises(ValueError, match="not RGB"):
+    with pytest.raises(ValueError, match="of mode RGB"):
         decode_map(buffer.getvalue())
     gray = io.BytesIO()
     Image.fromarray(image[..., 0]).save(gray, "PNG")
@@ -481,5 +481,5 @@ def test_a_model_must_be_named(address, image):
 
 
 def test_an_http_address_is_refused():
-    with pytest.raises(ValueError, match="gRPC port"):
+    with pytest.raises(ValueError, match="gRPC address"):
         Client("http://localhost:8000")

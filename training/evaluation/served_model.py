@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from segserve_client import Client, Tls
-from segserve_client.channel import call_metadata
-from segserve_client.tls import open_context
+from segserve_client.channel import call_metadata, open_context
 
 from serving.commands.connection import KEY_REMEDY
 

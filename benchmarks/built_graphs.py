@@ -18,7 +18,7 @@ import onnx
 
 import export
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import name_nodes
 from export.precision.calibration import calibrate
 from export.precision.half import to_half
 from export.precision.quantise import Recipe, quantise

@@ -25,7 +25,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 import export
 from benchmarks.contest.services.photo import read_photo, write_mask
 from export.passes.build import REWRITES, build_model
-from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import name_nodes
 from export.precision.calibration import calibrate
 from export.precision.half import widen
 from export.precision.quantise import Recipe, quantise

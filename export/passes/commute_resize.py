@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import math
 
-from onnx import ModelProto, NodeProto
+from onnx import NodeProto
 
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, integers, rewrite_at
 
 
-def commute_resize(model: ModelProto) -> int:
-    """Swaps in place every such pair that gets cheaper; returns how many."""
-    graph = OnnxGraph(model)
-    swapped = 0
-    for conv in [node for node in graph.graph.node if node.op_type == "Conv"]:
-        resize = graph.producer(conv.input[0])
-        if resize is None or resize.op_type != "Resize" or not _is_pointwise(conv):
-            continue
-        weight = graph.constant(conv.input[1])
-        scales = graph.constant(resize.input[2]) if len(resize.input) == 3 else None
-        alone = len(graph.consumers(resize.output[0])) == 1
-        if weight is None or scales is None or not alone or graph.is_output(resize.output[0]):
-            continue
-        enlarges = math.prod(float(s) for s in scales) > 1
-        if not enlarges or weight.shape[0] > weight.shape[1]:
-            continue
-        conv.input[0] = resize.input[0]
-        resize.output[0], conv.output[0] = conv.output[0], f"{conv.name}_before_resize"
-        resize.input[0] = conv.output[0]
-        graph.move_before(conv, resize)
-        swapped += 1
-    return swapped
+@rewrite_at("Conv")
+def commute_resize(graph: OnnxGraph, conv: NodeProto) -> str | None:
+    """Swaps a 1x1 convolution with the resize in front of it, where that gets cheaper."""
+    resize = graph.producer(conv.input[0])
+    if resize is None or resize.op_type != "Resize":
+        return "no resize is in front of it"
+    if not _is_pointwise(conv):
+        return "it sees more than one position"
+    weight = graph.constant(conv.input[1])
+    scales = graph.constant(resize.input[2]) if len(resize.input) == 3 else None
+    if weight is None or scales is None:
+        return "its weights or the resize's scales are not constants"
+    if graph.reader(resize.output[0]) is None:
+        return f"{resize.name} has other readers"
+    if math.prod(float(s) for s in scales) <= 1 or weight.shape[0] > weight.shape[1]:
+        return "it would not be cheaper"
+    result, small = conv.output[0], f"{conv.name}_before_resize"
+    graph.remove(resize)
+    graph.set_input(conv, 0, resize.input[0])
+    graph.set_output(conv, 0, small)
+    resize.input[0], resize.output[0] = small, result
+    graph.insert_after(conv, [resize])
+    return None
 
 
 def _is_pointwise(conv: NodeProto) -> bool:

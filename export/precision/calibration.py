@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, shape_inference
+from onnx import ModelProto
 
-from export.passes.fold_normalisation import IMAGE
+from export.passes.contract import IMAGE
+from export.passes.onnx_graph import infer_shapes
 
 if TYPE_CHECKING:
     from onnxruntime.quantization.calibrate import TensorsData
@@ -34,10 +35,9 @@ PERCENTILE = 99.999
 def usable_methods(model: ModelProto) -> tuple[Method, ...]:
     """Returns the methods for which memory suffices: histograms need all tensors of one image at
     once, and may take half of the machine's memory; ``minmax`` always fits."""
-    values = shape_inference.infer_shapes(model).graph.value_info
-    numbers = sum(
-        math.prod(max(1, d.dim_value) for d in v.type.tensor_type.shape.dim) for v in values
-    )
+    shapes = infer_shapes(model)
+    made = {name for node in model.graph.node for name in node.output}
+    numbers = sum(math.prod(max(1, n) for n in shapes[name]) for name in made & shapes.keys())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return METHODS if 4 * numbers < memory / 2 else ("minmax",)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from export.errors import ImagesMissing, UnsupportedPrecision
-from export.passes.graph_ends import name_nodes
-from export.passes.onnx_graph import is_half
+from export.passes.onnx_graph import copy_model, is_half, name_nodes
 from export.precision.calibration import calibrate
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
@@ -132,8 +131,7 @@ def lower_precision(
             f"the network is in half precision already; leave --precision {options.precision} out,"
             " or bring it in float32"
         )
-    named = ModelProto()
-    named.CopyFrom(model)
+    named = copy_model(model)
     name_nodes(named)
     gate: Gate | None = None
     if source is not None:

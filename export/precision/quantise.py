@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from onnx import ModelProto, checker
 
-from export.passes.graph_ends import graph_ends
-from export.passes.onnx_graph import OnnxGraph
+from export.passes.contract import graph_ends
+from export.passes.onnx_graph import OnnxGraph, copy_model
 from export.precision.calibration import Method
 from export.precision.quantise_columns import pack_columns
 from export.precision.quantise_image import centre_bytes, read_bytes
@@ -77,8 +77,7 @@ def quantise(model: ModelProto, ranges: TensorsData, recipe: Recipe) -> ModelPro
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     left = float_nodes(model, recipe)
     # Symmetric ranges would move the zero point, which is the image's mean.
     takes_bytes = recipe.activation == "uint8" and not recipe.symmetric

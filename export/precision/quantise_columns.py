@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, helper
 
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, Shapes, infer_shapes, integers, texts
 from export.precision.quantise_image import ByteImage
 
 Array = NDArray[Any]
@@ -74,8 +74,7 @@ def pack_columns(model: ModelProto, image: ByteImage) -> None:
     layers.
     """
     graph = OnnxGraph(model)
-    inferred = shape_inference.infer_shapes(model).graph.value_info
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in inferred}
+    shapes = infer_shapes(model)
     for tensor in image.tensors:
         for bytes_read in graph.consumers(tensor.source):
             if bytes_read.op_type == "DequantizeLinear":
@@ -84,9 +83,7 @@ def pack_columns(model: ModelProto, image: ByteImage) -> None:
     graph.drop_dead()
 
 
-def _pack(
-    graph: OnnxGraph, shapes: dict[str, tuple[int, ...]], bytes_read: NodeProto, conv: NodeProto
-) -> None:
+def _pack(graph: OnnxGraph, shapes: Shapes, bytes_read: NodeProto, conv: NodeProto) -> None:
     source, after = bytes_read.input[0], shapes.get(conv.output[0], ())
     weight, bias = (graph.producer(name) for name in conv.input[1:])
     quantised = graph.consumers(conv.output[0])
@@ -132,7 +129,7 @@ def _read_packing(
         and after[3] == before[3] // stride
         and integers(conv, "dilations", (1, 1)) == (1, 1)
         and integers(conv, "group", (1,)) == (1,)
-        and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in conv.attribute)
+        and texts(conv).get("auto_pad", "NOTSET") == "NOTSET"
     )
     return packing if fits else None
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.passes.onnx_graph import OnnxGraph
+from export.passes.onnx_graph import OnnxGraph, make_node
 
 # What a resize of bytes loses on average.
 _CUT_OFF = 0.5
@@ -59,7 +59,7 @@ def centre_bytes(model: ModelProto) -> ByteImage | None:
     no gray is near the mean.
     """
     graph = OnnxGraph(model)
-    centre = next((n for n in graph.graph.node if n.name == "centre" and n.op_type == "Sub"), None)
+    centre = next((node for node in graph.nodes("Sub") if node.name == "centre"), None)
     mean = None if centre is None else graph.constant(centre.input[1])
     cast = None if centre is None else graph.producer(centre.input[0])
     if centre is None or mean is None or cast is None or cast.op_type != "Cast":
@@ -102,7 +102,7 @@ def read_bytes(model: ModelProto, image: ByteImage) -> None:
             assert scale == 1, "the range makes the scale"
             assert zero_point == image.zero_point, "the range makes the zero point"
             for reader in graph.consumers(node.output[0]):
-                reader.input[0] = tensor.source
+                graph.set_input(reader, 0, tensor.source)
     graph.drop_dead()
 
 
@@ -126,20 +126,16 @@ def _add_to_bias(graph: OnnxGraph, conv: NodeProto, shift: NDArray[np.float64]) 
     added = np.einsum("fcyx,c->f", weight.astype(np.float64), shift)
     name = f"{conv.name}_bias_of_bytes"
     graph.set_constant(name, (added if bias is None else bias + added).astype(np.float32))
-    del conv.input[2:]
-    conv.input.append(name)
+    graph.set_inputs(conv, [*conv.input[:2], name])
 
 
 def _resize_bytes(graph: OnnxGraph, cast: NodeProto, centre: NodeProto, resize: NodeProto) -> Bytes:
     """Moves a resize of the centred image in front of its conversion to float."""
     name, result = resize.name, resize.output[0]
     small, floats = f"{name}_bytes", f"{name}_float"
-    graph.insert_after(
-        resize,
-        [
-            helper.make_node("Cast", [small], [floats], name=floats, to=TensorProto.FLOAT),
-            helper.make_node("Sub", [floats, centre.input[1]], [result], name=f"{name}_centred"),
-        ],
-    )
-    resize.input[0], resize.output[0] = cast.input[0], small
+    graph.set_input(resize, 0, cast.input[0])
+    graph.set_output(resize, 0, small)
+    centred = helper.make_node("Sub", [floats, centre.input[1]], [result], name=f"{name}_centred")
+    cast_back = make_node("Cast", [small], floats, to=TensorProto.FLOAT)
+    graph.insert_after(resize, [cast_back, centred])
     return Bytes(small, result)

@@ -17,7 +17,7 @@ from traced_networks import Wanted, trace_networks
 from export.onnx_import.network import ImportOptions, InputFormat, import_network
 from export.onnx_import.source import read_network
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import name_nodes
 from export.precision.calibration import calibrate
 from export.precision.half import to_half
 from export.precision.quantise import Recipe, quantise

@@ -17,7 +17,7 @@ from triton_server import Triton, install_triton, run_triton
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
+from export.passes.onnx_graph import name_nodes
 from export.precision.calibration import calibrate
 from export.precision.quantise import Recipe, quantise
 from export.repository.labels import find_labels

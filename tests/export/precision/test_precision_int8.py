@@ -9,7 +9,7 @@ from precision_model import scene, write_scenes
 from rich.console import Console
 
 from export.passes.build import build_model
-from export.passes.graph_ends import graph_ends
+from export.passes.contract import graph_ends
 from export.passes.onnx_graph import OnnxGraph
 from export.precision.calibration import METHODS, calibrate, usable_methods
 from export.precision.gate import Comparison, Gate, Limits, Scores

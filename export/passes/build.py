@@ -13,11 +13,10 @@ from onnx import ModelProto, checker, helper
 from export.errors import UnsupportedOperator
 from export.lowering.convert import IR_VERSION, OPSET, convert
 from export.lowering.convolutions import DEFORMABLE_OPSET
-from export.passes.commute_resize import commute_resize
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.contract import HEADS, fold_normalisation, mask_head
+from export.passes.convolutions import commute_resize, fold_batch_norm
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.onnx_graph import OnnxGraph, Rewrite
 from export.passes.sample_deformable import sample_deformable
 from export.symbols.graph import Graph

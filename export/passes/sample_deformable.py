@@ -30,8 +30,8 @@ def sample_deformable(graph: OnnxGraph, node: NodeProto) -> None:
     image_shape, places = graph.shape(image), graph.shape(offset)
     if weight is None or len(image_shape) != 4 or not all((*image_shape[1:], *places[2:])):
         raise UnsupportedOperator(
-            f"{node.name}: sizes are not static, so it cannot be written for opset 17; leave --opset"
-            " out"
+            f"{node.name}: sizes are not static, so it cannot be written for opset 17; leave"
+            " --opset out"
         )
     channels, height, width = image_shape[1:]
     rows, columns = places[2:]

@@ -10,7 +10,6 @@ from onnx import ModelProto
 
 from export.errors import ImagesMissing, UnsupportedPrecision
 from export.passes.onnx_graph import copy_model, is_half, name_nodes
-from export.precision.calibration import calibrate
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
 from export.precision.images import (
@@ -20,10 +19,9 @@ from export.precision.images import (
     calibration_source,
     validation_source,
 )
-from export.precision.quantise import Recipe, convolutions, has_vnni, quantise
+from export.precision.quantise import Recipe, calibrate, convolutions, has_vnni, quantise
 from export.precision.search import search, tries_table
-from export.precision.served_graph import serve_graph
-from export.precision.timing import TimeRatio, compare_times
+from export.precision.served_graph import TimeRatio, compare_times, serve_graph
 from export.progress import Steps
 from serving.geometry import Size
 

@@ -14,10 +14,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from export.passes.commute_resize import commute_resize
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.contract import fold_normalisation, mask_head
-from export.passes.fold_batch_norm import fold_batch_norm
+from export.passes.convolutions import commute_resize, fold_batch_norm
 from export.symbols.normalisation import Pixels
 
 HEIGHT, WIDTH = 12, 21

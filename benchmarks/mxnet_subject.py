@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.built_graphs import SEED, symbol_of
 from benchmarks.subject import Case, EngineMissing
-from export.passes.fold_normalisation import IMAGE
+from export.passes.contract import IMAGE
 from export.repository.mxnet_model import PARAMS_FILE, mxnet_files
 from export.symbols.graph import SYMBOL_FILE
 from export.symbols.initial import random_params

@@ -11,9 +11,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper
 
 from export.lowering.convert import BATCH, DATA, convert
+from export.passes.contract import IMAGE, MASK
 from export.passes.cut_at_logits import prune_heads
-from export.passes.fold_normalisation import IMAGE
-from export.passes.mask_head import MASK
 from export.passes.onnx_graph import OnnxGraph
 from export.symbols.graph import Graph
 from export.symbols.normalisation import IMAGENET

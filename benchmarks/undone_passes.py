@@ -10,7 +10,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from export.lowering.convert import DATA
-from export.passes.fold_normalisation import IMAGE
+from export.passes.contract import IMAGE
 from export.passes.onnx_graph import OnnxGraph
 from export.symbols.normalisation import IMAGENET
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from export.errors import ExportError, UnsupportedPrecision
 from export.passes.build import build_model, check_opset, set_metadata
+from export.passes.contract import HEADS, LOGITS, MASK
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.passes.mask_head import HEADS, LOGITS, MASK
 from export.precision.lower import PrecisionOptions, check_options, lower_precision
 from export.progress import Steps, show_steps
 from export.repository.files import ONNX_FILE, ModelFiles, onnx_files

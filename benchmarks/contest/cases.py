@@ -25,10 +25,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 import export
 from benchmarks.contest.services.network import read_photo, write_mask
 from export.passes.build import REWRITES, build_model
-from export.passes.graph_ends import name_nodes
-from export.precision.calibration import calibrate
+from export.passes.onnx_graph import name_nodes
 from export.precision.half import widen
-from export.precision.quantise import Recipe, quantise
+from export.precision.quantise import Recipe, calibrate, quantise
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED

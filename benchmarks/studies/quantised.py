@@ -19,10 +19,9 @@ from benchmarks.engines.onnxruntime import open_on_cpu
 from benchmarks.studies.parity import parse_size
 from benchmarks.timing import time_in_turn
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
-from export.precision.calibration import calibrate
+from export.passes.onnx_graph import name_nodes
 from export.precision.images import PreparedImages, calibration_source
-from export.precision.quantise import Recipe, has_vnni, quantise
+from export.precision.quantise import Recipe, calibrate, has_vnni, quantise
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params

@@ -14,9 +14,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.errors import InvalidLabels, VerificationFailed
-from export.onnx_import.heads import threshold_shift
 from export.onnx_import.network import ImportedNetwork, ImportOptions, InputFormat
-from export.onnx_import.outputs import LOG_SOFTMAX, SIGMOID, SOFTMAX, Labels, Scores
+from export.onnx_import.outputs import (
+    LOG_SOFTMAX,
+    SIGMOID,
+    SOFTMAX,
+    Labels,
+    Scores,
+    threshold_shift,
+)
 from export.passes.onnx_graph import is_half
 from export.verify import (
     MAX_RELATIVE_DIFFERENCE,

@@ -9,9 +9,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from export.errors import ImagesMissing, UnsupportedPrecision
-from export.passes.graph_ends import name_nodes
-from export.passes.onnx_graph import is_half
-from export.precision.calibration import calibrate
+from export.passes.onnx_graph import copy_model, is_half, name_nodes
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
 from export.precision.images import (
@@ -21,10 +19,9 @@ from export.precision.images import (
     calibration_source,
     validation_source,
 )
-from export.precision.quantise import Recipe, convolutions, has_vnni, quantise
+from export.precision.quantise import Recipe, calibrate, convolutions, has_vnni, quantise
 from export.precision.search import search, tries_table
-from export.precision.served_graph import serve_graph
-from export.precision.timing import TimeRatio, compare_times
+from export.precision.served_graph import TimeRatio, compare_times, serve_graph
 from export.progress import Steps
 from serving.imaging.geometry import Size
 
@@ -132,8 +129,7 @@ def lower_precision(
             f"the network is in half precision already; leave --precision {options.precision} out,"
             " or bring it in float32"
         )
-    named = ModelProto()
-    named.CopyFrom(model)
+    named = copy_model(model)
     name_nodes(named)
     gate: Gate | None = None
     if source is not None:

@@ -15,9 +15,8 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError, InvalidParams, InvalidSymbol
+from export.passes.contract import IMAGE, LOGITS, MASK, MAX_CLASSES
 from export.passes.cut_at_logits import LogitsCut, cut_at_logits, prune_heads
-from export.passes.fold_normalisation import IMAGE
-from export.passes.mask_head import LOGITS, MASK, MAX_CLASSES
 from export.repository.files import ModelFiles, Tensor
 from export.repository.triton import ModelFacts, write_version
 from export.symbols.graph import SYMBOL_FILE, Entry, Graph, Node, write_symbol

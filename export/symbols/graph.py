@@ -26,7 +26,9 @@ from export.symbols.mxnet_operators import (
     split_attributes,
 )
 
-BATCH_NORMS = frozenset({"BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contrib_SyncBatchNorm"})
+BATCH_NORMS = frozenset(
+    {"BatchNorm", "BatchNorm_v1", "_contrib_BatchNormWithReLU", "_contrib_SyncBatchNorm"}
+)
 # What a network's symbol is called beside its parameters.
 SYMBOL_FILE = "network-symbol.json"
 _MAX_BYTES = 64 * 2**20
@@ -108,6 +110,14 @@ class Node:
             return tuple(None if v is None else int(v) for v in values)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise self._not_integers(key) from error
+
+    def declared_shape(self) -> tuple[int, ...]:
+        """Returns the shape that was noted at a variable; empty where none is, or not all of it."""
+        try:
+            shape = replace(self, attrs=self.user_attrs).integers("__shape__")
+        except InvalidSymbol:
+            return ()
+        return shape if min(shape, default=0) > 0 else ()
 
     def _not_integers(self, key: str) -> InvalidSymbol:
         return InvalidSymbol(

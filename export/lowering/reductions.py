@@ -60,9 +60,7 @@ def softmax(context: LoweringContext) -> Lowering:
     elif node.op == SOFTMAX_OUTPUT or node.text("mode", "") == "channel":
         axis = 1
     elif node.op == "SoftmaxActivation":
-        if len(context.shape) != 2:  # of mode instance: over all of an image
-            flat = nodes.add("Softmax", [nodes.add("Flatten", [source])], axis=-1)
-            return nodes.end(nodes.reshape(flat, context.open_shapes[0]))
+        axis = -1  # of mode instance; MXNet takes all axes but the last for the batch
     else:
         axis = node.integer("axis", -1)
         if node.flag("use_length", False):

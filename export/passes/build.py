@@ -58,7 +58,7 @@ def build_model(
     check_opset(opset)
     graph = prune_heads(retarget(symbol, height, width))
     cut = cut_at_logits(graph, height, width)
-    model = convert(cut.graph, parameters, height, width)
+    model = convert(cut.graph, parameters, height, width, opset)
     applied = ["prune_heads"] if len(symbol.heads) > 1 else []
     applied.append("cut_at_logits")
     if opset == OPSET and sample_deformable(model):

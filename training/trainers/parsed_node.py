@@ -35,4 +35,4 @@ def _parse(node: Node) -> ParsedNode:
             tuples[key] = node.integers(key)
         except InvalidSymbol:
             continue  # not a tuple
-    return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), tuples)
+    return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), node.user_attrs, tuples)

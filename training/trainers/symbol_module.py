@@ -21,7 +21,7 @@ from training.trainers.repeated_norms import Move, repeated_norms
 from training.trainers.torch_operators import (
     Call,
     UnsupportedOperators,
-    execute,
+    execute_all,
     unsupported,
 )
 from training.trainers.torch_replicas import ALONE, Replicas
@@ -44,11 +44,6 @@ class SymbolModule(nn.Module):
         unknown = unsupported(node.op for _, node in graph.operators())
         if unknown:
             raise UnsupportedOperators(f"PyTorch cannot execute {', '.join(unknown)} here yet")
-        later = [node.name for _, node in graph.operators() if any(e.output for e in node.inputs)]
-        if later or any(head.output for head in graph.heads):
-            raise UnsupportedOperators(
-                f"only first outputs are made ({', '.join(later) or 'heads'})"
-            )
         self.graph = parse_nodes(graph)
         self.replicas = replicas
         self.data_index = graph.data_input()
@@ -77,29 +72,30 @@ class SymbolModule(nn.Module):
                 self.weights[node.name] = nn.Parameter(tensor)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
-        values: dict[int, Tensor] = {self.data_index: images}
+        values: dict[int, tuple[Tensor, ...]] = {self.data_index: (images,)}
         moves: list[Move] = []
         for index, node in enumerate(self.graph.nodes):
             if index in self.label_indices:
                 if labels is not None:
-                    values[index] = labels
+                    values[index] = (labels,)
             elif node.is_variable:
                 if index != self.data_index:
-                    values[index] = self.variable(node.name)
+                    values[index] = (self.variable(node.name),)
             else:
-                inputs = tuple(values[e.node] for e in node.inputs if e.node in values)
+                inputs = tuple(values[e.node][e.output] for e in node.inputs if e.node in values)
                 if self.training and index in self.repeated:
                     moves.append(Move.begin(node, inputs))
                     inputs = (*inputs[:3], *moves[-1].moved)
-                values[index] = execute(Call(node, inputs, self.training, self.replicas))
+                call = Call(node, inputs, self.training, self.replicas, images)
+                values[index] = execute_all(call)
                 if self.watch is not None:
-                    self.watch(node.name, values[index])
+                    self.watch(node.name, values[index][0])
             for used in self.last_uses.get(index, ()):
                 values.pop(used, None)
         # MXNet moves them in the backward pass, the last layer's first.
         for move in reversed(moves):
             move.finish()
-        return tuple(values[head.node] for head in self.graph.heads)
+        return tuple(values[head.node][head.output] for head in self.graph.heads)
 
     def variable(self, name: str) -> Tensor:
         """A parameter or running statistic, by the symbol's name."""

@@ -181,7 +181,8 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
             )
             step("writing the repository")
             folder = _write(request.target, name, files, facts)
-            outcomes: tuple[str, ...] = ("the MXNet graph itself: nothing to compare",)
+            ran = "run once by MXNet" if mxnet_installed() else "MXNet is not installed: not run"
+            outcomes: tuple[str, ...] = (f"the MXNet graph itself, nothing to compare; {ran}",)
         else:
             name = request.target.name or variant_name(stem, options.precision)
             model, compared, verified = _build(request, network, step)

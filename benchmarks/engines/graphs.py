@@ -20,16 +20,9 @@ from onnx import ModelProto, TensorProto, checker, helper
 import export
 from export.lowering.convert import BATCH, DATA, convert
 from export.passes.build import build_model
-<<<<<<< HEAD:benchmarks/engines/graphs.py
+from export.passes.contract import IMAGE, MASK
 from export.passes.cut_at_logits import prune_heads
-from export.passes.contract import IMAGE
-from export.passes.graph_ends import name_nodes
-from export.passes.contract import MASK
-from export.passes.onnx_graph import OnnxGraph
-from export.precision.calibration import calibrate
-=======
-from export.passes.onnx_graph import name_nodes
->>>>>>> n_exp:benchmarks/built_graphs.py
+from export.passes.onnx_graph import OnnxGraph, name_nodes
 from export.precision.half import to_half
 from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import PUBLISHED, NetworkName, find_symbol

@@ -8,15 +8,9 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD:benchmarks/engines/mxnet.py
 from benchmarks.engines.graphs import SEED, symbol_of
 from benchmarks.engines.subject import Case, EngineMissing
 from export.passes.contract import IMAGE
-=======
-from benchmarks.built_graphs import SEED, symbol_of
-from benchmarks.subject import Case, EngineMissing
-from export.passes.contract import IMAGE
->>>>>>> n_exp:benchmarks/mxnet_subject.py
 from export.repository.mxnet_model import PARAMS_FILE, mxnet_files
 from export.symbols.graph import SYMBOL_FILE
 from export.symbols.initial import random_params

@@ -41,13 +41,8 @@ NETWORKS = {
 
 
 def trace(network: PublishedNetwork) -> str:
-<<<<<<< HEAD:benchmarks/generate_symbols.py
-    """The network's ``symbol.json``; parameter names start with ``icnet0_`` and the like."""
-    from benchmarks.gluoncv_import import import_gluoncv, mx
-=======
     """Returns the network's ``symbol.json``; parameters are called ``icnet0_...`` and the like."""
-    from training.gluoncv_import import import_gluoncv, mx
->>>>>>> n_bench:benchmarks/studies/generate_symbols.py
+    from benchmarks.gluoncv_import import import_gluoncv, mx
 
     module = import_gluoncv(f"model_zoo.{network.module}")
     # A name manager of its own: Gluon's counters would number the networks of one process on.

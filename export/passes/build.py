@@ -53,7 +53,7 @@ def build_model(
     """
     check_opset(opset)
     cut = cut_at_logits(prune_heads(retarget(symbol, height, width)), height, width)
-    model = convert(cut.graph, parameters, height, width)
+    model = convert(cut.graph, parameters, height, width, opset)
     applied = ["prune_heads"] if len(symbol.heads) > 1 else []
     applied.append("cut_at_logits")
     graph = OnnxGraph(model)

@@ -22,7 +22,7 @@ from export.symbols.shape_rules import LABELLED
 from training.trainers.torch_operators import (
     Call,
     UnsupportedOperators,
-    execute,
+    execute_all,
     unsupported,
 )
 from training.trainers.torch_replicas import ALONE, Replicas
@@ -47,12 +47,6 @@ class SymbolModule(nn.Module):
             raise UnsupportedOperators(
                 f"the PyTorch trainer does not support the operators {', '.join(unknown)}; use "
                 "--trainer gluon"
-            )
-        later = [node.name for _, node in graph.operators() if any(e.output for e in node.inputs)]
-        if later or any(head.output for head in graph.heads):
-            raise UnsupportedOperators(
-                f"the PyTorch trainer supports first outputs only; others are used by "
-                f"{', '.join(later) or 'the heads'}"
             )
         self.graph = parse_nodes(graph)
         self.replicas = replicas
@@ -82,29 +76,30 @@ class SymbolModule(nn.Module):
                 self.weights[node.name] = nn.Parameter(tensor)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
-        values: dict[int, Tensor] = {self.data_index: images}
+        values: dict[int, tuple[Tensor, ...]] = {self.data_index: (images,)}
         moves: list[Move] = []
         for index, node in enumerate(self.graph.nodes):
             if index in self.label_indices:
                 if labels is not None:
-                    values[index] = labels
+                    values[index] = (labels,)
             elif node.is_variable:
                 if index != self.data_index:
-                    values[index] = self.variable(node.name)
+                    values[index] = (self.variable(node.name),)
             else:
-                inputs = tuple(values[e.node] for e in node.inputs if e.node in values)
+                inputs = tuple(values[e.node][e.output] for e in node.inputs if e.node in values)
                 if self.training and index in self.repeated:
                     moves.append(Move.begin(node, inputs))
                     inputs = (*inputs[:3], *moves[-1].moved)
-                values[index] = execute(Call(node, inputs, self.training, self.replicas))
+                call = Call(node, inputs, self.training, self.replicas, images)
+                values[index] = execute_all(call)
                 if self.watch is not None:
-                    self.watch(node.name, values[index])
+                    self.watch(node.name, values[index][0])
             for used in self.last_uses.get(index, ()):
                 values.pop(used, None)
         # MXNet moves them in the backward pass, the last layer's first.
         for move in reversed(moves):
             move.finish()
-        return tuple(values[head.node] for head in self.graph.heads)
+        return tuple(values[head.node][head.output] for head in self.graph.heads)
 
     def variable(self, name: str) -> Tensor:
         """Returns a parameter or running statistic, by the symbol's name."""
@@ -175,7 +170,7 @@ def _parse(node: Node) -> ParsedNode:
             tuples[key] = node.integers(key)
         except InvalidSymbol:
             continue  # not a tuple
-    return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), tuples)
+    return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), node.user_attrs, tuples)
 
 
 STATES = slice(3, 5)

@@ -7,13 +7,15 @@ network by another way and ends in :func:`write_network`, as every export does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto
 from rich.console import Console
 
-from export.errors import ExportError, UnsupportedPrecision
-from export.passes.build import build_model, check_opset, set_metadata
+from export.errors import ExportError, InvalidParams, UnsupportedPrecision, VerificationFailed
+from export.finite import find_not_finite, not_finite
+from export.passes.build import REWRITES, build_model, check_opset, set_metadata
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.passes.mask_head import HEADS, LOGITS, MASK
 from export.precision.lower import PrecisionOptions, check_options, lower_precision
@@ -28,7 +30,7 @@ from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET, Pixels, Triple, choose_pixels
 from export.symbols.params import Parameters, digest, read_params, tool_version
-from export.verify import mxnet_installed, verify
+from export.verify import mxnet_installed, telling_images, verify
 from serving.palette import LabelSet
 
 _STEPS = 6
@@ -282,7 +284,21 @@ def _read_network(
     check_labels(labels, classes)
     step("reading the parameters" if named.params else "making random parameters")
     parameters = read_params(named.params) if named.params else random_params(graph, *size)
+    _check_finite(parameters, prune_heads(graph), named.params)
     return _Network(found.source, graph, parameters, size, labels, pixels)
+
+
+def _check_finite(parameters: Parameters, graph: Graph, file: Path | None) -> None:
+    """Raises InvalidParams where a parameter that the network uses is not a number."""
+    found = {name: parameters.find(name) for name in graph.variables()}
+    arrays = {name: array for name, array in found.items() if array is not None}
+    wrong = [name for name, array in arrays.items() if not_finite(array)]
+    if wrong:
+        raise InvalidParams(
+            f"{file}: {', '.join(wrong[:3])} {'holds' if len(wrong) == 1 else 'hold'} NaN or"
+            f" infinity ({len(wrong)} of {len(arrays)} parameters): the training broke off there;"
+            " export an earlier checkpoint"
+        )
 
 
 def _origin(request: ExportRequest, named: NamedNetwork, network: _Network) -> list[str]:
@@ -305,14 +321,23 @@ def _build(request: ExportRequest, network: _Network, step: Steps) -> tuple[Mode
     """Returns the serving graph, what came of the comparison with MXNet, and whether there was
     one."""
     height, width = network.size
-    model = build_model(
-        network.graph, network.parameters, height, width, request.heads,
+    build = partial(
+        build_model, network.graph, network.parameters, height, width, request.heads,
         pixels=network.pixels, opset=request.opset,
     )  # fmt: skip
+    model = build()
     if not request.check:
         step("not compared with MXNet")
         return model, "not compared with MXNet", False
     step("comparing with MXNet")
+    images = telling_images(height, width)
+    if broken := find_not_finite(model, images):
+        # The rewrites join nodes: the symbol's own are named.
+        broken = find_not_finite(build(without=REWRITES), images) or broken
+        raise VerificationFailed(
+            f"{network.source} does not give numbers: {broken}; nothing was written. Are its"
+            " parameters those of a finished training?"
+        )
     if not mxnet_installed():
         return model, "MXNet is not installed: the comparison with it was skipped", False
     found = verify(model, network.graph, network.parameters, height, width, network.pixels)

@@ -157,7 +157,7 @@ def import_onnx(
             step("comparing with the network" if check else "not compared with the network")
             batches, outcome = imported.batches, "not compared with the network"
             if check:
-                result, batches = verify_import(network, imported, options)
+                result, batches = verify_import(network, source, imported, options)
                 outcome = f"verified: {result}"
             batch = _batch_size(max_batch_size, batches, repository / title)
             notes = [provenance] if provenance else []

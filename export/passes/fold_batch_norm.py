@@ -18,7 +18,8 @@ _BIAS = {"Conv": 2, "DeformConv": 3}
 def fold_batch_norm(model: ModelProto) -> int:
     """Folds in place every batch norm that alone reads a convolution; returns how many.
 
-    A batch norm elsewhere, or after a convolution that others read or share weights with, stays.
+    A batch norm elsewhere, after a convolution that others read or share weights with, or of a
+    variance that has no root, stays.
     """
     graph = OnnxGraph(model)
     folded = 0
@@ -37,7 +38,10 @@ def fold_batch_norm(model: ModelProto) -> int:
         if weight is None or bias is None or any(s is None for s in statistics):
             continue
         gamma, beta, mean, variance = (np.asarray(s, np.float64) for s in statistics)
-        scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+        spread = variance + attribute(norm, "epsilon", 1e-5)
+        if not (spread > 0).all():
+            continue  # it gives NaN: whoever looks for the cause finds it where it is
+        scale = gamma / np.sqrt(spread)
         shifted = (bias.astype(np.float64) - mean) * scale + beta
         bias_name = conv.input[position] if len(own) > 1 else f"{conv.name}_bias"
         graph.set_constant(conv.input[1], (weight * scale.reshape(-1, 1, 1, 1)).astype(np.float32))

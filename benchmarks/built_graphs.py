@@ -22,7 +22,7 @@ from export.passes.graph_ends import name_nodes
 from export.precision.calibration import calibrate
 from export.precision.half import to_half
 from export.precision.quantise import Recipe, quantise
-from export.symbols.find import PUBLISHED, NetworkName, find_symbol
+from export.symbols.find import NetworkName, find_symbol, published_symbol
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
@@ -95,8 +95,8 @@ def symbol_of(network: NetworkName, classes: int, height: int, width: int) -> Gr
 
     Raises ExportError where it is not known.
     """
-    published = PUBLISHED / f"{network.stem}.json.gz"
-    if not published.is_file():
+    published = published_symbol(network)
+    if published is None:
         return find_symbol(network, None, classes, (height, width)).graph
     symbol = read_symbol(published)
     own = len(load_labels(network.dataset).names)

@@ -110,12 +110,12 @@ def test_every_name_works_with_every_command(
     arguments = ["--model", "tiny", "--params", str(root / "best.params"), "--dataset", name]
     if own_root is not None:
         arguments += ["--labels", str(own_root / "labels.txt")]  # a root is scored on
-    arguments += ["--no-verify", "--repository", str(root / "repository")]
+    arguments += ["--pixels", "imagenet", "--no-verify", "--repository", str(root / "repository")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     written = read_model(root / "repository" / "tiny")
     assert written.labels.names == labels.names
-    assert written.family == f"tiny_{name}"
+    assert written.config.parameters["dataset"].string_value == canonical_name(name)
 
 
 @pytest.mark.parametrize("zoo_name", ZOO_DATASETS)

@@ -35,12 +35,18 @@ def run_folder(tmp_path: Path, make_network, make_params) -> Path:
 def test_a_request_becomes_a_version(run_folder: Path, tmp_path: Path) -> None:
     target = Target(tmp_path / "models", name="net", family="nets", max_batch_size=2)
     request = ExportRequest(
-        "tiny", params=run_folder / "best.params", size=(64, 48), check=False, target=target
+        "tiny",
+        params=run_folder / "best.params",
+        size=(64, 48),
+        check=False,
+        target=target,
+        pixels="unit",
     )
     written = export_symbol(request)
     assert written == Written(
         tmp_path / "models" / "net" / "1", "model.onnx", 5, (64, 48), "fp32", ("mask", "logits"),
-        ("classes without names; --dataset or --labels gives them some", "not compared with MXNet"),
+        ("sees RGB mean 0,0,0 std 1,1,1 (unit): as the options say",
+         "classes without names; --dataset or --labels gives them some", "not compared with MXNet"),
     )  # fmt: skip
     model = read_model(tmp_path / "models" / "net")
     assert (model.family, model.max_batch_size) == ("nets", 2)
@@ -64,7 +70,7 @@ def test_what_was_written_is_one_line(run_folder: Path, tmp_path: Path) -> None:
 def test_a_model_of_the_repository_in_another_precision(run_folder: Path, tmp_path: Path) -> None:
     target = Target(tmp_path / "models")
     export_symbol(ExportRequest("tiny", params=run_folder / "best.params", check=False,
-                                target=target))  # fmt: skip
+                                pixels="unit", target=target))  # fmt: skip
     half = export_symbol(
         ExportRequest(existing="tiny", precision=PrecisionOptions("fp16"), target=target)
     )
@@ -107,7 +113,7 @@ def test_numbers_of_the_normalisation_are_numbers(run_folder: Path, tmp_path: Pa
 
 def test_nothing_is_printed_unless_asked(run_folder: Path, tmp_path: Path, capsys) -> None:
     export_symbol(
-        ExportRequest("tiny", params=run_folder / "best.params", check=False,
+        ExportRequest("tiny", params=run_folder / "best.params", check=False, pixels="unit",
                       target=Target(tmp_path / "models"))
     )  # fmt: skip
     assert capsys.readouterr() == ("", "")

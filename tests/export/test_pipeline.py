@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,29 @@ def test_a_model_of_the_repository_in_another_precision(run_folder: Path, tmp_pa
     assert half.folder == tmp_path / "models" / "tiny_fp16" / "1"
     assert half.precision == "fp16"
     assert half.notes == ("not judged: no images were named",)
+
+
+def test_no_family_unless_asked_for(run_folder: Path, tmp_path: Path) -> None:
+    """Models of one name's beginning, network or dataset are not the same network."""
+    target = Target(tmp_path / "models")
+    export = partial(ExportRequest, params=run_folder / "best.params", check=False, pixels="unit")
+    names = ("net", "icnet", "net-symbol", "net.v2")
+    for name in names:
+        export_symbol(export("icnet", target=replace(target, name=name)))
+    families = {read_model(target.repository / name).family for name in names}
+    assert families == set(names)
+    # The same weights in another precision: the family that their model was given, or none.
+    half = PrecisionOptions("fp16")
+    export_symbol(ExportRequest(existing="net", precision=half, target=target))
+    assert read_model(target.repository / "net_fp16").family == "net_fp16"
+    # A next version without a family keeps it: people may have edited it.
+    grouped = replace(target, name="net", family="nets")
+    assert export_symbol(export("icnet", target=grouped)).folder.name == "2"
+    assert export_symbol(export("icnet", target=replace(target, name="net"))).folder.name == "3"
+    export_symbol(
+        ExportRequest(existing="net", precision=half, target=replace(target, name="half"))
+    )
+    assert [read_model(target.repository / name).family for name in ("net", "half")] == ["nets"] * 2
 
 
 @pytest.mark.parametrize(

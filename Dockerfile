@@ -44,7 +44,7 @@ WORKDIR /models
 RUN useradd --system --uid 10001 --no-create-home segserve \
     && install -d -o segserve /var/cache/segserve
 USER segserve
-RUN python -c "from serving.lifecycle import warm_stages; warm_stages()"
+RUN python -c "from serving.server import warm_stages; warm_stages()"
 # Numba uses no cache that it cannot write to. Docker starts a volume as a copy of the image's folder,
 # so this one is filled and writable under a read-only root, too.
 VOLUME /var/cache/segserve

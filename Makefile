@@ -50,7 +50,7 @@ $(VENV)/serve.done: pyproject.toml $(wildcard constraints/*.txt)
 	@$(BIN)/python -c 'import cv2' || \
 	    { echo 'OpenCV needs two system libraries: apt-get install libgl1 libglib2.0-0'; exit 1; }
 	@# Compiles the native loops into their cache, so that the first start does not.
-	$(BIN)/python -c 'from serving.lifecycle import warm_stages; warm_stages()'
+	$(BIN)/python -c 'from serving.server import warm_stages; warm_stages()'
 	touch $@
 
 $(VENV)/test.done: $(VENV)/serve.done

@@ -28,18 +28,18 @@ from export.passes.build import build_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.graph import Entry, Graph, Node
 from export.symbols.initial import random_params
-from serving import restore
-from serving.engines.onnx import OnnxEngine
-from serving.forms import png
-from serving.geometry import Size
+from serving.engines.onnxruntime import OnnxEngine
+from serving.formats import png
 from serving.http.body import BodyReader
 from serving.http.exchange import Exchange
-from serving.http.form import Form
+from serving.http.multipart import Form
+from serving.imaging import restore
 from serving.imaging.decoder_pool import DecoderPool
+from serving.imaging.geometry import Size
 from serving.palette import load_labels
 from serving.settings import Settings
 from serving.testing import ServerThread
-from serving.views.views import Views
+from serving.tiling import Views
 
 MODEL = "net"
 HEAD_STRIDE = 4

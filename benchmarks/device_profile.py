@@ -12,8 +12,8 @@ from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
 from serving.engines.graph import cut_to, outputs_of, read_graph, read_spec
 from serving.engines.half_logits import narrow_half_logits
+from serving.engines.onnxruntime_session import open_session, session_options
 from serving.engines.providers import without_cuda_graphs
-from serving.engines.session import open_session, session_options
 from serving.errors import InvalidModel
 
 RUNS = 3

@@ -20,13 +20,12 @@ from benchmarks.subject import Case, EngineMissing, Subject
 from export.errors import ExportError
 from export.symbols.find import NetworkName
 from serving.engines.acceleration import Acceleration
-from serving.engines.cut import cut_graph
-from serving.engines.graph import outputs_of, read_graph, read_spec
-from serving.engines.session import CUDA
+from serving.engines.graph import cut_graph, outputs_of, read_graph, read_spec
+from serving.engines.onnxruntime_session import CUDA
 from serving.errors import SegserveError
-from serving.geometry import Size
+from serving.imaging.geometry import Size
+from serving.models.repository import read_model
 from serving.palette import load_labels
-from serving.repository import read_model
 
 ENGINES = ("auto", "cpu", "cuda", "tensorrt", "torch", "mxnet")
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -31,7 +31,7 @@ from export.errors import ExportError
 from export.symbols.find import NetworkName
 from serving.engines.acceleration import Acceleration
 from serving.errors import SegserveError
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from serving.palette import load_labels
 
 NETWORKS = ("icnet_resnet50", "pspnet_resnet101")

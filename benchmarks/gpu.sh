@@ -35,8 +35,8 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     fi
     python=.cache/gpu/bin/python
     # The engine first: a figure of what does not answer rightly is worth nothing.
-    "$python" -m pytest -q tests/serving/test_acceleration.py \
-        tests/serving/test_accelerated_engine.py tests/serving/test_gpu.py
+    "$python" -m pytest -q tests/serving/engines/test_acceleration.py \
+        tests/serving/engines/test_accelerated_engine.py tests/serving/engines/test_gpu.py
 fi
 "$python" -m benchmarks.gpu "$@"
 if [ -n "$gpu" ] && [ -n "${COMMIT:-}" ]; then

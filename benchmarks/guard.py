@@ -34,13 +34,14 @@ from benchmarks.timing import Spread, ratios, time_in_turn
 from export.symbols.find import NetworkName
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
-from serving import lifecycle, restore
+from serving import server as lifecycle
 from serving.engines.acceleration import Acceleration
-from serving.engines.onnx import OnnxEngine
-from serving.forms.mask_view import MaskView
-from serving.geometry import Size
+from serving.engines.onnxruntime import OnnxEngine
+from serving.formats.label_map import MaskView
+from serving.formats.registry import encode
 from serving.imaging import decode as image
-from serving.mask import encode
+from serving.imaging import restore
+from serving.imaging.geometry import Size
 from serving.palette import default_palette
 
 NETWORK = NetworkName("icnet", "resnet50", 1.0, "citys")

@@ -14,8 +14,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 from PIL import Image
 
-from serving.forms.mask_view import MaskView
-from serving.geometry import Size
+from serving.formats.label_map import MaskView
+from serving.imaging.geometry import Size
 from serving.palette import plte
 
 Pixels = npt.NDArray[np.uint8]

@@ -15,8 +15,7 @@ from serving.engines.bound_session import BoundSession, image_tensor, result_ten
 from serving.engines.devices import CudaDevice, Device, HostDevice, load_cuda_runtime
 from serving.engines.graph import INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
 from serving.engines.half_logits import narrow_half_logits
-from serving.engines.providers import gpu_providers, has_cuda_graphs, without_cuda_graphs
-from serving.engines.session import (
+from serving.engines.onnxruntime_session import (
     CPU,
     CUDA,
     TENSORRT,
@@ -24,6 +23,7 @@ from serving.engines.session import (
     open_session,
     session_options,
 )
+from serving.engines.providers import gpu_providers, has_cuda_graphs, without_cuda_graphs
 from serving.engines.winograd import apply_winograd
 from serving.errors import EngineFailed, InvalidModel
 

@@ -38,10 +38,11 @@ from benchmarks.loadgen.server_metrics import read_metrics
 from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.server_profile import Profile, profile_server
 from benchmarks.timing import Spread, ratios, spread_of, time_runs
-from serving import lifecycle, restore
-from serving.engines.onnx import OnnxEngine
-from serving.geometry import Size, scale
+from serving import server as lifecycle
+from serving.engines.onnxruntime import OnnxEngine
 from serving.imaging import decode as image
+from serving.imaging import restore
+from serving.imaging.geometry import Size, scale
 
 PRECISIONS = ("fp32", "int8")
 Pixels = npt.NDArray[np.uint8]

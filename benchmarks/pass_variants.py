@@ -22,9 +22,9 @@ from export.passes.fold_normalisation import IMAGE, fold_normalisation
 from export.passes.mask_head import LOGITS, MASK
 from export.symbols.graph import Entry, Graph
 from export.symbols.params import Parameters
-from serving.engines.cut import cut_graph
-from serving.geometry import Size
-from serving.restore import model_labels
+from serving.engines.graph import cut_graph
+from serving.imaging.geometry import Size
+from serving.imaging.restore import model_labels
 
 Values: TypeAlias = npt.NDArray[np.generic]
 Run: TypeAlias = Callable[[], Values]

@@ -26,8 +26,8 @@ from export.symbols.find import PUBLISHED
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
-from serving.engines.cut import cut_graph
-from serving.geometry import Size
+from serving.engines.graph import cut_graph
+from serving.imaging.geometry import Size
 
 MASK, LOGITS = "mask", "logits"
 

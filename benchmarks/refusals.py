@@ -33,9 +33,9 @@ from benchmarks.loadgen.process_time import read_cpu_seconds
 from benchmarks.loadgen.target import Target
 from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.timing import Spread, spread_of
-from serving.engines.embedded import open_onnx_engine
-from serving.lifecycle import Server
-from serving.repository import ModelFolder
+from serving.models.embedded import open_onnx_engine
+from serving.models.repository import ModelFolder
+from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine
 

@@ -27,7 +27,7 @@ from benchmarks.scaling_server import (
     measure_steady,
     serve,
 )
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,8 @@ from benchmarks.built_graphs import built_graph
 from benchmarks.contest.processes import read_memory
 from benchmarks.timing import Spread, spread_of
 from export.symbols.find import NetworkName
-from serving import restore
-from serving.engines.onnx import OnnxEngine
+from serving.engines.onnxruntime import OnnxEngine
+from serving.imaging import restore
 
 NETWORK = NetworkName("icnet", "resnet50", 1.0, "citys")
 

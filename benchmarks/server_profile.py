@@ -23,16 +23,16 @@ RATE = 200
 STAGES = (
     ("serving/imaging/decoder_pool.py", "decode"),
     ("serving/imaging/header.py", "read_still"),
-    ("serving/geometry.py", "scale"),
-    ("serving/restore.py", "labels_at"),
-    ("serving/forms/pictures.py", "write_png"),
-    ("serving/engines/onnx.py", "run"),
+    ("serving/imaging/geometry.py", "scale"),
+    ("serving/imaging/restore.py", "labels_at"),
+    ("serving/formats/png.py", "write_png"),
+    ("serving/engines/onnxruntime.py", "run"),
     ("serving/http/body.py", "read_image"),
     ("serving/service.py", "segment"),
 )
 # py-spy misses some waits: these frames wait; the last is the event loop in native code.
 WAITING = (
-    "serving/batching/engine_thread.py",
+    "serving/batching/engine_runner.py",
     "concurrent/futures/thread.py",
     "threading.py",
     "selectors.py",
@@ -108,7 +108,7 @@ def read_stacks(text: str) -> dict[str, float]:
 def _stage(frames: list[str]) -> str:
     for frame in reversed(frames):
         for file, function in STAGES:
-            # As "OnnxEngine.run (serving/engines/onnx.py:83)".
+            # As "OnnxEngine.run (serving/engines/onnxruntime.py:83)".
             if f"{function} ({file}:" in frame:
                 return f"{file} {function}"
     return "event loop and the rest"

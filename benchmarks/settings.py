@@ -32,9 +32,9 @@ from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import INPUT, LOGITS, MASK, cut_to
-from serving.engines.session import session_options
+from serving.engines.onnxruntime_session import session_options
 from serving.engines.winograd import apply_winograd
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from serving.palette import load_labels
 
 DATASET = "citys"

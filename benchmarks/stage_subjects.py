@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving import restore
-from serving.engines.onnx import OnnxEngine
-from serving.forms.mask_view import MaskView
-from serving.geometry import Size
-from serving.repository import read_model
+from serving.engines.onnxruntime import OnnxEngine
+from serving.formats.label_map import MaskView
+from serving.imaging import restore
+from serving.imaging.geometry import Size
+from serving.models.repository import read_model
 from training.datasets.synthetic import render_scene
 
 SIZE = Size(1024, 2048)

@@ -22,12 +22,13 @@ from benchmarks import obvious
 from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.stage_subjects import FINE, SIZE, Logits, Subjects, make_subjects, mixed_share
 from benchmarks.timing import Turns, pool, time_in_turn
-from serving import lifecycle, restore
-from serving.class_statistics import class_statistics
-from serving.forms.mask_view import MaskOptions
-from serving.geometry import Size, scale
+from serving import server as lifecycle
+from serving.formats.class_statistics import class_statistics
+from serving.formats.label_map import MaskOptions
+from serving.formats.registry import encode
 from serving.imaging import decode as image
-from serving.mask import encode
+from serving.imaging import restore
+from serving.imaging.geometry import Size, scale
 
 PACKAGES = ("numpy", "numba", "opencv-python", "onnxruntime", "isal", "pillow", "pycocotools")
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from make_pictures import draw_legend
 from PIL import Image, ImageDraw, ImageFont
 
-from serving.geometry import RESIZES, Plan, Size, cut, plan, scale
-from serving.repository import CONFIG_FILE
+from serving.imaging.geometry import RESIZES, Plan, Size, cut, plan, scale
+from serving.models.repository import CONFIG_FILE
 from serving.settings import Settings
 from serving.testing import ServerThread
 from training.datasets.synthetic import render_scene

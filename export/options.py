@@ -10,7 +10,7 @@ import typer
 from export.errors import IllegalSize
 from export.symbols.networks import NETWORKS
 from export.symbols.normalisation import PRESETS_HELP
-from serving.geometry import Size as ImageSize
+from serving.imaging.geometry import Size as ImageSize
 
 NETWORK_PANEL = "Network"
 Model: TypeAlias = Annotated[

@@ -20,10 +20,10 @@ from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, def
 from export.symbols.normalisation import Pixels, pixels_of
 from export.weights.importing import FACTS_FILE
 from export.weights.zoo import resolve
-from serving.engines.cut import find_precision
+from serving.engines.graph import find_precision
 from serving.errors import InvalidModel
+from serving.models.repository import CONFIG_FILE, read_model
 from serving.palette import LabelSet
-from serving.repository import CONFIG_FILE, read_model
 
 WITH_STRIDES = "deeplabv3plus"
 

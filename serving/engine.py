@@ -1,4 +1,4 @@
-"""What the batcher needs of anything that infers."""
+"""The protocol that every engine implements; the batcher knows no more of an engine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What goes in and comes out.
+    """The shapes and names of a model's input and outputs.
 
     Attributes:
         size: static height and width of the network's input.
@@ -45,7 +45,7 @@ class Prediction:
     mask: npt.NDArray[np.uint8] | None
 
     def __getitem__(self, index: int) -> Prediction:
-        """The prediction of one image of the batch (a view)."""
+        """Returns the prediction of one image of the batch (a view)."""
         return Prediction(
             None if self.logits is None else self.logits[index],
             None if self.mask is None else self.mask[index],
@@ -60,7 +60,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """For metrics: ``onnxruntime-cpu``, ..."""
+        """Returns the engine's name in metrics: ``onnxruntime-cpu``, ..."""
         ...
 
     def warm(self) -> None:
@@ -86,11 +86,12 @@ class LabelEngine(Protocol):
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called for this model."""
+        """Returns whether ``run_labels`` can be called for this model."""
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """As ``Engine.run``, with ``mask`` in place of ``logits``: a byte a pixel to carry.
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        pixel.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serving.forms.mask_view import Encoded, MaskOptions
-from serving.geometry import Size
-from serving.metrics import Timings
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InvalidRequest, TooLarge, UnsupportedOption
+from serving.formats import registry as mask
+from serving.formats.label_map import Encoded, MaskOptions
+from serving.imaging.geometry import PLAIN, Augmentation, Plan, Size
+from serving.models.model import Model
+from serving.observability.metrics import Timings
+from serving.palette import LabelSet
+from serving.parsing import find_integer, read_decimal
+from serving.settings import Settings
 
 OutputSize = Literal["original", "model"]
 
@@ -18,7 +28,7 @@ class SegmentOptions:
     """How the answer should look.
 
     Attributes:
-        formats: names of ``serving.mask.FORMATS``, one or several.
+        formats: names of ``serving.formats.registry.FORMATS``, one or several.
         size: the photo's own size, or the network's.
         smooth: interpolate logits (True) or take nearest ids (False); None: what the model can.
         classes: names or ids to keep; other pixels become the ignore label. Empty: all.
@@ -60,3 +70,143 @@ class SegmentResult:
     def only(self) -> Encoded:
         """The answer where one form was asked for; the first of several."""
         return next(iter(self.parts.values()))
+
+
+# What a request asks for against what the model can do: refused by name, before any work.
+
+Labels = npt.NDArray[np.uint8]
+
+FLIP = "flip"
+# Of a list in one option: a class has one byte, and more scales than that are no use.
+MAX_ENTRIES = 256
+SCALES = (0.25, 4.0)
+
+
+def check_options(options: SegmentOptions, model: Model) -> None:
+    """Refuses what cannot be answered, whatever the image.
+
+    Raises:
+        InvalidRequest: an unknown format or class, or options that do not go together.
+        UnsupportedOption: the model lacks ``logits``; the message names the export option.
+    """
+    mask.check_options(options.formats, options.form)
+    if options.classes:
+        class_ids(options.classes, model.labels)
+    augmented = read_augmentation(options.tta).wanted
+    if augmented and options.smooth is False:
+        raise InvalidRequest("tta blends logits, smooth=false takes ids: leave one of them out")
+    wants_logits = {
+        "smooth=true": options.smooth is True,
+        "confidence=true": options.form.confidence,
+        "format=confidence": mask.needs_confidence(options.formats, options.form),
+        f"tta={','.join(options.tta)}": augmented,
+    }
+    for option, wanted in wants_logits.items():
+        if wanted:
+            require_logits(option, model)
+
+
+def check_plan(plan: Plan, options: SegmentOptions, model: Model, settings: Settings) -> None:
+    """Refuses what cannot be answered for an image of this size, before it is decoded.
+
+    Raises:
+        TooLarge: more views or pixels than a limit allows; the message names the setting.
+        InvalidRequest, UnsupportedOption: tiles that cannot be blended.
+    """
+    count = plan.view_count
+    if count == 1:
+        return
+    told = f"an image of {plan.original} takes {count} views of {plan.model} by {model.name!r}"
+    if count > settings.max_views:
+        raise TooLarge(
+            f"{told}, more than max_views = {settings.max_views} allows; "
+            f"send a smaller one, or ask for less tta",
+            reason="views",
+        )
+    largest = max(grid.rows.canvas * grid.columns.canvas for grid in plan.grids)
+    original = plan.original.height * plan.original.width
+    if largest > max(original, settings.max_image_megapixels * 1e6):
+        raise TooLarge(
+            f"an image of {plan.original} is scaled to {largest / 1e6:.1f} megapixels by tta, more "
+            f"than max_image_megapixels = {settings.max_image_megapixels:g} allows",
+            reason="image_megapixels",
+        )
+    if options.smooth is False:
+        raise InvalidRequest(
+            f"{told}, and smooth=false takes ids, which do not blend: leave it out"
+        )
+    require_logits(f"{told}: blending them", model)
+
+
+def require_logits(what: str, model: Model) -> None:
+    """Raises UnsupportedOption, with the remedy, where the model gives labels alone."""
+    if model.spec.logits_size is None:
+        raise UnsupportedOption(
+            f"{what} needs the model's logits, which {model.name!r} does not give; "
+            f"export it with `segserve export --head mask,logits`"
+        )
+
+
+def read_augmentation(tta: tuple[str, ...]) -> Augmentation:
+    """Test-time augmentation: ``flip`` and scales. The scale 1 is always there.
+
+    Raises:
+        InvalidRequest: neither; the message tells what is known.
+    """
+    if not tta:
+        return PLAIN
+    if len(tta) > MAX_ENTRIES:
+        raise InvalidRequest(f"tta: {len(tta)} entries, expected at most {MAX_ENTRIES}")
+    scales = {1.0}
+    for entry in tta:
+        text = entry.strip().lower()
+        if text == FLIP:
+            continue
+        try:
+            scales.add(read_decimal(text, "tta", *SCALES))
+        except InvalidRequest:
+            raise InvalidRequest(
+                f"tta: {entry[:64]!r} is neither {FLIP!r} nor a scale from {SCALES[0]:g} to "
+                f"{SCALES[1]:g}; for example tta=flip,0.75,1.25"
+            ) from None
+    flip = any(entry.strip().lower() == FLIP for entry in tta)
+    return Augmentation(tuple(sorted(scales)), flip)
+
+
+def class_ids(classes: tuple[str, ...], labels: LabelSet) -> tuple[int, ...]:
+    """Ids of names (in any case) or numbers.
+
+    Raises:
+        InvalidRequest: naming the unknown class and the known ones.
+    """
+    if len(classes) > MAX_ENTRIES:
+        raise InvalidRequest(f"classes: {len(classes)} entries, expected at most {MAX_ENTRIES}")
+    by_name = {name.lower(): index for index, name in enumerate(labels.names)}
+    ids = []
+    for wanted in classes:
+        text = wanted.strip()
+        found = by_name.get(text.lower())
+        if found is None and (number := find_integer(text)) is not None:
+            found = number if number < len(labels.names) else None
+        if found is None:
+            known = ", ".join(labels.names)
+            raise InvalidRequest(
+                f"unknown class {wanted[:64]!r}; expected a name or an id from 0 to "
+                f"{len(labels.names) - 1}; known: {known}"
+            )
+        ids.append(found)
+    return tuple(ids)
+
+
+def keep_classes(
+    labels: Labels, confidence: Labels | None, classes: tuple[str, ...], known: LabelSet
+) -> tuple[Labels, Labels | None]:
+    """Both with the pixels of every other class replaced: by the ignore label, and by 0."""
+    table = np.full(256, known.ignore_label, np.uint8)
+    ids = list(class_ids(classes, known))
+    table[ids] = ids
+    if confidence is not None:
+        kept = np.zeros(256, np.uint8)
+        kept[ids] = 255
+        confidence = np.asarray(cv2.LUT(labels, kept) & confidence, np.uint8)
+    return np.asarray(cv2.LUT(labels, table), np.uint8), confidence

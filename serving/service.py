@@ -12,32 +12,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from serving import mask
-from serving.answer_costs import AnswerCosts
-from serving.batching.admission import Place
-from serving.calls.observation import Observation, Observer
-from serving.door import Door
+from serving.admission.admission import AnswerCosts, Place
+from serving.admission.observation import Observation, Observer
+from serving.admission.request_head import Door
 from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, UnsupportedOption
-from serving.geometry import Plan, Size, plan, scale
+from serving.formats import registry as mask
+from serving.imaging.blending import Blender
 from serving.imaging.decode import check_size, check_still, decode_here
 from serving.imaging.decoder_pool import DecoderPool, Decoding
+from serving.imaging.geometry import Plan, Size, plan, scale
 from serving.imaging.header import describe, read_still
+from serving.imaging.restore import labels_suffice, restore_labels, restore_labels_and_confidence
 from serving.imaging.turns import Turns
-from serving.metrics import Metrics, Timings
 from serving.models import families
 from serving.models.model import Model
-from serving.options import check_options, check_plan, keep_classes, read_augmentation
-from serving.registry import Registry
-from serving.requests import SegmentOptions, SegmentRequest, SegmentResult
-from serving.settings import Settings
-from serving.views.blending import Blender
-from serving.views.one_view import (
-    labels_suffice,
-    restore_labels,
-    restore_labels_and_confidence,
+from serving.models.registry import Registry
+from serving.observability.metrics import Metrics, Timings
+from serving.requests import (
+    SegmentOptions,
+    SegmentRequest,
+    SegmentResult,
+    check_options,
+    check_plan,
+    keep_classes,
+    read_augmentation,
 )
-from serving.views.views import Views, blend_views
+from serving.settings import Settings
+from serving.tiling import Views, blend_views
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -108,7 +110,7 @@ class Segmenter:
     def observe(
         self, model: str, transport: str, request_bytes: int
     ) -> AbstractContextManager[Observation]:
-        """Counts and times a request; see :meth:`serving.calls.observation.Observer.observe`."""
+        """Counts and times a request; see ``serving/admission/observation.py``."""
         return self.observer.observe(model, transport, request_bytes)
 
     async def segment(self, request: SegmentRequest, transport: str) -> SegmentResult:

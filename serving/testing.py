@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from serving.engine import EngineSpec, Prediction
 from serving.errors import EngineFailed
-from serving.geometry import Size
-from serving.lifecycle import Server
+from serving.imaging.geometry import Size
 from serving.models.loader import OpenEngine
+from serving.server import Server
 from serving.settings import Settings
 
 
@@ -82,7 +82,8 @@ class FakeEngine:
 
 
 class ServerThread:
-    """``with ServerThread(settings) as server:`` a real server, stopped at the end.
+    """Runs a real server in a thread: ``with ServerThread(settings) as server:``; stopped at the
+    end.
 
     Ports of 0 become free ones: see ``server.ports``.
     """

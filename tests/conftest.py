@@ -7,7 +7,8 @@ import signal
 
 import httpx
 from hypothesis import HealthCheck, settings
-from waiting import SECONDS
+
+from tests.support.waiting import SECONDS
 
 # httpx gives up after five seconds where it is not told otherwise, and shares one default.
 _default = inspect.signature(httpx.get).parameters["timeout"].default

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from band_model import (
+from click.testing import Result as Finished
+from PIL import Image
+from segserve_client import Client, SegserveError, Tls
+from typer import Typer
+from typer.testing import CliRunner
+
+from serving.commands.segment import segment
+from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import (
     CLASSES,
     MODEL_SIZE,
     Served,
@@ -23,15 +31,7 @@ from band_model import (
     serve_fake,
     write_model,
 )
-from certificates import Files, write_certificates
-from click.testing import Result as Finished
-from PIL import Image
-from segserve_client import Client, SegserveError, Tls
-from typer import Typer
-from typer.testing import CliRunner
-
-from serving.commands.segment import segment
-from serving.testing import FakeEngine, ServerThread
+from tests.support.certificates import Files, write_certificates
 from training.evaluation.cli import evaluate
 from training.evaluation.served_model import Access
 
@@ -117,7 +117,7 @@ def test_every_call_carries_the_key(guarded: Guarded) -> None:
         assert KEY not in repr(client)
 
 
-@pytest.mark.parametrize(("key", "text"), [(None, "no API key"), (WRONG, "key is not known")])
+@pytest.mark.parametrize(("key", "text"), [(None, "no API key"), (WRONG, "unknown API key")])
 def test_a_call_without_a_known_key_names_the_argument(
     guarded: Guarded, key: str | None, text: str
 ) -> None:

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
-from serving.geometry import Size, plan, prepare
-from serving.lifecycle import Ports
-from serving.restore import labels_reference
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import labels_reference
+from serving.server import Ports
 from serving.settings import Settings
 from serving.testing import ServerThread
 from training.datasets.synthetic import render_scene

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import golden
 import httpx
 import numpy as np
 import pytest
@@ -18,6 +17,8 @@ import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
 from segserve_client import Client
+
+from tests.support import golden
 
 # Float kernels differ between processors, so equality is not asked for.
 AGREEMENT = 0.999
@@ -126,7 +127,7 @@ def test_tritonclient_with_encoded_images(address: Address, transport) -> None:
 
 @pytest.mark.parametrize("transport", [tritonclient.http, tritonclient.grpc])
 def test_tritonclient_with_pixels(address: Address, transport) -> None:
-    from serving.geometry import Size, plan, prepare
+    from serving.imaging.geometry import Size, plan, prepare
 
     url = address.http if transport is tritonclient.http else address.grpc
     size = Size(*golden.expected("model").shape)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_environment import unavailable
 from PIL import Image
 
 from benchmarks.contest.processes import free_ports
 from serving.palette import load_labels
+from tests.support.own_environment import unavailable
 from training.datasets.synthetic import render_scene
 
 ROOT = Path(__file__).resolve().parents[1]

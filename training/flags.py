@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from export.symbols.networks import NETWORKS
-from serving.text_files import read_text
+from serving.parsing import read_text
 from training.datasets import KNOWN
 from training.recipe import recipe_names
 from training.schedules import SCHEDULE_NAMES

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from export.precision.confusion_matrix import ConfusionMatrix
 from export.symbols.normalisation import Pixels
-from serving.geometry import Size, plan, prepare
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import labels_from_logits
 from serving.palette import LabelSet
-from serving.restore import labels_from_logits
 from training.datasets import SegmentationDataset, open_dataset
 from training.datasets.base import check_label_range
 from training.learner import Learner

@@ -36,11 +36,11 @@ from export.symbols.graph import read_symbol
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
 from serving.cache import cache_folder
-from serving.engines.cut import cut_graph
-from serving.geometry import Size, scale
+from serving.engines.graph import cut_graph
 from serving.imaging.decode import decode
+from serving.imaging.geometry import Size, scale
+from serving.models.repository import read_model
 from serving.palette import LabelSet, load_labels, plte
-from serving.repository import read_model
 
 MODEL = "net"
 PHOTO = Size(1024, 2048)

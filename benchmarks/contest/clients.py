@@ -13,7 +13,7 @@ from tritonclient.grpc import InferResult
 from benchmarks.contest.cases import MODEL
 from benchmarks.contest.services.photo import read_photo, write_mask
 from benchmarks.loadgen.target import Outcome
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 # Longer than any queue here.
 PATIENCE_S = 3600.0

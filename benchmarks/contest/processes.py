@@ -79,7 +79,7 @@ def run_segserve(
     """
     http, grpc, metrics = free_ports(3)
     # Not the command: a checkout may not have installed it beside this Python.
-    command = [sys.executable, "-c", "from serving.cli import main; main()", "serve", *arguments]
+    command = [sys.executable, "-m", "segserve", "serve", *arguments]
     command += ["--http-port", str(http), "--grpc-port", str(grpc)]
     command += ["--metrics-port", str(metrics), "--drain-seconds", "0"]
     ready = answers(f"http://127.0.0.1:{http}/v2/health/ready")

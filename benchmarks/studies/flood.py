@@ -29,8 +29,8 @@ import uvloop
 
 from benchmarks.machine import read_machine
 from serving.engine import Prediction
-from serving.geometry import Size
-from serving.lifecycle import Server
+from serving.imaging.geometry import Size
+from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine
 

@@ -2,7 +2,7 @@
 
 Input ``image`` uint8 [N, H, W, 3] RGB with the normalisation inside; outputs ``mask`` uint8
 [N, H, W] and, where the network gives scores, ``logits`` float32 [N, C, h, w]. Source of the
-contract: docs/architecture.md; docs/import.md says what networks are taken and how.
+contract: docs/decisions.md; docs/import.md says what networks are taken and how.
 """
 
 from __future__ import annotations

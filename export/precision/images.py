@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from export.datasets import find_dataset
 from export.errors import ImagesMissing, InvalidImages
 from serving.errors import SegserveError
-from serving.geometry import Size, plan, prepare
 from serving.imaging.decode import decode
+from serving.imaging.geometry import Size, plan, prepare
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_MEGAPIXELS = 200.0

@@ -28,7 +28,7 @@ from export.precision.served_graph import serve_graph
 from export.precision.timing import TimeRatio, compare_times
 from export.progress import Steps
 from export.verify import telling_images
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # Without --search: the fastest first, and the next where it loses too much.

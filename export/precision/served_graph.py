@@ -15,10 +15,10 @@ from onnx import ModelProto
 
 from export.errors import PrecisionFailed
 from serving.engine import Prediction
-from serving.engines.onnx import OnnxEngine
+from serving.engines.onnxruntime import OnnxEngine
 from serving.errors import SegserveError
-from serving.geometry import Size, plan, prepare
-from serving.restore import labels_from_logits, labels_nearest
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import labels_from_logits, labels_nearest
 
 
 class ServedGraph:

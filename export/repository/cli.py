@@ -14,14 +14,14 @@ from export.errors import ExportError, InvalidNetwork
 from export.repository.inspection import Inspection, inspect_file, inspect_mxnet
 from export.repository.triton import read_config
 from serving.errors import SegserveError
-from serving.palette import format_palette
-from serving.repository import (
+from serving.models.repository import (
     ModelFolder,
     choose_versions,
     describe_remote,
     parse_version_folder,
     read_model,
 )
+from serving.palette import format_palette
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from export.passes.onnx_graph import integers
 from export.repository.mxnet_model import PARAMS_FILE, network_alone
 from export.symbols.graph import SYMBOL_FILE, read_symbol
 from export.symbols.params import read_params
-from serving.engines.cut import cut_graph, find_precision
+from serving.engines.graph import cut_graph, find_precision
 
 # Their inputs 1 and 2 are scales and zero points, no parameters of the network.
 _QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}

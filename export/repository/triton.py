@@ -21,9 +21,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOut
 
 from export.errors import ExportError, IncompatibleModel, InvalidNetwork
 from export.repository.files import ModelFiles, folder_aside, onnx_files
+from serving.models.repository import parse_version_folder
 from serving.palette import LabelSet, format_palette
-from serving.repository import parse_version_folder
-from serving.text_files import read_text
+from serving.parsing import read_text
 
 
 @dataclass(frozen=True)

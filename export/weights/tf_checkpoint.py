@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import WeightsError
-from serving.jit import compiled
+from serving.imaging.jit import compiled
 
 INDEX_ENDING = ".index"
 # tensorflow/core/framework/types.proto: those that weights and counters have.

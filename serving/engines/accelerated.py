@@ -33,8 +33,15 @@ from serving.engines.bound_session import BoundSession, image_tensor, result_ten
 from serving.engines.devices import Device
 from serving.engines.graph import CHANNELS, LOGITS, MASK, cut_to, outputs_of, read_graph, read_spec
 from serving.engines.half_logits import narrow_half_logits
+from serving.engines.onnxruntime_session import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    Provider,
+    open_session,
+    session_options,
+)
 from serving.engines.providers import has_cuda_graphs, without_cuda_graphs
-from serving.engines.session import CPU, CUDA, TENSORRT, Provider, open_session, session_options
 from serving.errors import EngineFailed, InvalidModel
 
 log = logging.getLogger("segserve")
@@ -104,7 +111,7 @@ class AcceleratedEngine:
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called: the graph has both outputs."""
+        """Returns whether ``run_labels`` can be called: the graph has both outputs."""
         return self._outputs == (LOGITS, MASK)
 
     def warm(self) -> None:
@@ -125,7 +132,7 @@ class AcceleratedEngine:
         return self._predict(batch, self._outputs[0])
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """As ``run``, but answers ``mask``: labels at the model's size.
+        """Runs a batch like ``run`` and returns ``mask``, labels at the model's size.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

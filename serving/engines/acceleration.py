@@ -1,4 +1,4 @@
-"""What ``config.pbtxt`` says about how ONNX Runtime runs a model: devices, providers, threads.
+"""Reads how ONNX Runtime is to run a model from ``config.pbtxt``: devices, providers, threads.
 
 Keys and values are those of Triton's onnxruntime backend; what is not done here is refused by name.
 
@@ -72,7 +72,7 @@ _OPTIMIZATIONS = frozenset(
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How a model wants to be run.
+    """The execution settings of one model.
 
     Attributes:
         device: ``cpu``, ``gpu`` (an error where there is none), or ``auto``: a GPU where one is.
@@ -152,7 +152,8 @@ def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
 
 
 def _read_groups(where: Path, config: ModelConfig) -> tuple[str, tuple[int, ...]]:
-    """The device, and the GPU of each instance: Triton makes ``count`` on each of ``gpus``."""
+    """Returns the device, and the GPU of each instance: Triton makes ``count`` on each of
+    ``gpus``."""
     devices = {_DEVICES.get(group.kind, AUTO) for group in config.instance_group}
     if len(devices) > 1:
         raise InvalidModel(f"{where}: instance_group: one kind for all groups of a model")

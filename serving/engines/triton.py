@@ -1,7 +1,7 @@
 """An engine that is a Triton server: the same interface, over gRPC or shared memory.
 
 It asks for ``logits`` where the model has them, else for ``mask``, never for both: labels and
-confidence come from ``serving.restore`` either way.
+confidence come from ``serving.imaging.restore`` either way.
 
 Source: Open Inference Protocol v2 over gRPC; Triton's extension_shared_memory.md.
 """
@@ -21,7 +21,7 @@ from serving.engine import EngineSpec, Prediction
 from serving.engines.triton_connection import AWAY, Stub, TritonConnection
 from serving.engines.triton_memory import SharedTensor, is_local
 from serving.errors import EngineFailed, InvalidModel
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 log = logging.getLogger("segserve")
 
@@ -189,7 +189,7 @@ class TritonEngine:
         return request
 
     def _check(self, response: service_pb2.ModelInferResponse, n: int) -> tuple[int, ...]:
-        """The shape of the one output that was asked for.
+        """Returns the shape of the one output that was asked for.
 
         Raises:
             EngineFailed: the answer is of another model, version, name, datatype or shape.
@@ -212,7 +212,7 @@ class TritonEngine:
 
 
 def read_spec(config: model_config_pb2.ModelConfig) -> EngineSpec:
-    """What a model of the contract takes and gives, from its configuration alone.
+    """Returns what a model of the contract takes and gives, from its configuration alone.
 
     Raises:
         InvalidModel: sizes that vary, or an output of another rank; the message names it.

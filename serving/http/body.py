@@ -1,30 +1,34 @@
-"""Reads the body of an HTTP request within limits of size and time.
+"""Reads the body of an HTTP request within limits of size and time, and ends its work with it.
 
-The event loop only collects what arrives: unpacking and cutting happen on a pool thread.
+The event loop only collects what arrives: unpacking and cutting happen on a pool thread. The
+deadline of ``X-Timeout-Ms`` counts from when the header came. When the client hangs up, its images
+leave the queue and its tiles are not begun.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from io import BytesIO
+from time import perf_counter
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from serving.errors import InvalidRequest, TooLarge, UploadTimeout
-from serving.http.compression import decompress, read_encoding
-from serving.http.form import Form, is_form, read_form
+from serving.errors import ClientGone, InvalidRequest, TooLarge, UploadTimeout
+from serving.http.multipart import Form, is_form, read_form
+from serving.http.negotiation import decompress, read_encoding
+from serving.parsing import read_decimal, read_length
 from serving.settings import Settings
-from serving.strict_numbers import read_length
 
 LENGTH = "Content-Length"
 
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """How many bytes a body may have, as sent and unpacked, and which setting says so."""
+    """The largest size of a body, as sent and unpacked, and the setting that holds it."""
 
     size: int
     setting: str
@@ -121,3 +125,57 @@ async def _collect(request: Request, limit: BodyLimit) -> bytes:
             rest.write(chunk)
             first = b""
     return first if rest is None else rest.getvalue()
+
+
+TIMEOUT_HEADER = "X-Timeout-Ms"
+
+
+def parse_timeout(text: str | None) -> float | None:
+    """Seconds from the header's value; None where it is absent.
+
+    Raises:
+        InvalidRequest: not a positive decimal number of milliseconds below 10^9.
+    """
+    if text is None:
+        return None
+    milliseconds = read_decimal(text.strip(), TIMEOUT_HEADER, 0.0, 1e9)
+    if not 0.0 < milliseconds < 1e9:
+        raise InvalidRequest(
+            f"{TIMEOUT_HEADER}: {text[:64]!r} is not a valid number of milliseconds: expected one "
+            f"above 0 and below 1e9"
+        )
+    return milliseconds / 1000.0
+
+
+def seconds_left(timeout_s: float | None, began: float) -> float | None:
+    """Returns what is left of a timeout that counts from ``began``, on ``time.perf_counter``."""
+    return None if timeout_s is None else timeout_s - (perf_counter() - began)
+
+
+Answer = TypeVar("Answer")
+
+
+async def while_connected(request: Request, work: Coroutine[None, None, Answer]) -> Answer:
+    """Awaits ``work``; call it once the request's body has been read.
+
+    Raises:
+        ClientGone: the connection closed first; ``work`` was cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone("the client closed the connection before it was answered")
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    """Returns once ASGI sends ``http.disconnect``, which follows the messages of the body."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

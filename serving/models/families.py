@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.errors import ModelNotFound
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from serving.models.model import Model
+from serving.models.registry import Registry
 from serving.palette import LabelSet
-from serving.registry import Registry
 
 # Fastest first (docs/precision.md); an engine elsewhere, of which nothing is known, by accuracy.
 PRECISIONS = {

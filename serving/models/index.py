@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from serving.errors import SegserveError
-from serving.models.source import ModelSource
+from serving.models.sources import ModelSource
 
 
 @dataclass(frozen=True)

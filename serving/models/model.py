@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from serving.batcher import Batcher
+from serving.batching.batcher import Batcher
 from serving.engine import Engine, EngineSpec
-from serving.oip.statistics import InferenceStatistics
+from serving.models.repository import ModelFolder
+from serving.models.statistics import InferenceStatistics
 from serving.palette import LabelSet
-from serving.repository import ModelFolder
 
 
 class Users:

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serving.errors import InvalidModel
-from serving.geometry import DEFAULT_TILE_OVERLAP, MAX_TILE_OVERLAP, RESIZES
+from serving.imaging.geometry import DEFAULT_TILE_OVERLAP, MAX_TILE_OVERLAP, RESIZES
 from serving.palette import MAX_CLASSES, LabelSet, default_palette, parse_palette
-from serving.text_files import read_text
+from serving.parsing import read_text
 
 LABELS_FILE = "labels.txt"
 MAX_ID = 255
 
 
 def read_resize(where: Path, parameters: Mapping[str, str]) -> str:
-    """One of ``serving.geometry.RESIZES``; the first of them unless the model says another.
+    """One of ``serving.imaging.geometry.RESIZES``; the first of them unless the model says another.
 
     Raises:
         InvalidModel: it says something else.
@@ -35,7 +35,7 @@ def read_tile_overlap(where: Path, parameters: Mapping[str, str]) -> float:
     """What neighbouring tiles share at least, as a part of their length.
 
     Raises:
-        InvalidModel: not from 0 to ``serving.geometry.MAX_TILE_OVERLAP``.
+        InvalidModel: not from 0 to ``serving.imaging.geometry.MAX_TILE_OVERLAP``.
     """
     text = parameters.get("tile_overlap", str(DEFAULT_TILE_OVERLAP))
     try:

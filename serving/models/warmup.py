@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.engine import Engine
 from serving.errors import InvalidModel
-from serving.repository import CONFIG_FILE, ModelFolder
+from serving.models.repository import CONFIG_FILE, ModelFolder
 
 INPUT = "image"
 FOLDER = "warmup"

@@ -20,8 +20,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeAlias
 
-from serving.registry import Registry
-from serving.repository import list_models, parse_version_folder, show_name
+from serving.models.registry import Registry
+from serving.models.repository import list_models, parse_version_folder, show_name
 
 log = logging.getLogger("segserve")
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.copies import Step, table, trace_request, write_small_model
-from serving.geometry import Size
-from serving.views.views import Views
+from serving.imaging.geometry import Size
+from serving.tiling import Views
 
 SIZE = Size(512, 1024)
 PIXELS = SIZE.height * SIZE.width

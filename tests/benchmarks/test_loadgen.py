@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from band_model import Served, bands, encode, serve_bands
 from typer.testing import CliRunner
-from waiting import until
 
 from benchmarks.loadgen import cli
 from benchmarks.loadgen.arrivals import draw_poisson
@@ -27,6 +25,8 @@ from benchmarks.loadgen.process_time import read_cpu_seconds
 from benchmarks.loadgen.server_metrics import Distribution, parse_metrics
 from benchmarks.loadgen.summary import summarise
 from benchmarks.loadgen.target import Outcome, Target
+from tests.support.band_model import Served, bands, encode, serve_bands
+from tests.support.waiting import until
 
 IMAGES = [encode(bands(32, 48)), encode(bands(20, 30))]
 OK = Outcome("ok", response_bytes=7)

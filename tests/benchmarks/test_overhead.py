@@ -12,14 +12,14 @@ from benchmarks.contest import cases
 from benchmarks.contest.cases import CASES, Case
 from benchmarks.copies import write_small_model
 from benchmarks.server_profile import read_stacks
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 STACKS = """\
 run (serving/cli.py:1);Segmenter.segment (serving/service.py:80) 2
 _bootstrap (threading.py:1);_worker (concurrent/futures/thread.py:83) 50
-_bootstrap (threading.py:1);_answer (serving/service.py:2);indexed (serving/forms/png.py:34);\
-write_png (serving/forms/pictures.py:14);_write (serving/forms/png.py:71) 3
-_bootstrap (threading.py:1);OnnxEngine.run (serving/engines/onnx.py:83);\
+_bootstrap (threading.py:1);_answer (serving/service.py:2);indexed (serving/formats/png.py:34);\
+write_png (serving/formats/png.py:14);_write (serving/formats/png.py:71) 3
+_bootstrap (threading.py:1);OnnxEngine.run (serving/engines/onnxruntime.py:83);\
 InferenceSession.run (onnxruntime/capi/onnxruntime_inference_collection.py:1) 4
 run (serving/cli.py:1);Runner.run (asyncio/runners.py:118) 70
 run (serving/cli.py:1);RequestResponseCycle.send (uvicorn/protocols/http/httptools_impl.py:9) 1
@@ -28,8 +28,8 @@ run (serving/cli.py:1);RequestResponseCycle.send (uvicorn/protocols/http/httptoo
 
 def test_stacks_become_shares_of_stages() -> None:
     assert read_stacks(STACKS) == {
-        "serving/engines/onnx.py run": 0.4,
-        "serving/forms/pictures.py write_png": 0.3,
+        "serving/engines/onnxruntime.py run": 0.4,
+        "serving/formats/png.py write_png": 0.3,
         "serving/service.py segment": 0.2,
         "event loop and the rest": 0.1,
     }

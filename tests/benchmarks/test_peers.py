@@ -16,7 +16,6 @@ import onnxruntime
 import pytest
 import typer
 from PIL import Image
-from triton_server import install_triton
 
 from benchmarks.contest import cases, cli
 from benchmarks.contest.cases import Case, Files, build_files
@@ -30,7 +29,8 @@ from benchmarks.contest.summary import summarise, tables
 from benchmarks.contest.wire import count_bytes
 from benchmarks.copies import write_small_model
 from export.precision.half import widen
-from serving.geometry import Size
+from serving.imaging.geometry import Size
+from tests.support.triton_server import install_triton
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model_repository" / "icnet"

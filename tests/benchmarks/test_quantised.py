@@ -8,7 +8,7 @@ import pytest
 from benchmarks.quantised import LOGITS, MASK, graphs
 from benchmarks.quantised import session as one_thread
 from export.symbols.graph import Entry, Graph, Node
-from serving.engines.cut import find_precision
+from serving.engines.graph import find_precision
 from training.datasets.synthetic import render_scene
 
 SIZE = (32, 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import refusals
 from benchmarks.copies import write_small_model
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 
 
 def test_a_run(tmp_path: Path) -> None:

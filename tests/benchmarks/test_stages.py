@@ -15,8 +15,8 @@ from benchmarks import obvious
 from benchmarks.stage_subjects import SIZE, Subjects, make_subjects, mixed_share
 from benchmarks.stages import Comparison, comparisons, logits_cases, measure, summarize
 from benchmarks.timing import MIN_TURNS, Turns, time_in_turn
-from serving import restore
-from serving.mask import encode
+from serving.formats.registry import encode
+from serving.imaging import restore
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 

@@ -19,7 +19,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from segserve_client.result import decode_map
 
-from serving.forms import png
+from serving.formats import png
 from serving.palette import plte
 
 COLORS = ((128, 64, 128), (244, 35, 232), (70, 70, 70))

@@ -13,14 +13,22 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from band_model import MODEL_SIZE, bands, encode, free_ports, serve_bands, serve_fake, write_model
-from browser import open_browser
-from own_environment import unavailable
 from playwright.sync_api import Route
 
-from serving.lifecycle import Server
+from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import (
+    MODEL_SIZE,
+    bands,
+    encode,
+    free_ports,
+    serve_bands,
+    serve_fake,
+    write_model,
+)
+from tests.support.browser import open_browser
+from tests.support.own_environment import unavailable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clients" / "javascript"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from band_model import Served, band_labels, bands, encode, serve_bands
 from PIL import Image
 from segserve_client import Client, Result, SegserveError
+
+from tests.support.band_model import Served, band_labels, bands, encode, serve_bands
 
 EXAMPLE = Path(__file__).parents[2] / "clients" / "examples" / "stream.py"
 # Multiples of the model's size: every label is exact. The first takes longest.

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from export import cli, pipeline
 from export.symbols.graph import write_symbol
 from export.symbols.params import write_params
-from serving.repository import read_model
+from serving.models.repository import read_model
 
 SIZE = (32, 64)
 

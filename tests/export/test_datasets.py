@@ -27,8 +27,8 @@ from export.symbols.params import write_params
 from export.symbols.sizes import built_size
 from export.weights.zoo import DATASETS as ZOO_DATASETS
 from export.weights.zoo import zoo_networks
+from serving.models.repository import read_model
 from serving.palette import ALIASES, LABELLED_AS, canonical_name
-from serving.repository import read_model
 from training.datasets import KNOWN, dataset_labels
 from training.options import parse_options
 

@@ -5,7 +5,6 @@ import onnx
 import onnxruntime
 import pytest
 import typer
-from precision_model import write_scenes
 from typer.testing import CliRunner
 
 from export import cli
@@ -17,9 +16,10 @@ from export.precision.half import to_half, widen
 from export.repository.files import onnx_files
 from export.repository.triton import ModelFacts, write_version
 from export.verify import example_images
-from serving.engines.cut import find_precision
+from serving.engines.graph import find_precision
+from serving.models.repository import read_model
 from serving.palette import LabelSet
-from serving.repository import read_model
+from tests.support.precision_model import write_scenes
 
 SIZE = (64, 96)
 LABELS = LabelSet(("road", "sky", "car", "tree", "pole"), tuple((i, i, i) for i in range(5)))

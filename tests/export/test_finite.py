@@ -11,9 +11,7 @@ import onnx
 import pytest
 import typer
 from click.testing import Result
-from import_command import run_import
 from onnx import ModelProto, parser
-from precision_model import write_scenes
 from typer.testing import CliRunner
 
 from export import cli
@@ -21,6 +19,8 @@ from export.finite import find_not_finite
 from export.symbols.graph import Graph, write_symbol
 from export.symbols.params import Parameters, write_params
 from export.verify import telling_images
+from tests.support.import_command import run_import
+from tests.support.precision_model import write_scenes
 
 SIZE = (32, 64)
 IMAGES = {"ones": np.ones((1, 3, 8, 8), np.float32), "zeros": np.zeros((1, 3, 8, 8), np.float32)}

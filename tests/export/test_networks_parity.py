@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import onnx
 import pytest
-from traced_networks import Wanted, trace_networks
 
 from benchmarks.parity import NETWORKS, compare, read_rows, write_rows
 from export.errors import IllegalSize, TracingFailed
@@ -18,6 +17,7 @@ from export.symbols.graph import Graph, read_symbol, write_symbol
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget, size_rule
 from export.verify import Verification
+from tests.support.traced_networks import Wanted, trace_networks
 
 SIZE = (64, 96)
 CLASSES = 7

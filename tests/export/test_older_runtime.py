@@ -8,11 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import run_onnx
-from foreign_graphs import write_mmdeploy
 from onnx import ModelProto
-from own_environment import make_environment
-from traced_networks import Wanted, trace_networks
 
 from export.onnx_import.network import ImportOptions, InputFormat, import_network
 from export.onnx_import.source import read_network
@@ -26,8 +22,12 @@ from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
 from export.verify import example_images
-from serving.geometry import Size
-from serving.restore import labels_from_logits
+from serving.imaging.geometry import Size
+from serving.imaging.restore import labels_from_logits
+from tests.support import run_onnx
+from tests.support.foreign_graphs import write_mmdeploy
+from tests.support.own_environment import make_environment
+from tests.support.traced_networks import Wanted, trace_networks
 
 VERSION = "1.19.2"
 AGREEMENT = 0.9999

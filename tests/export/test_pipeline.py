@@ -19,7 +19,7 @@ from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol, write_symbol
 from export.symbols.params import write_params
 from export.verify import mxnet_installed
-from serving.repository import read_model
+from serving.models.repository import read_model
 
 SIZE = (32, 64)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import image_mutants
 import protocol_mutants
-from decoding import DECODER, Decoded, DecoderProcess, memory_checks
-from odd_images.reference import largest_difference
 from protocol_target import ProtocolTarget, ServerGone
 from reduction import reduced_bytes, reduced_image
+
+from tests.support.decoding import DECODER, Decoded, DecoderProcess, memory_checks
+from tests.support.odd_images.reference import largest_difference
 
 # Mutant N is of the kind N % 20, so every stretch of numbers tries all of them.
 SCHEDULE = (

@@ -13,14 +13,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from band_model import MODEL_SIZE, free_ports, write_model
 from mutant_values import REGION_BYTES, REGION_KEY, SPARE
 
-from serving.repository import ModelFolder
+from serving.models.repository import ModelFolder
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import MODEL_SIZE, free_ports, write_model
 
 SAMPLE_S = 0.02
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from odd_images import bmp, png, webp
-from odd_images.corpus import of_format
-from odd_images.item import tiff
+from tests.support.odd_images import bmp, png, webp
+from tests.support.odd_images.corpus import of_format
+from tests.support.odd_images.item import tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 LARGEST_BASE = 20_000

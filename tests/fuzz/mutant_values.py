@@ -6,7 +6,7 @@ import json
 import random
 from typing import TypeAlias
 
-from band_model import MODEL_SIZE, bands, encode
+from tests.support.band_model import MODEL_SIZE, bands, encode
 
 HEIGHT, WIDTH = MODEL_SIZE.height, MODEL_SIZE.width
 PIXELS = bands(HEIGHT, WIDTH).tobytes()

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 import grpc
-from band_model import MODEL_SIZE, band_labels
 from grpc_mutants import GrpcMutant
 from mutant_values import IMAGE
 from protocol_mutants import HttpMutant, http
+
+from tests.support.band_model import MODEL_SIZE, band_labels
 
 ROOT = Path(__file__).parents[2]
 # Done, the caller's mistake, not in this server, or too late by the caller's own deadline.

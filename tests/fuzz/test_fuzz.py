@@ -16,10 +16,11 @@ from campaign import SCHEDULE, Finding, ImageTarget, Progress, Report, kind_of, 
 from campaign import run_images as run_image_mutants
 from campaign import run_protocols as run_protocol_mutants
 from mutant_values import IMAGE
-from odd_images import png
-from odd_images.corpus import of_format
 from protocol_target import ProtocolTarget
 from reduction import reduced_bytes, reduced_image
+
+from tests.support.odd_images import png
+from tests.support.odd_images.corpus import of_format
 
 MUTANTS = range(5000)
 IMAGES = [number for number in MUTANTS if kind_of(number) in image_mutants.FORMATS]

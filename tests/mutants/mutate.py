@@ -150,7 +150,7 @@ class Project:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def _module(self, name: str) -> str:
-        name = name.removeprefix("clients/python/").removeprefix("tests/support/")
+        name = name.removeprefix("clients/python/")
         return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def _imports_of(self, name: str) -> frozenset[str]:

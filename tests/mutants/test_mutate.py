@@ -100,7 +100,7 @@ def project(tmp_path: Path) -> Project:
         "serving/limits.py": "def fits(size):\n    return size < 10\n\n\nTEN = 10\nDOZEN = 12\n",
         "serving/user.py": "from serving.limits import fits\n",
         "tests/serving/test_far.py": "import serving.user\n",
-        "tests/serving/test_limits.py": (
+        "tests/serving/admission/test_limits.py": (
             "from serving.limits import fits\n\n\n"
             "def test_fits():\n    assert fits(3)\n    assert not fits(30)\n"
         ),
@@ -112,7 +112,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_the_nearest_tests_are_those_that_import_a_file(project: Project) -> None:
-    near, far = "tests/serving/test_limits.py", "tests/serving/test_far.py"
+    near, far = "tests/serving/admission/test_limits.py", "tests/serving/test_far.py"
     assert project.tests_of("serving/limits.py", 5) == (near, far)
     assert project.tests_of("serving/limits.py", 1) == (near,)
     assert project.tests_of("serving/user.py", 5) == (far,)
@@ -145,7 +145,7 @@ def test_what_survives_is_told_with_its_place(project: Project) -> None:
 
 
 def test_tests_that_fail_by_themselves_notice_nothing(project: Project) -> None:
-    (project.root / "tests/serving/test_limits.py").write_text(
+    (project.root / "tests/serving/admission/test_limits.py").write_text(
         "from serving.limits import fits\n\n\ndef test_red():\n    assert fits(11)\n"
     )
     found = run(project.root, "--files", "serving/limits.py", "--sample", "1")

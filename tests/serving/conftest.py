@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from band_model import Served, serve_bands, write_model
+
+from tests.support.band_model import Served, serve_bands, write_model
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from band_model import MODEL_SIZE, band_labels, bands, encode, free_ports, serve_fake
 from pydantic import ValidationError
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
-from serving.calls.access_log import AccessLog, Style
-from serving.calls.call import Call
 from serving.commands.serve import greeting
-from serving.http.proxies import TrustedProxies, parse_address
-from serving.lifecycle import Server
+from serving.http.exchange import TrustedProxies, parse_address
+from serving.observability.access_log import AccessLog, Style
+from serving.observability.request_context import Call
+from serving.server import Server
 from serving.settings import Settings, join_address
 from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import MODEL_SIZE, band_labels, bands, encode, free_ports, serve_fake
 
 DATA = encode(bands(32, 48))
 LABELS = band_labels(32, 48).tobytes()

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attack_server import AttackedServer, attacked_server
-from attacks import ATTACKS, Attack
-from body_attacks import BODY_ATTACKS
+
+from tests.support.attack_server import AttackedServer, attacked_server
+from tests.support.attacks import ATTACKS, Attack
+from tests.support.body_attacks import BODY_ATTACKS
 
 # Where /proc is absent nothing can be read of the server's memory.
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")

@@ -8,11 +8,11 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from band_model import write_model
-from contract_graph import make_graph
 
 from serving.cli import find_commands, load_command
 from serving.settings import Settings, find_misspelt
+from tests.support.band_model import write_model
+from tests.support.contract_graph import make_graph
 
 SEGSERVE = Path(sys.executable).with_name("segserve")
 

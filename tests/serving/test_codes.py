@@ -10,7 +10,6 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from band_model import bands, encode, free_ports, serve_fake, write_model
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from segserve_client.proto import segserve_pb2 as pb
@@ -18,9 +17,10 @@ from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.errors import ENGINE_FAILURES, code_of_grpc, code_of_http, list_codes
-from serving.geometry import Size
-from serving.metrics import REASONS
+from serving.imaging.geometry import Size
+from serving.observability.metrics import REASONS
 from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import bands, encode, free_ports, serve_fake, write_model
 
 ROOT = Path(__file__).parents[2]
 PHOTO = encode(bands(32, 48))

@@ -12,21 +12,28 @@ import numpy.typing as npt
 import onnx
 import pytest
 import tritonclient.http as triton
-from band_model import band_labels, bands, encode, free_ports, serve_fakes, write_model
-from contract_graph import make_graph
 from PIL import Image
 from segserve_client import Client
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
-from waiting import wait_for
 
-from serving.engines.embedded import open_onnx_engine
-from serving.geometry import Size
-from serving.lifecycle import Server
-from serving.registry import OpenEngine
-from serving.repository import ModelFolder
+from serving.imaging.geometry import Size
+from serving.models.embedded import open_onnx_engine
+from serving.models.registry import OpenEngine
+from serving.models.repository import ModelFolder
+from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import (
+    band_labels,
+    bands,
+    encode,
+    free_ports,
+    serve_fakes,
+    write_model,
+)
+from tests.support.contract_graph import make_graph
+from tests.support.waiting import wait_for
 
 MODEL = Size(32, 48)
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from band_model import bands, encode, write_model
+
+from tests.support.band_model import bands, encode, write_model
 
 # In a process of its own: the client's memory is not the server's.
 SERVER = """
 import asyncio, sys
-from band_model import MODEL_SIZE, free_ports, serve_fake
+from tests.support.band_model import MODEL_SIZE, free_ports, serve_fake
 from pathlib import Path
-from serving.lifecycle import Server, run
+from serving.server import Server, run
 from serving.testing import FakeEngine
 
 async def main():
@@ -45,7 +46,6 @@ def resident_bytes(pid: int) -> int:
 @pytest.mark.parametrize("number", [pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_stays_flat(tmp_path: Path, number: int) -> None:
     write_model(tmp_path)
-    support = Path(__file__).parents[1] / "support"
     chance = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in chance.integers(8, 400, (50, 2))]
     files = [encode(bands(*size), form) for size in sizes for form in ("PNG", "JPEG")]
@@ -54,7 +54,7 @@ def test_memory_stays_flat(tmp_path: Path, number: int) -> None:
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)],
-        stdout=subprocess.PIPE, text=True, cwd=support, env=environment,
+        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], env=environment,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None

@@ -10,18 +10,18 @@ import grpc
 import httpx
 import numpy as np
 import numpy.typing as npt
-import photos
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from band_model import MODEL_SIZE, Served
 from PIL import Image
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
 
-from serving.geometry import Size, plan, prepare
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import restore_labels
 from serving.testing import FakeEngine
-from serving.views.one_view import restore_labels
+from tests.support import photos
+from tests.support.band_model import MODEL_SIZE, Served
 
 Pixels = npt.NDArray[np.uint8]
 

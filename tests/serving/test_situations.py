@@ -22,25 +22,25 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from band_model import bands, encode, write_model
-from own_environment import unavailable
-from waiting import wait_for
 
 from serving.errors import InvalidSetting
-from serving.lifecycle import start_threads
+from serving.server import start_threads
+from tests.support.band_model import bands, encode, write_model
+from tests.support.own_environment import unavailable
+from tests.support.waiting import wait_for
 
 SEGMENT = "/v2/models/bands/segment?format=raw"
 PHOTO = encode(bands(32, 48))
-SUPPORT = Path(__file__).parents[1] / "support"
+ROOT = Path(__file__).parents[2]
 
 # As `segserve serve` runs it, but for the engine.
 SERVER = """
 import json, resource, sys, time
 from pathlib import Path
 import uvloop
-from band_model import MODEL_SIZE, free_ports
+from tests.support.band_model import MODEL_SIZE, free_ports
 from serving.commands import serve
-from serving.lifecycle import Server
+from serving.server import Server
 from serving.testing import FakeEngine
 
 # libfaketime fails clock_nanosleep(); the engine's delay is 0 here anyway.
@@ -97,7 +97,7 @@ def serving(
         target = None if stderr is None else stack.enter_context(stderr.open("wb"))
         process = subprocess.Popen(
             [*prefix, sys.executable, "-c", SERVER, str(repository), settings],
-            stdout=subprocess.PIPE, stderr=target, text=True, cwd=SUPPORT,
+            stdout=subprocess.PIPE, stderr=target, text=True, cwd=ROOT,
             env={**os.environ, **variables},
         )  # fmt: skip
         assert process.stdout is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from serving.errors import InvalidRequest
+from serving.http.body import parse_timeout
 from serving.http.options import OPTIONS, read_options, read_query
-from serving.http.timeouts import parse_timeout
-from serving.oip.protocol import parse_version
-from serving.options import class_ids, read_augmentation
+from serving.oip.messages import parse_version
 from serving.palette import LabelSet
-from serving.strict_numbers import find_integer, read_decimal, read_integer, read_length
+from serving.parsing import find_integer, read_decimal, read_integer, read_length
+from serving.requests import class_ids, read_augmentation
 
 ODD = [
     "", " ", "²", "١", "１", "1_0", "+1", "-1", "0x1", "1e0", "nan", "inf", "-inf", "1e999",

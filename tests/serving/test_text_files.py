@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from band_model import CLASSES, write_model
 
 from export.repository.triton import read_config
-from serving.calls.authentication import KeyRing
 from serving.errors import InvalidModel, InvalidSetting
+from serving.models.repository import read_model
 from serving.palette import read_labels
-from serving.repository import read_model
-from serving.text_files import read_text
+from serving.parsing import read_text
+from serving.security.api_keys import KeyRing
+from tests.support.band_model import CLASSES, write_model
 from training.datasets.pascal_voc import read_names
 from training.flags import parse_class_weights
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from band_model import band_labels, bands, encode, write_model
 
-SUPPORT = Path(__file__).parent
+from tests.support.band_model import band_labels, bands, encode, write_model
+
+ROOT = Path(__file__).parents[2]
 MODEL = "bands"
 SEGMENT = f"/v2/models/{MODEL}/segment?format=raw"
 # A server has more threads to wait for than the control, on cores that others keep busy.
@@ -26,8 +27,8 @@ PHOTO = encode(bands(32, 48))
 _SERVER = """
 import asyncio, sys
 from pathlib import Path
-from band_model import MODEL_SIZE, free_ports, serve_fake
-from serving.lifecycle import Server, run
+from tests.support.band_model import MODEL_SIZE, free_ports, serve_fake
+from serving.server import Server, run
 from serving.testing import FakeEngine
 
 async def main():
@@ -141,7 +142,7 @@ def attacked_server(folder: Path) -> Iterator[AttackedServer]:
     write_model(folder)
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER, str(folder)],
-        stdout=subprocess.PIPE, text=True, cwd=SUPPORT,
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
         env={name: text for name, text in os.environ.items() if not name.startswith("SEGSERVE_")},
     ) as process:  # fmt: skip
         try:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.geometry import Size
-from serving.lifecycle import Server
+from serving.imaging.geometry import Size
 from serving.models.loader import OpenEngine
-from serving.repository import ModelFolder
+from serving.models.repository import ModelFolder
+from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
 

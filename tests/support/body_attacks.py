@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
-from attacks import MILLION, MODEL, Attack, post, post_gzip
+from tests.support.attacks import MILLION, MODEL, Attack, post, post_gzip
 
 LENGTH = "Inference-Header-Content-Length"
 

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from own_environment import unavailable
 from playwright.sync_api import Browser, expect, sync_playwright
-from waiting import SECONDS
+
+from tests.support.own_environment import unavailable
+from tests.support.waiting import SECONDS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Five seconds are no time on a busy machine.

@@ -17,7 +17,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from decode_child import HEAD, PIXELS, REFUSED
+
+from tests.support.decode_child import HEAD, PIXELS, REFUSED
 
 ROOT = Path(__file__).parents[2]
 MALLOC_DEBUG = "libc_malloc_debug.so.0"

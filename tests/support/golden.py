@@ -1,6 +1,6 @@
 """The fixed scene and the label maps that the shipped model must give for it.
 
-``python tests/support/golden.py`` makes them again after the model has changed: the network's
+``python -m tests.support.golden`` makes them again after the model has changed: the network's
 logits by plain ONNX Runtime on the whole graph, the label maps by the float64 reference.
 """
 
@@ -14,10 +14,10 @@ import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
-from serving.geometry import Size, plan, prepare
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import labels_reference
+from serving.models.repository import read_model
 from serving.palette import load_labels, plte
-from serving.repository import read_model
-from serving.restore import labels_reference
 from training.datasets.synthetic import render_scene
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from export.onnx_import import cli as import_cli
-from serving.engines.onnx import OnnxEngine
-from serving.repository import ModelFolder, read_model
+from serving.engines.onnxruntime import OnnxEngine
+from serving.models.repository import ModelFolder, read_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--range", "1")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.forms.mask_view import MaskView
+from serving.formats.label_map import MaskView
 from serving.palette import load_labels
 
 CITYS = load_labels("citys")

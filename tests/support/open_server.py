@@ -12,12 +12,12 @@ from typing import TypeAlias
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
-from band_model import MODEL_SIZE, bands, free_ports
 
-from serving.lifecycle import Server
-from serving.repository import ModelFolder
+from serving.models.repository import ModelFolder
+from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
+from tests.support.band_model import MODEL_SIZE, bands, free_ports
 
 Client: TypeAlias = (
     tritonclient.http.InferenceServerClient | tritonclient.grpc.InferenceServerClient

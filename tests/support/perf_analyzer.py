@@ -7,9 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from own_environment import make_environment, unavailable
-
 from serving.cache import cache_folder
+from tests.support.own_environment import make_environment, unavailable
 
 # The last wheel whose binary runs on glibc 2.36.
 WHEEL = "tritonclient==2.51.0"

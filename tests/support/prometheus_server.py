@@ -14,8 +14,9 @@ from pathlib import Path
 
 import httpx
 import yaml
-from own_environment import unavailable
-from waiting import wait_for
+
+from tests.support.own_environment import unavailable
+from tests.support.waiting import wait_for
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
 # Ranges of the rules, some of half an hour, become this; it must hold several scrapes.

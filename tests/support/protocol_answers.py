@@ -16,9 +16,10 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 from google.protobuf import json_format
-from protocol_grpc_cases import GrpcCase
-from protocol_http_cases import LENGTH, HttpCase
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
+
+from tests.support.protocol_grpc_cases import GrpcCase
+from tests.support.protocol_http_cases import LENGTH, HttpCase
 
 Fields: TypeAlias = dict[str, object]
 ABSENT = "absent"

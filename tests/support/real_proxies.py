@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from own_environment import unavailable
-from waiting import wait_for
+from tests.support.own_environment import unavailable
+from tests.support.waiting import wait_for
 
 NGINX = """
 daemon off;

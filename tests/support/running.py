@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-from band_model import free_ports
 
-from serving.lifecycle import Server
 from serving.models.loader import OpenEngine
+from serving.server import Server
+from tests.support.band_model import free_ports
 
 
 @asynccontextmanager

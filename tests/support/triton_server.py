@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from own_environment import unavailable
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
 from benchmarks.contest.processes import free_ports
 from serving.cache import cache_folder
+from tests.support.own_environment import unavailable
 
 START = Path(__file__).parents[2] / "deploy" / "triton" / "start.py"
 READY_SECONDS = 300.0

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from file_server import Files, serve_files
 from typer import Typer
 from typer.testing import CliRunner
 
+from tests.support.file_server import Files, serve_files
 from training.datasets.archive import Archive, ArchiveError, obtain, unpack
 from training.datasets.cli import dataset
 from training.datasets.preparation import PREPARATIONS, Preparation, prepare

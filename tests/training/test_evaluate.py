@@ -18,7 +18,7 @@ from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
-from serving.forms import png
+from serving.formats import png
 from serving.palette import load_labels, plte
 from training.evaluation.cli import check_classes, evaluate, the_one_served
 from training.evaluation.scoring import ScoringError, encode_sample, join_scores, score

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from poisoned import BrokenLoader, PoisonedLoader, poison
+
+from tests.support.poisoned import BrokenLoader, PoisonedLoader, poison
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
@@ -29,7 +30,7 @@ from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 CLASSES, HEIGHT, WIDTH = 11, 64, 96
 ITERATIONS = 3
 FIRST = "icnet_conv1_conv0_weight"
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, write_scenes) -> Path:
 def mxnet(run_script, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the MXNet trainer found and did, with its network's symbol."""
     folder = tmp_path_factory.mktemp("non_finite")
-    (folder / "said.txt").write_text(run_script("non_finite", folder, scenes, SUPPORT))
+    (folder / "said.txt").write_text(run_script("non_finite", folder, scenes, ROOT))
     return folder
 
 

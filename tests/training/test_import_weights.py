@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
-from bundle_writer import write_bundle
 from click.testing import Result
 from typer import Typer
 from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
+from tests.support.bundle_writer import write_bundle
 
-from tf_deeplab import TensorFlowDeepLab  # noqa: E402
-from torch_icnets import FastSegICNet, LiminnICNet, randomise  # noqa: E402
+torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
 from export.errors import WeightsError  # noqa: E402
 from export.passes.build import build_model  # noqa: E402
@@ -38,6 +36,8 @@ from export.weights.importing import (  # noqa: E402
 )
 from export.weights.sources import rename_tf_variable as rename  # noqa: E402
 from serving.cli import SUMMARIES  # noqa: E402
+from tests.support.tf_deeplab import TensorFlowDeepLab  # noqa: E402
+from tests.support.torch_icnets import FastSegICNet, LiminnICNet, randomise  # noqa: E402
 from training.trained_heads import trained_heads  # noqa: E402
 from training.trainers.symbol_module import SymbolModule  # noqa: E402
 

@@ -25,7 +25,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from notes_lines import (
+from PIL import Image
+from typer import Typer
+from typer.testing import CliRunner
+
+from export.symbols.graph import read_symbol
+from export.symbols.initial import random_params
+from export.symbols.params import read_params, write_params
+from tests.support.notes_lines import (
     EQUIVALENTS,
     MXNETGO,
     SCORINGS,
@@ -35,14 +42,7 @@ from notes_lines import (
     Line,
     find_commands,
 )
-from PIL import Image
-from tiny_datasets import write_citys, write_mhp, write_pascal_aug
-from typer import Typer
-from typer.testing import CliRunner
-
-from export.symbols.graph import read_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import read_params, write_params
+from tests.support.tiny_datasets import write_citys, write_mhp, write_pascal_aug
 from training.datasets import open_dataset
 from training.datasets.archive import Archive
 from training.datasets.cli import dataset

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from file_server import Files, serve_files
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -22,6 +21,7 @@ from export.symbols.params import read_params
 from export.weights import zoo
 from export.weights.cli import import_weights_command
 from export.weights.zoo import find_zoo_network, obtain_weights, zoo_networks
+from tests.support.file_server import Files, serve_files
 from training.evaluation.weights_options import parse_evaluation
 from training.options import parse_options
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.symbols.normalisation import IMAGENET
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from training.evaluation.center_crops import CenterCrops
 from training.evaluation.sliding_windows import (
     GLUONCV_SCALES,

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from export.symbols.normalisation import IMAGENET
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from serving.palette import load_labels
 from training.evaluation import sized_networks
 from training.evaluation.evaluators import count_gpus, process_environment

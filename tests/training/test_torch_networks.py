@@ -12,14 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from torch_gradients import (  # noqa: E402
+from export.symbols.networks import NETWORKS  # noqa: E402
+from tests.support.torch_gradients import (  # noqa: E402
     measure_differences,
     measure_distance,
     read_pass,
     run_pass,
 )
-
-from export.symbols.networks import NETWORKS  # noqa: E402
 
 
 @dataclass(frozen=True)

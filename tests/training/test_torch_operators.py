@@ -10,11 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from torch_gradients import measure_differences, read_pass, run_pass  # noqa: E402
-
 from export.lowering import operators  # noqa: E402
 from export.symbols.graph import Entry, Graph, Node, read_symbol  # noqa: E402
 from export.symbols.params import Parameters, read_params  # noqa: E402
+from tests.support.torch_gradients import measure_differences, read_pass, run_pass  # noqa: E402
 from training.trainers.symbol_module import SymbolModule  # noqa: E402
 from training.trainers.torch_operators import (  # noqa: E402
     Call,

@@ -30,7 +30,7 @@ from training.transforms import normalize  # noqa: E402
 
 CLASSES, HEIGHT, WIDTH, STEPS, ROWS = 11, 64, 96, 3, 4
 SCRIPTS = Path(__file__).parent / "scripts"
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
+ROOT = Path(__file__).resolve().parents[2]
 TRAIN = Path(torch_replicas.__file__).resolve().parents[1] / "train.py"
 CASES = {
     "whole": ["--syncbn"],
@@ -99,7 +99,7 @@ def runs(steady_symbol: Path, tmp_path_factory: pytest.TempPathFactory, write_sc
     flags = flags_of(steady_symbol, *more.split())
     said = launch(2, TRAIN, *flags, "--checkname", "whole")
     (folder / "said.txt").write_text(said)
-    launch(2, SCRIPTS / "replica_runs.py", folder, SUPPORT, *flags)
+    launch(2, SCRIPTS / "replica_runs.py", folder, ROOT, *flags)
     return folder
 
 

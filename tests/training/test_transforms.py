@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.symbols.normalisation import IMAGENET, pixels_of
-from serving.geometry import Size, plan, prepare
+from serving.imaging.geometry import Size, plan, prepare
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.datasets.pixels import resize_pair
 from training.transforms import (

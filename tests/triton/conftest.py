@@ -13,7 +13,6 @@ import onnx
 import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper
-from triton_server import Triton, install_triton, run_triton
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.passes.build import build_model
@@ -29,6 +28,7 @@ from export.symbols.initial import random_params
 from export.symbols.params import Array, Parameters
 from export.symbols.sizes import retarget
 from export.verify import example_images
+from tests.support.triton_server import Triton, install_triton, run_triton
 
 SIZE = (64, 96)
 SHIPPED = Path(__file__).parents[2] / "model_repository" / "icnet"

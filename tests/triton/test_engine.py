@@ -13,11 +13,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from band_model import encode, free_ports
 from PIL import Image
-from recording_proxy import Recording, record
-from triton_server import Triton, install_triton, run_triton
-from waiting import wait_for
 
 from export.passes.build import build_model
 from export.repository.labels import find_labels
@@ -26,8 +22,12 @@ from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
 from export.symbols.initial import random_params
 from export.symbols.sizes import retarget
-from serving.lifecycle import Server
+from serving.server import Server
 from serving.testing import ServerThread
+from tests.support.band_model import encode, free_ports
+from tests.support.recording_proxy import Recording, record
+from tests.support.triton_server import Triton, install_triton, run_triton
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

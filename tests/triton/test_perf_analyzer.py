@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from band_model import write_model
-from open_server import OpenServer, run_open_server
-from perf_analyzer import run_perf_analyzer
-from triton_server import install_triton
+
+from tests.support.band_model import write_model
+from tests.support.open_server import OpenServer, run_open_server
+from tests.support.perf_analyzer import run_perf_analyzer
+from tests.support.triton_server import install_triton
 
 pytestmark = pytest.mark.slow
 # Of mask, confidence and logits together: 32 * 48 * (1 + 1 + 8 * 4) bytes.

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from google.protobuf import text_format
-from protocol_answers import (
+from tritonclient.grpc import service_pb2 as oip
+from tritonclient.grpc import service_pb2_grpc as oip_grpc
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from serving.settings import Settings
+from serving.testing import ServerThread
+from tests.support.protocol_answers import (
     Difference,
     Fields,
     ask_grpc,
@@ -26,16 +32,10 @@ from protocol_answers import (
     read_differences,
     settled,
 )
-from protocol_grpc_cases import GrpcCase, grpc_cases, infer_message
-from protocol_http_cases import HttpCase, http_cases
-from triton_server import install_triton, run_triton
-from tritonclient.grpc import service_pb2 as oip
-from tritonclient.grpc import service_pb2_grpc as oip_grpc
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-from waiting import wait_for
-
-from serving.settings import Settings
-from serving.testing import ServerThread
+from tests.support.protocol_grpc_cases import GrpcCase, grpc_cases, infer_message
+from tests.support.protocol_http_cases import HttpCase, http_cases
+from tests.support.triton_server import install_triton, run_triton
+from tests.support.waiting import wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 pytestmark = pytest.mark.slow

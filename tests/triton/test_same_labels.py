@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import golden
 import grpc
 import httpx
 import numpy as np
@@ -20,16 +19,17 @@ import numpy.typing as npt
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from band_model import encode, free_ports
-from photos import exif
 from PIL import Image, ImageOps
 from segserve_client import Client, Result
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
-from triton_server import Triton
 
-from serving.lifecycle import Server
+from serving.server import Server
 from serving.testing import ServerThread
+from tests.support import golden
+from tests.support.band_model import encode, free_ports
+from tests.support.photos import exif
+from tests.support.triton_server import Triton
 
 pytestmark = [
     pytest.mark.slow,

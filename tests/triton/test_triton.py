@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from triton_server import Triton
 from tritonclient.utils import InferenceServerException
-from waiting import wait_for
 
-from serving.engines.onnx import OnnxEngine
-from serving.geometry import Size
-from serving.repository import read_model
-from serving.restore import labels_from_logits, model_labels
+from serving.engines.onnxruntime import OnnxEngine
+from serving.imaging.geometry import Size
+from serving.imaging.restore import labels_from_logits, model_labels
+from serving.models.repository import read_model
+from tests.support.triton_server import Triton
+from tests.support.waiting import wait_for
 
 AGREEMENT = 0.9999
 PHOTO = Size(90, 130)  # neither the network's size nor its aspect

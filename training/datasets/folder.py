@@ -27,7 +27,7 @@ from PIL import Image
 from serving.errors import SegserveError
 from serving.imaging.decode import decode, probe
 from serving.palette import IGNORE_COLOR, LabelSet, format_palette, parse_labels, read_labels
-from serving.text_files import read_text
+from serving.parsing import read_text
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.datasets.pairs import PHOTO_SUFFIXES, Pair, list_files, pair_files
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.text_files import read_text
+from serving.parsing import read_text
 from training.datasets.base import Sample
 from training.datasets.pairs import name_some
 from training.datasets.pixels import check_size, read_ids, read_photo

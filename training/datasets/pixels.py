@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.geometry import Size, scale
+from serving.imaging.geometry import Size, scale
 from training.datasets.base import Sample
 
 Pixels = npt.NDArray[np.uint8]

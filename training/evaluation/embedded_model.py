@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from serving.engines.embedded import open_onnx_engine
-from serving.lifecycle import warm_stages
-from serving.metrics import Metrics
+from serving.models.embedded import open_onnx_engine
 from serving.models.families import find_described
-from serving.registry import OpenEngine, Registry
+from serving.models.registry import OpenEngine, Registry
+from serving.observability.metrics import Metrics
 from serving.requests import SegmentOptions, SegmentRequest
+from serving.server import warm_stages
 from serving.service import Segmenter
 from serving.settings import Settings
 

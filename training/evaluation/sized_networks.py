@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from training.evaluation.weights_options import EvaluationOptions, at_size
 from training.learner import Learner
 from training.train import make_learner

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from export.symbols.normalisation import Pixels
-from serving.geometry import Size, scale
-from serving.jit import read_only
-from serving.views.blending import add_view
+from serving.imaging.blending import add_view
+from serving.imaging.geometry import Size, scale
+from serving.imaging.jit import read_only
 from training.transforms import normalize
 
 STRIDE = 2.0 / 3.0

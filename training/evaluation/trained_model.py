@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export.symbols.normalisation import Pixels
-from serving.geometry import Size, plan, prepare
-from serving.restore import labels_from_logits
+from serving.imaging.geometry import Size, plan, prepare
+from serving.imaging.restore import labels_from_logits
 from training.evaluation.sliding_windows import SlidingWindows, softmax
 from training.learner import Learner
 from training.transforms import normalize

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serving.geometry import Size
+from serving.imaging.geometry import Size
 from training.evaluation.boundaries import DEFAULT_TOLERANCE
 from training.flags import parse_floats, parse_size, parser
 from training.options import TrainOptions, parse_options

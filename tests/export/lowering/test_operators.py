@@ -140,7 +140,7 @@ def test_equals_mxnet(name, mxnet_results, run_onnx):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-    from mxnet_operators import write_cases
+    sys.path.insert(0, str(Path(__file__).parents[3]))
+    from tests.support.mxnet_operators import write_cases
 
     write_cases(CASES, Path(sys.argv[1]), SIZE)

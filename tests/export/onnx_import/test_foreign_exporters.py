@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from foreign_graphs import INT32, INT64, write_mmdeploy, write_paddleseg
-from import_command import IMAGENET, normalised, open_imported, run_import
-from precision_model import write_scenes
 
 from export.verify import example_images
+from tests.support.foreign_graphs import INT32, INT64, write_mmdeploy, write_paddleseg
+from tests.support.import_command import IMAGENET, normalised, open_imported, run_import
+from tests.support.precision_model import write_scenes
 
 SIZE = (37, 52)
 FIVE = ("--classes", "a,b,c,d,e")

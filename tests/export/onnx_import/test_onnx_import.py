@@ -6,19 +6,26 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
-from import_command import IMAGENET, normalised, open_imported, run_import
 from onnx import TensorProto, helper
-from precision_model import write_scenes
 
 from export.errors import ExportError
 from export.onnx_import.network import ImportOptions, InputFormat, import_network
 from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import resize_scores
 from export.verify import example_images
+from tests.support.import_command import IMAGENET, normalised, open_imported, run_import
+from tests.support.precision_model import write_scenes
 
 if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed (extra 'test')", allow_module_level=True)
-from torch_networks import AttentionNetwork, Head, Network, export_network, run_network, torch
+from tests.support.torch_networks import (
+    AttentionNetwork,
+    Head,
+    Network,
+    export_network,
+    run_network,
+    torch,
+)
 
 SIZE = (36, 52)
 SHAPE = (1, 3, *SIZE)

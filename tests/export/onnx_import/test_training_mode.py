@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from import_command import run_import
 from onnx import ModelProto, parser
+
+from tests.support.import_command import run_import
 
 FIVE = ("--classes", "a,b,c", "--mean", "0,0,0", "--std", "1,1,1", "--range", "1")
 

@@ -13,7 +13,7 @@ from export.passes.build import build_model
 from export.passes.sample_deformable import sample_deformable
 from export.symbols.graph import write_symbol
 from export.symbols.params import write_params
-from serving.repository import read_model
+from serving.models.repository import read_model
 
 SIZE = (32, 48)
 CHANNELS, FILTERS, INPUT, OUTPUT = 8, 6, (11, 14), (11, 14)

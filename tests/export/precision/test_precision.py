@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import pytest
 import typer
-from precision_model import scene, write_image, write_scenes
 from typer.testing import CliRunner
 
 from export import cli, pipeline
@@ -22,8 +21,9 @@ from export.precision.images import (
 from export.precision.served_graph import serve_graph
 from export.symbols.graph import write_symbol
 from export.symbols.params import write_params
-from serving.engines.onnx import OnnxEngine
-from serving.repository import read_model
+from serving.engines.onnxruntime import OnnxEngine
+from serving.models.repository import read_model
+from tests.support.precision_model import scene, write_image, write_scenes
 
 SIZE = (64, 96)
 CLASSES = 11

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from precision_model import scene
 
 from export.passes.build import build_model
 from export.passes.graph_ends import name_nodes
 from export.passes.onnx_graph import OnnxGraph
 from export.precision.half import round_to_half, to_half
 from export.precision.served_graph import serve_graph
-from serving.engines.cut import find_precision
+from serving.engines.graph import find_precision
+from tests.support.precision_model import scene
 
 SIZE = (64, 96)
 

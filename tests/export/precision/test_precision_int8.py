@@ -5,7 +5,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from precision_model import scene, write_scenes
 from rich.console import Console
 
 from export.passes.build import build_model
@@ -19,8 +18,9 @@ from export.precision.search import Try, choose, layer_errors, search, tries_tab
 from export.precision.served_graph import serve_graph
 from export.precision.timing import TimeRatio
 from export.progress import show_steps
-from serving.engines.cut import cut_graph, find_precision
-from serving.geometry import Size
+from serving.engines.graph import cut_graph, find_precision
+from serving.imaging.geometry import Size
+from tests.support.precision_model import scene, write_scenes
 
 SIZE = (64, 96)
 RECIPES = {

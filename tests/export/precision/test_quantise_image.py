@@ -12,7 +12,7 @@ from export.precision.calibration import calibrate
 from export.precision.quantise import Recipe, quantise
 from export.precision.quantise_image import centre_bytes
 from export.symbols.normalisation import Pixels
-from serving.engines.cut import cut_graph
+from serving.engines.graph import cut_graph
 from training.datasets.synthetic import render_scene
 
 SIZE = (64, 96)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import run_mxnet_backend
 import typer
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_UINT8, ModelConfig
@@ -19,9 +18,10 @@ from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from export.symbols.params import Parameters, read_params
 from export.verify import example_images
 from serving.errors import InvalidModel
-from serving.geometry import Size
-from serving.repository import read_model
-from serving.restore import confidence_from_logits
+from serving.imaging.geometry import Size
+from serving.imaging.restore import confidence_from_logits
+from serving.models.repository import read_model
+from tests.support import run_mxnet_backend
 
 SIZE = (32, 64)
 FACTS = ModelFacts(generic_labels(5), "icnet", None, None, "a test")

@@ -10,8 +10,8 @@ from export.passes.build import build_model
 from export.repository import triton
 from export.repository.labels import generic_labels
 from export.repository.triton import ModelFacts, write_model
+from serving.models.repository import read_model
 from serving.palette import LabelSet
-from serving.repository import read_model
 
 SIZE = (32, 64)
 

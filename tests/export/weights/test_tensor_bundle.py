@@ -8,13 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_writer import MAGIC, crc32c, field, make_entry, make_table, mask, varint, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.errors import WeightsError
 from export.weights import tf_checkpoint as ours
 from export.weights.tf_checkpoint import read_bundle
+from tests.support.bundle_writer import (
+    MAGIC,
+    crc32c,
+    field,
+    make_entry,
+    make_table,
+    mask,
+    varint,
+    write_bundle,
+)
 
 HEADER = (b"", field(1, 1) + field(3, field(1, 1)))
 

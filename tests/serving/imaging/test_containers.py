@@ -9,13 +9,13 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from photos import LOSSY, PHOTO, encoded, exif, png_chunk, scene, turned
 from PIL import Image
 
 from serving.errors import InvalidImage, TooLarge
 from serving.imaging import still as still_image
 from serving.imaging.decode import check_still, decode, probe, read_still
 from serving.settings import Settings
+from tests.support.photos import LOSSY, PHOTO, encoded, exif, png_chunk, scene, turned
 
 HEIGHT, WIDTH = scene().shape[:2]
 HEAD = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import (
+from PIL import Image
+
+from serving.errors import InvalidImage, TooLarge, UnsupportedImageFormat
+from serving.imaging.decode import DEFAULT_FORMATS, ImageHeader, decode, probe
+from tests.support.photos import (
     HEIGHT,
     LOSSLESS,
     LOSSY,
@@ -21,10 +25,6 @@ from photos import (
     sixteen_bit_png,
     turned,
 )
-from PIL import Image
-
-from serving.errors import InvalidImage, TooLarge, UnsupportedImageFormat
-from serving.imaging.decode import DEFAULT_FORMATS, ImageHeader, decode, probe
 
 
 def read(data, **options):

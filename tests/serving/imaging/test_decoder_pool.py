@@ -19,9 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photos import LOSSLESS, LOSSY, PHOTO, encoded, exif
 from PIL import Image
-from waiting import wait_for
 
 from serving.errors import DeadlineExceeded, InvalidImage, InvalidSetting, NotReady, TooLarge
 from serving.imaging import decoder_process as child
@@ -30,6 +28,8 @@ from serving.imaging import zygote as zygote_module
 from serving.imaging.decode import check_still, decode, read_still
 from serving.imaging.decoder_pool import DecoderPool, Decoding
 from serving.settings import Settings
+from tests.support.photos import LOSSLESS, LOSSY, PHOTO, encoded, exif
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="decoder processes need memory files, which Linux has"

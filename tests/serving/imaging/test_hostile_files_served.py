@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from mutant_values import IMAGE
-from odd_images import png, webp
-from odd_images.item import encoded, noise, scene
-from odd_images.jpeg_encoder import segment, tables
 from protocol_mutants import http
 from protocol_target import ProtocolTarget
+
+from tests.support.odd_images import png, webp
+from tests.support.odd_images.item import encoded, noise, scene
+from tests.support.odd_images.jpeg_encoder import segment, tables
 
 SEGMENT = "/v2/models/bands/segment?format=raw"
 # Far above what a refusal takes, far below the minutes that these files took.

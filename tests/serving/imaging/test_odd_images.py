@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from decoding import Decoded, DecoderProcess, memory_checks
-from odd_images.corpus import corpus, of_format
-from odd_images.item import OddImage, scene, turned
-from odd_images.reference import by_pillow, largest_difference, right_answer
 
 from serving.errors import InvalidImage
+from tests.support.decoding import Decoded, DecoderProcess, memory_checks
+from tests.support.odd_images.corpus import corpus, of_format
+from tests.support.odd_images.item import OddImage, scene, turned
+from tests.support.odd_images.reference import by_pillow, largest_difference, right_answer
 
 # For images of at most a hundredth of a megapixel; measured: under 20 ms and 12 MiB.
 MAX_CPU_S, MAX_RESIDENT_BYTES, MAX_ADDRESS_BYTES = 5.0, 64 << 20, 512 << 20

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from odd_images.item import Duty, OddImage, Pixels, noise, scene
+
+from tests.support.odd_images.item import Duty, OddImage, Pixels, noise, scene
 
 RGB, RLE8, RLE4, BITFIELDS, JPEG, PNG, ALPHABITFIELDS = range(7)
 HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from odd_images.bmp import all_bmps
-from odd_images.item import OddImage
-from odd_images.jpeg import all_jpegs
-from odd_images.png import all_pngs
-from odd_images.webp import all_webps
+from tests.support.odd_images.bmp import all_bmps
+from tests.support.odd_images.item import OddImage
+from tests.support.odd_images.jpeg import all_jpegs
+from tests.support.odd_images.png import all_pngs
+from tests.support.odd_images.webp import all_webps
 
 
 @cache

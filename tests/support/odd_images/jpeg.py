@@ -6,8 +6,9 @@ import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from odd_images.item import Duty, OddImage, encoded, scene, tiff, turned
-from odd_images.jpeg_encoder import (
+
+from tests.support.odd_images.item import Duty, OddImage, encoded, scene, tiff, turned
+from tests.support.odd_images.jpeg_encoder import (
     Component,
     Plane,
     Scan,

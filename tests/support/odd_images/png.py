@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from odd_images.item import Duty, OddImage, Pixels, noise, scene, tiff, turned
+
+from tests.support.odd_images.item import Duty, OddImage, Pixels, noise, scene, tiff, turned
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6

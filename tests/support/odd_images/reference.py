@@ -6,8 +6,9 @@ import io
 import warnings
 
 import numpy as np
-from odd_images.item import OddImage, Pixels, turned
 from PIL import Image
+
+from tests.support.odd_images.item import OddImage, Pixels, turned
 
 
 def by_pillow(data: bytes, orientation: int = 1) -> Pixels | None:

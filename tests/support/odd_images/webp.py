@@ -6,7 +6,17 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
-from odd_images.item import Duty, OddImage, Pixels, encoded, noise, scene, tiff, turned
+
+from tests.support.odd_images.item import (
+    Duty,
+    OddImage,
+    Pixels,
+    encoded,
+    noise,
+    scene,
+    tiff,
+    turned,
+)
 
 # Flags of VP8X.
 ICC, ALPHA, EXIF, XMP, ANIMATION = 0x20, 0x10, 0x08, 0x04, 0x02

@@ -1,6 +1,6 @@
 """Steps of the MXNet trainer that must not be taken, alone and in a run.
 
-``non_finite.py FOLDER SCENES SUPPORT`` writes ``network-symbol.json`` and ``start.params`` (of a
+``non_finite.py FOLDER SCENES ROOT`` writes ``network-symbol.json`` and ``start.params`` (of a
 trainer with momenta), ``findings.json`` (what each bad batch is refused for, and whether anything
 moved), and the run ``FOLDER/camvid/icnet/skipped``; prints what ``--on-nan stop`` says.
 """
@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, sys.argv[3])
-from poisoned import PoisonedLoader, poison
-
 import training.run
 import training.training_data
+from tests.support.poisoned import PoisonedLoader, poison
 from training.guard.finite import NonFiniteStep
 from training.guard.guard import TrainingStopped
 from training.loader import Batch

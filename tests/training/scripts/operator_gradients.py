@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
-sys.path.insert(0, str(TESTS / "support"))
+sys.path.insert(0, str(TESTS.parent))
 
 Case = Callable[..., object]
 SIZE = (13, 17)
@@ -104,8 +104,8 @@ def read_cases() -> dict[str, dict[str, Case]]:
 
 
 def main(folder: Path) -> None:
-    from mxnet_gradients import write_gradients
-    from mxnet_operators import write_cases
+    from tests.support.mxnet_gradients import write_gradients
+    from tests.support.mxnet_operators import write_cases
 
     for group, cases in read_cases().items():
         (folder / group).mkdir()

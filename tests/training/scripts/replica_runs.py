@@ -1,6 +1,6 @@
 """Runs of several processes: cut off and resumed, and with a NaN in the rows of one of them.
 
-``replica_runs.py FOLDER SUPPORT FLAG...`` makes the runs ``broken``, ``told`` (resumed twice),
+``replica_runs.py FOLDER ROOT FLAG...`` makes the runs ``broken``, ``told`` (resumed twice),
 ``skipped`` and ``stopped``; writes ``FOLDER/said-RANK.json``.
 """
 
@@ -15,10 +15,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import numpy as np
 import numpy.typing as npt
-from poisoned import PoisonedLoader
 
 import training.run
 import training.training_data
+from tests.support.poisoned import PoisonedLoader
 from training.guard.guard import TrainingStopped
 from training.options import parse_options
 from training.runs.interruption import Interrupted

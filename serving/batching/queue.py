@@ -1,0 +1,240 @@
+"""Images that wait for an engine, in the order in which they will run, bounded by count and bytes.
+
+A priority level goes before those below it; within a level, images that have outwaited a DELAY
+policy go behind those that have not; among equals, first in is first out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.batching.batch import BatchLimits, BatchObserver, Inferred
+from serving.batching.queue_policy import QueuePolicy
+from serving.errors import DeadlineExceeded, SegserveError
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(eq=False)
+class Item:
+    """One image that waits; its place in the queue follows from ``key``.
+
+    ``deadline`` is when it must have been inferred for its caller's, on the batcher's clock.
+    """
+
+    image: Image
+    arrived: float
+    future: asyncio.Future[Inferred]
+    level: int
+    number: int
+    labels_suffice: bool = False
+    delayed: bool = False
+    deadline: float | None = None
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[int, bool, int]:
+        return self.level, self.delayed, self.number
+
+    def stop_timers(self) -> None:
+        """It waits no longer."""
+        for timer in self.timers:
+            timer.cancel()
+
+
+def _key(item: Item) -> tuple[int, bool, int]:
+    return item.key
+
+
+class RequestQueue:
+    """The waiting images of one model."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.bytes = 0
+        self._items: list[Item] = []
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def oldest(self) -> float:
+        """When the image that has waited longest arrived; the queue is not empty."""
+        return min(item.arrived for item in self._items)
+
+    def count_before(self, level: int | None) -> int:
+        """Images that run before one that comes to ``level`` now; None: to the first level."""
+        if level is None:
+            level = self.limits.scheduling.first_level
+        return bisect_left(self._items, (level, True, 0), key=_key)
+
+    def find_lack(self, size: int, level: int | None, coming: int = 0) -> tuple[str, str] | None:
+        """Why an image of ``size`` bytes has no room: a reason for metrics, and the error's text;
+        None where it has. ``coming`` others will be there before it; with ``level`` None what the
+        levels' own policies say is left out."""
+        limits = self.limits
+        if len(self) + coming >= limits.max_queue_size:
+            return "queue_size", (
+                f"{len(self) + coming} images wait already (setting max_queue_size)"
+            )
+        if level is not None and (policy := limits.scheduling.policy(level)).max_size:
+            waiting = sum(item.level == level for item in self._items)
+            if waiting >= policy.max_size:
+                setting = f"dynamic_batching.{policy.field}.max_queue_size"
+                return "policy_queue_size", f"{waiting} images wait already ({setting})"
+        if self.bytes + size > limits.max_queue_bytes:
+            return "queue_bytes", f"{self.bytes} bytes wait already (setting max_queue_bytes)"
+        return None
+
+    def add(self, image: Image, arrived: float, level: int) -> Item:
+        """Puts an image behind all that go before it; ``find_lack`` was asked before."""
+        future: asyncio.Future[Inferred] = asyncio.get_running_loop().create_future()
+        item = Item(image, arrived, future, level, next(self._numbers))
+        insort(self._items, item, key=_key)
+        self.bytes += image.nbytes
+        return item
+
+    def delay(self, item: Item) -> None:
+        """Puts an item that waits behind its level's others that have not outwaited theirs."""
+        self._items.remove(item)
+        item.delayed = True
+        insort(self._items, item, key=_key)
+
+    def remove(self, item: Item) -> bool:
+        """Takes an item out; False where it is out already."""
+        item.stop_timers()
+        if item not in self._items:
+            return False
+        self._items.remove(item)
+        self.bytes -= item.image.nbytes
+        return True
+
+    def take(self, size: int) -> list[Item]:
+        """Takes the first ``size`` items that somebody still waits for."""
+        taken: list[Item] = []
+        while self._items and len(taken) < size:
+            item = self._items[0]
+            self.remove(item)
+            if not item.future.done():
+                taken.append(item)
+        return taken
+
+
+# Gives images their answers, with ``preserve_ordering`` in the order in which they came.
+
+
+class Answers:
+    """Sets the futures of items; one whose caller has left is passed over."""
+
+    def __init__(self, *, preserve_ordering: bool) -> None:
+        self._ordered = preserve_ordering
+        self._expected: deque[Item] = deque()
+        self._finished: dict[Item, Inferred | SegserveError] = {}
+
+    def expect(self, item: Item) -> None:
+        """Notes an item that entered the queue."""
+        if self._ordered:
+            self._expected.append(item)
+
+    def give(self, item: Item, result: Inferred | SegserveError) -> None:
+        """Answers an item, or holds the answer back until its elders have theirs."""
+        # What nobody waits for is not kept: no later release would find it.
+        if self._ordered and not item.future.done():
+            self._finished[item] = result
+            self.release()
+        else:
+            _set(item, result)
+
+    def fail(self, items: Sequence[Item], error: SegserveError) -> None:
+        """Gives all of them the same error."""
+        for item in items:
+            self.give(item, error)
+
+    def release(self) -> None:
+        """Gives what is held back and need not be: elders were answered, or have left."""
+        while self._expected:
+            item = self._expected[0]
+            if not item.future.done():
+                if item not in self._finished:
+                    return
+                _set(item, self._finished[item])
+            self._finished.pop(item, None)
+            self._expected.popleft()
+
+
+def _set(item: Item, result: Inferred | SegserveError) -> None:
+    if item.future.done():
+        return
+    if isinstance(result, SegserveError):
+        item.future.set_exception(result)
+    else:
+        item.future.set_result(result)
+
+
+# How long an image may wait in a queue: timers, which fire while the engine is busy too.
+
+
+class WaitLimits:
+    """Ends the wait of an image, or puts it back, when its time has passed.
+
+    Args:
+        on_removed: called after an image was taken out of the queue.
+    """
+
+    def __init__(
+        self,
+        queue: RequestQueue,
+        limits: BatchLimits,
+        observer: BatchObserver,
+        on_removed: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.limits = limits
+        self.observer = observer
+        self.on_removed = on_removed
+
+    def start(
+        self,
+        item: Item,
+        policy: QueuePolicy,
+        timeout_s: float | None,
+        policy_timeout_s: float | None,
+    ) -> None:
+        """Starts an image's timers; the server's own, the caller's, and its level's policy's."""
+        self._end_after(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
+        if timeout_s is not None:
+            self._end_after(item, timeout_s, "the request's own deadline")
+        if policy_timeout_s is not None and policy.delays:
+            loop = asyncio.get_running_loop()
+            item.timers.append(loop.call_later(policy_timeout_s, self._delay, item))
+        elif policy_timeout_s is not None:
+            source = "the request's own deadline"
+            if policy_timeout_s == policy.timeout_s:
+                source = f"dynamic_batching.{policy.field}.default_timeout_microseconds"
+            self._end_after(item, policy_timeout_s, source)
+
+    def _end_after(self, item: Item, seconds: float, source: str) -> None:
+        loop = asyncio.get_running_loop()
+        item.timers.append(loop.call_later(seconds, self._end, item, seconds, source))
+
+    def _end(self, item: Item, seconds: float, source: str) -> None:
+        if not self.queue.remove(item):
+            return
+        self.on_removed()
+        if not item.future.done():
+            self.observer.rejected("deadline")
+            text = f"no engine was free within {seconds * 1000:.0f} ms ({source})"
+            item.future.set_exception(DeadlineExceeded(text))
+
+    def _delay(self, item: Item) -> None:
+        if not item.future.done():
+            self.queue.delay(item)

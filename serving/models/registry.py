@@ -1,0 +1,324 @@
+"""The loaded models, by name and version."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
+
+from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
+from serving.models.index import ModelState, build_index
+from serving.models.loader import ModelLoader, OpenEngine, keep_given_outputs
+from serving.models.model import Model
+from serving.models.repository import ModelFolder
+from serving.models.sources import LocalRepository, ModelSource
+from serving.observability.metrics import UNKNOWN_MODEL, Metrics
+from serving.settings import Settings
+
+log = logging.getLogger("segserve")
+
+
+class Registry:
+    """Loads every model of its source; one that fails does not stop the others.
+
+    ``source`` is the folder ``settings.repository`` unless another is given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        open_engine: OpenEngine,
+        source: ModelSource | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.loader = ModelLoader(settings, metrics, open_engine)
+        self.source = LocalRepository(settings) if source is None else source
+        self.failures: dict[str, str] = {}
+        # Of models that are served all the same, by version; "" is the folder itself.
+        self.refused: dict[str, dict[str, str]] = {}
+        self.ready = False
+        self._models: dict[str, dict[int, Model]] = {}
+        self._unloaded: dict[str, tuple[int, ...]] = {}
+        self._changing: dict[str, str] = {}
+        self._change = asyncio.Lock()
+
+    async def load_all(self, pool: Executor) -> None:
+        """Loads and warms all models; ``failures`` names those that cannot be.
+
+        Raises:
+            InvalidModel: no repository, or with ``strict`` the first model that fails.
+            NotReady: the source does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        for name in await loop.run_in_executor(pool, self.source.names):
+            try:
+                await self._load(name, pool)
+            except SegserveError as error:
+                if self.settings.strict:
+                    raise
+                self.failures[name] = str(error)
+                log.error("model %s is not served: %s", name, error)
+        if not self._models:
+            raise InvalidModel(
+                f"no model of {self.source.title} can be served"
+                + "".join(f"; {name}: {why}" for name, why in self.failures.items())
+            )
+        self._tell_hidden_families()
+        self.ready = True
+
+    def _tell_hidden_families(self) -> None:
+        for name in sorted(self._models):
+            others = [model.name for model in self.members(name) if model.name != name]
+            if others:
+                log.info(
+                    "family %s (with %s) cannot be asked for: %s is a model; see docs/geometry.md",
+                    name, ", ".join(others), name,
+                )  # fmt: skip
+
+    async def _load(self, name: str, pool: Executor) -> None:
+        """Loads all versions; they take requests together, or none does."""
+        start = time.perf_counter()
+        folder = await self._read(name, pool)
+        served = self._newest(name)
+        versions: dict[int, Model] = {}
+        try:
+            for version in folder.versions:
+                versions[version] = await self.loader.load(folder, version, pool, served)
+                served = served or versions[version]
+        except BaseException:
+            await asyncio.gather(*(model.batcher.drain() for model in versions.values()))
+            raise
+        self._serve(name, versions)
+        self._tell_loaded(name, time.perf_counter() - start)
+
+    async def _read(self, name: str, pool: Executor) -> ModelFolder:
+        """The model's folder.
+
+        Raises:
+            SegserveError: whatever is wrong with it; the others are not affected.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            folder = await loop.run_in_executor(pool, self.source.read, name)
+        except SegserveError:
+            raise
+        except Exception as error:
+            raise InvalidModel(f"{name}: {type(error).__name__}: {error}") from error
+        for why in folder.ignored.values():
+            log.warning("model %s: %s", name, why)
+        return folder
+
+    def _newest(self, name: str) -> Model | None:
+        versions = self._models.get(name)
+        return versions[max(versions)] if versions else None
+
+    def _serve(self, name: str, versions: dict[int, Model]) -> None:
+        for model in versions.values():
+            for label in {name, model.folder.family}:
+                self.metrics.create_series(label)
+            self.metrics.model_info.labels(
+                model.name, str(model.version), model.engine.name, model.spec.precision
+            ).set(1)
+        self._models[name] = versions
+        self.failures.pop(name, None)
+        self.refused.pop(name, None)
+        self._unloaded.pop(name, None)
+
+    def _tell_loaded(self, name: str, seconds: float) -> None:
+        self.metrics.model_load_seconds.labels(name).set(seconds)
+        versions = sorted(self._models[name])
+        log.info("model %s: versions %s warm after %.1f s", name, versions, seconds)
+
+    def get(self, name: str, version: int | None = None) -> Model:
+        """The model, of its highest served version unless one is named.
+
+        Raises:
+            ModelNotFound: the message lists what is loaded, or says why the model is not.
+            NotReady: models are still being loaded.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            if name in self.failures:
+                raise ModelNotFound(f"model {name!r} could not be loaded: {self.failures[name]}")
+            if not self.ready:
+                raise NotReady("models are still being loaded; ask /v2/health/ready")
+            members = ", ".join(model.name for model in self.members(name))
+            if members:
+                raise ModelNotFound(
+                    f"{name!r} is a family, which only segment without a version takes; "
+                    f"its models: {members}"
+                )
+            known = ", ".join(sorted(self._models))
+            raise ModelNotFound(f"unknown model {name!r}; loaded: {known}")
+        if version is None:
+            return versions[max(versions)]
+        if version not in versions:
+            raise ModelNotFound(
+                f"model {name!r} has no version {version}; served: {sorted(versions)}"
+            )
+        return versions[version]
+
+    async def load(self, name: str, pool: Executor) -> None:
+        """Loads a model of the repository, or loads it anew: warm it, swap, drain the old one.
+
+        Raises:
+            ModelNotFound: the repository holds no such folder.
+            InvalidModel: it cannot be served; what was loaded before still is.
+        """
+        async with self._change:
+            loop = asyncio.get_running_loop()
+            known = await loop.run_in_executor(pool, self.source.names)
+            if name not in known:
+                raise ModelNotFound(
+                    f"failed to load {name!r}: {self.source.title} holds "
+                    f"{', '.join(known) or 'no model'}"
+                )
+            before = self._models.get(name, {})
+            self._changing[name] = "LOADING"
+            try:
+                await self._load(name, pool)
+            except SegserveError as error:
+                if not before:
+                    self.failures[name] = str(error)
+                log.error("model %s is not loaded: %s", name, error)
+                self.metrics.reload_failures.labels(self.label(name)).inc()
+                raise
+            finally:
+                del self._changing[name]
+            await self._retire(before)
+
+    async def refresh(self, name: str, changed: Collection[int] | None, pool: Executor) -> None:
+        """Follows a change of the model's folder: loads what is new, drops what is gone.
+
+        A version that cannot be served replaces none: ``failures``, ``refused`` and the log name
+        it, and what answered before still does.
+
+        Args:
+            changed: versions whose files changed; None: the configuration or labels did.
+        """
+        async with self._change:
+            start = time.perf_counter()
+            before = self._models.get(name, {})
+            refused: dict[str, str] = {}
+            versions: dict[int, Model] = {}
+            served = self._newest(name)
+            try:
+                folder = await self._read(name, pool)
+            except SegserveError as error:
+                refused[""] = str(error)
+                versions = dict(before)
+            else:
+                for version in folder.versions:
+                    try:
+                        if changed is not None and version in before and version not in changed:
+                            same = before[version]
+                            shown = keep_given_outputs(folder, version, same.spec)
+                            versions[version] = replace(same, folder=shown)
+                            continue
+                        versions[version] = await self.loader.load(folder, version, pool, served)
+                        served = served or versions[version]
+                    except SegserveError as error:
+                        refused[str(version)] = str(error)
+                    except BaseException:
+                        old = {id(model.batcher) for model in before.values()}
+                        new = [m.batcher for m in versions.values() if id(m.batcher) not in old]
+                        await asyncio.gather(*(batcher.drain() for batcher in new))
+                        raise
+                if refused:
+                    versions = {**before, **versions}
+            for tried, why in refused.items():
+                log.error("model %s version %s is not served: %s", name, tried or "*", why)
+                self.metrics.reload_failures.labels(self.label(name)).inc()
+            if not versions:
+                self.failures[name] = "; ".join(refused.values())
+                return
+            self._serve(name, versions)
+            if refused:
+                self.refused[name] = refused
+            kept = {id(model.batcher) for model in versions.values()}
+            if not kept <= {id(model.batcher) for model in before.values()}:
+                self._tell_loaded(name, time.perf_counter() - start)
+            await self._retire({v: m for v, m in before.items() if id(m.batcher) not in kept})
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out, and waits for the requests that it still answers.
+
+        A model that is not loaded is none already: no error, as in Triton.
+        """
+        async with self._change:
+            versions = self._models.pop(name, {})
+            self.refused.pop(name, None)
+            self.failures.pop(name, None)
+            if versions:
+                self._unloaded[name] = tuple(versions)
+                self._changing[name] = "UNLOADING"
+            try:
+                await self._retire(versions)
+            finally:
+                self._changing.pop(name, None)
+
+    async def _retire(self, versions: dict[int, Model]) -> None:
+        for model in versions.values():
+            await model.users.wait_for_none()
+            await model.batcher.drain()
+            now = self._models.get(model.name, {}).get(model.version)
+            facts = (model.engine.name, model.spec.precision)
+            if now is None or (now.engine.name, now.spec.precision) != facts:
+                self.metrics.forget_model(model.name, model.version, *facts)
+
+    async def index(self) -> list[ModelState]:
+        """Every model of the source by name, with the state of its versions."""
+        return await asyncio.get_running_loop().run_in_executor(
+            None, build_index, self.source,
+            {name: {v: model.batcher.broken or "" for v, model in versions.items()}
+             for name, versions in self._models.items()},
+            dict(self._changing), dict(self.failures), dict(self._unloaded), self._list_refused(),
+        )  # fmt: skip
+
+    def _list_refused(self) -> dict[str, Mapping[str, str]]:
+        """By model, what is not served of one that is: folders that are no versions, and changes
+        that failed."""
+        return {
+            name: {**versions[max(versions)].folder.ignored, **self.refused.get(name, {})}
+            for name, versions in self._models.items()
+        }
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether any model works; without models nothing is broken."""
+        models = self.models()
+        return not models or any(model.is_ready for model in models)
+
+    def is_family(self, name: str) -> bool:
+        """Whether ``name`` stands for several models; a model's own name never does."""
+        return name not in self._models and bool(self.members(name))
+
+    def members(self, family: str) -> list[Model]:
+        """The models of a family, each of its highest served version, by name."""
+        newest = (versions[max(versions)] for _, versions in sorted(self._models.items()))
+        return [model for model in newest if model.folder.family == family]
+
+    def models(self) -> list[Model]:
+        """All loaded versions, by name."""
+        return [
+            self._models[name][version]
+            for name in sorted(self._models)
+            for version in sorted(self._models[name])
+        ]
+
+    def label(self, name: str) -> str:
+        """``name`` as a metric label; names of no model would be unbounded."""
+        return name if name in self._models or self.is_family(name) else UNKNOWN_MODEL
+
+    async def drain(self) -> None:
+        """Answers what is queued, then frees all engines."""
+        self.ready = False
+        await self.loader.close()
+        limit_s = self.settings.stop_timeout_s
+        await asyncio.gather(*(model.batcher.drain(limit_s) for model in self.models()))
+        self._models = {}

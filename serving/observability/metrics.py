@@ -1,0 +1,275 @@
+"""Prometheus objects of one server, in seconds and bytes; labels are bounded.
+
+A server owns its registry, so two in one process do not share state.
+
+Every series that something may count in is there from the start, at 0: Prometheus sees no increase
+in a counter that is born at 1, so that an alert would miss the first failure, mostly the only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from serving.batching.batch import Execution
+from serving.errors import ENGINE_FAILURES, SegserveError, list_codes
+from serving.models.statistics import InferenceStatistics
+
+UNKNOWN_MODEL = "_unknown"
+TRANSPORTS = ("http", "grpc")
+# Of segserve_rejected_total; docs/observability.md names the setting behind each.
+REASONS = (
+    "queue_size", "queue_bytes", "policy_queue_size", "deadline", "predicted_late", "inflight",
+    "inflight_megapixels", "connections", "grpc_calls", "message_fields", "stream_idle",
+    "header_timeout", "header_bytes", "header_fields", "upload_timeout", "request_bytes",
+    "json_bytes", "image_memory", "image_megapixels", "views", "polygons", "shared_memory_regions",
+    "send_timeout", "unauthenticated", "key_limit", "invalid_request", "unsupported",
+    "method_not_allowed", "http_version_not_supported",
+)  # fmt: skip
+STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
+# Its header is read before, to choose a model and to refuse what is too large.
+_IN_PARTS = "decode"
+# Requests whose unknown fields are ignored: JSON of inferences, of the repository and of shared
+# memory; multipart forms.
+IGNORING = ("infer", "control", "form")
+SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+BYTES = tuple(float(4**power) for power in range(5, 15))
+
+
+class Metrics:
+    """What ``/metrics`` shows."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        # CPU time, memory and open files of the process: process_cpu_seconds_total and so on.
+        ProcessCollector(registry=registry)
+        self.request_seconds = Histogram(
+            "segserve_request_duration_seconds",
+            "From the whole request read to the answer made",
+            ("model", "transport", "outcome"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "segserve_stage_duration_seconds",
+            "Time of one image in one stage",
+            ("model", "stage"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "segserve_batch_size",
+            "Images in one run of an engine",
+            ("model",),
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+        self.queue_length = Gauge(
+            "segserve_queue_length", "Images waiting for an engine", ("model",), registry=registry
+        )
+        self.ready = Gauge("segserve_ready", "1 while the server takes requests", registry=registry)
+        self.event_loop_lag = Gauge(
+            "segserve_event_loop_lag_seconds",
+            "The latest that the event loop came in the last minute, now included",
+            registry=registry,
+        )
+        self.connections = Gauge(
+            "segserve_http_connections", "Open HTTP connections", registry=registry
+        )
+        self.inflight = Gauge(
+            "segserve_inflight_requests", "Requests being worked on", registry=registry
+        )
+        self.request_bytes = Histogram(
+            "segserve_request_bytes", "Size of a request", ("model",), buckets=BYTES,
+            registry=registry,
+        )  # fmt: skip
+        self.response_bytes = Histogram(
+            "segserve_response_bytes", "Size of an answer", ("model",), buckets=BYTES,
+            registry=registry,
+        )  # fmt: skip
+        self.requests = Counter(
+            "segserve_requests", "Answers by code", ("model", "code"), registry=registry
+        )
+        self.rejected = Counter(
+            "segserve_rejected", "Requests turned away", ("model", "reason"), registry=registry
+        )
+        self.ignored_fields = Counter(
+            "segserve_ignored_fields",
+            "Fields of requests that no protocol names: without effect, perhaps misspelt",
+            ("request",),
+            registry=registry,
+        )
+        for request in IGNORING:
+            self.ignored_fields.labels(request)
+        self.log_lines_dropped = Counter(
+            "segserve_log_lines_dropped",
+            "Lines of the log that its reader was too slow for, or that could not be written",
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "segserve_model_info",
+            "1 for every loaded model",
+            ("model", "version", "engine", "precision"),
+            registry=registry,
+        )
+        self.model_load_seconds = Gauge(
+            "segserve_model_load_seconds", "Load and warm-up", ("model",), registry=registry
+        )
+        self.engine_restarts = Counter(
+            "segserve_engine_restarts", "Broken engines opened anew", ("model",), registry=registry
+        )
+        self.decoder_restarts = Counter(
+            "segserve_decoder_restarts",
+            "Decoder processes that ended, or were ended, and were replaced",
+            ("reason",),
+            registry=registry,
+        )
+        self.engine_failures = Counter(
+            "segserve_engine_failures",
+            "Runs of an engine that gave an image no answer",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.reload_failures = Counter(
+            "segserve_reload_failures",
+            "Changes of the repository that could not be served",
+            ("model",),
+            registry=registry,
+        )
+
+        self.create_series(UNKNOWN_MODEL)
+
+    def create_series(self, model: str) -> None:
+        """Creates what may be counted under the name of a model or family, at 0."""
+        for reason in REASONS:
+            self.rejected.labels(model, reason)
+        for code in ("ok", *list_codes()):
+            self.requests.labels(model, code)
+        for counter in (self.reload_failures, self.request_bytes, self.response_bytes):
+            counter.labels(model)
+        for transport in TRANSPORTS:
+            self.request_seconds.labels(model, transport, "ok")
+        if model == UNKNOWN_MODEL:
+            return
+        for reason in ENGINE_FAILURES:
+            self.engine_failures.labels(model, reason)
+        for stage in STAGES:
+            self.stage_seconds.labels(model, stage)
+        for series in (self.engine_restarts, self.batch_size, self.queue_length):
+            series.labels(model)
+
+    def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
+        """Notes a request or connection that was turned away before it reached a model."""
+        self.rejected.labels(model, reason).inc()
+
+    def count_ignored(self, request: str, count: int) -> None:
+        """Notes fields without effect of a request, one of ``IGNORING``. Any thread may call it."""
+        if count:
+            self.ignored_fields.labels(request).inc(count)
+
+    def count_refusal(self, error: SegserveError, model: str = UNKNOWN_MODEL) -> None:
+        """Notes an error that a limit caused, unless it was counted before."""
+        if error.reason:
+            self.reject(error.reason, model)
+            error.reason = ""
+
+    def observe_request(
+        self,
+        model: str,
+        transport: str,
+        outcome: str,
+        seconds: float,
+        request_bytes: int,
+        response_bytes: int,
+    ) -> None:
+        """Notes one finished request; ``outcome`` is ``ok`` or an error's code."""
+        self.request_seconds.labels(model, transport, outcome).observe(seconds)
+        self.requests.labels(model, outcome).inc()
+        self.request_bytes.labels(model).observe(request_bytes)
+        if outcome == "ok":
+            self.response_bytes.labels(model).observe(response_bytes)
+
+    def observe_stages(self, model: str, timings: Timings) -> None:
+        """Notes where one image's time went."""
+        for stage, seconds in timings.seconds.items():
+            self.stage_seconds.labels(model, stage).observe(seconds)
+
+    def for_model(self, model: str, statistics: InferenceStatistics) -> ModelMetrics:
+        """The batcher's observer for one version of a model."""
+        return ModelMetrics(self, model, statistics)
+
+    def forget_model(self, model: str, version: int, engine: str, precision: str) -> None:
+        """Takes a version that is no longer served off the list of loaded ones."""
+        self.model_info.remove(model, str(version), engine, precision)
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """Writes a batcher's events under one model's name, and into its version's statistics."""
+
+    metrics: Metrics
+    model: str
+    statistics: InferenceStatistics
+
+    def queue_changed(self, length: int) -> None:
+        self.metrics.queue_length.labels(self.model).set(length)
+
+    def batch_done(self, execution: Execution) -> None:
+        self.metrics.batch_size.labels(self.model).observe(execution.size)
+        self.statistics.add_execution(execution)
+
+    def engine_failed(self, kind: str) -> None:
+        self.metrics.engine_failures.labels(self.model, kind).inc()
+
+    def rejected(self, reason: str) -> None:
+        self.metrics.rejected.labels(self.model, reason).inc()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One stretch of one stage; ``start`` is on ``time.perf_counter``."""
+
+    stage: str
+    start: float
+    seconds: float
+
+
+@dataclass
+class Timings:
+    """Seconds of each stage of one request, in the order of ``STAGES``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, perf_counter() - start)
+
+    def add(self, stage: str, seconds: float, *, ended_s_ago: float = 0.0) -> None:
+        """Adds a stretch that ended now, or ``ended_s_ago``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        ended = perf_counter() - ended_s_ago
+        if stage == _IN_PARTS:
+            # One span, of the length of all parts, that ends with the last.
+            self.intervals = [known for known in self.intervals if known.stage != stage]
+            seconds = self.seconds[stage]
+        self.intervals.append(Interval(stage, ended - seconds, seconds))
+
+    @property
+    def server_timing(self) -> str:
+        """The ``Server-Timing`` header: milliseconds (W3C Server Timing)."""
+        return ", ".join(
+            f"{stage};dur={self.seconds[stage] * 1000:.2f}"
+            for stage in STAGES
+            if stage in self.seconds
+        )

@@ -1,0 +1,1 @@
+"""Servers, models, images and clients that several tests share."""

@@ -158,6 +158,14 @@ def example_images(height: int, width: int) -> NDArray[np.uint8]:
     return np.stack([noise, blocks, gradient])
 
 
+def telling_images(height: int, width: int) -> dict[str, NDArray[np.uint8]]:
+    """Returns uint8 [1, height, width, 3] by what a message calls it: images on which networks
+    that do not give numbers show it. Some do on flat or black ones alone."""
+    noise, blocks, _ = example_images(height, width)
+    images = {"noise": noise, "blocks of colour": blocks, "a black image": np.zeros_like(noise)}
+    return {title: image[None] for title, image in images.items()}
+
+
 def _both_heads(main: Graph, logits: Graph) -> Graph:
     """Returns the full-size head and the logits as outputs of one graph, whose image is
     ``data``."""

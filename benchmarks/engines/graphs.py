@@ -25,7 +25,7 @@ from export.passes.cut_at_logits import prune_heads
 from export.passes.onnx_graph import OnnxGraph, name_nodes
 from export.precision.half import to_half
 from export.precision.quantise import Recipe, calibrate, quantise
-from export.symbols.find import PUBLISHED, NetworkName, find_symbol
+from export.symbols.find import NetworkName, find_symbol, published_symbol
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET
@@ -100,8 +100,8 @@ def symbol_of(network: NetworkName, classes: int, height: int, width: int) -> Gr
 
     Raises ExportError where it is not known.
     """
-    published = PUBLISHED / f"{network.stem}.json.gz"
-    if not published.is_file():
+    published = published_symbol(network)
+    if published is None:
         return find_symbol(network, None, classes, (height, width)).graph
     symbol = read_symbol(published)
     own = len(load_labels(network.dataset).names)

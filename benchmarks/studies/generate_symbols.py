@@ -29,7 +29,7 @@ class PublishedNetwork:
 
 NETWORKS = {
     "icnet_resnet50_citys": PublishedNetwork("icnet", "ICNet", "resnet50", 19, 1024, 2048),
-    "icnet_resnet50_mhpv1": PublishedNetwork("icnet", "ICNet", "resnet50", 18, 768, 768),
+    "icnet_resnet50_mhpv1": PublishedNetwork("icnet", "ICNet", "resnet50", 19, 768, 768),
     "icnet_resnet101_citys": PublishedNetwork("icnet", "ICNet", "resnet101", 19, 1024, 2048),
     "pspnet_resnet50_citys": PublishedNetwork("pspnet", "PSPNet", "resnet50", 19, 1024, 2048),
     "pspnet_resnet101_citys": PublishedNetwork("pspnet", "PSPNet", "resnet101", 19, 1024, 2048),

@@ -50,6 +50,25 @@ class InputFormat:
     bgr: bool = False
     channels_last: bool = False
 
+    @classmethod
+    def of(cls, pixels: Pixels, bgr: bool | None = None, *, channels_last: bool) -> InputFormat:
+        """Returns the format of a network that sees ``pixels``; ``bgr`` None is their own order."""
+        blue_first = pixels.bgr if bgr is None else bgr
+        maximum = 255 if max(pixels.std) < 0.01 else 1
+        mean, std = (
+            tuple(round(maximum * value, 12) for value in (v[::-1] if blue_first else v))
+            for v in (pixels.mean, pixels.std)
+        )
+        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), maximum, blue_first,
+                   channels_last)  # fmt: skip
+
+    def __str__(self) -> str:
+        numbers = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return "{} {} 0-{} mean {} std {}".format(
+            "NHWC" if self.channels_last else "NCHW", "bgr" if self.bgr else "rgb", self.maximum,
+            *numbers,
+        )  # fmt: skip
+
     @property
     def pixels(self) -> Pixels:
         """The same in RGB, of values from 0 to 1."""

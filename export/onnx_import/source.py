@@ -23,6 +23,7 @@ from onnx import (
 
 from export.errors import InvalidNetwork
 from export.lowering.convert import DATA, IR_VERSION, OPSET
+from export.onnx_import.training_mode import refuse_training_mode
 from export.passes.onnx_graph import copy_model
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -95,6 +96,7 @@ def prepare_network(source: ModelProto, output: str | None) -> ModelProto:
     _drop_constant_inputs(model.graph)
     _check_input(model.graph)
     _choose_output(model.graph, output)
+    refuse_training_mode(model.graph, opset_of(model))
     if opset_of(model) < OPSET:
         model = _convert_up(model)
     _check_control_flow(model.graph)

@@ -39,7 +39,10 @@ def fold_batch_norm(graph: OnnxGraph, norm: NodeProto) -> str | None:
     if weight is None or bias is None or any(s is None for s in statistics):
         return "its numbers or the weights are computed"
     gamma, beta, mean, variance = (np.asarray(s, np.float64) for s in statistics)
-    scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    spread = variance + attribute(norm, "epsilon", 1e-5)
+    if not (spread > 0).all():
+        return "its variance has no root"  # it gives NaN: find_not_finite names it where it stands
+    scale = gamma / np.sqrt(spread)
     shifted = (bias.astype(np.float64) - mean) * scale + beta
     bias_name = own[1] if len(own) > 1 else f"{conv.name}_bias"
     graph.set_constant(conv.input[1], (weight * scale.reshape(-1, 1, 1, 1)).astype(np.float32))

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from export.errors import IllegalSize, SymbolNotFound, TracingFailed
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
+from export.symbols.networks import MODEL_ALIASES
 from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import built_size, retarget
+from serving.palette import canonical_name
 
 NAMES_FILE = "network-names.json"
 
@@ -84,6 +86,7 @@ def trace_symbol(network: NetworkSpec, classes: int, size: tuple[int, int]) -> T
 
 
 PUBLISHED = Path(__file__).with_name("published")
+_ENDING = ".json.gz"
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,13 @@ class NetworkName:
 
     @property
     def stem(self) -> str:
-        """The published file's name without ending, e.g. ``icnet_resnet18_0.5_camvid``."""
+        """Names the network, whichever of its names were used: ``icnet_resnet18_0.5_camvid``."""
         width = "" if self.width == 1 else f"_{self.width:g}"
         aux = "_aux" if self.aux else ""
         stride = "" if self.output_stride is None else f"_os{self.output_stride}"
-        return f"{self.model}_{self.backbone}{width}{aux}{stride}_{self.dataset}"
+        model = MODEL_ALIASES.get(self.model, self.model)
+        dataset = canonical_name(self.dataset or "")
+        return f"{model}_{self.backbone}{width}{aux}{stride}_{dataset or None}"
 
     @property
     def spec(self) -> NetworkSpec:
@@ -145,10 +150,10 @@ def find_symbol(
                 _check_stride(graph, network.output_stride, beside)
             return FoundSymbol(graph, SYMBOL_FILE)
         tried.append(str(beside))
-    published = PUBLISHED / f"{network.stem}.json.gz"
-    if published.is_file():
+    published = published_symbol(network)
+    if published is not None:
         return FoundSymbol(read_symbol(published), published.name)
-    tried.append(f"the published {published.name}")
+    tried.append(f"the published {', '.join(_published())}")
     if importlib.util.find_spec("mxnet") is None:
         tried.append("generating it (MXNet is not installed)")
     elif classes is None or size is None:
@@ -164,6 +169,20 @@ def find_symbol(
     raise SymbolNotFound(
         f"found no symbol for {network.stem}; tried {', '.join(tried)}; give one with --symbol"
     )
+
+
+def published_symbol(network: NetworkName) -> Path | None:
+    """Returns the published symbol of a network; None where there is none."""
+    return _published().get(network.stem)
+
+
+def _published() -> dict[str, Path]:
+    """Returns the published symbols by the names of their networks."""
+    found = {}
+    for path in sorted(PUBLISHED.glob(f"*{_ENDING}")):
+        model, _, rest = path.name.removesuffix(_ENDING).partition("_")
+        found[f"{MODEL_ALIASES.get(model, model)}_{rest}"] = path
+    return found
 
 
 def _check_stride(graph: Graph, stride: int, path: Path) -> None:

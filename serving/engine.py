@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The shapes and names of a model's input and outputs.
+    """The shapes that go into an engine and come out, and how many runs it takes.
 
     Attributes:
         size: static height and width of the network's input.
@@ -32,28 +33,8 @@ class EngineSpec:
     precision: str
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One of the two is there, for a batch or (first axis gone) for one image.
-
-    Attributes:
-        logits: float32 ``[n,C,h,w]``.
-        mask: uint8 ``[n,H,W]``, class ids.
-    """
-
-    logits: npt.NDArray[np.float32] | None
-    mask: npt.NDArray[np.uint8] | None
-
-    def __getitem__(self, index: int) -> Prediction:
-        """Returns the prediction of one image of the batch (a view)."""
-        return Prediction(
-            None if self.logits is None else self.logits[index],
-            None if self.mask is None else self.mask[index],
-        )
-
-
 class Engine(Protocol):
-    """Runs batches; ``run`` is called from worker threads, ``spec.instances`` at a time."""
+    """An engine that runs batches; worker threads call ``run``, ``spec.instances`` at a time."""
 
     @property
     def spec(self) -> EngineSpec: ...

@@ -26,11 +26,10 @@ from onnx import ModelProto
 
 from export.errors import PrecisionFailed
 from export.progress import OnPart
-from serving.engine import Prediction
 from serving.engines.onnxruntime import OnnxEngine
 from serving.errors import SegserveError
 from serving.imaging.geometry import Size, plan, prepare
-from serving.imaging.restore import labels_from_logits, labels_nearest
+from serving.imaging.restore import Prediction, labels_from_logits, labels_nearest
 
 
 class ServedGraph:

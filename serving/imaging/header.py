@@ -11,8 +11,9 @@ from serving.errors import InvalidImage, UnsupportedImageFormat
 from serving.imaging import bmp
 from serving.imaging.containers import walk_jpeg, walk_png, walk_webp
 from serving.imaging.still import BrokenImage, StillImage
+from serving.settings import IMAGE_FORMATS
 
-DEFAULT_FORMATS = frozenset({"JPEG", "PNG", "BMP", "WEBP"})
+DEFAULT_FORMATS = IMAGE_FORMATS
 
 _MAGIC = (
     ("JPEG", re.compile(rb"\xff\xd8\xff", re.DOTALL)),

@@ -1,4 +1,4 @@
-"""Predictions back to the original size: bilinear logits and argmax, exact, or nearest on ids.
+"""Restores predictions to the original size: bilinear logits and argmax, exact, or nearest ids.
 
 Logits are float32 ``[C,h,w]`` without NaN, 1 to 255 classes. Equal logits give the lowest id, as
 argmax does.
@@ -6,10 +6,11 @@ argmax does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from serving.engine import Prediction
 from serving.imaging.geometry import Size, View, source_positions
 from serving.imaging.interpolation import (
     Fractions,
@@ -23,6 +24,26 @@ from serving.imaging.interpolation import (
 from serving.imaging.jit import read_only
 
 Positions = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network predicts: one of the two, for a batch or (first axis gone) for one image.
+
+    Attributes:
+        logits: float32 ``[n,C,h,w]``.
+        mask: uint8 ``[n,H,W]``, class ids.
+    """
+
+    logits: npt.NDArray[np.float32] | None
+    mask: npt.NDArray[np.uint8] | None
+
+    def __getitem__(self, index: int) -> Prediction:
+        """Returns the prediction of one image of the batch (a view)."""
+        return Prediction(
+            None if self.logits is None else self.logits[index],
+            None if self.mask is None else self.mask[index],
+        )
 
 
 def labels_from_logits(

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from serving.admission.admission import Admission
 from serving.models.embedded import open_onnx_engine
 from serving.models.families import find_described
-from serving.models.loader import OpenEngine
-from serving.models.registry import Registry
+from serving.models.registry import OpenEngine, Registry
 from serving.observability.metrics import Metrics
 from serving.requests import SegmentOptions, SegmentRequest
 from serving.server import warm_stages
@@ -44,7 +44,8 @@ class EmbeddedModel:
         settings, metrics = Settings(repository=repository), Metrics()
         self._pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self._registry = Registry(settings, metrics, open_engine)
-        self._segmenter = Segmenter(self._registry, metrics, settings, self._pool)
+        admission = Admission(self._registry, metrics, settings)
+        self._segmenter = Segmenter(self._registry, admission, metrics, settings, self._pool)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedded", daemon=True)
         self._thread.start()
@@ -66,7 +67,7 @@ class EmbeddedModel:
         return np.frombuffer(result.only.body, np.uint8).reshape(size.height, size.width)
 
     def classes(self) -> tuple[str, ...]:
-        return find_described(self._registry, self._model, None).labels.names
+        return self._segmenter.describe(self._model, None).labels.names
 
     def close(self) -> None:
         self._run(self._registry.drain())

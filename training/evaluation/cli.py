@@ -20,7 +20,7 @@ from serving.commands.connection import (
     TlsCertificate,
     TlsKey,
     choose_tls,
-    tell,
+    describe,
 )
 from training.datasets import (
     KNOWN,
@@ -120,7 +120,7 @@ def evaluate(
     except (
         ScoringError, ServerError, SegserveError, errors.SegserveError, ValueError, OSError,
     ) as error:  # fmt: skip
-        sys.exit(f"segserve evaluate: {tell(error)}")
+        sys.exit(f"segserve evaluate: {describe(error)}")
 
 
 @contextmanager

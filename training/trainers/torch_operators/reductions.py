@@ -72,7 +72,8 @@ def multiply(call: Call) -> Tensor:
         left = left.movedim(0, -1)
     if call.node.flag("transpose_b", False):
         right = right.movedim(-1, 0)
-    return torch.tensordot(left, right, 1).reshape(RULES["dot"](call.node, call.shapes))
+    product: Tensor = torch.tensordot(left, right, 1)
+    return product.reshape(RULES["dot"](call.node, call.shapes))
 
 
 def take(call: Call) -> Tensor:

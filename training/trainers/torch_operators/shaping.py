@@ -58,9 +58,9 @@ def cut(call: Call) -> Tensor:
 
 
 def split(call: Call) -> tuple[Tensor, ...]:
-    """Parts along an axis, without it where ``squeeze_axis`` is set."""
+    """Returns the parts along an axis, without it where ``squeeze_axis`` is set."""
     axis, parts = split_axis(call.node, call.shapes[0])
-    found = call.data.split([end - begin for begin, end in parts], axis)
+    found = torch.split(call.data, [end - begin for begin, end in parts], axis)
     squeezed = call.node.flag("squeeze_axis", False)
     return tuple(part.squeeze(axis) for part in found) if squeezed else found
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from serving.admission.admission import Admission
 from serving.models.embedded import open_onnx_engine
-from serving.models.families import find_described
 from serving.models.loader import OpenEngine
 from serving.models.registry import Registry
 from serving.observability.metrics import Metrics

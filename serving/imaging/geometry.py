@@ -117,7 +117,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Returns the canvas is the network's input, with nothing beside it."""
+        """Returns whether the canvas is the network's input, with nothing beside it."""
         return self.rows.whole and self.columns.whole
 
 
@@ -287,7 +287,7 @@ class Window:
 
     @property
     def whole(self) -> bool:
-        """Returns the canvas is the network's input, with nothing beside it."""
+        """Returns whether the canvas is the network's input, with nothing beside it."""
         return self.canvas == self.model
 
     @property

@@ -45,7 +45,7 @@ class Decoder:
     buffers: shared_memory.BufferSlots
 
     def is_usable(self) -> bool:
-        """Returns an idle decoder has nothing to say: what is readable is its end."""
+        """Returns whether the decoder can be used: from an idle one, only its end can be read."""
         return not wait_readable(self.socket, 0.0)
 
 
@@ -57,7 +57,7 @@ class Zygote:
         self._is_lost = False
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).resolve().parents[2])
-        path = [entry for entry in sys.path if os.path.isabs(entry)] + [root]
+        path = [root, *(entry for entry in sys.path if os.path.isabs(entry))]
         environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
         with theirs:
             self.process = subprocess.Popen(

@@ -139,7 +139,7 @@ class KeyRing:
                     found = use
         if found is None:
             raise Unauthenticated(
-                "the API key is not known (setting api_keys_file)", reason="unauthenticated"
+                "unknown API key (setting api_keys_file)", reason="unauthenticated"
             )
         return found
 

@@ -1,4 +1,4 @@
-"""A model of a repository in this process: the server's own pipeline, no ports, no server."""
+"""A model of a repository, run in this process by the server's own pipeline, without ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from serving.admission.admission import Admission
 from serving.models.embedded import open_onnx_engine
-from serving.models.registry import OpenEngine, Registry
+from serving.models.loader import OpenEngine
+from serving.models.registry import Registry
 from serving.observability.metrics import Metrics
 from serving.preparation import ImagePreparer
 from serving.requests import SegmentOptions, SegmentRequest
@@ -27,7 +28,7 @@ Answer = TypeVar("Answer")
 
 
 class EmbeddedModel:
-    """``training.evaluation.served_model.ServedModel`` without a server.
+    """A ``ServedModel`` that needs no server.
 
     Images pass through decoding, batcher, engine and restore exactly as a request's do. Settings
     come from the environment (``SEGSERVE_THREADS``, ...), as the server's do.

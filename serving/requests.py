@@ -72,6 +72,17 @@ class SegmentResult:
         return next(iter(self.parts.values()))
 
 
+@dataclass(frozen=True)
+class Described:
+    """A description of a model for clients, or of a family, which has no version and no size."""
+
+    name: str
+    version: int
+    labels: LabelSet
+    size: Size | None
+    has_logits: bool
+
+
 Labels = npt.NDArray[np.uint8]
 
 FLIP = "flip"

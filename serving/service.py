@@ -28,6 +28,7 @@ from serving.observability.metrics import Metrics
 from serving.observability.request_context import Timings
 from serving.preparation import ImagePreparer, Prepared
 from serving.requests import (
+    Described,
     SegmentOptions,
     SegmentRequest,
     SegmentResult,
@@ -59,13 +60,19 @@ class Segmenter:
         self._settings = settings
         self._pool = pool
 
-    def describe(self, name: str, version: int | None) -> families.Described:
+    def describe(self, name: str, version: int | None) -> Described:
         """Describes the model or, without a version, the family of that name.
 
         Raises:
             ModelNotFound: neither, or a family of models with different classes.
         """
-        return families.find_described(self._registry, name, version)
+        if version is None and self._registry.is_family(name):
+            members = self._registry.members(name)
+            has_logits = all(model.spec.logits_size is not None for model in members)
+            return Described(name, 0, families.family_labels(name, members), None, has_logits)
+        model = self._registry.get(name, version)
+        has_logits = model.spec.logits_size is not None
+        return Described(model.name, model.version, model.labels, model.spec.size, has_logits)
 
     async def segment(self, request: SegmentRequest, transport: str) -> SegmentResult:
         """Segments one image.

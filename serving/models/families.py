@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from serving.errors import ModelNotFound
 from serving.imaging.geometry import Size
 from serving.models.model import Model
-from serving.models.registry import Registry
 from serving.palette import LabelSet
 
 # Fastest first (docs/precision.md); an engine elsewhere, of which nothing is known, by accuracy.
@@ -53,32 +51,6 @@ def choose(name: str, members: Sequence[Model], image: Size) -> Model:
     if enough:
         return min(enough, key=_area)
     return max(left, key=_area)
-
-
-@dataclass(frozen=True)
-class Described:
-    """A description of a model for clients, or of a family, which has no version and no size."""
-
-    name: str
-    version: int
-    labels: LabelSet
-    size: Size | None
-    has_logits: bool
-
-
-def find_described(registry: Registry, name: str, version: int | None) -> Described:
-    """Describes the model or, without a version, the family of that name.
-
-    Raises:
-        ModelNotFound: neither, or a family of models with different classes.
-    """
-    if version is None and registry.is_family(name):
-        members = registry.members(name)
-        has_logits = all(model.spec.logits_size is not None for model in members)
-        return Described(name, 0, family_labels(name, members), None, has_logits)
-    model = registry.get(name, version)
-    has_logits = model.spec.logits_size is not None
-    return Described(model.name, model.version, model.labels, model.spec.size, has_logits)
 
 
 def family_labels(name: str, members: Sequence[Model]) -> LabelSet:

@@ -18,10 +18,9 @@ import numpy.typing as npt
 
 from serving.admission.admission import Admission, RequestInFlight
 from serving.errors import DeadlineExceeded, UnsupportedOption
-from serving.imaging.decode import check_size, check_still, decode_here
+from serving.imaging.decode import check_size, check_still, decode_here, describe, read_still
 from serving.imaging.decoder_pool import DecoderPool, Decoding
 from serving.imaging.geometry import Plan, Size, cut, plan, scale
-from serving.imaging.header import describe, read_still
 from serving.imaging.still import StillImage
 from serving.models.model import Model
 from serving.observability.request_context import Timings

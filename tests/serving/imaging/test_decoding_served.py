@@ -18,9 +18,9 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import service
+from serving import preparation
 from serving.http.body import TIMEOUT_HEADER
-from serving.imaging.header import read_still
+from serving.imaging.decode import read_still
 from serving.testing import FakeEngine
 from tests.support.band_model import MODEL_SIZE, Served, band_labels, bands, encode, serve_fake
 from tests.support.photos import png_chunk
@@ -209,7 +209,7 @@ async def test_who_leaves_while_the_file_is_read_leaves_no_pixels_behind(
         repository, serve_fake(engine), max_inflight_megapixels=0.001, pool_threads=3
     ) as (server, http):
         with monkeypatch.context() as patch:
-            patch.setattr(service, "read_still", read_slowly)
+            patch.setattr(preparation, "read_still", read_slowly)
             leaving = asyncio.create_task(http.post(SEGMENT, content=GOOD))
             await asyncio.to_thread(reading.wait, 30)
             leaving.cancel()

@@ -158,6 +158,13 @@ class QueueAdmission:
         self._check_room(size, level, max(0, self.reserved - load.free))
         self.check_time(level, timeout_s, answer_s)
 
+    def reserve(
+        self, size: int, level: int, timeout_s: float | None, answer_s: float
+    ) -> Reservation:
+        """Reserves room for an image; arguments and errors as for :meth:`check`."""
+        self.check(size, level, timeout_s, answer_s)
+        return Reservation(self)
+
     def enter(self, image: npt.NDArray[np.uint8], level: int, reservation: Reservation) -> Item:
         """Puts an image into the queue, in exchange for its reservation.
 

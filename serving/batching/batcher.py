@@ -144,8 +144,7 @@ class Batcher:
         self._check_open(deadline_s)
         if reservation is None:
             # The policy's timeout, as Triton's, is about the wait alone: nothing is predicted.
-            self._admission.check(image.nbytes, level, timeout_s, answer_s)
-            reservation = Reservation(self._admission)
+            reservation = self._admission.reserve(image.nbytes, level, timeout_s, answer_s)
         item = self._admission.enter(image, level, reservation)
         if timeout_s is not None:
             item.deadline = item.arrived + timeout_s - answer_s
@@ -177,8 +176,7 @@ class Batcher:
         """
         self._check_open(timeout_s)
         level = self.limits.scheduling.level(priority)
-        self._admission.check(size, level, timeout_s, answer_s)
-        return Reservation(self._admission)
+        return self._admission.reserve(size, level, timeout_s, answer_s)
 
     def check(
         self, size: int, *, timeout_s: float | None, priority: int | None, answer_s: float

@@ -88,7 +88,7 @@ class _Method:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of the server and applies the limits, named and counted.
 
-    gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
+    gRPC's own are silent, so they stand at the double: see ``grpc/server.py``.
     """
 
     def __init__(

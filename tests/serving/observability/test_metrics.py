@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import struct
 import time
@@ -193,12 +194,16 @@ def test_retry_after_is_never_too_early(seconds: float | None, text: str) -> Non
 
 def ask_http(path: str) -> Callable[[httpx.Client, grpc.Channel, bytes, str], None]:
     def ask(http: httpx.Client, channel: grpc.Channel, image: bytes, model: str) -> None:
-        url, headers = f"/v2/models/{model}/{path}", {}
+        headers = {}
         if path == "infer":
-            headers["Inference-Header-Content-Length"] = "0"
-            image = struct.pack("<I", len(image)) + image
-        answer = http.post(url, content=image, headers=headers)
-        assert answer.status_code == 413
+            data = struct.pack("<I", len(image)) + image
+            tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
+            size = {"parameters": {"binary_data_size": len(data)}}
+            head = json.dumps({"inputs": [{**tensor, **size}]}).encode()
+            headers["Inference-Header-Content-Length"] = str(len(head))
+            image = head + data
+        answer = http.post(f"/v2/models/{model}/{path}", content=image, headers=headers)
+        assert answer.status_code == 413, answer.text
 
     return ask
 

@@ -19,7 +19,7 @@ from training.networks.tracing import read_parameters, write_parameters, write_s
 from training.options import IDLE_GPU, TrainOptions
 from training.parameters import frozen_names, group_of
 from training.trainers import Learner
-from training.trainers.gluon_guard import GuardedArrays, look_forward
+from training.trainers.gluon_guard import GuardedArrays, inspect_forward
 from training.trainers.gluon_losses import CascadeLoss
 from training.transforms import subsample_labels
 
@@ -128,7 +128,7 @@ class GluonLearner(Learner):
         symptoms = self.guarded.read_symptoms()
         self.guarded.restore_statistics(before)
         forward = [
-            look_forward(self.network, images.asnumpy(), images.context)
+            inspect_forward(self.network, images.asnumpy(), images.context)
             for images, _ in self._shards(batch, len(self.contexts))
         ]
         first = next((found for found in forward if found is not None), None)

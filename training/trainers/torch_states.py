@@ -106,7 +106,7 @@ def write_optimizer(
         "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()
     }  # fmt: skip
     if average is not None:
-        # The parameter file holds the averages: the weights themselves belong here.
+        # The parameter file has the averages: the weights themselves belong here.
         states["average_steps"] = average.steps
         states["weights"] = module.state_dict()
     # By way of memory: PyTorch's own writer does not say that a disk is full.

@@ -35,7 +35,7 @@ from training.trainers.torch_guard import (
     StepHealth,
     check_step,
     gradient_norm,
-    look_forward,
+    inspect_forward,
     read_symptoms,
 )
 from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
@@ -178,7 +178,7 @@ class TorchLearner(Learner):
             finally:
                 self.forward = kept
 
-        found = look_forward(self.module, before, batch.images, forward)
+        found = inspect_forward(self.module, before, batch.images, forward)
         finding = choose_finding(found, health.loss_is_finite, symptoms)
         findings, batches = zip(*self.replicas.gather((finding, batch)), strict=True)
         layers = [node.name for node in self.module.graph.nodes]

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from benchmarks.contest.cases import CASES, MAX_MEGAPIXELS, MODEL, build_files
+from benchmarks.contest.cases import CASES, MAX_MEGAPIXELS, MODEL, build_files, prepare
 from benchmarks.contest.clients import ContestTarget
 from benchmarks.contest.contestants import Served, Setting, serve_here
 from benchmarks.contest.measure import answer_rate
@@ -38,7 +38,7 @@ from benchmarks.studies.server_profile import Profile, profile_server
 from benchmarks.timing import Spread, ratios, spread_of, time_runs
 from serving import lifecycle, restore
 from serving.engines.onnx import OnnxEngine
-from serving.geometry import Size, scale
+from serving.geometry import Size
 from serving.imaging import decode as image
 
 PRECISIONS = ("fp32", "int8")
@@ -149,7 +149,7 @@ async def _saturate(
     seconds: float,
     callers: int,
 ) -> Saturated:
-    pixels = [_network_input(engine, photo) for photo in photos]
+    pixels = [prepare(photo, engine.spec.size)[None] for photo in photos]
     target = ContestTarget("segserve", served.connect(served.port))
     await drive_closed(target, photos, callers, 0.1)
     bare, bare_cpu, answered, answered_cpu = [], [], [], []
@@ -179,7 +179,7 @@ async def _call_alone(
     engine: OnnxEngine, served: Served, photos: Sequence[bytes], turns: int
 ) -> Alone:
     client = served.connect(served.port)
-    pixels = [_network_input(engine, photo) for photo in photos]
+    pixels = [prepare(photo, engine.spec.size)[None] for photo in photos]
     engine_ms: list[float] = []
     restore_ms: list[float] = []
     request_ms: list[float] = []
@@ -244,11 +244,6 @@ def _profile(
         f"CPU s an image by thread: {threads}\nsamples by stage: {recording.profile.functions}"
     )
     return replace(recording.profile, threads=threads)
-
-
-def _network_input(engine: OnnxEngine, photo: bytes) -> Pixels:
-    """Returns the network's input, uint8 [1, H, W, 3]."""
-    return scale(image.decode(photo, max_megapixels=MAX_MEGAPIXELS), engine.spec.size)[None]
 
 
 def main() -> None:

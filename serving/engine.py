@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the engine holds; no run may be going on."""
+        """Frees what the engine holds; no run may be in progress."""
         ...
 
 

@@ -20,11 +20,12 @@ from serving.settings import Settings
 
 
 class FakeEngine:
-    """Classes are bands of red: a pixel of red ``r`` gets class ``r * num_classes // 256``.
+    """An engine whose classes are bands of red, so that an answer shows which image it belongs to.
 
-    So every answer tells which image it belongs to. ``delay_s`` is a run's time; the runs whose
-    numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it is set.
-    Without ``logits`` it gives labels alone; with ``logits_size`` one-hot logits of that size.
+    A pixel of red ``r`` gets class ``r * num_classes // 256``. ``delay_s`` is a run's time; the
+    runs whose numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it
+    is set. Without ``logits`` it returns labels alone; with ``logits_size`` one-hot logits of that
+    size.
     """
 
     def __init__(

@@ -219,8 +219,8 @@ def write_network(folder: Path) -> None:
 def export_network(folder: Path) -> None:
     """Runs ``segserve export --symbol`` on a folder's network; the model is called ``net``."""
     network = ["--symbol", str(folder / SYMBOL_FILE), "--params", str(folder / PARAMS_FILE)]
-    target = ["--dataset", "citys", "--name", "net", "--repository", str(folder)]
-    sys.argv = ["segserve", "export", *network, *target]
+    target = ["--dataset", "citys", "--pixels", "imagenet", "--name", "net"]
+    sys.argv = ["segserve", "export", *network, *target, "--repository", str(folder)]
     output = StringIO()
     with redirect_stdout(output), redirect_stderr(output):
         try:

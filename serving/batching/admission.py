@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import BatchLimits, BatchObserver
 from serving.batching.engine_runner import EngineSlot
-from serving.batching.queue import Item, RequestQueue
+from serving.batching.queue import BatchLimits, BatchObserver, Item, RequestQueue
 from serving.errors import PredictedLate, QueueFull
 
 # At the entry with a margin: refusing one more costs no answer as long as others wait.
@@ -60,7 +59,7 @@ class Average:
 
 
 class CostModel:
-    """What a batch of each size costs, in seconds of an instance, learnt from the last ones."""
+    """A model of what a batch of each size costs an instance, in seconds, learnt from the last."""
 
     def __init__(self) -> None:
         self._batches: dict[int, Average] = {}

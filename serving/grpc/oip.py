@@ -20,7 +20,8 @@ from serving.grpc.stream import answer_in_order
 from serving.models.model import Duration, Model
 from serving.observability.request_context import count_refusal
 from serving.oip.dataplane import Dataplane
-from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
+from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions
+from serving.parsing import parse_version
 from serving.settings import Settings
 
 

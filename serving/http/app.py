@@ -37,8 +37,9 @@ from serving.observability.metrics_server import MetricsPage
 from serving.observability.middleware import RequestContexts
 from serving.observability.request_context import note_error, report_error
 from serving.oip.dataplane import Dataplane
-from serving.oip.messages import SERVER_VERSION, parse_version
+from serving.oip.messages import SERVER_VERSION
 from serving.palette import format_palette
+from serving.parsing import parse_version
 from serving.service import Segmenter
 from serving.settings import Settings
 

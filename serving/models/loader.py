@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from serving.batching.batch import BatchLimits
 from serving.batching.batcher import Batcher
 from serving.batching.engine_runner import warm as warm_checks
+from serving.batching.queue import BatchLimits
 from serving.engine import Engine, EngineSpec
 from serving.errors import InvalidModel, SegserveError
 from serving.models.model import InferenceStatistics, Model, ModelObserver
@@ -84,7 +84,7 @@ class ModelLoader:
             raise _unexpected(folder, version, error) from error
         try:
             spec = engine.spec
-            folder = keep_given_outputs(folder, version, spec)
+            folder = keep_available_outputs(folder, version, spec)
             if served is not None:
                 check_contract(folder, version, spec, *served)
             check_graph(folder, version, spec)
@@ -128,7 +128,7 @@ class ModelLoader:
 
 
 def _unexpected(folder: ModelFolder, version: int, error: Exception) -> InvalidModel:
-    """What no check foresaw is one model's error too: it must not stop the others."""
+    """Returns an unforeseen error as that of one model: it must not stop the others."""
     return InvalidModel(f"{folder.graph(version)}: {type(error).__name__}: {error}")
 
 
@@ -164,10 +164,10 @@ def check_contract(
             )
 
 
-def keep_given_outputs(folder: ModelFolder, version: int, spec: EngineSpec) -> ModelFolder:
-    """Returns the folder with the outputs that the graph gives, which clients are shown.
+def keep_available_outputs(folder: ModelFolder, version: int, spec: EngineSpec) -> ModelFolder:
+    """Returns the folder with the outputs that the graph has, which clients are shown.
 
-    A graph without logits gives neither these nor a confidence.
+    A graph without logits has neither these nor a confidence.
 
     Raises:
         InvalidModel: none is left.

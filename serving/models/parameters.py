@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from tritonclient.grpc import model_config_pb2
 
-from serving.batching.batch import QueuePolicy, Scheduling
+from serving.batching.queue import QueuePolicy, Scheduling
 from serving.errors import InvalidModel
 from serving.imaging.geometry import DEFAULT_TILE_OVERLAP, MAX_TILE_OVERLAP, RESIZES
 from serving.palette import MAX_CLASSES, LabelSet, default_palette, parse_palette

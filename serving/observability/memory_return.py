@@ -1,4 +1,4 @@
-"""Gives memory that glibc's allocator keeps back to the system, after large requests.
+"""Returns memory that glibc's allocator keeps to the system, after large requests.
 
 What is freed stays with the process in two ways. Blocks below the allocator's limit for blocks of
 their own lie in its heaps, of which it returns only the end; and that limit grows with what is
@@ -20,7 +20,7 @@ from typing import Final
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # Images and answers of everyday sizes are below this limit, and reused.
 LARGE_BLOCK_BYTES: Final = 16 << 20
-LOOK_S: Final = 2.0
+CHECK_S: Final = 2.0
 # So much more than after the last time is worth it.
 WORTH_BYTES: Final = 8 << 20
 # Giving back holds the locks of the heaps: 0.3 ms where there is nothing to give, 30 to 250 ms for
@@ -36,7 +36,7 @@ class MemoryReturner:
 
     Args:
         read_resident: bytes of the process that are in memory.
-        trim: gives memory back.
+        trim: returns memory.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class MemoryReturner:
         """Ends the thread, which is not waited for: it may be giving memory back."""
         self._ended.set()
 
-    def look(self) -> None:
-        """Gives memory back where that is worth it now."""
+    def check(self) -> None:
+        """Returns memory where that is worth it now."""
         resident = self._read_resident()
         is_quiet = abs(resident - self._last) < WORTH_BYTES
         self._last = resident
@@ -79,14 +79,14 @@ class MemoryReturner:
             self._was_worth_it = resident - self._settled >= WORTH_BYTES // 4
 
     def _run(self) -> None:
-        while not self._ended.wait(LOOK_S):
-            # Where no file is left to be opened nothing is known: the next look may know more.
+        while not self._ended.wait(CHECK_S):
+            # Where no file is left to be opened nothing is known: the next check may know more.
             with suppress(OSError):
-                self.look()
+                self.check()
 
 
 def open_memory_returner() -> MemoryReturner | None:
-    """Sets the allocator's limits and returns what gives memory back; None without glibc."""
+    """Sets the allocator's limits and opens a returner of memory; None without glibc."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         trim, read_resident = libc.malloc_trim, _read_resident

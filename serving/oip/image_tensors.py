@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import Inferred
+from serving.batching.queue import Inferred
 from serving.errors import InvalidRequest, UnsupportedOption
 from serving.formats import registry as mask
 from serving.imaging import restore

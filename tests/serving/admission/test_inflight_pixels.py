@@ -93,7 +93,7 @@ def test_nothing_is_reserved_for_a_request_that_has_ended(
     server: Server, held: HeldHeaders, end
 ) -> None:
     """A thread that is still at its image must not reserve for it: nobody would give it back."""
-    admission, turns = server.admission, server.segmenter._turns
+    admission, turns = server.admission, server.preparer._turns
     idle = turns._free
     end(server, held)
     wait_for(lambda: admission.inflight == 0)

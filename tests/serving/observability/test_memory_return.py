@@ -38,7 +38,7 @@ def returner(process: Process) -> MemoryReturner:
 
 def look(returner: MemoryReturner, process: Process, *, seconds: float = 2.0) -> int:
     process.now += seconds
-    returner.look()
+    returner.check()
     return process.trims
 
 
@@ -97,7 +97,7 @@ if returner is None:
     raise SystemExit
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-returner.look()
+returner.check()
 pieces = [libc.malloc(100_000) for _ in range(2000)]
 for piece in pieces:
     ctypes.memset(piece, 1, 100_000)
@@ -129,7 +129,7 @@ def test_pieces_of_a_real_process_go_back() -> None:
 
 def test_a_look_that_fails_is_followed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As without a file left to read the memory from."""
-    monkeypatch.setattr(memory_return, "LOOK_S", 0.01)
+    monkeypatch.setattr(memory_return, "CHECK_S", 0.01)
     looks: list[int] = []
 
     def read_resident() -> int:

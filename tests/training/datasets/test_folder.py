@@ -220,7 +220,7 @@ def test_other_layouts_are_told_the_right_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("road\t#80408\ntree\n", "line 1: '#80408' is no colour"),
+        ("road\t#80408\ntree\n", "line 1: '#80408' is not a valid colour"),
         ("road\t#804080\ntree\n", "1 colours for 2 classes"),
         ("road\t#804080\ntree\t#804080\n", "two classes have the colour #804080"),
         ("road\nroad\n", "each name once"),

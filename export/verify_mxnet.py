@@ -2,7 +2,7 @@
 
 Reads ``symbol.json`` (outputs: the full-size map, the logits), ``network.params``,
 ``images.npy`` (uint8 [n, H, W, 3] RGB) and ``pixels.npz`` (mean, std, bgr); writes ``logitsI.npy``
-float32 and ``labelsI.npy`` uint8 for each image, and prints MXNet's version.
+float32 and ``labelsI.npy`` uint16 for each image, and prints MXNet's version.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     )
     for number, image in enumerate(data):
         full, logits = executor.forward(is_train=False, data=mx.nd.array(image[None]))
-        labels = full.asnumpy().argmax(1).astype(np.uint8)
+        labels = full.asnumpy().argmax(1).astype(np.uint16)
         np.save(folder / f"logits{number}.npy", logits.asnumpy())
         np.save(folder / f"labels{number}.npy", labels)
     print(mx.__version__)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.geometry import Size
+from serving.palette import LabelMap, label_type
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EngineSpec:
         max_batch_size: images a run takes at most.
         instances: runs that may go on at once.
         precision: ``fp32``, ``fp16`` or ``int8``.
+        wide: where the graph gives labels alone, whether they are uint16.
     """
 
     size: Size
@@ -30,6 +32,12 @@ class EngineSpec:
     max_batch_size: int
     instances: int
     precision: str
+    wide: bool = False
+
+    @property
+    def label_type(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Returns the type of a label map's pixels."""
+        return np.dtype(np.uint16) if self.wide else label_type(self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,11 @@ class Prediction:
 
     Attributes:
         logits: float32 ``[n,C,h,w]``.
-        mask: uint8 ``[n,H,W]``, class ids.
+        mask: class ids, uint8 ``[n,H,W]``; with more than 255 classes uint16.
     """
 
     logits: npt.NDArray[np.float32] | None
-    mask: npt.NDArray[np.uint8] | None
+    mask: LabelMap | None
 
     def __getitem__(self, index: int) -> Prediction:
         """Returns the prediction of one image of the batch (a view)."""
@@ -90,7 +98,7 @@ class LabelEngine(Protocol):
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, an id a
         pixel.
 
         Raises:

@@ -15,13 +15,12 @@ from export.passes.mask_head import MASK
 from export.passes.onnx_graph import OnnxGraph, is_half
 
 
-def label_head(model: ModelProto, found: Labels, height: int, width: int) -> None:
-    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` uint8 [N, height, width]."""
+def label_head(model: ModelProto, found: Labels, height: int, width: int, kind: int) -> None:
+    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` [N, height, width] of ONNX's type
+    ``kind``."""
     graph = model.graph
     current = "mask_ids"
-    graph.node.append(
-        helper.make_node("Cast", [found.tensor], [current], name=current, to=TensorProto.UINT8)
-    )
+    graph.node.append(helper.make_node("Cast", [found.tensor], [current], name=current, to=kind))
     steps = OnnxGraph(model)
     steps.set_constant("mask_axis", np.array([1], np.int64))
     if found.rank == 3:
@@ -45,9 +44,7 @@ def label_head(model: ModelProto, found: Labels, height: int, width: int) -> Non
     graph.initializer.extend(constants)
     graph.node.append(helper.make_node("Squeeze", [current, "mask_axis"], [MASK], name=MASK))
     del graph.output[:]
-    graph.output.append(
-        helper.make_tensor_value_info(MASK, TensorProto.UINT8, [BATCH, height, width])
-    )
+    graph.output.append(helper.make_tensor_value_info(MASK, kind, [BATCH, height, width]))
 
 
 def score_head(

@@ -25,10 +25,11 @@ from export.passes.factor_pyramid import factor_pyramid
 from export.passes.fold_batch_norm import fold_batch_norm
 from export.passes.fold_normalisation import fold_normalisation
 from export.passes.image_pooling_bias import image_pooling_bias
-from export.passes.mask_head import HEADS, MASK, MAX_CLASSES, mask_head
+from export.passes.mask_head import HEADS, MASK, mask_head, mask_type
 from export.passes.onnx_graph import OnnxGraph, integers, is_half
 from export.symbols.normalisation import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
+from serving.palette import MAX_CLASSES
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
     Raises InvalidNetwork or IllegalSize, naming the remedy.
     """
     if not 2 <= options.classes <= MAX_CLASSES:
-        raise InvalidNetwork(
-            f"{options.classes} classes; a uint8 mask holds 2 to {MAX_CLASSES} and the ignored"
-        )
+        raise InvalidNetwork(f"{options.classes} classes: expected 2 to {MAX_CLASSES}")
     if not set(HEADS) & set(options.heads):
         raise InvalidNetwork(
             f"--head {','.join(options.heads)}: a model gives mask, logits or both"
@@ -145,7 +144,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
         notes.append(f"output {model.graph.output[0].name}; left out: {', '.join(others)}")
     if isinstance(found, Labels):
         heads: Sequence[str] = (MASK,)
-        label_head(model, found, height, width)
+        label_head(model, found, height, width, mask_type(options.classes))
         notes.append("the network gives labels alone: no logits, no smooth restore")
     else:
         heads = options.heads

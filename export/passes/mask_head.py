@@ -17,19 +17,24 @@ from export.errors import ExportError
 from export.lowering.context import resize_nodes
 from export.lowering.convert import BATCH
 from export.passes.onnx_graph import OnnxGraph
+from serving.palette import MAX_CLASSES, label_type
 
 MASK, LOGITS, CONFIDENCE = "mask", "logits", "confidence"
 HEADS = (MASK, LOGITS)
 ALL_HEADS = (MASK, CONFIDENCE, LOGITS)
-MAX_CLASSES = 255
+
+
+def mask_type(classes: int) -> int:
+    """Returns ONNX's type of a label map of so many classes."""
+    return int(helper.np_dtype_to_tensor_dtype(label_type(classes)))
 
 
 def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] = HEADS) -> None:
     """Edits in place a model whose first output is float32 logits [N, C, h, w].
 
-    Afterwards its outputs are those of ``heads``: ``mask`` and ``confidence`` uint8
-    [N, height, width], ``logits`` float32 [N, C, h, w]. Raises ExportError for other heads or over
-    255 classes.
+    Afterwards its outputs are those of ``heads``: ``mask`` (with more than 255 classes uint16) and
+    ``confidence`` uint8 [N, height, width], ``logits`` float32 [N, C, h, w]. Raises ExportError for
+    other heads or over 65,535 classes.
     """
     if not heads or set(heads) - set(ALL_HEADS):
         raise ExportError(
@@ -40,7 +45,7 @@ def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] =
     source = graph.graph.output[0]
     _, classes, *lengths = (d.dim_value for d in source.type.tensor_type.shape.dim)
     if classes > MAX_CLASSES:
-        raise ExportError(f"{classes} classes; a uint8 mask holds {MAX_CLASSES} and the ignored")
+        raise ExportError(f"{classes} classes: expected at most {MAX_CLASSES}")
     producer = graph.producer(source.name)
     if producer is not None:
         for consumer in graph.consumers(source.name):
@@ -62,14 +67,14 @@ def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] =
             helper.make_node("ArgMax", [full], ["labels"], name="labels", axis=1, keepdims=0)
         )
         graph.graph.node.append(
-            helper.make_node("Cast", ["labels"], [MASK], name=MASK, to=TensorProto.UINT8)
+            helper.make_node("Cast", ["labels"], [MASK], name=MASK, to=mask_type(classes))
         )
     if CONFIDENCE in heads:
         graph.set_constant("confidence_scale", np.array(255, np.float32))
         graph.graph.node.extend(_confidence(graph, full, model.opset_import[0].version))
     outputs += [
-        helper.make_tensor_value_info(head, TensorProto.UINT8, [BATCH, height, width])
-        for head in (MASK, CONFIDENCE)
+        helper.make_tensor_value_info(head, kind, [BATCH, height, width])
+        for head, kind in ((MASK, mask_type(classes)), (CONFIDENCE, TensorProto.UINT8))
         if head in heads
     ]
     if LOGITS in heads:

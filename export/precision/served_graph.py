@@ -19,6 +19,7 @@ from serving.engines.onnxruntime import OnnxEngine
 from serving.errors import SegserveError
 from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import labels_from_logits, labels_nearest
+from serving.palette import LabelMap
 
 
 class ServedGraph:
@@ -32,8 +33,8 @@ class ServedGraph:
         """Height and width that the network takes."""
         return self._engine.spec.size
 
-    def labels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Class ids, uint8 [H0, W0], of an RGB image uint8 [H0, W0, 3] of any size.
+    def labels(self, image: NDArray[np.uint8]) -> LabelMap:
+        """Returns class ids, [H0, W0], of an RGB image uint8 [H0, W0, 3] of any size.
 
         Raises PrecisionFailed where a logit is no number.
         """

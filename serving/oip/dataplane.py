@@ -31,7 +31,7 @@ from serving.oip.shared_memory import SharedMemory
 from serving.service import Segmenter
 
 TensorConfig: TypeAlias = model_config_pb2.ModelInput | model_config_pb2.ModelOutput
-OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
+OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_UINT16": "UINT16", "TYPE_FP32": "FP32"}
 
 
 @dataclass(frozen=True)

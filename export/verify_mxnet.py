@@ -2,7 +2,7 @@
 
 ``python -m export.verify_mxnet compare FOLDER`` reads ``symbol.json`` (outputs: the full-size map,
 the logits), ``network.params``, ``images.npy`` (uint8 [n, H, W, 3] RGB) and ``pixels.npz`` (mean,
-std, bgr); it writes ``logitsI.npy`` float32 and ``labelsI.npy`` uint8 for each image, and prints
+std, bgr); it writes ``logitsI.npy`` float32 and ``labelsI.npy`` uint16 for each image, and prints
 MXNet's version. ``load SYMBOL PARAMS INPUT N H W C`` runs a symbol once on an empty uint8 image.
 Where MXNet refuses, the last line of standard error says why, in MXNet's words.
 """
@@ -31,7 +31,7 @@ def compare(folder: Path) -> None:
     executor = _bind(symbol, folder / "network.params", {"data": mx.nd.array(data[:1])})
     for number, image in enumerate(data):
         full, logits = executor.forward(is_train=False, data=mx.nd.array(image[None]))
-        labels = full.asnumpy().argmax(1).astype(np.uint8)
+        labels = full.asnumpy().argmax(1).astype(np.uint16)
         np.save(folder / f"logits{number}.npy", logits.asnumpy())
         np.save(folder / f"labels{number}.npy", labels)
 

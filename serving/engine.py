@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
+from serving.palette import label_type
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class EngineSpec:
         max_batch_size: images a run takes at most.
         instances: runs that may go on at once.
         precision: ``fp32``, ``fp16`` or ``int8``.
+        wide: where the graph gives labels alone, whether they are uint16.
     """
 
     size: Size
@@ -31,6 +33,12 @@ class EngineSpec:
     max_batch_size: int
     instances: int
     precision: str
+    wide: bool = False
+
+    @property
+    def label_type(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Returns the type of a label map's pixels."""
+        return np.dtype(np.uint16) if self.wide else label_type(self.num_classes)
 
 
 class Engine(Protocol):
@@ -71,7 +79,7 @@ class LabelEngine(Protocol):
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, an id a
         pixel.
 
         Raises:

@@ -162,6 +162,7 @@ class Segmenter:
             target,
             model.spec.logits_size,
             confidence=mask.needs_confidence(options.formats, options.form),
+            classes=model.spec.num_classes,
         )
         await blend_views(
             prepared.views, blender, model.batcher, self._pool, timings,

@@ -71,7 +71,7 @@ class FakeEngine:
         n = self._spec.num_classes
         labels = batch[..., 0].astype(np.int64) * n // 256
         if self._spec.logits_size is None:
-            return Prediction(None, labels.astype(np.uint8))
+            return Prediction(None, labels.astype(self._spec.label_type))
         size, given = self._spec.size, self._spec.logits_size
         rows = np.arange(given.height) * size.height // given.height
         columns = np.arange(given.width) * size.width // given.width

@@ -28,7 +28,7 @@ from export.repository.triton import ModelFacts, variant_name
 from export.source import refuse_given
 from export.symbols.normalisation import PRESETS_HELP, Triple, find_preset
 from export.symbols.params import digest
-from serving.palette import LabelSet, canonical_name, default_palette, parse_palette
+from serving.palette import LabelSet, canonical_name, default_palette, largest_id, parse_palette
 
 _DEFAULT_BATCH = 4
 _STEPS = 5
@@ -278,7 +278,7 @@ def _label_set(
         names = tuple(part.strip() for part in classes.split(","))
         if not all(names) or len(set(names)) != len(names):
             raise InvalidLabels(f"--classes {classes!r}: each name once, none empty")
-        labels = LabelSet(names, tuple(default_palette(len(names))))
+        labels = LabelSet(names, default_palette(len(names)), largest_id(len(names)))
     if binary and len(labels.names) == 1:
         names = ("background", *labels.names)
         labels = LabelSet(names, tuple(default_palette(2)))

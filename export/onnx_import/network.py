@@ -27,10 +27,11 @@ from export.onnx_import.outputs import (
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
 from export.passes.build import REWRITES
-from export.passes.contract import HEADS, MASK, MAX_CLASSES, fold_normalisation, mask_head
+from export.passes.contract import HEADS, MASK, fold_normalisation, mask_head, mask_type
 from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
 from export.symbols.normalisation import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
+from serving.palette import MAX_CLASSES
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
     Raises InvalidNetwork or IllegalSize, naming the remedy.
     """
     if not 2 <= options.classes <= MAX_CLASSES:
-        raise InvalidNetwork(
-            f"{options.classes} classes; a uint8 mask holds 2 to {MAX_CLASSES} and the ignored"
-        )
+        raise InvalidNetwork(f"{options.classes} classes: expected 2 to {MAX_CLASSES}")
     if not set(HEADS) & set(options.heads):
         raise InvalidNetwork(
             f"--head {','.join(options.heads)}: a model gives mask, logits or both"
@@ -147,7 +146,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
         notes.append(f"output {model.graph.output[0].name}; left out: {', '.join(others)}")
     if isinstance(found, Labels):
         heads: Sequence[str] = (MASK,)
-        label_head(model, found, height, width)
+        label_head(model, found, height, width, mask_type(options.classes))
         notes.append("the network gives labels alone: no logits, no smooth restore")
     else:
         heads = options.heads

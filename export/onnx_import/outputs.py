@@ -233,11 +233,12 @@ def _static_shapes(model: ModelProto) -> Shapes:
     return infer_shapes(probe)
 
 
-def label_head(model: ModelProto, found: Labels, height: int, width: int) -> None:
-    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` uint8 [N, height, width]."""
+def label_head(model: ModelProto, found: Labels, height: int, width: int, kind: int) -> None:
+    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` [N, height, width] of ONNX's type
+    ``kind``."""
     graph = OnnxGraph(model)
     graph.set_constant("mask_axis", np.array([1], np.int64))
-    current = graph.append("Cast", [found.tensor], "mask_ids", to=TensorProto.UINT8)
+    current = graph.append("Cast", [found.tensor], "mask_ids", to=kind)
     if found.rank == 3:
         current = graph.append("Unsqueeze", [current, "mask_axis"], "mask_map")
     nodes, constants = resize_nodes(
@@ -250,7 +251,7 @@ def label_head(model: ModelProto, found: Labels, height: int, width: int) -> Non
         current = node.output[0]
     graph.extend(nodes, constants)
     graph.append("Squeeze", [current, "mask_axis"], MASK)
-    _set_output(model, MASK, TensorProto.UINT8, [BATCH, height, width])
+    _set_output(model, MASK, kind, [BATCH, height, width])
 
 
 def score_head(

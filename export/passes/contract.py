@@ -26,12 +26,12 @@ from export.lowering.context import resize_nodes
 from export.lowering.convert import BATCH, DATA
 from export.passes.onnx_graph import OnnxGraph, make_node
 from export.symbols.normalisation import IMAGENET, Pixels
+from serving.palette import MAX_CLASSES, label_type
 
 IMAGE = "image"
 MASK, LOGITS, CONFIDENCE = "mask", "logits", "confidence"
 HEADS = (MASK, LOGITS)
 ALL_HEADS = (MASK, CONFIDENCE, LOGITS)
-MAX_CLASSES = 255
 LAYERS = frozenset({"Conv", "ConvTranspose", "DeformConv", "MatMul", "Gemm"})
 # Linear in each channel, so a factor passes through them.
 _TRANSPARENT = {"Resize", "Identity", "AveragePool", "GlobalAveragePool"}
@@ -106,24 +106,27 @@ def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
 
 
 def check_heads(heads: Sequence[str], classes: int) -> None:
-    """Raises ExportError for outputs that are none of the contract's, or over 255 classes."""
+    """Raises ExportError for outputs that are none of the contract's, or over 65,535 classes."""
     if not heads or set(heads) - set(ALL_HEADS):
         raise ExportError(
             f"--head {','.join(heads)!r} is not valid: expected one or more of"
             f" {', '.join(ALL_HEADS)}"
         )
     if classes > MAX_CLASSES:
-        raise ExportError(
-            f"the network has {classes} classes: expected at most {MAX_CLASSES}, as a uint8 mask"
-            " holds no more beside the ignored label"
-        )
+        raise ExportError(f"the network has {classes} classes: expected at most {MAX_CLASSES}")
+
+
+def mask_type(classes: int) -> int:
+    """Returns ONNX's type of a label map of so many classes."""
+    return int(helper.np_dtype_to_tensor_dtype(label_type(classes)))
 
 
 def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] = HEADS) -> None:
     """Edits in place a model whose first output is float32 logits [N, C, h, w].
 
-    Afterwards its outputs are those of ``heads``: ``mask`` and ``confidence`` uint8
-    [N, height, width], ``logits`` float32 [N, C, h, w]. Raises what ``check_heads`` raises.
+    Afterwards its outputs are those of ``heads``: ``mask`` (with more than 255 classes uint16) and
+    ``confidence`` uint8 [N, height, width], ``logits`` float32 [N, C, h, w]. Raises what
+    ``check_heads`` raises.
     """
     graph = OnnxGraph(model)
     source = graph.graph.output[0]
@@ -140,12 +143,12 @@ def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] =
         graph.extend(nodes, constants)
     if MASK in heads:
         graph.append("ArgMax", [full], "labels", axis=1, keepdims=0)
-        graph.append("Cast", ["labels"], MASK, to=TensorProto.UINT8)
+        graph.append("Cast", ["labels"], MASK, to=mask_type(classes))
     if CONFIDENCE in heads:
         _add_confidence(graph, full, model.opset_import[0].version)
     outputs = [
-        helper.make_tensor_value_info(head, TensorProto.UINT8, [BATCH, height, width])
-        for head in (MASK, CONFIDENCE)
+        helper.make_tensor_value_info(head, kind, [BATCH, height, width])
+        for head, kind in ((MASK, mask_type(classes)), (CONFIDENCE, TensorProto.UINT8))
         if head in heads
     ]
     if LOGITS in heads:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.datasets import IGNORE_LABEL
+from serving.palette import LabelMap
 
 
 class ConfusionMatrix:
@@ -19,8 +20,8 @@ class ConfusionMatrix:
         self.num_classes = num_classes
         self.matrix: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
 
-    def update(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
-        """Adds two uint8 maps of one shape.
+    def update(self, truth: npt.NDArray[np.uint8], prediction: LabelMap) -> None:
+        """Adds two maps of one shape.
 
         Raises:
             ValueError: the shapes differ, or a label or a prediction is no class.

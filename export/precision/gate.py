@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from export.errors import AccuracyLost, InvalidImages
 from export.precision.confusion_matrix import ConfusionMatrix
 from export.precision.images import ImageSource
 from export.precision.served_graph import serve_graph
+from serving.palette import LabelMap
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Gate:
         mean = _finite(confusion.mean_iou)
         return Scores(len(self._source), mean, _finite(confusion.pixel_accuracy)), equal / total
 
-    def _equal(self, index: int, labels: NDArray[np.uint8]) -> int:
-        expected = np.frombuffer(zlib.decompress(self._expected[index]), np.uint8)
+    def _equal(self, index: int, labels: LabelMap) -> int:
+        expected = np.frombuffer(zlib.decompress(self._expected[index]), labels.dtype)
         return int((expected == labels.reshape(-1)).sum())
 
 

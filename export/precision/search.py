@@ -227,5 +227,5 @@ def _answer(served: ServedGraph, image: NDArray[np.uint8]) -> NDArray[np.float32
         return prediction.logits
     assert prediction.mask is not None, "a prediction has logits or a mask"
     # One plane a class: labels are names, their differences mean nothing.
-    planes = np.arange(256, dtype=np.uint8)[:, None, None] == prediction.mask
+    planes = np.arange(prediction.mask.max() + 1)[:, None, None] == prediction.mask
     return np.asarray(planes, np.float32)

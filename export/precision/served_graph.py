@@ -30,6 +30,7 @@ from serving.engines.onnxruntime import OnnxEngine
 from serving.errors import SegserveError
 from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import Prediction, labels_from_logits, labels_nearest
+from serving.palette import LabelMap
 
 
 class ServedGraph:
@@ -43,8 +44,8 @@ class ServedGraph:
         """Height and width that the network takes."""
         return self._engine.spec.size
 
-    def labels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Class ids, uint8 [H0, W0], of an RGB image uint8 [H0, W0, 3] of any size.
+    def labels(self, image: NDArray[np.uint8]) -> LabelMap:
+        """Returns class ids, [H0, W0], of an RGB image uint8 [H0, W0, 3] of any size.
 
         Raises PrecisionFailed where a logit is no number.
         """

@@ -25,6 +25,7 @@ from tritonclient.grpc import model_config_pb2
 ONNX_FILE = "model.onnx"
 _TYPES = {
     TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
+    TensorProto.UINT16: model_config_pb2.TYPE_UINT16,
     TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
 }
 

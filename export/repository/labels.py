@@ -6,9 +6,15 @@ from pathlib import Path
 
 from export.datasets import find_dataset, known_datasets
 from export.errors import InvalidLabels
-from export.passes.contract import MAX_CLASSES
 from serving import palette
-from serving.palette import LabelSet, canonical_name, default_palette, load_labels
+from serving.palette import (
+    MAX_CLASSES,
+    LabelSet,
+    canonical_name,
+    default_palette,
+    largest_id,
+    load_labels,
+)
 
 
 def find_labels(
@@ -46,10 +52,11 @@ def read_labels(path: Path) -> LabelSet:
 
 
 def generic_labels(classes: int) -> LabelSet:
-    """``class 0``, ``class 1``, ... in the default colours. Raises InvalidLabels above 255."""
+    """``class 0``, ``class 1``, ... in the default colours. Raises InvalidLabels above 65,535."""
     if classes > MAX_CLASSES:
-        raise InvalidLabels(f"{classes} classes; a uint8 mask holds {MAX_CLASSES} and the ignored")
-    return LabelSet(tuple(f"class {i}" for i in range(classes)), tuple(default_palette(classes)))
+        raise InvalidLabels(f"{classes} classes: expected at most {MAX_CLASSES}")
+    names = tuple(f"class {i}" for i in range(classes))
+    return LabelSet(names, default_palette(classes), largest_id(classes))
 
 
 def check_labels(labels: LabelSet, classes: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError, InvalidParams, InvalidSymbol
-from export.passes.contract import IMAGE, LOGITS, MASK, MAX_CLASSES
+from export.passes.contract import IMAGE, LOGITS, MASK
 from export.passes.cut_at_logits import LogitsCut, cut_at_logits, prune_heads
 from export.repository.files import ModelFiles, Tensor
 from export.repository.triton import ModelFacts, write_version
@@ -25,6 +25,7 @@ from export.symbols.params import Array, Parameters, write_params
 from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import retarget
 from export.verify import check_with_mxnet, mxnet_installed
+from serving.palette import MAX_BYTE_CLASSES
 
 PARAMS_FILE = "network.params"
 BACKEND_FILE = Path(__file__).with_name("mxnet_backend.py")
@@ -84,8 +85,11 @@ def mxnet_files(
     if not heads or set(heads) - set(HEADS):
         raise ExportError(f"--head takes {', '.join(HEADS)}, not {','.join(heads) or 'nothing'}")
     cut = cut_at_logits(prune_heads(retarget(symbol, height, width)), height, width)
-    if cut.classes > MAX_CLASSES:
-        raise ExportError(f"{cut.classes} classes; a uint8 mask holds {MAX_CLASSES}")
+    if cut.classes > MAX_BYTE_CLASSES:
+        raise ExportError(
+            f"{cut.classes} classes: MXNet has no uint16; --format mxnet takes {MAX_BYTE_CLASSES}"
+            " at most: leave it out"
+        )
     weights = _weights(cut.graph, parameters, height, width, pixels)
     graph = _with_heads(_with_image(cut.graph, pixels.bgr), cut, height, width, heads)
     outputs = {

@@ -261,7 +261,7 @@ def check_prediction(prediction: Prediction, spec: EngineSpec, n: int) -> None:
         size = spec.logits_size
         expected = (n, spec.num_classes, size.height, size.width)
     elif prediction.mask is not None:
-        name, found, datatype = "mask", prediction.mask, np.dtype(np.uint8)
+        name, found, datatype = "mask", prediction.mask, spec.label_type
         expected = (n, spec.size.height, spec.size.width)
     else:
         raise EngineFailed("the engine gave neither logits nor a mask", kind="wrong_answer")

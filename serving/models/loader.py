@@ -18,6 +18,7 @@ from serving.models.model import InferenceStatistics, Model, ModelObserver
 from serving.models.repository import CONFIG_FILE, ModelConfig, ModelFolder
 from serving.models.warmup import warm_up
 from serving.observability.metrics import Metrics
+from serving.palette import label_type
 from serving.settings import Settings
 
 log = logging.getLogger("segserve")
@@ -213,6 +214,12 @@ def check_graph(folder: ModelFolder, version: int, spec: EngineSpec) -> None:
                 f"{folder.path / CONFIG_FILE}: {tensor.name} has dims {list(dims)}, the graph of "
                 f"version {version} {list(shape)}; write what the graph has"
             )
+    wanted = label_type(len(folder.labels.names))
+    if spec.label_type != wanted:
+        raise InvalidModel(
+            f"{folder.graph(version)}: its label map is {spec.label_type}; expected {wanted} for "
+            f"the {len(folder.labels.names)} names in labels.txt"
+        )
     if spec.num_classes not in (0, len(folder.labels.names)):
         raise InvalidModel(
             f"{folder.graph(version)}: {spec.num_classes} channels of logits, "

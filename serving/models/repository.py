@@ -30,7 +30,7 @@ from serving.models.parameters import (
     read_scheduling,
     read_tile_overlap,
 )
-from serving.palette import LabelSet
+from serving.palette import MAX_BYTE_CLASSES, LabelSet, label_type
 from serving.parsing import read_text
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
@@ -43,11 +43,12 @@ MAX_BATCH_SIZE = 1024
 _NOT_MODELS = frozenset({"lost+found"})
 _LIKE_A_VERSION = re.compile(r"[+-]?[\d.,_]+")
 
+_BYTES = model_config_pb2.TYPE_UINT8
 TENSOR_TYPES = {
-    "image": model_config_pb2.TYPE_UINT8,
-    "mask": model_config_pb2.TYPE_UINT8,
-    "confidence": model_config_pb2.TYPE_UINT8,
-    "logits": model_config_pb2.TYPE_FP32,
+    "image": (_BYTES,),
+    "mask": (_BYTES, model_config_pb2.TYPE_UINT16),
+    "confidence": (_BYTES,),
+    "logits": (model_config_pb2.TYPE_FP32,),
 }
 
 _SHAPES = {
@@ -210,12 +211,14 @@ def _describe(
 ) -> ModelFolder:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     groups = list(config.instance_group)
+    known = read_labels(where, parameters, labels)
+    _check_mask(where, config, len(known.names))
     return ModelFolder(
         name=config.name,
         path=path,
         versions=versions,
         ignored=ignored,
-        labels=read_labels(where, parameters, labels),
+        labels=known,
         max_batch_size=max(1, config.max_batch_size),
         instances=max(1, sum(max(1, group.count) for group in groups)),
         scheduling=read_scheduling(where, config.dynamic_batching, max(1, config.max_batch_size)),
@@ -339,15 +342,28 @@ def _check_tensors(file: Path, config: ModelConfig) -> None:
     if not config.output:
         raise InvalidModel(f"{file}: no output; expected mask, logits or both")
     for tensor in (*config.input, *config.output):
-        if tensor.data_type != TENSOR_TYPES.get(tensor.name):
+        if tensor.data_type not in TENSOR_TYPES.get(tensor.name, ()):
             raise InvalidModel(
                 f"{file}: {tensor.name} is {model_config_pb2.DataType.Name(tensor.data_type)}; "
-                f"known: image, mask and confidence TYPE_UINT8, logits TYPE_FP32"
+                f"known: image and confidence TYPE_UINT8, mask TYPE_UINT8 (above 255 classes "
+                f"TYPE_UINT16), logits TYPE_FP32"
             )
     names = [tensor.name for tensor in config.output]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidModel(f"{file}: output {', '.join(twice)} is named twice")
+
+
+def _check_mask(file: Path, config: ModelConfig, classes: int) -> None:
+    """That ``mask`` is wide enough for the classes, and no wider."""
+    wanted = f"TYPE_{label_type(classes).name.upper()}"
+    for tensor in config.output:
+        given = model_config_pb2.DataType.Name(tensor.data_type)
+        if tensor.name == "mask" and given != wanted:
+            raise InvalidModel(
+                f"{file}: mask is {given}; expected {wanted} for {classes} classes (up to "
+                f"{MAX_BYTE_CLASSES} TYPE_UINT8, above TYPE_UINT16)"
+            )
 
 
 def choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from serving.preparation import ImagePreparer
 from serving.settings import Settings
 
 TensorConfig: TypeAlias = model_config_pb2.ModelInput | model_config_pb2.ModelOutput
-OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
+OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_UINT16": "UINT16", "TYPE_FP32": "FP32"}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def end_training(
 
     def end() -> str:
         monkeypatch.setattr(sys, "argv", flags.split())
-        monkeypatch.setattr("warnings.showwarning", train.tell_warning)
+        monkeypatch.setattr("warnings.showwarning", train.print_warning)
         with pytest.raises(SystemExit) as ended:
             train.main()
         return str(ended.value.code)

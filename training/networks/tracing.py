@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from export.mxnet_import import mx
@@ -21,6 +20,7 @@ from export.symbols.networks import NETWORKS
 from export.symbols.params import misfits, refuse_misfits
 from training.flags import parse_size
 from training.networks import Network, build
+from training.runs.checkpoint import replacing
 
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 
@@ -64,9 +64,8 @@ def write_parameters(network: mx.gluon.HybridBlock, path: Path) -> None:
     for name, parameter in network.collect_params().items():
         kind = "aux" if name.endswith(AUXILIARY) else "arg"
         arrays[f"{kind}:{name}"] = parameter.data(parameter.list_ctx()[0]).as_in_context(mx.cpu())
-    aside = path.with_name(path.name + ".part")
-    mx.nd.save(str(aside), arrays)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        mx.nd.save(str(aside), arrays)
 
 
 def read_parameters(

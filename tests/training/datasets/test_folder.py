@@ -209,7 +209,7 @@ def test_other_layouts_are_told_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no split 'val'.*images/val is missing"):
         FolderDataset(tmp_path, "val")
     write_pair(tmp_path, "b")
-    with pytest.raises(ValueError, match=r"b\.jpg lies beside .*train"):
+    with pytest.raises(ValueError, match=r"b\.jpg is beside .*train"):
         FolderDataset(tmp_path)
     with pytest.raises(ValueError, match="--root"):
         open_dataset("folder", "train")

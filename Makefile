@@ -21,6 +21,7 @@ lint: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy clients/examples/*.py deploy/triton/start.py deploy/triton/onnxruntime/model.py docs/make_*.py
 	$(BIN)/lint-imports
 
 setup: $(VENV)/test.done

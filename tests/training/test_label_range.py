@@ -92,8 +92,8 @@ def end_training(
 
 def test_a_network_of_18_outputs_does_not_start(end_training: Callable[[], str]) -> None:
     assert end_training() == (
-        "train.py: the symbol has 18 outputs, the dataset 19 classes: build it for these, or name "
-        "the dataset that it was made for"
+        "train.py: the symbol has 18 outputs, the dataset 19 classes: build it for these, or "
+        "choose the dataset that it was made for"
     )
 
 

@@ -331,6 +331,22 @@ def data_inputs(node: Node) -> int | None:
 NORMS = ("InstanceNorm", "LayerNorm", "GroupNorm")
 
 
+def keeps_winner(node: Node) -> bool:
+    """Returns whether the largest of a map's channels stays the largest behind an operator: a
+    softmax over them, an output layer, a sigmoid, or nothing at all."""
+    if node.op in ("softmax", "log_softmax"):
+        return node.integer("axis", -1) in (1, -3) and node.number("temperature", 1) > 0
+    if node.op == "SoftmaxActivation":
+        return node.text("mode", "instance") == "channel"
+    return node.op in (*LABELLED, *IDENTITIES) or is_sigmoid(node)
+
+
+def is_sigmoid(node: Node) -> bool:
+    """Returns whether an operator makes a probability of every score by itself."""
+    activation = node.op == "Activation" and node.text("act_type", "") == "sigmoid"
+    return activation or node.op in ("sigmoid", "LogisticRegressionOutput")
+
+
 def parameter_shapes(node: Node, features: Shape) -> list[Shape]:
     """Shapes of the variables that an operator reads, in their order; ``features`` is its input."""
     filters, groups = node.integer("num_filter", 0), node.integer("num_group", 1)

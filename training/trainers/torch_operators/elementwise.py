@@ -84,7 +84,8 @@ def compute(call: Call) -> Tensor:
 
 def add_all(call: Call) -> Tensor:
     """The sum of any number of tensors."""
-    return functools.reduce(torch.add, call.inputs)
+    total: Tensor = functools.reduce(torch.add, call.inputs)
+    return total
 
 
 def divide_by_root(call: Call) -> Tensor:

@@ -52,7 +52,8 @@ def connect_fully(call: Call) -> Tensor:
     """``FullyConnected`` of the flattened input, or along its last axis."""
     weight, *bias = call.inputs[1:]
     x = call.data.flatten(1) if call.node.flag("flatten", True) else call.data
-    return torch.nn.functional.linear(x, weight, bias[0] if bias else None)
+    product = x @ weight.T
+    return product + bias[0] if bias else product
 
 
 def multiply_batches(call: Call) -> Tensor:

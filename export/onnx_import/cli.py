@@ -81,6 +81,12 @@ def import_onnx(
             " names."
         ),
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the network's input: 3, or 1 for gray. Default: what the file says."
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(help="Image size as HEIGHTxWIDTH, for networks that take any size."),
@@ -149,8 +155,9 @@ def import_onnx(
         heads = split_head(head)
         check_heads(heads)
         options = ImportOptions(
-            form, len(labels.names), parse_size(size), output, threshold, align_corners, heads
-        )
+            form, len(labels.names), parse_size(size), output, threshold, align_corners, heads,
+            channels,
+        )  # fmt: skip
         lowering = PrecisionOptions(
             precision,
             dataset,
@@ -250,7 +257,9 @@ def _input_format(
 
 def _three(option: str, text: str) -> Triple:
     try:
-        first, second, third = (float(part) for part in text.replace(" ", ",").split(",") if part)
+        numbers = [float(part) for part in text.replace(" ", ",").split(",") if part]
+        # Of a gray image it is one.
+        first, second, third = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError:
         raise InvalidNetwork(f"{option} {text!r}: three numbers, one a channel: 0,0,0") from None
     if not all(map(math.isfinite, (first, second, third))):

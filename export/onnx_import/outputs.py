@@ -106,8 +106,14 @@ def find_output(
     wanted = {classes, 1} if classes == 2 else {classes}
     axis = next((a for a in axes if shape[a] in wanted), 0)
     if not axis:
-        found_classes = min(shape[1], shape[3])
-        raise _other_classes(name, shape, found_classes, classes)
+        if 1 in (shape[1], shape[3]):
+            raise InvalidNetwork(
+                f"the output {name} is {list(shape)}: one number a pixel, as a depth or a heat map"
+                f" has, and {classes} classes are named. A class and its background are two"
+                " classes and a --threshold; other numbers are not served: choose another output"
+                " with --output"
+            )
+        raise _other_classes(name, shape, min(shape[1], shape[3]), classes)
     return _walk(graph, shapes, _scores(name, axis, shape), image)
 
 

@@ -29,7 +29,9 @@ from export.passes.onnx_graph import copy_model
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Names that the graph of the contract uses itself.
 _RESERVED = {
-    "image", "image_nchw", "image_float", "image_mean", "image_centred", "image_scale", DATA,
+    "image", "image_gray", "gray_axis", "gray_colours", "gray_half", "gray_raised", "gray_shares",
+    "gray_sum", "gray_weighted", "gray_whole", "image_nchw", "image_float",
+    "image_mean", "image_centred", "image_scale", DATA,
     "image_normalised", "image_channels", "confidence", "confidence_scale", "shares", "largest",
     "largest_axes", "scaled", "rounded",
     "logits", "mask", "labels", "logits_full_size", "logits_full_size_scales",

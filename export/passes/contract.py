@@ -38,18 +38,20 @@ _TRANSPARENT = {"Resize", "Identity", "AveragePool", "GlobalAveragePool"}
 
 
 def fold_normalisation(model: ModelProto, pixels: Pixels = IMAGENET) -> int:
-    """Edits in place a model with the float32 input ``data`` [N, 3, H, W].
+    """Edits in place a model with the float32 input ``data`` [N, 3, H, W], or [N, 1, H, W] in gray.
 
-    Afterwards its input is ``image`` uint8 [N, H, W, 3] RGB. ``pixels`` is what ``data`` held.
+    Afterwards its input is ``image`` uint8 [N, H, W, 3] RGB (gray: [N, H, W, 1], with the first of
+    each triple of ``pixels``). ``pixels`` is what ``data`` held.
     Returns the number of convolutions that took the scale; where something else reads the image
     too it is 0 and the scale is an operator.
     """
     graph = OnnxGraph(model)
     data = graph.graph.input[0]
     _, channels, height, width = (d.dim_value for d in data.type.tensor_type.shape.dim)
-    scale = 1 / (255 * np.asarray(pixels.std, np.float64))
-    convolutions = _first_convolutions(graph)
-    shift = (255 * np.asarray(pixels.mean, np.float64)).astype(np.float32)
+    scale = 1 / (255 * np.asarray(pixels.std[:channels], np.float64))
+    bgr = pixels.bgr and channels == len(pixels.mean)
+    convolutions = _first_convolutions(graph, channels)
+    shift = (255 * np.asarray(pixels.mean[:channels], np.float64)).astype(np.float32)
     graph.set_constant("image_mean", shift.reshape(channels, 1, 1))
     centred = DATA if convolutions else "image_centred"
     nodes = [
@@ -60,16 +62,16 @@ def fold_normalisation(model: ModelProto, pixels: Pixels = IMAGENET) -> int:
     ]
     if not convolutions:
         graph.set_constant("image_scale", scale.astype(np.float32).reshape(channels, 1, 1))
-        scaled = "image_normalised" if pixels.bgr else DATA
+        scaled = "image_normalised" if bgr else DATA
         nodes.append(helper.make_node("Mul", [centred, "image_scale"], [scaled], name="normalise"))
-        if pixels.bgr:
+        if bgr:
             graph.set_constant("image_channels", np.array([2, 1, 0], np.int64))
             inputs = [scaled, "image_channels"]
             nodes.append(helper.make_node("Gather", inputs, [DATA], name="reorder", axis=1))
     for name in dict.fromkeys(conv.input[1] for conv in convolutions):
         weight = graph.constant(name)
         assert weight is not None, "_first_convolutions returns those with constant weights"
-        if pixels.bgr:
+        if bgr:
             weight = weight[:, ::-1]
         scaled_weight = weight.astype(np.float64) * scale.reshape(1, channels, 1, 1)
         graph.set_constant(name, scaled_weight.astype(np.float32))
@@ -79,7 +81,7 @@ def fold_normalisation(model: ModelProto, pixels: Pixels = IMAGENET) -> int:
     return len(convolutions)
 
 
-def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
+def _first_convolutions(graph: OnnxGraph, channels: int) -> list[NodeProto]:
     """Returns the convolutions that read the image, directly or resized; none where others do
     too."""
     found: list[NodeProto] = []
@@ -100,7 +102,7 @@ def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
         readers = graph.consumers(conv.input[1])
         others = any(all(reader is not own for own in found) for reader in readers)
         # A grouped convolution has no axis of all input channels to scale.
-        if weight is None or weight.shape[1] != len(IMAGENET.mean) or others:
+        if weight is None or weight.shape[1] != channels or others:
             return []
     return found
 

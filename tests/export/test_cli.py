@@ -112,7 +112,7 @@ def test_a_known_dataset_names_the_classes(run, run_folder):
         (["--model", "psp", "--output-stride", "8"], "leave --output-stride out"),
         (["--model", "icnet", "--aux"], "icnet has no auxiliary head (pspnet, fcn, deeplabv3 have"),
         (["--model", "icnet", "--head", "confidence"], "neither mask nor logits"),
-        (["--model", "icnet", "--dataset", "citys", "--head", "mask,planes"], "not mask,planes"),
+        (["--model", "icnet", "--dataset", "citys", "--head", "mask,planes"], "expected one or more of mask, confidence, logits"),
     ],
 )
 def test_errors_are_one_line_with_a_remedy(run, arguments, message):

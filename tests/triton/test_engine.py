@@ -19,13 +19,13 @@ from recording_proxy import Recording, record
 from triton_server import Triton, install_triton, run_triton
 from waiting import wait_for
 
+from export.datasets import find_labels
 from export.passes.build import build_model
-from export.repository.labels import find_labels
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving.lifecycle import Server
 from serving.testing import ServerThread
 

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from serving.geometry import Size, scale
 from serving.jit import read_only
 from serving.views.blending import add_view

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
 from export.onnx_import.source import read_network
-from export.passes.onnx_graph import is_half
 from export.precision.half import widen
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
@@ -172,7 +171,7 @@ def read_existing(model: str, repository: Path) -> ExistingModel:
     named = parameters.get("provenance", "")
     return ExistingModel(
         folder.name,
-        widen(graph) if is_half(graph) else graph,
+        widen(graph) if precision == "fp16" else graph,
         folder.labels,
         folder.family,
         parameters.get("dataset"),

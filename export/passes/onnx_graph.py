@@ -300,7 +300,11 @@ def _infer_types(model: ModelProto, strict_mode: bool) -> dict[str, Any]:
 
 
 def is_half(model: ModelProto) -> bool:
-    """Returns True where a network has weights or an input in half precision."""
+    """Returns True where a network has weights or an input in half precision.
+
+    That decides which rewrites are possible, also in a network with quantised layers; what a
+    served model's precision is called is ``serving.engines.cut.find_precision``.
+    """
     inputs = {value.type.tensor_type.elem_type for value in model.graph.input}
     return TensorProto.FLOAT16 in inputs | {t.data_type for t in model.graph.initializer}
 

@@ -28,7 +28,7 @@ from export.passes.contract import (
 from export.repository.triton import ModelFacts, ModelFiles, Tensor, write_version
 from export.symbols.graph import SYMBOL_FILE, Entry, Graph, Node, write_symbol
 from export.symbols.networks import IMAGENET, Pixels
-from export.symbols.params import Array, Parameters, write_params
+from export.symbols.params import Parameters, misfits, write_params
 from export.symbols.shapes import infer_shapes, retarget
 
 PARAMS_FILE = "network.params"
@@ -98,16 +98,11 @@ def _weights(
     graph: Graph, parameters: Parameters, height: int, width: int, pixels: Pixels
 ) -> Parameters:
     """Returns the parameters that the graph uses, as float32, and those of the normalisation."""
-    arguments: dict[str, Array] = {}
-    for name, shape in infer_shapes(graph, height, width).parameters.items():
-        array = parameters.find(name)
-        if array is None or array.shape != shape:
-            found = "missing" if array is None else f"{array.shape}"
-            raise InvalidParams(
-                f"{name} is {found} in the parameters, {shape} in the symbol; do they belong"
-                " together?"
-            )
-        arguments[name] = array.astype(np.float32)
+    wanted = infer_shapes(graph, height, width).parameters
+    found = {name: parameters.find(name) for name in wanted}
+    if problems := list(misfits(wanted, found).values()):
+        raise InvalidParams(f"{problems[0]}; do symbol and parameters belong together?")
+    arguments = {n: a.astype(np.float32) for n, a in found.items() if a is not None}
     auxiliary = {n: arguments.pop(n) for n in list(arguments) if n in parameters.auxiliary}
     for name, values in (
         (_MEAN, 255 * np.asarray(pixels.mean, np.float64)),

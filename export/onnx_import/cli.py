@@ -230,13 +230,17 @@ def _label_set(
     if classes is None:
         labels = find_labels(dataset, None, root)
         if labels is None:
-            raise InvalidLabels("name the classes with --classes, or a known one with --dataset")
+            raise InvalidLabels(
+                "the classes have no names: give --classes, or a known dataset with --dataset"
+            )
     elif "," not in classes and (not binary or Path(classes).is_file()):
         labels = read_labels(Path(classes))
     else:
         names = tuple(part.strip() for part in classes.split(","))
         if not all(names) or len(set(names)) != len(names):
-            raise InvalidLabels(f"--classes {classes!r}: each name once, none empty")
+            raise InvalidLabels(
+                f"--classes {classes!r} is not valid: expected each name once, none empty"
+            )
         labels = LabelSet(names, tuple(default_palette(len(names))))
     if binary and len(labels.names) == 1:
         names = ("background", *labels.names)
@@ -245,7 +249,8 @@ def _label_set(
         colors = parse_palette(palette)
         if len(colors) != len(labels.names):
             raise InvalidLabels(
-                f"--palette has {len(colors)} colours for {len(labels.names)} classes"
+                f"--palette has {len(colors)} colours for {len(labels.names)} classes: expected one"
+                " for each"
             )
         labels = replace(labels, colors=colors)
     return labels

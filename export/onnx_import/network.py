@@ -191,7 +191,9 @@ def image_size(model: ModelProto, options: ImportOptions) -> tuple[int, int]:
             f" {height}x{width}"
         )
     if height * width > MAX_PIXELS:
-        raise IllegalSize(f"{height}x{width} are more than {MAX_PIXELS} pixels")
+        raise IllegalSize(
+            f"--size {height}x{width} is too large: expected at most {MAX_PIXELS} pixels"
+        )
     return height, width
 
 

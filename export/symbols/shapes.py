@@ -87,7 +87,10 @@ def _propagate(graph: Graph, height: int, width: int) -> GraphShapes:
             )
         shapes = parameter_shapes(node, features[0])
         if max(map(math.prod, (tensors[index], *shapes))) > MAX_ELEMENTS:
-            raise InvalidSymbol(f"{node.name} ({node.op}) has more than {MAX_ELEMENTS} values")
+            raise InvalidSymbol(
+                f"{node.name} ({node.op}) is too large: expected at most {MAX_ELEMENTS} values;"
+                " choose a smaller size"
+            )
         if len(shapes) < len(own):
             raise InvalidSymbol(f"{node.name} ({node.op}) reads the unexpected inputs {own}")
         if math.prod(tensors[index][2:]) > MAX_PIXELS:

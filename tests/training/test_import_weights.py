@@ -293,7 +293,8 @@ def test_the_command_tells_what_to_do_next(icnets, tmp_path: Path) -> None:
     result = run("nothing.pth", "--from", "fast_seg", "--out", str(out))
     assert result.exit_code == 1
     assert "nothing.pth does not exist" in result.output
-    assert "expected one of gluoncv, fast_seg" in run("x.pth", "--from", "caffe", "--out", "o").output
+    result = run("x.pth", "--from", "caffe", "--out", "o")
+    assert "expected one of gluoncv, fast_seg" in result.output
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,8 @@ def test_the_second_output_can_be_chosen(run, served, tmp_path):
 
     path = export_network(Two(Head()), tmp_path / "net.onnx", SHAPE, outputs=("aux", "main"))
     assert "3 classes, and 5 are named" in error(run(path, *FIVE, *IMAGENET))
-    assert "is not an output of the network: expected one of aux, main" in error(run(path, *FIVE, *IMAGENET, "--output", "x"))
+    message = error(run(path, *FIVE, *IMAGENET, "--output", "x"))
+    assert "is not an output of the network: expected one of aux, main" in message
     result = run(path, *FIVE, *IMAGENET, "--output", "main")
     _, predict = served(result)
     assert "left out: aux" in result.stderr

@@ -24,7 +24,7 @@ from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import PUBLISHED, NetworkName, find_symbol
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving.cache import cache_folder
 from serving.palette import load_labels
 

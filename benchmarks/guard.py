@@ -33,7 +33,7 @@ from benchmarks.plain_graph import plain_model
 from benchmarks.timing import Spread, ratios, time_in_turn
 from export.symbols.find import NetworkName
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving import server as lifecycle
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnxruntime import OnnxEngine

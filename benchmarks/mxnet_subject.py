@@ -14,7 +14,7 @@ from export.passes.contract import IMAGE
 from export.repository.mxnet_model import PARAMS_FILE, mxnet_files
 from export.symbols.graph import SYMBOL_FILE
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 
 
 class MxnetSubject:

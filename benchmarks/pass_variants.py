@@ -16,9 +16,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from benchmarks.undone_passes import average_by_bins, normalise_apart
 from export.lowering.convert import OPSET, convert
-from export.passes.build import REWRITES, build_model
+from export.passes.build import REWRITES, build_model, cut_at_logits, prune_heads
 from export.passes.contract import IMAGE, LOGITS, MASK, fold_normalisation
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.symbols.graph import Entry, Graph
 from export.symbols.params import Parameters
 from serving.engines.graph import cut_graph

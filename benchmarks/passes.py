@@ -20,7 +20,7 @@ from benchmarks.timing import ratios, time_in_turn
 from export.symbols.find import PUBLISHED, trace_symbol
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from training.datasets.synthetic import render_scene
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"

@@ -11,13 +11,13 @@ import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper
 
 from export.lowering.convert import BATCH, DATA, convert
+from export.passes.build import prune_heads
 from export.passes.contract import IMAGE, MASK
-from export.passes.cut_at_logits import prune_heads
 from export.passes.onnx_graph import OnnxGraph
 from export.symbols.graph import Graph
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from export.symbols.params import Parameters
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 
 
 def plain_model(symbol: Graph, parameters: Parameters, height: int, width: int) -> ModelProto:

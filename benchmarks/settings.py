@@ -29,7 +29,7 @@ from export.passes.build import REWRITES, build_model
 from export.precision.quantise import Recipe
 from export.symbols.find import NetworkName
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import INPUT, LOGITS, MASK, cut_to
 from serving.engines.onnxruntime_session import session_options

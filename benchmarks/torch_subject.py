@@ -11,10 +11,10 @@ from torch import Tensor
 
 from benchmarks.built_graphs import SEED, symbol_of
 from benchmarks.subject import Case, EngineMissing
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
+from export.passes.build import cut_at_logits, prune_heads
 from export.symbols.initial import random_params
-from export.symbols.normalisation import IMAGENET
-from export.symbols.sizes import retarget
+from export.symbols.networks import IMAGENET
+from export.symbols.shapes import retarget
 from training.trainers.symbol_module import SymbolModule
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16}

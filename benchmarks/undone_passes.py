@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from export.lowering.convert import DATA
 from export.passes.contract import IMAGE
 from export.passes.onnx_graph import OnnxGraph
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 
 
 def normalise_apart(model: ModelProto) -> None:

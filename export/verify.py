@@ -15,10 +15,10 @@ from onnx import ModelProto
 
 from export.errors import VerificationFailed
 from export.lowering.convert import DATA
-from export.passes.cut_at_logits import cut_at_logits, prune_heads, without_softmax
+from export.passes.build import cut_at_logits, prune_heads, without_softmax
 from export.symbols.find import module_command
 from export.symbols.graph import Entry, Graph, write_symbol
-from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.networks import IMAGENET, Pixels
 from export.symbols.params import Parameters, write_params
 from export.symbols.shape_rules import DEFORMABLE
 
@@ -30,7 +30,7 @@ MAX_RELATIVE_DIFFERENCE, MIN_LABEL_AGREEMENT = 1e-3, 0.999
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the exported graph and its source are apart over all images.
+    """The difference between the exported graph and its source over all images.
 
     Attributes:
         absolute: the largest difference of two logits; None where labels alone are compared.
@@ -69,7 +69,7 @@ class Verification:
         return near and self.agreement >= STATED_AGREEMENT
 
     def is_within(self, difference: float, agreement: float) -> bool:
-        """Returns True where neither bound is exceeded; logits that are no numbers exceed both."""
+        """Returns True where neither bound is exceeded; logits that are not finite exceed both."""
         # Infinity is near to nothing, whatever is allowed.
         near = self.relative is None or (np.isfinite(self.relative) and self.relative <= difference)
         return bool(near and self.agreement >= agreement)
@@ -104,7 +104,7 @@ def verify(
         write_params(parameters, folder / "network.params")
         np.save(folder / "images.npy", images)
         np.savez(folder / "pixels.npz", mean=pixels.mean, std=pixels.std, bgr=pixels.bgr)
-        command = [*module_command("export.verify_mxnet"), name]
+        command = [*module_command("export.mxnet_import"), name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
@@ -170,7 +170,7 @@ def _compare(
         largest = max(largest, float(np.abs(logits).max()))
         if "logits" in found:
             difference = np.abs(found["logits"] - logits).max()
-            absolute = float(np.maximum(absolute, difference))  # keeps what is no number
+            absolute = float(np.maximum(absolute, difference))  # keeps NaN
         if "mask" in found:
             equal += int((found["mask"] == labels).sum())
             total += labels.size

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from training.datasets.base import Sample, SegmentationDataset, check_label_range
 from training.transforms import Augmentation, normalize
 

@@ -12,11 +12,12 @@ from export.datasets import known_datasets
 from export.symbols.networks import (
     MODEL_ALIASES,
     NETWORKS,
+    Pixels,
     count_losses,
     default_backbone,
     legacy_loss_weights,
+    pixels_of,
 )
-from export.symbols.normalisation import Pixels, pixels_of
 from training.datasets import canonical_name
 from training.flags import parser
 from training.recipe import read_recipe

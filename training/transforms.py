@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.datasets.pixels import resize_pair
 

@@ -33,7 +33,7 @@ from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving.cache import cache_folder
 from serving.engines.graph import cut_graph
 from serving.imaging.decode import decode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,21 +10,25 @@ import typer
 from rich.console import Console
 
 from export import options as given
+from export.datasets import find_labels, read_labels
 from export.errors import ExportError, InvalidLabels, InvalidNetwork
-from export.onnx_import.network import ImportOptions, InputFormat, import_network
+from export.onnx_import.network import (
+    ImportOptions,
+    InputFormat,
+    import_network,
+    input_format,
+)
 from export.onnx_import.outputs import Labels
 from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import verify_import
 from export.options import parse_size, split_head
 from export.passes.build import PASSES
-from export.pipeline import Target, Written, check_heads, family_name, write_network
+from export.pipeline import Target, Written, family_name, write_network
 from export.precision.gate import Limits
 from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
-from export.repository.files import ONNX_FILE
-from export.repository.labels import find_labels, read_labels
-from export.repository.triton import ModelFacts, variant_name
-from export.symbols.normalisation import Triple
+from export.repository.triton import ONNX_FILE, ModelFacts, variant_name
+from export.symbols.networks import parse_triple
 from export.symbols.params import digest
 from serving.palette import LabelSet, default_palette, parse_palette
 
@@ -122,7 +125,7 @@ def import_onnx(
         ),
     ] = True,
 ) -> None:
-    """Brings an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
+    """Imports an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
 
     Example, a torchvision network: segserve import-onnx fcn.onnx --dataset voc --size 520x520
     --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --range 1
@@ -133,7 +136,6 @@ def import_onnx(
         form = _input_format(mean, std, value_range, layout, channel_order)
         labels = _label_set(classes, dataset, root, palette, threshold is not None)
         heads = split_head(head)
-        check_heads(heads)
         options = ImportOptions(
             form, len(labels.names), parse_size(size), output, threshold, align_corners, heads
         )
@@ -198,29 +200,21 @@ def import_onnx(
 
 def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) -> InputFormat:
     if maximum not in (1, 255):
-        raise InvalidNetwork(f"--range {maximum}: white is 1 or 255 before mean and std")
+        raise InvalidNetwork(
+            f"--range {maximum} is not valid: expected 1 or 255, the value of a white pixel before"
+            " mean and std are applied"
+        )
     if layout.upper() not in ("NCHW", "NHWC"):
-        raise InvalidNetwork(f"--layout {layout}: it is NCHW or NHWC")
+        raise InvalidNetwork(f"--layout {layout} is not valid: expected NCHW or NHWC")
     if order.lower() not in ("rgb", "bgr"):
-        raise InvalidNetwork(f"--channel-order {order}: it is rgb or bgr")
-    means, stds = _three("--mean", mean), _three("--std", std)
-    if min(stds) <= 0:
-        raise InvalidNetwork(f"--std {std}: each is above 0")
+        raise InvalidNetwork(f"--channel-order {order} is not valid: expected rgb or bgr")
+    means, stds = parse_triple("--mean", mean), parse_triple("--std", std, positive=True)
     if maximum == 1 and max(map(abs, means)) > 1:
         raise InvalidNetwork(f"--mean {mean} is of values from 0 to 255: give --range 255")
     if maximum == 255 and max(stds) < 1:
         raise InvalidNetwork(f"--std {std} is of values from 0 to 1: give --range 1")
-    return InputFormat(means, stds, maximum, order.lower() == "bgr", layout.upper() == "NHWC")
-
-
-def _three(option: str, text: str) -> Triple:
-    try:
-        first, second, third = (float(part) for part in text.replace(" ", ",").split(",") if part)
-    except ValueError:
-        raise InvalidNetwork(f"{option} {text!r}: three numbers, one a channel: 0,0,0") from None
-    if not all(map(math.isfinite, (first, second, third))):
-        raise InvalidNetwork(f"{option} {text!r}: three finite numbers")
-    return first, second, third
+    bgr, channels_last = order.lower() == "bgr", layout.upper() == "NHWC"
+    return input_format(means, stds, maximum, bgr=bgr, channels_last=channels_last)
 
 
 def _label_set(
@@ -236,13 +230,17 @@ def _label_set(
     if classes is None:
         labels = find_labels(dataset, None, root)
         if labels is None:
-            raise InvalidLabels("name the classes with --classes, or a known one with --dataset")
+            raise InvalidLabels(
+                "the classes have no names: give --classes, or a known dataset with --dataset"
+            )
     elif "," not in classes and (not binary or Path(classes).is_file()):
         labels = read_labels(Path(classes))
     else:
         names = tuple(part.strip() for part in classes.split(","))
         if not all(names) or len(set(names)) != len(names):
-            raise InvalidLabels(f"--classes {classes!r}: each name once, none empty")
+            raise InvalidLabels(
+                f"--classes {classes!r} is not valid: expected each name once, none empty"
+            )
         labels = LabelSet(names, tuple(default_palette(len(names))))
     if binary and len(labels.names) == 1:
         names = ("background", *labels.names)
@@ -251,7 +249,8 @@ def _label_set(
         colors = parse_palette(palette)
         if len(colors) != len(labels.names):
             raise InvalidLabels(
-                f"--palette has {len(colors)} colours for {len(labels.names)} classes"
+                f"--palette has {len(colors)} colours for {len(labels.names)} classes: expected one"
+                " for each"
             )
         labels = replace(labels, colors=colors)
     return labels

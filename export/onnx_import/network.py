@@ -1,7 +1,7 @@
-"""Brings an ONNX segmentation network made elsewhere under the project's contract.
+"""Makes a model of the contract from an ONNX segmentation network made elsewhere.
 
 Input ``image`` uint8 [N, H, W, 3] RGB with the normalisation inside; outputs ``mask`` uint8
-[N, H, W] and, where the network gives scores, ``logits`` float32 [N, C, h, w]. Source of the
+[N, H, W] and, where the network outputs scores, ``logits`` float32 [N, C, h, w]. Source of the
 contract: docs/architecture.md; docs/import.md says what networks are taken and how.
 """
 
@@ -27,9 +27,16 @@ from export.onnx_import.outputs import (
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
 from export.passes.build import REWRITES
-from export.passes.contract import HEADS, MASK, MAX_CLASSES, fold_normalisation, mask_head
+from export.passes.contract import (
+    HEADS,
+    MASK,
+    check_classes,
+    check_heads,
+    fold_normalisation,
+    mask_head,
+)
 from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
-from export.symbols.normalisation import Pixels, Triple
+from export.symbols.networks import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
 
 
@@ -38,26 +45,29 @@ class InputFormat:
     """What a network expects of an image.
 
     Attributes:
-        mean, std: three each, in the network's order of channels, of values up to ``maximum``.
-        maximum: 1 or 255, the value of white before mean and std.
-        bgr: blue comes first.
+        pixels: the values that it was trained to see.
         channels_last: [N, H, W, 3] instead of [N, 3, H, W].
     """
 
-    mean: Triple
-    std: Triple
-    maximum: int
-    bgr: bool = False
+    pixels: Pixels
     channels_last: bool = False
 
-    @property
-    def pixels(self) -> Pixels:
-        """The same in RGB, of values from 0 to 1."""
-        return Pixels(self._scale(self.mean), self._scale(self.std), self.bgr)
 
-    def _scale(self, values: Triple) -> Triple:
-        first, second, third = (value / self.maximum for value in values)
-        return (third, second, first) if self.bgr else (first, second, third)
+def input_format(
+    mean: Triple, std: Triple, maximum: int, *, bgr: bool = False, channels_last: bool = False
+) -> InputFormat:
+    """Returns the format of a network that is described as its authors do.
+
+    ``mean`` and ``std`` are in the network's own order of channels (``bgr``: blue comes first), of
+    values up to ``maximum``, which is white.
+    """
+    order = -1 if bgr else 1
+    red, green, blue = (value / maximum for value in mean[::order])
+    deviations = tuple(value / maximum for value in std[::order])
+    return InputFormat(
+        Pixels((red, green, blue), (deviations[0], deviations[1], deviations[2]), bgr),
+        channels_last,
+    )
 
 
 @dataclass(frozen=True)
@@ -107,14 +117,8 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
 
     Raises InvalidNetwork or IllegalSize, naming the remedy.
     """
-    if not 2 <= options.classes <= MAX_CLASSES:
-        raise InvalidNetwork(
-            f"{options.classes} classes; a uint8 mask holds 2 to {MAX_CLASSES} and the ignored"
-        )
-    if not set(HEADS) & set(options.heads):
-        raise InvalidNetwork(
-            f"--head {','.join(options.heads)}: a model gives mask, logits or both"
-        )
+    check_classes(options.classes, least=2)
+    check_heads(options.heads)
     layout = options.input.channels_last
     model = prepare_network(source, options.output)
     height, width = image_size(model, options)
@@ -129,7 +133,9 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
     if isinstance(found, Labels):
         heads: Sequence[str] = (MASK,)
         label_head(model, found, height, width)
-        notes.append("the network gives labels alone: no logits, no smooth restore")
+        notes.append(
+            "the network outputs labels only: no logits, and masks are resized without smoothing"
+        )
     else:
         heads = options.heads
         notes += score_head(model, found, (height, width), options.threshold, options.aligned)
@@ -146,7 +152,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
         checker.check_model(model)
     except checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InvalidNetwork(f"the network became no valid graph: {reason}") from error
+        raise InvalidNetwork(f"the imported network is not a valid ONNX graph: {reason}") from error
     return ImportedNetwork(
         model, height, width, found, not batch.dim_value, tuple(passes), tuple(notes)
     )
@@ -185,7 +191,9 @@ def image_size(model: ModelProto, options: ImportOptions) -> tuple[int, int]:
             f" {height}x{width}"
         )
     if height * width > MAX_PIXELS:
-        raise IllegalSize(f"{height}x{width} are more than {MAX_PIXELS} pixels")
+        raise IllegalSize(
+            f"--size {height}x{width} is too large: expected at most {MAX_PIXELS} pixels"
+        )
     return height, width
 
 

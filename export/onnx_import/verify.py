@@ -1,7 +1,7 @@
 """Compares an imported model with the network it was made of, both on ONNX Runtime.
 
 The network gets a float image that NumPy normalised, the model the same image's bytes. What the
-network gives is resized and turned into labels here, in float64.
+network outputs is resized and turned into labels here, in float64.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def verify_import(
 ) -> tuple[Verification, bool]:
     """Runs the network of ``path`` and the model on a few images.
 
-    Returns how far they are apart, and whether a batch of all images gave what each alone did.
+    Returns how far they are apart, and whether a batch of all images has the results of each alone.
 
     Raises VerificationFailed where they differ by more than float arithmetic explains, and
-    InvalidLabels where the network gives ids that no class has.
+    InvalidLabels where the network outputs ids that no class has.
     """
     images = example_images(imported.height, imported.width)
     try:
@@ -65,13 +65,14 @@ def verify_import(
         labels, scores = _labels_and_scores(wanted, imported, options)
         if labels.max() >= options.classes:
             raise InvalidLabels(
-                f"the network gives the class {labels.max()}, {options.classes} are named; give"
-                " all with --classes"
+                f"the network outputs the class {labels.max()}, but {options.classes} are named;"
+                " name all"
+                " of them with --classes"
             )
         equal += int((labels == _labels(given, imported)).sum())
         if scores is not None and "logits" in given:
             difference = np.abs(_as_source(given["logits"], imported, options) - scores).max()
-            absolute = float(np.maximum(absolute or 0.0, difference))  # keeps what is no number
+            absolute = float(np.maximum(absolute or 0.0, difference))  # keeps NaN
             largest = max(largest, float(np.abs(scores).max()))
     relative = None if absolute is None else absolute / (largest or 1.0)
     agreement = equal / (len(images) * imported.height * imported.width)
@@ -90,9 +91,9 @@ def verify_import(
 
 def normalise(image: NDArray[np.uint8], expected: InputFormat) -> NDArray[np.float32]:
     """Turns uint8 [H, W, 3] RGB into the network's input, float32 with the batch's 1 in front."""
-    pixels = image[..., ::-1] if expected.bgr else image
-    scaled = pixels.astype(np.float64) * (expected.maximum / 255)
-    values = ((scaled - expected.mean) / expected.std).astype(np.float32)
+    pixels = expected.pixels
+    values = ((image.astype(np.float64) / 255 - pixels.mean) / pixels.std).astype(np.float32)
+    values = values[..., ::-1] if pixels.bgr else values
     values = values if expected.channels_last else values.transpose(2, 0, 1)
     return np.ascontiguousarray(values[None])
 
@@ -169,7 +170,7 @@ def _batch_agrees(
 def _labels_and_scores(
     wanted: NDArray[np.generic], imported: ImportedNetwork, options: ImportOptions
 ) -> tuple[NDArray[np.int64], Array | None]:
-    """Returns the network's labels at the image's size, and its scores [C, h, w] as it gives
+    """Returns the network's labels at the image's size, and its scores [C, h, w] as it outputs
     them."""
     found, size = imported.found, (imported.height, imported.width)
     if isinstance(found, Labels) or found.argmax:

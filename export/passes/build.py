@@ -1,28 +1,88 @@
-"""The passes in their order: symbol and parameters to the graph of the contract.
+"""Symbol and parameters to the graph of the contract: the passes in their order.
 
 Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``logits`` float32
-[N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9, unless 17 is asked for.
+[N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9, unless 17 is requested.
+
+Two passes work on the symbol, both exact. ``prune_heads`` keeps the first output alone: ICNet's
+symbol has four heads and PSPNet's two; training uses them all, inference the first.
+``cut_at_logits`` cuts the network before its final upsampling, at its own resolution: a softmax at
+the end is dropped (it does not change which class wins), then one aligned-corners resize, as
+``mask_head`` puts the same resize in front of the argmax again. An upsampling of another kind (a
+deconvolution, other corners) stays, and the logits are then as large as the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from onnx import ModelProto, checker, helper
 
-from export.errors import UnsupportedOperator
+from export.errors import InvalidSymbol, UnsupportedOperator
 from export.lowering.convert import IR_VERSION, OPSET, convert
 from export.lowering.convolutions import DEFORMABLE_OPSET
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.contract import HEADS, fold_normalisation, mask_head
 from export.passes.convolutions import commute_resize, fold_batch_norm
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.passes.onnx_graph import OnnxGraph, Rewrite
 from export.passes.sample_deformable import sample_deformable
 from export.symbols.graph import Graph
-from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.networks import IMAGENET, Pixels
 from export.symbols.params import Parameters
-from export.symbols.sizes import retarget
+from export.symbols.shape_rules import IDENTITIES, SOFTMAXES
+from export.symbols.shapes import infer_shapes, retarget
+
+_TRANSPARENT = frozenset((*SOFTMAXES, *IDENTITIES))
+
+
+@dataclass(frozen=True)
+class LogitsCut:
+    """The cut graph, whose one head is the logits [1, classes, height, width]."""
+
+    graph: Graph
+    classes: int
+    height: int
+    width: int
+
+
+def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
+    """Cuts a graph with one head, built for images of height x width.
+
+    Raises InvalidSymbol where the head is not a map of classes.
+    """
+    graph = without_softmax(graph)
+    head = graph.heads[0]
+    shapes = infer_shapes(graph, height, width)
+    node = graph.nodes[head.node]
+    if (
+        node.op == "_contrib_BilinearResize2D"
+        and node.flag("align_corners", True)
+        and shapes.of(head)[2:] == (height, width)
+    ):
+        head = node.inputs[0]
+    shape = shapes.of(head)
+    if len(shape) != 4 or graph.nodes[head.node].is_variable:
+        raise InvalidSymbol(
+            f"{graph.nodes[head.node].name} is {shape}: expected a map of classes [N, C, h, w];"
+            " export the"
+            " symbol of a segmentation network"
+        )
+    return LogitsCut(graph.pruned([head]), *shape[1:])
+
+
+def without_softmax(graph: Graph) -> Graph:
+    """Returns the graph of its first head without a softmax, or what else changes no winner, behind
+    it."""
+    head = graph.heads[0]
+    while graph.nodes[head.node].op in _TRANSPARENT:
+        head = graph.nodes[head.node].inputs[0]
+    return graph.pruned([head])
+
+
+def prune_heads(graph: Graph) -> Graph:
+    """Returns the graph of head 0 alone, without the nodes and variables of the auxiliary heads."""
+    return graph.pruned(graph.heads[:1])
+
 
 PASSES = "passes"
 OPSETS = (OPSET, DEFORMABLE_OPSET)

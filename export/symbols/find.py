@@ -1,6 +1,6 @@
 """Finds the symbol of a network that was named, not given.
 
-It lies beside the network's parameters or among the published ones, or MXNet traces it, where it
+It is beside the network's parameters or among the published ones, or MXNet traces it, where it
 is installed: in a process of its own, because MXNet forks and starts threads.
 """
 
@@ -17,8 +17,7 @@ from pathlib import Path
 
 from export.errors import IllegalSize, SymbolNotFound, TracingFailed
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
-from export.symbols.shapes import infer_shapes
-from export.symbols.sizes import built_size, retarget
+from export.symbols.shapes import built_size, infer_shapes, retarget
 
 NAMES_FILE = "network-names.json"
 
@@ -131,7 +130,7 @@ class FoundSymbol:
 def find_symbol(
     network: NetworkName, params: Path | None, classes: int | None, size: tuple[int, int] | None
 ) -> FoundSymbol:
-    """Looks beside ``params``, among the published symbols, then has ``training.symbols`` make it.
+    """Finds a symbol beside ``params`` or among the published ones, else has it traced by MXNet.
 
     ``classes`` and ``size`` are needed for the last one only. Raises SymbolNotFound naming what
     was tried or that the symbol beside has another output stride, InvalidSymbol for a damaged file.
@@ -177,7 +176,7 @@ def _check_stride(graph: Graph, stride: int, path: Path) -> None:
     smallest = min(height for height in heights if height > 1)
     if smallest != -(-size[0] // stride):
         raise SymbolNotFound(
-            f"{path} is a network of another output stride than --output-stride {stride}: leave the"
+            f"{path} has another output stride than --output-stride {stride}: leave the"
             " option out, or make a symbol with python -m training.symbols --output-stride"
             f" {stride} and give it with --symbol"
         )

@@ -23,7 +23,7 @@ from export.symbols.find import PUBLISHED
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.params import Parameters
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving.engines.onnxruntime_session import session_options
 
 SIZE = (64, 64)

@@ -9,7 +9,7 @@ from export.passes.onnx_graph import OnnxGraph
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
 from export.symbols.params import Parameters
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from export.verify import verify
 
 SIZE = (64, 96)

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto
 
-from export.onnx_import.network import ImportOptions, InputFormat, import_network
+from export.onnx_import.network import ImportOptions, import_network, input_format
 from export.onnx_import.source import read_network
 from export.passes.build import build_model
 from export.passes.onnx_graph import name_nodes
@@ -19,7 +19,7 @@ from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import PUBLISHED, NetworkSpec
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from export.verify import example_images
 from serving.imaging.geometry import Size
 from serving.imaging.restore import labels_from_logits
@@ -114,7 +114,7 @@ def test_other_networks(network: NetworkSpec, older_python, tmp_path, others) ->
 
 def test_imported_networks(older_python, tmp_path) -> None:
     source = read_network(write_mmdeploy(tmp_path / "source.onnx", aligned=True))
-    options = ImportOptions(InputFormat((0.5,) * 3, (0.25,) * 3, 1), 5, SIZE)
+    options = ImportOptions(input_format((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1), 5, SIZE)
     check(import_network(source, options).model, SIZE, older_python, tmp_path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation

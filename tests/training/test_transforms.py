@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.symbols.normalisation import IMAGENET, pixels_of
+from export.symbols.networks import IMAGENET, pixels_of
 from serving.imaging.geometry import Size, plan, prepare
 from training.datasets.base import IGNORE_LABEL, Sample
 from training.datasets.pixels import resize_pair

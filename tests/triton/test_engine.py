@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from export.datasets import find_labels
 from export.passes.build import build_model
-from export.repository.labels import find_labels
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
 from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from serving.server import Server
 from serving.testing import ServerThread
 from tests.support.band_model import encode, free_ports

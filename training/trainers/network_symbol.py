@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from export.errors import ExportError, IllegalSize, TracingFailed
 from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.shapes import infer_shapes
-from export.symbols.sizes import retarget
+from export.symbols.shapes import infer_shapes, retarget
 from training.options import TrainOptions
 from training.trained_heads import freeze_batch_norms, trained_heads
 from training.trainers.template_symbol import fill_template

@@ -7,7 +7,7 @@ from dataclasses import replace
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.networks import MODEL_ALIASES, WITH_AUXILIARY
-from export.symbols.sizes import retarget
+from export.symbols.shapes import retarget
 from training.options import TrainOptions
 
 # Between the scores of a position and the map that they are read from.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from export.errors import ExportError
-from export.symbols.normalisation import IMAGENET, Pixels, choose_pixels
+from export.symbols.networks import IMAGENET, Pixels, choose_pixels
 
 
 def test_networks_bring_their_own_pixels() -> None:

@@ -3,7 +3,7 @@ import pytest
 from export.errors import IllegalSize, InvalidSymbol
 from export.symbols.find import PUBLISHED, FoundSymbol, own_size
 from export.symbols.graph import read_symbol
-from export.symbols.sizes import retarget, size_rule
+from export.symbols.shapes import retarget, size_rule
 
 GENERATE = """
 import sys

@@ -107,15 +107,27 @@ def _first_convolutions(graph: OnnxGraph, channels: int) -> list[NodeProto]:
     return found
 
 
-def check_heads(heads: Sequence[str], classes: int) -> None:
-    """Raises ExportError for outputs that are none of the contract's, or over 65,535 classes."""
+def check_heads(heads: Sequence[str], *, served: bool = True) -> None:
+    """Raises ExportError for outputs that are not the contract's.
+
+    With ``served`` also where no server could make labels of them.
+    """
     if not heads or set(heads) - set(ALL_HEADS):
         raise ExportError(
             f"--head {','.join(heads)!r} is not valid: expected one or more of"
             f" {', '.join(ALL_HEADS)}"
         )
-    if classes > MAX_CLASSES:
-        raise ExportError(f"the network has {classes} classes: expected at most {MAX_CLASSES}")
+    if served and not {MASK, LOGITS} & set(heads):
+        raise ExportError(
+            f"--head {','.join(heads)!r} holds neither mask nor logits; a server needs one of them:"
+            " add mask"
+        )
+
+
+def check_classes(classes: int, least: int = 1) -> None:
+    """Raises ExportError where a label map cannot hold so many classes."""
+    if not least <= classes <= MAX_CLASSES:
+        raise ExportError(f"{classes} classes: expected {least} to {MAX_CLASSES}")
 
 
 def mask_type(classes: int) -> int:
@@ -127,13 +139,14 @@ def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] =
     """Edits in place a model whose first output is float32 logits [N, C, h, w].
 
     Afterwards its outputs are those of ``heads``: ``mask`` (with more than 255 classes uint16) and
-    ``confidence`` uint8 [N, height, width], ``logits`` float32 [N, C, h, w]. Raises what
-    ``check_heads`` raises.
+    ``confidence`` uint8 [N, height, width], ``logits`` float32 [N, C, h, w]. Raises ExportError
+    for other heads or too many classes.
     """
     graph = OnnxGraph(model)
     source = graph.graph.output[0]
     _, classes, *lengths = (d.dim_value for d in source.type.tensor_type.shape.dim)
-    check_heads(heads, classes)
+    check_heads(heads, served=False)
+    check_classes(classes)
     if graph.producer(source.name) is not None:
         graph.rename(source.name, LOGITS)
     full = LOGITS
@@ -175,14 +188,14 @@ def _add_confidence(graph: OnnxGraph, full: str, opset: int) -> None:
 
 @dataclass(frozen=True)
 class GraphEnds:
-    """Names of nodes.
+    """The nodes at both ends of a graph, by name.
 
     Attributes:
         before: what the image passes before the first layers.
         first: the layers that read the image, plain or resized.
-        last: the layers whose results become the logits (or the labels of a network that gives
+        last: the layers whose results become the logits (or the labels of a network that outputs
             these alone) without another layer.
-        after: what stands behind ``last``, the mask head too.
+        after: what follows ``last``, the mask head too.
     """
 
     before: frozenset[str]
@@ -192,7 +205,7 @@ class GraphEnds:
 
     @property
     def outside(self) -> frozenset[str]:
-        """The nodes that are no part of the network proper."""
+        """The nodes before and behind the network proper."""
         return self.before | self.after
 
 
@@ -200,7 +213,7 @@ def graph_ends(model: ModelProto) -> GraphEnds:
     """Returns the ends of a graph whose nodes have names (``name_nodes``)."""
     graph = OnnxGraph(model)
     before, first = _walk(graph, model.graph.input[0].name, forward=True)
-    # A network that gives labels alone has no logits.
+    # A network that outputs labels alone has no logits.
     scores = MASK if graph.producer(LOGITS) is None else LOGITS
     between, last = _walk(graph, scores, forward=False)
     heads, _ = _walk(graph, scores, forward=True)

@@ -35,7 +35,7 @@ RECIPES = (Recipe(), Recipe(first_float=True))
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """What the user asked for.
+    """The options of a lower precision.
 
     Attributes:
         precision: one of ``PRECISIONS``.
@@ -102,7 +102,7 @@ def check_options(options: PrecisionOptions) -> None:
             f" {', '.join(PRECISIONS)}"
         )
     if options.search and options.precision != "int8":
-        raise UnsupportedPrecision("--search looks for a recipe of int8; add --precision int8")
+        raise UnsupportedPrecision("--search is for int8; add --precision int8")
     if options.precision == "int8":
         calibration_source(options.calibration, options.dataset, options.root)
     _judges(options)

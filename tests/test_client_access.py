@@ -166,7 +166,10 @@ def test_wrong_files_and_keys_are_errors_before_any_call(guarded: Guarded) -> No
         (Tls(files.key), "holds no PEM certificates"),
         (Tls(files.ca, None, files.key), "has no certificate"),
         (Tls(files.ca, files.certificate), "not a PEM certificate and its unencrypted key"),
-        (Tls(files.ca, files.certificate, files.client), "not a PEM certificate and its unencrypted"),
+        (
+            Tls(files.ca, files.certificate, files.client),
+            "not a PEM certificate and its unencrypted",
+        ),
     ):
         with pytest.raises((OSError, ValueError), match=text):
             Client(guarded.grpc, tls=tls)

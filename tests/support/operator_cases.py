@@ -6,7 +6,7 @@ first axis is the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -15,8 +15,25 @@ from moving_cases import MOVING, Case, Family, conv
 DRAWS = 3
 # Families that MXNet has in float32 only, and what it cannot train on a CPU: indices have no
 # gradient, rrelu draws its slopes, and modulated convolutions go back on GPUs alone.
-FLOAT32 = ("softmax_instance_map", "instance_norm", "lrn", "affine_grid", "warp", "transformer",
-           "constants")  # fmt: skip
+FLOAT32 = (
+    "softmax_instance_map",
+    "instance_norm",
+    "lrn",
+    "affine_grid",
+    "warp",
+    "transformer",
+    "constants",
+    "topk",
+    "const_linspace",
+    "const_open",
+    "const_zeros",
+    "const_ones",
+    "const_full",
+    "const_arange",
+    "const_repeated",
+    "const_eye",
+    "batch_norm_v",
+)
 UNTRAINABLE = ("argmax_channel", "leaky_rrelu", "modulated")
 
 
@@ -240,6 +257,52 @@ def batch_dot(r: Random) -> Case:
         return mx.sym.linalg.gemm2(a, b, alpha=alpha, **options)
 
     return case
+
+
+def affine_product(r: Random) -> Case:
+    options = {"transpose_a": False, "transpose_b": True, "alpha": r.uniform(0.5, 2),
+               "beta": r.uniform(-1, 1)}  # fmt: skip
+    return lambda mx, x: mx.sym.linalg.gemm(
+        x, conv(mx, x, 3), mx.sym.batch_dot(mx.sym.reshape(x, shape=(-3, 0, 0)), mx.sym.reshape(
+            x, shape=(-3, 0, 0)), transpose_b=True).reshape(shape=(-4, -1, 3, 0, 0)), **options
+    )  # fmt: skip
+
+
+def self_product(r: Random) -> Case:
+    options = {"transpose": r.random() < 0.5, "alpha": r.uniform(0.5, 2)}
+    return lambda mx, x: mx.sym.linalg.syrk(x, **options)
+
+
+def moments(r: Random) -> Case:
+    axes, kept = tuple(sorted(r.sample((1, 2, 3), r.randint(1, 3)))), r.random() < 0.5
+
+    def case(mx: Any, x: Any) -> Any:
+        parts = mx.sym.moments(x, axes=axes, keepdims=kept)
+        return parts[0] + parts[1] * 2
+
+    return case
+
+
+def ranking(op: str) -> Family:
+    def draw(r: Random) -> Case:
+        options: dict[str, Any] = {"axis": r.choice((1, 2, 3, -1)), "is_ascend": r.random() < 0.5}
+        kind = r.choice(("value", "indices", "both"))
+        if op == "topk":
+            options |= {"k": r.randint(1, 3), "ret_typ": kind}
+
+        def case(mx: Any, x: Any) -> Any:
+            found = getattr(mx.sym, op)(x, **options)
+            both = op == "topk" and kind == "both"
+            return found[1] + found[0] * 2 if both else found
+
+        return case
+
+    return draw
+
+
+def running_sum(r: Random) -> Case:
+    axis = r.choice((1, 2, 3))
+    return lambda mx, x: mx.sym.cumsum(x, axis=axis)
 
 
 def dot(r: Random) -> Case:
@@ -487,7 +550,10 @@ FAMILIES: Mapping[str, Family] = {
     "quadratic": attributed("_contrib_quadratic", a=(-1, 1), b=(-1, 1), c=(-1, 1)),
     **MOVING,
     "take": taking, "pick": picking, "one_hot": marking, "embedding": embedding,
-    "where": choosing, "batch_dot": batch_dot, "dot": dot, "fully_connected": connecting,
+    "where": choosing, "batch_dot": batch_dot, "gemm": affine_product,
+    "syrk": self_product, "moments": moments, "cumsum": running_sum,
+    **{op: ranking(op) for op in ("topk", "sort", "argsort")},
+    "dot": dot, "fully_connected": connecting,
     "batch_norm_flat": normalising_connected, "instance_norm": instance_norm,
     "layer_norm": layer_norm, "group_norm": group_norm,
     **{f"length_{mode}": length_norm(mode) for mode in ("instance", "channel", "spatial")},
@@ -497,6 +563,45 @@ FAMILIES: Mapping[str, Family] = {
     "upsampling": upsampling, "resize": resizing, "im2col": columns, "col2im": columns_back,
     "line": line_convolution, "constants": constants, "declared": declared,
     "own_slope": own_slope,
+}  # fmt: skip
+
+
+def _beside(make: Callable[[Any], Any]) -> Case:
+    """A constant of one row, added to every row."""
+    return lambda mx, x: mx.sym.broadcast_add(x, mx.sym.reshape(make(mx), shape=(1, 1, 1, -1)))
+
+
+# Older forms, and what has no attributes worth drawing.
+OTHERS: dict[str, Case] = {
+    "batch_norm_v1": lambda mx, x: mx.sym.BatchNorm_v1(x, name="bn", fix_gamma=False, eps=1e-2),
+    "conv_v1": lambda mx, x: mx.sym.Convolution_v1(
+        x, kernel=(3, 3), pad=(1, 1), num_filter=4, name="conv"
+    ),
+    "pool_v1": lambda mx, x: mx.sym.Pooling_v1(
+        x, kernel=(3, 3), stride=(2, 2), pool_type="avg", pooling_convention="full"
+    ),
+    "pool_v1_max": lambda mx, x: mx.sym.Pooling_v1(
+        x, kernel=(2, 3), stride=(2, 2), pool_type="max"
+    ),
+    "cast": lambda mx, x: mx.sym.Cast(x, dtype="float32") * 2,
+    "amp_cast": lambda mx, x: mx.sym.amp_cast(x, dtype="float32") * 2,
+    "plain_loss": lambda mx, x: mx.sym.make_loss(x * 3),
+    "shape_of": lambda mx, x: mx.sym._internal._identity_with_attr_like_rhs(x * 2, x),
+    "broadcast_axis": lambda mx, x: mx.sym.broadcast_axis(
+        mx.sym.mean(x, axis=(2, 3), keepdims=True), axis=(2, 3), size=(4, 5)
+    ),
+    "const_linspace": _beside(lambda mx: mx.sym.linspace(0, 2, 17)),
+    "const_open": _beside(lambda mx: mx.sym.linspace(-1, 1, 17, endpoint=False)),
+    "const_zeros": _beside(lambda mx: mx.sym.zeros((17,))),
+    "const_ones": _beside(lambda mx: mx.sym.ones((17,))),
+    "const_full": _beside(lambda mx: mx.sym.full((17,), 0.3)),
+    "const_arange": _beside(lambda mx: mx.sym.arange(17)),
+    "const_repeated": _beside(lambda mx: mx.sym.slice_axis(
+        mx.sym.arange(1, 10, step=0.5, repeat=2), axis=0, begin=0, end=17)),
+    "const_eye": lambda mx, x: mx.sym.dot(x, mx.sym.eye(17, 5, k=-1)),
+    "const_like": lambda mx, x: mx.sym.broadcast_mul(
+        x, mx.sym.reshape(mx.sym.contrib.arange_like(x, axis=3), shape=(1, 1, 1, -1))
+    ),
 }  # fmt: skip
 
 
@@ -513,6 +618,7 @@ def draw_cases() -> dict[str, Case]:
     plain["softmax_instance_map"] = lambda mx, x: mx.sym.SoftmaxActivation(x)
     plain["div_sqrt_dim"] = lambda mx, x: mx.sym.contrib.div_sqrt_dim(x)
     plain["gradient_multiplier"] = lambda mx, x: mx.sym.contrib.gradientmultiplier(x, scalar=0.3)
+    plain |= OTHERS
     drawn = {
         f"{name}_{number}": family(Random(f"{name}{number}"))
         for name, family in FAMILIES.items()

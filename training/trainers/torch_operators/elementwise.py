@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,4 +90,4 @@ def add_all(call: Call) -> Tensor:
 
 def divide_by_root(call: Call) -> Tensor:
     """``_contrib_div_sqrt_dim``: the values by the root of the last length."""
-    return call.data / call.data.shape[-1] ** 0.5
+    return call.data / math.sqrt(call.data.shape[-1])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from export.symbols.reshape_rules import axes_of, axis_of
-from export.symbols.shape_rules import RULES
+from export.symbols.shape_rules import RULES, SEVERAL
 from training.trainers.torch_operators.call import Call
 
 
@@ -48,6 +48,46 @@ def find_extreme(call: Call) -> Tensor:
     return find(x, axis, keepdim=kept).to(x.dtype)
 
 
+def find_moments(call: Call) -> tuple[Tensor, ...]:
+    """Mean and variance along axes."""
+    axes, kept = axes_of(call.node, call.data.dim(), "axes"), call.node.flag("keepdims", False)
+    mean = call.data.mean(axes, keepdim=True)
+    variance = (call.data - mean).square().mean(axes, keepdim=True)
+    if kept:
+        return mean, variance
+    shape = SEVERAL["moments"](call.node, call.shapes)[0]
+    return mean.reshape(shape), variance.reshape(shape)
+
+
+def rank(call: Call) -> tuple[Tensor, ...]:
+    """``topk``, ``sort`` and ``argsort``: values, indices as numbers, or both."""
+    node, x = call.node, call.data
+    axis = axis_of(node, x.dim(), default=-1)
+    count = SEVERAL[node.op](node, call.shapes)[0][axis]
+    falling = not node.flag("is_ascend", node.op != "topk")
+    values, places = x.sort(stable=True, dim=axis, descending=falling)
+    parts = values.narrow(axis, 0, count), places.narrow(axis, 0, count).to(x.dtype)
+    kind = {"sort": "value", "argsort": "indices"}.get(node.op, node.text("ret_typ", "indices"))
+    return parts if kind == "both" else (parts[0 if kind == "value" else 1],)
+
+
+def add_up(call: Call) -> Tensor:
+    """``cumsum`` along an axis."""
+    if not call.node.text("axis", ""):
+        raise call.refuse("cumsum without an axis")
+    return call.data.cumsum(call.node.integer("axis", 0))
+
+
+def multiply_and_add(call: Call) -> Tensor:
+    """``_linalg_gemm``, to which a matrix is added, and ``_linalg_syrk``, of one matrix."""
+    node, first = call.node, call.data
+    if node.op == "_linalg_syrk":
+        turned = first.transpose(-1, -2)
+        product = turned @ first if node.flag("transpose", False) else first @ turned
+        return product * node.number("alpha", 1)
+    return multiply_batches(call) + call.inputs[2] * node.number("beta", 1)
+
+
 def connect_fully(call: Call) -> Tensor:
     """``FullyConnected`` of the flattened input, or along its last axis."""
     weight, *bias = call.inputs[1:]
@@ -61,7 +101,7 @@ def multiply_batches(call: Call) -> Tensor:
     node = call.node
     left, right = (
         x.transpose(-1, -2) if node.flag(key, False) else x
-        for x, key in zip(call.inputs, ("transpose_a", "transpose_b"), strict=True)
+        for x, key in zip(call.inputs[:2], ("transpose_a", "transpose_b"), strict=True)
     )
     return left @ right * node.number("alpha", 1)
 
@@ -73,7 +113,8 @@ def multiply(call: Call) -> Tensor:
         left = left.movedim(0, -1)
     if call.node.flag("transpose_b", False):
         right = right.movedim(-1, 0)
-    return torch.tensordot(left, right, 1).reshape(RULES["dot"](call.node, call.shapes))
+    product: Tensor = torch.tensordot(left, right, 1)
+    return product.reshape(RULES["dot"](call.node, call.shapes))
 
 
 def take(call: Call) -> Tensor:

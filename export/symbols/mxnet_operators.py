@@ -26,6 +26,7 @@ _OTHER_VERSIONS = {
     "_npx_relu": "relu",
     "_npx_sigmoid": "sigmoid",
     "CuDNNBatchNorm": "BatchNorm",
+    "_sum": "add_n",
 }
 # Attributes that MXNet reads but does not list.
 _UNLISTED = {"_linspace": ("num", "endpoint")}

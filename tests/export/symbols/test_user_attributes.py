@@ -163,7 +163,7 @@ def test_reasons_are_one_line_that_says_what_is_wrong(run_mxnet) -> None:
     assert "expected [1,3,4,4], got [1,3,2,2]" in shapes
     assert 'Missing field "arg_nodes"' in field
     assert missing.startswith("Required parameter act_type")
-    assert 'in operator Activation(name="act")' in missing
+    assert "in operator Activation(" in missing
 
 
 def test_the_list_of_operators_is_mxnets_own(run_mxnet) -> None:

@@ -44,12 +44,12 @@ __all__ = ["Call", "UnsupportedOperators", "execute", "execute_all", "unsupporte
 
 
 def execute(call: Call) -> Tensor:
-    """An operator's first output. Raises UnsupportedOperators naming node and attribute."""
+    """Returns an operator's first output. Raises UnsupportedOperators naming node and attribute."""
     return execute_all(call)[0]
 
 
 def execute_all(call: Call) -> tuple[Tensor, ...]:
-    """All outputs of an operator. Raises UnsupportedOperators naming node and attribute."""
+    """Returns all outputs of an operator. Raises UnsupportedOperators naming node and attribute."""
     try:
         found = _OPERATORS[call.node.op](call)
     except UnsupportedOperator as error:
@@ -58,7 +58,7 @@ def execute_all(call: Call) -> tuple[Tensor, ...]:
 
 
 def unsupported(operators: Iterable[str]) -> list[str]:
-    """Those of the operator names that are not executed here, sorted."""
+    """Returns those of the operator names that are not executed here, sorted."""
     return sorted(set(operators) - set(_OPERATORS))
 
 

@@ -29,9 +29,9 @@ def random_params(
     """Returns float32 parameters for every variable of the graph, the same for the same seed.
 
     Weights of layers are N(0, 2 / fan_in), a deconvolution a channel bilinear, biases 0, gamma
-    and variance 1, beta and mean 0, slopes 1/4. Without ``neutral`` biases, beta and mean are N(0, 0.04), gamma
-    is uniform around 1, around 0.35 in front of sums, variance in 0.5 to 1.5. Raises what
-    ``infer_shapes`` raises.
+    and variance 1, beta and mean 0, slopes 1/4. Without ``neutral`` biases, beta and mean are
+    N(0, 0.04), gamma is uniform around 1, around 0.35 in front of sums, variance in 0.5 to 1.5.
+    Raises what ``infer_shapes`` raises.
     """
     shapes = infer_shapes(graph, height, width).parameters
     generator = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from export.errors import VerificationFailed
 from export.lowering.convert import DATA
-from export.passes.cut_at_logits import cut_at_logits, prune_heads, without_softmax
+from export.passes.cut_at_logits import cut_at_logits, prune_heads, with_logits
 from export.symbols.find import module_command
 from export.symbols.graph import Entry, Graph, write_symbol
 from export.symbols.normalisation import IMAGENET, Pixels
@@ -97,23 +97,22 @@ def verify(
     images = example_images(height, width)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        main = without_softmax(prune_heads(graph))
+        main = with_logits(prune_heads(graph), height, width)
         logits = cut_at_logits(main, height, width).graph
         both = _both_heads(main, logits)
         write_symbol(both, folder / "symbol.json")
         write_params(parameters, folder / "network.params")
         np.save(folder / "images.npy", images)
         np.savez(folder / "pixels.npz", mean=pixels.mean, std=pixels.std, bgr=pixels.bgr)
-        command = [*module_command("export.verify_mxnet"), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise VerificationFailed(f"MXNet did not run the symbol: {reason}; or --no-verify")
+        try:
+            version = _ask_mxnet("compare", name)
+        except VerificationFailed as error:
+            raise VerificationFailed(f"{error}; or --no-verify") from error
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
         )
-        result = _compare(session, images, folder, done.stdout.strip().splitlines()[-1])
+        result = _compare(session, images, folder, version)
     # A deformable convolution jumps at the border, and rounding moves points across it
     # (docs/parity.md): labels alone judge such networks.
     deforms = any(node.op in DEFORMABLE for _, node in graph.operators())
@@ -124,6 +123,24 @@ def verify(
             " comparison"
         )
     return result
+
+
+def check_with_mxnet(symbol: Path, params: Path, image: str, shape: tuple[int, ...]) -> str:
+    """Has MXNet load a symbol and run it once; returns MXNet's version.
+
+    ``image`` is the symbol's uint8 input, of ``shape``. MXNet runs in a subprocess. Raises
+    VerificationFailed with MXNet's reason.
+    """
+    return _ask_mxnet("load", str(symbol), str(params), image, *map(str, shape))
+
+
+def _ask_mxnet(*arguments: str) -> str:
+    command = [*module_command("export.verify_mxnet"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise VerificationFailed(f"MXNet did not run the symbol: {reason}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def example_images(height: int, width: int) -> NDArray[np.uint8]:

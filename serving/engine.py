@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.geometry import Size
-from serving.palette import LabelMap, label_type
+from serving.imaging.restore import Prediction
+from serving.palette import label_type
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The shapes and names of a model's input and outputs.
+    """The shapes that go into an engine and come out, and how many runs it takes.
 
     Attributes:
         size: static height and width of the network's input.
@@ -40,28 +41,8 @@ class EngineSpec:
         return np.dtype(np.uint16) if self.wide else label_type(self.num_classes)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One of the two is there, for a batch or (first axis gone) for one image.
-
-    Attributes:
-        logits: float32 ``[n,C,h,w]``.
-        mask: class ids, uint8 ``[n,H,W]``; with more than 255 classes uint16.
-    """
-
-    logits: npt.NDArray[np.float32] | None
-    mask: LabelMap | None
-
-    def __getitem__(self, index: int) -> Prediction:
-        """Returns the prediction of one image of the batch (a view)."""
-        return Prediction(
-            None if self.logits is None else self.logits[index],
-            None if self.mask is None else self.mask[index],
-        )
-
-
 class Engine(Protocol):
-    """Runs batches; ``run`` is called from worker threads, ``spec.instances`` at a time."""
+    """An engine that runs batches; worker threads call ``run``, ``spec.instances`` at a time."""
 
     @property
     def spec(self) -> EngineSpec: ...
@@ -84,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the engine holds; no run may be going on."""
+        """Frees what the engine holds; no run may be in progress."""
         ...
 
 

@@ -134,12 +134,14 @@ def parse_palette(text: str) -> tuple[Color, ...]:
     """Reads colours written as ``#rrggbb``, separated by white space.
 
     Raises:
-        ValueError: a word that is no such colour.
+        ValueError: a word that is not such a colour.
     """
     colors = []
     for word in text.split():
         if not re.fullmatch("#[0-9a-fA-F]{6}", word):
-            raise ValueError(f"{word!r} is no colour; a palette reads like '#804080 #f423e8'")
+            raise ValueError(
+                f"{word!r} is not a valid colour; a palette reads like '#804080 #f423e8'"
+            )
         red, green, blue = bytes.fromhex(word[1:])
         colors.append((red, green, blue))
     return tuple(colors)

@@ -15,9 +15,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serving.imaging.header import DEFAULT_FORMATS
-
 PREFIX: Final = "SEGSERVE_"
+# Encoded images that can be decoded.
+IMAGE_FORMATS: Final = frozenset({"JPEG", "PNG", "BMP", "WEBP"})
 # Other variables of that prefix: the client's key, the cache of compiled loops, a switch of the
 # tests. Kubernetes adds those of a Service of that name (SEGSERVE_PORT_8000_TCP, ...).
 _OTHERS = {"SEGSERVE_API_KEY", "SEGSERVE_CACHE_DIR", "SEGSERVE_TEST_NO_SKIP"}
@@ -28,7 +28,10 @@ Words: TypeAlias = Annotated[frozenset[str], NoDecode]
 
 
 class Settings(BaseSettings):
-    """Defaults suit one machine that serves a few models; ``SEGSERVE_HTTP_PORT=80`` overrides."""
+    """The settings. Their defaults suit one machine that serves a few models.
+
+    ``SEGSERVE_HTTP_PORT=80`` overrides one.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -188,7 +191,7 @@ class Settings(BaseSettings):
         60.0, gt=0, description="seconds that a client may stop reading its answer"
     )
     allowed_formats: Words = Field(
-        DEFAULT_FORMATS, description="image formats that are accepted, comma-separated"
+        IMAGE_FORMATS, description="image formats that are accepted, comma-separated"
     )
     max_inflight_megapixels: float = Field(
         2000.0, gt=0, description="megapixels of decoded images of all requests in progress"
@@ -325,9 +328,9 @@ class Settings(BaseSettings):
     @field_validator("allowed_formats")
     @classmethod
     def _check_formats(cls, formats: frozenset[str]) -> frozenset[str]:
-        unknown = sorted(formats - DEFAULT_FORMATS)
+        unknown = sorted(formats - IMAGE_FORMATS)
         if unknown or not formats:
-            known = ", ".join(sorted(DEFAULT_FORMATS))
+            known = ", ".join(sorted(IMAGE_FORMATS))
             raise ValueError(f"{', '.join(unknown) or 'no format'} cannot be decoded; {known} can")
         return formats
 

@@ -10,20 +10,22 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.errors import EngineFailed
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.models.loader import OpenEngine
 from serving.server import Server
 from serving.settings import Settings
 
 
 class FakeEngine:
-    """Classes are bands of red: a pixel of red ``r`` gets class ``r * num_classes // 256``.
+    """An engine whose classes are bands of red, so that an answer shows which image it belongs to.
 
-    So every answer tells which image it belongs to. ``delay_s`` is a run's time; the runs whose
-    numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it is set.
-    Without ``logits`` it gives labels alone; with ``logits_size`` one-hot logits of that size.
+    A pixel of red ``r`` gets class ``r * num_classes // 256``. ``delay_s`` is a run's time; the
+    runs whose numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it
+    is set. Without ``logits`` it returns labels alone; with ``logits_size`` one-hot logits of that
+    size.
     """
 
     def __init__(

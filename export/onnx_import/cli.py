@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from export import options as given
+from export.datasets import find_labels, read_labels
 from export.errors import ExportError, InvalidLabels, InvalidNetwork
 from export.onnx_import.network import ImportOptions, InputFormat, import_network
 from export.onnx_import.outputs import Labels
@@ -18,13 +19,12 @@ from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import verify_import
 from export.options import parse_size, split_head
 from export.passes.build import PASSES
-from export.pipeline import Target, Written, check_heads, write_network
+from export.passes.contract import check_heads
+from export.pipeline import Target, Written, write_network
 from export.precision.gate import Limits
 from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
-from export.repository.files import ONNX_FILE
-from export.repository.labels import find_labels, read_labels
-from export.repository.triton import ModelFacts, variant_name
+from export.repository.triton import ONNX_FILE, ModelFacts, variant_name
 from export.source import refuse_given
 from export.symbols.normalisation import PRESETS_HELP, Triple, find_preset
 from export.symbols.params import digest

@@ -7,7 +7,7 @@ contract: docs/decisions.md; docs/import.md says what networks are taken and how
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,19 @@ from onnx import ModelProto, TensorProto, checker, helper, shape_inference
 
 from export.errors import IllegalSize, InvalidNetwork
 from export.lowering.convert import BATCH, DATA
-from export.onnx_import.heads import label_head, score_head
-from export.onnx_import.outputs import NONE, Labels, Scores, find_output
+from export.onnx_import.outputs import (
+    NONE,
+    Labels,
+    Scores,
+    find_output,
+    label_head,
+    score_head,
+)
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
-from export.passes.commute_resize import commute_resize
-from export.passes.factor_pyramid import factor_pyramid
-from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.fold_normalisation import IMAGE, fold_normalisation
-from export.passes.image_pooling_bias import image_pooling_bias
-from export.passes.mask_head import HEADS, MASK, mask_head, mask_type
-from export.passes.onnx_graph import OnnxGraph, integers, is_half
+from export.passes.build import REWRITES
+from export.passes.contract import HEADS, IMAGE, MASK, fold_normalisation, mask_head, mask_type
+from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
 from export.symbols.normalisation import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
 from serving.palette import MAX_CLASSES
@@ -259,10 +261,9 @@ def _standard_input(
 ) -> None:
     """Makes the input ``data`` float32 [N, channels, height, width], still normalised."""
     image = model.graph.input[0]
-    graph = OnnxGraph(model)
     kind = image.type.tensor_type.elem_type
-    inner = image.name
-    rename(model.graph, {inner: "source_input"})
+    rename(model.graph, {image.name: "source_input"})
+    graph = OnnxGraph(model)
     current = DATA
     first = []
     if kind != TensorProto.FLOAT:
@@ -272,16 +273,12 @@ def _standard_input(
         # Networks made for NHWC often begin by going to NCHW themselves: both ways cancel.
         for node in graph.consumers("source_input"):
             if node.op_type == "Transpose" and integers(node, "perm", ()) == (0, 3, 1, 2):
-                rename(model.graph, {node.output[0]: current})
+                graph.rename(node.output[0], current)
                 graph.remove(node)
         if graph.consumers("source_input"):
-            first.append(
-                helper.make_node(
-                    "Transpose", [current], ["source_nhwc"], "source_nhwc", perm=[0, 2, 3, 1]
-                )
-            )
+            first.append(make_node("Transpose", [current], "source_nhwc", perm=[0, 2, 3, 1]))
             current = "source_nhwc"
-    rename(model.graph, {"source_input": current})
+    graph.rename("source_input", current)
     graph.insert_first(first)
     image.CopyFrom(
         helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, channels, height, width])
@@ -320,19 +317,14 @@ def _rewrite(model: ModelProto, expected: InputFormat, channels: int) -> list[st
     """Runs the exporter's exact rewrites, as far as the network's precision allows."""
     passes = []
     if not is_half(model):
-        passes += ["fold_batch_norm"] if fold_batch_norm(model) else []
-        for rewrite in (image_pooling_bias, factor_pyramid):
-            passes += [rewrite.__name__] if _run_where_shapes_are_known(rewrite, model) else []
-        passes += ["commute_resize"] if commute_resize(model) else []
-    pixels = expected.pixels
-    mean, std = pixels.mean[:channels], pixels.std[:channels]
-    fold_normalisation(model, mean, std, bgr=pixels.bgr and channels == 3)
+        graph = OnnxGraph(model)
+        passes = [name for name, rewrite in REWRITES.items() if _applies(rewrite, graph)]
+    fold_normalisation(model, expected.pixels)
     return [*passes, "fold_normalisation", "mask_head"]
 
 
-def _run_where_shapes_are_known(rewrite: Callable[[ModelProto], int], model: ModelProto) -> int:
-    """Returns how often a pass applied that needs the sizes of tensors."""
+def _applies(rewrite: Rewrite, graph: OnnxGraph) -> bool:
     try:
-        return rewrite(model)
+        return bool(rewrite.apply(graph).applied)
     except shape_inference.InferenceError:
-        return 0  # ONNX does not infer the shapes of this network
+        return False  # ONNX does not infer the shapes of this network

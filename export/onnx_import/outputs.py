@@ -1,20 +1,34 @@
-"""Finds the class scores in what a foreign network gives out.
+"""Finds the class scores in what a foreign network outputs, and makes the contract's of them.
 
 Networks end in logits, a softmax, a sigmoid or an argmax, resized to the image or not. The walk
 goes back from the output through what does not change which class wins, to the scores at the head's
 own resolution where the last resize has aligned corners (as the contract's ``logits`` are resized).
+``score_head`` then makes them what ``export.passes.contract.mask_head`` takes; ``label_head`` makes
+the mask of a network that outputs labels alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import ModelProto, NodeProto, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from export.errors import InvalidNetwork
+from export.lowering.context import resize_nodes
+from export.lowering.convert import BATCH
 from export.onnx_import.static_shapes import FrozenNetwork
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.contract import MASK
+from export.passes.onnx_graph import (
+    OnnxGraph,
+    Shapes,
+    copy_model,
+    infer_shapes,
+    integers,
+    is_aligned_resize,
+    is_half,
+)
 
 NONE, SOFTMAX, LOG_SOFTMAX, SIGMOID = "none", "softmax", "log-softmax", "sigmoid"
 _ACTIVATIONS = {"Softmax": SOFTMAX, "LogSoftmax": LOG_SOFTMAX}
@@ -23,7 +37,7 @@ _CHANNELS_LAST = (0, 2, 3, 1)
 
 @dataclass(frozen=True)
 class Labels:
-    """A network that gives class ids alone: ``tensor`` integer [N, h, w] or [N, 1, h, w]."""
+    """The output of a network of class ids alone: ``tensor`` integer [N, h, w] or [N, 1, h, w]."""
 
     tensor: str
     height: int
@@ -37,8 +51,8 @@ class Scores:
 
     ``tensor`` is float [N, C, height, width] (``axis`` 1) or [N, height, width, C] (``axis`` 3).
     ``activation`` follows it in the network, ``resized`` says that a resize with aligned corners to
-    the image's size does, ``argmax`` that the network gives labels, ``threshold`` that it makes
-    them of one channel, by comparing what ``activation`` gives with it.
+    the image's size does, ``argmax`` that the network outputs labels, ``threshold`` that it makes
+    them of one channel, by comparing the result of ``activation`` with it.
     """
 
     tensor: str
@@ -58,7 +72,7 @@ def find_output(
     """Returns what the network's output is, for so many classes and images of height x width.
 
     ``channels_last`` decides where the output's shape leaves it open. One channel stands for two
-    classes. Raises InvalidNetwork where the output is no map of classes.
+    classes. Raises InvalidNetwork where the output is not a map of classes.
     """
     graph = OnnxGraph(network.model)
     shapes = _static_shapes(network.model)
@@ -69,7 +83,10 @@ def find_output(
     if np.issubdtype(network.sample.dtype, np.integer) or network.sample.dtype == np.bool_:
         shape = network.shape
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] != 1):
-            raise InvalidNetwork(f"the output {name} gives integers {list(shape)}, not [N, H, W]")
+            raise InvalidNetwork(
+                f"the output {name} has integers {list(shape)}: expected labels [N, H, W]; choose"
+                " another output with --output"
+            )
         start = _before_argmax(graph, name)
         small = shape[-2:] != image
         if small or start is None or len(shapes.get(start[0], ())) != 4:
@@ -103,9 +120,7 @@ def find_output(
     return _walk(graph, shapes, _scores(name, axis, shape), image)
 
 
-def _walk(
-    graph: OnnxGraph, shapes: dict[str, tuple[int, ...]], scores: Scores, image: tuple[int, int]
-) -> Scores:
+def _walk(graph: OnnxGraph, shapes: Shapes, scores: Scores, image: tuple[int, int]) -> Scores:
     # A network of small outputs leaves the resize to others: what they interpolate must stay.
     full_size = (scores.height, scores.width) == image
     while (node := graph.producer(scores.tensor)) is not None:
@@ -143,14 +158,14 @@ def _labelling(graph: OnnxGraph, name: str) -> NodeProto | None:
 
 def _compared_scores(
     graph: OnnxGraph,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Shapes,
     name: str,
     classes: int,
     image: tuple[int, int],
 ) -> Scores | None:
     """Returns the one channel of image size that a network compares with a constant at its end.
 
-    MMSegmentation's exporter does, and gives the two labels as floats.
+    MMSegmentation's exporter does, and outputs the two labels as floats.
     """
     node = _labelling(graph, name)
     if classes != 2 or node is None or node.op_type not in ("Greater", "GreaterOrEqual"):
@@ -201,15 +216,12 @@ def _transposed_softmax(graph: OnnxGraph, last: NodeProto, axis: int) -> tuple[s
 
 
 def _is_final_resize(
-    node: NodeProto, shapes: dict[str, tuple[int, ...]], scores: Scores, image: tuple[int, int]
+    node: NodeProto, shapes: Shapes, scores: Scores, image: tuple[int, int]
 ) -> bool:
-    texts = {a.name: a.s for a in node.attribute if a.s}
     source = shapes[node.input[0]]
     return (
-        node.op_type == "Resize"
+        is_aligned_resize(node)
         and scores.axis == 1
-        and texts.get("mode") == b"linear"
-        and texts.get("coordinate_transformation_mode") == b"align_corners"
         and (scores.height, scores.width) == image
         and source[1] == scores.classes
         and all(source)
@@ -223,13 +235,122 @@ def _other_classes(name: str, shape: tuple[int, ...], found: int, named: int) ->
     )
 
 
-def _static_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor for one image, as far as ONNX infers them; 0 where it does not."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
+def _static_shapes(model: ModelProto) -> Shapes:
+    """Returns shapes by tensor for one image, as far as ONNX infers them; 0 where it does not."""
+    probe = copy_model(model)
     probe.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    inferred = shape_inference.infer_shapes(probe, data_prop=True).graph
-    return {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
+    return infer_shapes(probe)
+
+
+def label_head(model: ModelProto, found: Labels, height: int, width: int, kind: int) -> None:
+    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` [N, height, width] of ONNX's type
+    ``kind``."""
+    graph = OnnxGraph(model)
+    graph.set_constant("mask_axis", np.array([1], np.int64))
+    current = graph.append("Cast", [found.tensor], "mask_ids", to=kind)
+    if found.rank == 3:
+        current = graph.append("Unsqueeze", [current, "mask_axis"], "mask_map")
+    nodes, constants = resize_nodes(
+        "mask_resized", current, (found.height, found.width), (height, width), aligned=False
+    )
+    for node in nodes:  # ids cannot be interpolated
+        del node.attribute[:]
+        attributes = {"mode": "nearest", "coordinate_transformation_mode": "half_pixel"}
+        node.attribute.extend(helper.make_attribute(*named) for named in attributes.items())
+        current = node.output[0]
+    graph.extend(nodes, constants)
+    graph.append("Squeeze", [current, "mask_axis"], MASK)
+    _set_output(model, MASK, kind, [BATCH, height, width])
+
+
+def score_head(
+    model: ModelProto,
+    found: Scores,
+    image: tuple[int, int],
+    threshold: float | None,
+    aligned: bool | None,
+) -> list[str]:
+    """Makes the scores the only output, float32 [N, C, h, w]; returns notes on them.
+
+    ``threshold`` and ``aligned`` are those of ``ImportOptions``. Raises InvalidNetwork where one is
+    needed.
+    """
+    graph = OnnxGraph(model)
+    current = found.tensor
+    if found.axis == 3:
+        current = graph.append("Transpose", [current], "scores_nchw", perm=[0, 3, 1, 2])
+    if is_half(model):
+        current = graph.append("Cast", [current], "scores", to=TensorProto.FLOAT)
+    notes = [_describe(found)]
+    if found.threshold is not None and threshold is not None:
+        raise InvalidNetwork(
+            f"the network compares with {found.threshold:g} itself: leave --threshold out"
+        )
+    if found.classes == 1:
+        threshold = found.threshold if threshold is None else threshold
+        shift = threshold_shift(found, threshold)
+        graph.set_constant("scores_threshold", np.array(shift, np.float32))
+        current = graph.append("Sub", [current, "scores_threshold"], "scores_above")
+        # The first class scores 0, so the second one wins above the threshold and not at it.
+        graph.set_constant("scores_background", np.array([0, 1, 0, 0, 0, 0, 0, 0], np.int64))
+        current = graph.append("Pad", [current, "scores_background"], "scores_of_two")
+        notes.append(f"two classes by the threshold {threshold:g} on one channel")
+    elif threshold is not None:
+        raise InvalidNetwork(
+            f"--threshold is for networks of one channel, this one has {found.classes}: leave it"
+            " out"
+        )
+    height, width = found.height, found.width
+    if not found.resized and (height, width) != image:
+        if aligned is None:
+            raise InvalidNetwork(
+                f"the network's output is {height}x{width}, the image {image[0]}x{image[1]}: say"
+                " how its authors resize it, with --align-corners or --half-pixel (what PyTorch's"
+                " interpolate and MMSegmentation do by default)"
+            )
+        if not aligned:
+            nodes, constants = resize_nodes(
+                "scores_resized", current, (height, width), image, aligned=False
+            )
+            graph.extend(nodes, constants)
+            current, (height, width) = "scores_resized", image
+            notes.append("resized to the image with half-pixel centres inside the graph")
+    if (height, width) == image:
+        notes.append("logits are of the image's size")
+    classes = max(2, found.classes)
+    _set_output(model, current, TensorProto.FLOAT, [BATCH, classes, height, width])
+    return notes
+
+
+def _set_output(model: ModelProto, name: str, kind: int, shape: list[int | str]) -> None:
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def threshold_shift(found: Scores, threshold: float | None) -> float:
+    """Returns what to subtract so that the channel is above 0 where it is above the threshold."""
+    if threshold is None:
+        raise InvalidNetwork(
+            "the network has one output channel; set with --threshold the value above which a"
+            " pixel is"
+            " of the second class (0.5 for a sigmoid, 0 for a logit)"
+        )
+    if found.activation != SIGMOID:
+        return threshold
+    if not 0 < threshold < 1:
+        raise InvalidNetwork(
+            f"--threshold {threshold:g} is not valid for a sigmoid: expected a value between 0"
+            " and 1"
+        )
+    return math.log(threshold / (1 - threshold))
+
+
+def _describe(found: Scores) -> str:
+    ends = [found.activation] if found.activation != NONE else []
+    ends += ["resize with aligned corners"] if found.resized else []
+    ends += [] if found.threshold is None else ["comparison"]
+    ends += ["argmax"] if found.argmax and found.threshold is None else []
+    taken = (
+        f"logits taken before {', '.join(ends)}" if ends else "scores as the network outputs them"
+    )
+    return f"{taken}, {found.classes} x {found.height}x{found.width}"

@@ -1,4 +1,4 @@
-"""Reads an ONNX file made elsewhere and brings it into the form that the import works on.
+"""Reads an ONNX file made elsewhere and normalises it for the import.
 
 Afterwards: operators of ONNX's own set, opset 17 or newer, no functions, no control flow, constants
 as initializers, every node named, one float input, one output.
@@ -24,6 +24,7 @@ from onnx import (
 from export.errors import InvalidNetwork
 from export.lowering.convert import DATA, IR_VERSION, OPSET
 from export.onnx_import.training_mode import refuse_training_mode
+from export.passes.onnx_graph import copy_model
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Names that the graph of the contract uses itself.
@@ -44,7 +45,7 @@ def read_network(path: Path) -> ModelProto:
         _read_text(model)
         onnx.checker.check_model(_with_output_shapes(model))
     except FileNotFoundError as error:
-        raise InvalidNetwork(f"{path}: no such file ({error})") from error
+        raise InvalidNetwork(f"{path} does not exist: expected an .onnx file ({error})") from error
     except Exception as error:  # protobuf, the checker and the reader of external data differ
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidNetwork(f"{path}: not a readable ONNX network: {reason}") from error
@@ -52,7 +53,7 @@ def read_network(path: Path) -> ModelProto:
 
 
 def _read_text(model: ModelProto) -> None:
-    """Raises UnicodeError where a name is no text: protobuf reads such names, and refuses later."""
+    """Raises UnicodeError where a name is not text: protobuf reads such names, and fails later."""
     names = [model.producer_name, model.producer_version, *(o.domain for o in model.opset_import)]
     for node in model.graph.node:
         names += [node.name, node.op_type, node.domain, *node.input, *node.output]
@@ -67,8 +68,7 @@ def _with_output_shapes(model: ModelProto) -> ModelProto:
     engines and exporters do not."""
     if all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
         return model
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     for output in copy.graph.output:
         output.type.tensor_type.shape.SetInParent()
     return copy
@@ -80,7 +80,7 @@ def opset_of(model: ModelProto) -> int:
 
 
 def prepare_network(source: ModelProto, output: str | None) -> ModelProto:
-    """Returns a copy in the form described above, whose one output is ``output`` (default: the
+    """Returns a copy in the normalised form, whose one output is ``output`` (default: the
     first).
 
     Raises InvalidNetwork naming what the network has that no model of the repository can have.
@@ -93,9 +93,7 @@ def prepare_network(source: ModelProto, output: str | None) -> ModelProto:
         raise InvalidNetwork(
             f"operators outside of ONNX: {', '.join(missing)}; export the network without them"
         )
-    model: ModelProto = inliner.inline_local_functions(source) if own else ModelProto()
-    if not own:
-        model.CopyFrom(source)
+    model: ModelProto = inliner.inline_local_functions(source) if own else copy_model(source)
     _name_nodes(model.graph)
     _drop_constant_inputs(model.graph)
     _check_input(model.graph)
@@ -147,9 +145,12 @@ def _check_input(graph: GraphProto) -> None:
 def _choose_output(graph: GraphProto, wanted: str | None) -> None:
     names = [tensor.name for tensor in graph.output]
     if not names:
-        raise InvalidNetwork("the network has no output")
+        raise InvalidNetwork("the network has no output; export it with its scores as an output")
     if wanted is not None and wanted not in names:
-        raise InvalidNetwork(f"no output {wanted!r}; --output takes one of {', '.join(names)}")
+        raise InvalidNetwork(
+            f"--output {wanted!r} is not an output of the network: expected one of"
+            f" {', '.join(names)}"
+        )
     chosen = wanted or names[0]
     for tensor in list(graph.output):
         if tensor.name != chosen:

@@ -17,9 +17,15 @@ from PIL import Image
 
 from export.errors import ExportError, InvalidLabels, VerificationFailed
 from export.finite import find_not_finite
-from export.onnx_import.heads import threshold_shift
 from export.onnx_import.network import ImportedNetwork, ImportOptions, InputFormat
-from export.onnx_import.outputs import LOG_SOFTMAX, SIGMOID, SOFTMAX, Labels, Scores
+from export.onnx_import.outputs import (
+    LOG_SOFTMAX,
+    SIGMOID,
+    SOFTMAX,
+    Labels,
+    Scores,
+    threshold_shift,
+)
 from export.onnx_import.source import prepare_network
 from export.verify import (
     MAX_RELATIVE_DIFFERENCE,

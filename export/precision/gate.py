@@ -19,7 +19,7 @@ from serving.palette import LabelMap
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a graph segments, 0-1; None where the images have no labels."""
+    """The accuracy of a graph, 0-1; None where the images have no labels."""
 
     images: int
     mean_iou: float | None
@@ -42,7 +42,7 @@ class Comparison:
 
     @property
     def drop(self) -> float | None:
-        """Lost mIoU in points (negative: gained); None without labels."""
+        """The lost mIoU in points (negative: gained); None without labels."""
         if self.before.mean_iou is None or self.after.mean_iou is None:
             return None
         return 100 * (self.before.mean_iou - self.after.mean_iou)
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may cost.
+    """The limits of what a precision may cost.
 
     Attributes:
         max_miou_drop: points of mIoU, where the images have labels.

@@ -10,9 +10,7 @@ from onnx import ModelProto
 
 from export.errors import ImagesMissing, PrecisionFailed, UnsupportedPrecision
 from export.finite import find_not_finite
-from export.passes.graph_ends import name_nodes
-from export.passes.onnx_graph import is_half
-from export.precision.calibration import calibrate
+from export.passes.onnx_graph import copy_model, is_half, name_nodes
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
 from export.precision.images import (
@@ -22,10 +20,9 @@ from export.precision.images import (
     calibration_source,
     validation_source,
 )
-from export.precision.quantise import Recipe, convolutions, has_vnni, quantise
+from export.precision.quantise import Recipe, calibrate, convolutions, has_vnni, quantise
 from export.precision.search import search, tries_table
-from export.precision.served_graph import serve_graph
-from export.precision.timing import TimeRatio, compare_times
+from export.precision.served_graph import TimeRatio, compare_times, serve_graph
 from export.progress import Steps
 from export.verify import telling_images
 from serving.engines.graph import find_precision
@@ -38,7 +35,7 @@ RECIPES = (Recipe(), Recipe(first_float=True))
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """What the user asked for.
+    """The options of a lower precision.
 
     Attributes:
         precision: one of ``PRECISIONS``.
@@ -105,7 +102,7 @@ def check_options(options: PrecisionOptions) -> None:
             f" {', '.join(PRECISIONS)}"
         )
     if options.search and options.precision != "int8":
-        raise UnsupportedPrecision("--search looks for a recipe of int8; add --precision int8")
+        raise UnsupportedPrecision("--search is for int8; add --precision int8")
     if options.precision == "int8":
         calibration_source(options.calibration, options.dataset, options.root)
     _judges(options)
@@ -136,8 +133,7 @@ def lower_precision(
             f"the network is in {named_so} already; leave --precision {options.precision} out,"
             " or bring it in float32"
         )
-    named = ModelProto()
-    named.CopyFrom(model)
+    named = copy_model(model)
     name_nodes(named)
     _check_finite(named, "fp32")
     gate: Gate | None = None

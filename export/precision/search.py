@@ -20,11 +20,16 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from export.errors import PrecisionFailed
-from export.precision.calibration import Method, calibrate, usable_methods
 from export.precision.gate import Comparison, Gate, Limits
-from export.precision.quantise import Recipe, convolutions, quantise
-from export.precision.served_graph import ServedGraph, serve_graph
-from export.precision.timing import TimeRatio, compare_times
+from export.precision.quantise import (
+    Method,
+    Recipe,
+    calibrate,
+    convolutions,
+    quantise,
+    usable_methods,
+)
+from export.precision.served_graph import ServedGraph, TimeRatio, compare_times, serve_graph
 from export.progress import Steps
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 
 SENSITIVITY_IMAGES = 2
 SENSITIVE_LAYERS = (2, 5)
-# Less than this is no reason to take the less accurate one, even where it is certain.
+# A smaller difference does not justify the less accurate one, even where it is certain.
 SAME_TIME = 1.02
 
 
@@ -119,7 +124,8 @@ def search(
 
 
 def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
-    """Recipes that differ from ``best`` in one knob; ``worst`` names the layers that lose most."""
+    """Returns recipes that differ from ``best`` in one option; ``worst`` names the layers that
+    lose most."""
     return [
         replace(best, first_float=True),
         replace(best, last_float=False),
@@ -132,7 +138,7 @@ def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
 
 
 def choose(tries: Sequence[Try]) -> Try:
-    """Returns the fastest that passes; of those whose times the noise does not tell from its own,
+    """Returns the fastest that passes; of those whose times cannot be told apart from its own,
     the closest to float32. Where none passes, the one that loses least, for the gate to refuse."""
     timed = [(t.time, t) for t in tries if t.time is not None]
     if not timed:

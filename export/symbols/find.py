@@ -70,7 +70,7 @@ def trace_symbol(network: NetworkSpec, classes: int, size: tuple[int, int]) -> T
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *module_command("training.symbols"), "--model", network.model,
+            *module_command("training.networks.tracing"), "--model", network.model,
             "--backbone", network.backbone, "--width", f"{network.width:g}",
             "--num-classes", str(classes), "--size", f"{size[0]}x{size[1]}",
             "--output", folder, "--names", *(["--aux"] if network.aux else []),
@@ -136,7 +136,7 @@ class FoundSymbol:
 def find_symbol(
     network: NetworkName, params: Path | None, classes: int | None, size: tuple[int, int] | None
 ) -> FoundSymbol:
-    """Looks beside ``params``, among the published symbols, then has ``training.symbols`` make it.
+    """Looks beside ``params``, then among the published symbols, then has MXNet trace the network.
 
     ``classes`` and ``size`` are needed for the last one only. Raises SymbolNotFound naming what
     was tried or that the symbol beside has another output stride, InvalidSymbol for a damaged file.
@@ -165,7 +165,7 @@ def find_symbol(
             raise SymbolNotFound(
                 f"cannot generate a symbol for {network.stem}: {error}; or give one with --symbol"
             ) from error
-        return FoundSymbol(traced.graph, "training.symbols")
+        return FoundSymbol(traced.graph, "training.networks.tracing")
     raise SymbolNotFound(
         f"found no symbol for {network.stem}; tried {', '.join(tried)}; give one with --symbol"
     )
@@ -197,7 +197,7 @@ def _check_stride(graph: Graph, stride: int, path: Path) -> None:
     if smallest != -(-size[0] // stride):
         raise SymbolNotFound(
             f"{path} is a network of another output stride than --output-stride {stride}: leave the"
-            " option out, or make a symbol with python -m training.symbols --output-stride"
+            " option out, or make a symbol with python -m training.networks.tracing --output-stride"
             f" {stride} and give it with --symbol"
         )
 

@@ -1,7 +1,9 @@
 """Reads and writes ``symbol.json``, the graph file of MXNet, without MXNet.
 
 Three generations are read: ``attrs`` (1.0 and later), ``attr`` (0.9 to 0.12) and ``param`` with
-``attr`` (up to 0.8, where batch norm does not list its moving averages as inputs).
+``attr`` (up to 0.8, where batch norm does not list its moving averages as inputs). Operators get
+the names that MXNet writes today; what is not an operator's own attribute (``ctx_group``,
+``weight_lr_mult``) is kept apart, under the name that MXNet gives it.
 Source of the format: ``src/nnvm/legacy_json_util.cc`` and nnvm's ``saveload_json.cc``.
 """
 
@@ -17,8 +19,16 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from export.errors import InvalidSymbol
+from export.symbols.mxnet_operators import (
+    addressee,
+    canonical_name,
+    hidden_name,
+    split_attributes,
+)
 
-BATCH_NORMS = frozenset({"BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contrib_SyncBatchNorm"})
+BATCH_NORMS = frozenset(
+    {"BatchNorm", "BatchNorm_v1", "_contrib_BatchNormWithReLU", "_contrib_SyncBatchNorm"}
+)
 # What a network's symbol is called beside its parameters.
 SYMBOL_FILE = "network-symbol.json"
 _MAX_BYTES = 64 * 2**20
@@ -36,21 +46,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator, or a variable where ``op`` is ``"null"``; attribute values are strings."""
+    """An operator, or a variable where ``op`` is ``"null"``.
+
+    Attributes:
+        attrs: the operator's own attributes; all values are strings.
+        user_attrs: what people and tools noted at a node: ``__lr_mult__``, a variable's
+            ``__shape__``.
+    """
 
     op: str
     name: str
     inputs: tuple[Entry, ...] = ()
     attrs: Mapping[str, str] = field(default_factory=dict)
+    user_attrs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_variable(self) -> bool:
-        """True for inputs and parameters."""
+        """True where the node is an input or a parameter."""
         return self.op == "null"
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns a boolean attribute (``True``, ``true``, ``1``)."""
-        return self.attrs[key].strip().lower() in ("true", "1") if key in self.attrs else default
+        """Returns a boolean attribute (``True``, ``true``, ``1``); ``None`` counts as absent."""
+        return self.text(key, str(default)).strip().lower() in ("true", "1")
 
     def text(self, key: str, default: str) -> str:
         """Returns a string attribute; ``None`` counts as absent."""
@@ -78,20 +95,39 @@ class Node:
 
         Raises InvalidSymbol.
         """
+        values = self.bounds(key)
+        if None in values:
+            raise self._not_integers(key)
+        return tuple(v for v in values if v is not None) or default
+
+    def bounds(self, key: str) -> tuple[int | None, ...]:
+        """Returns a tuple attribute in which ``None`` may stand for an integer, as in a slice's
+        ``begin``. Raises InvalidSymbol."""
         text = self.text(key, "()")
         try:
             value = ast.literal_eval(text.replace("L", ""))
-            values = tuple(int(v) for v in (value if isinstance(value, tuple | list) else (value,)))
+            values = value if isinstance(value, tuple | list) else (value,)
+            return tuple(None if v is None else int(v) for v in values)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise InvalidSymbol(
-                f"{self.name}: {key}={text!r} is not valid: expected integers, as in (3, 3)"
-            ) from error
-        return values or default
+            raise self._not_integers(key) from error
+
+    def declared_shape(self) -> tuple[int, ...]:
+        """Returns the shape that was noted at a variable; empty where none is, or not all of it."""
+        try:
+            shape = replace(self, attrs=self.user_attrs).integers("__shape__")
+        except InvalidSymbol:
+            return ()
+        return shape if min(shape, default=0) > 0 else ()
+
+    def _not_integers(self, key: str) -> InvalidSymbol:
+        return InvalidSymbol(
+            f"{self.name}: {key}={self.attrs[key]!r} is not valid: expected integers, as in (3, 3)"
+        )
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, and the entries that the symbol outputs."""
+    """A symbol: nodes in topological order, and the entries that it outputs."""
 
     nodes: tuple[Node, ...]
     heads: tuple[Entry, ...]
@@ -113,11 +149,11 @@ class Graph:
         return ((i, node) for i, node in enumerate(self.nodes) if not node.is_variable)
 
     def consumers(self, index: int) -> list[int]:
-        """Indices of the nodes that read any output of a node."""
+        """Returns the indices of the nodes that read any output of a node."""
         return [i for i, n in enumerate(self.nodes) if any(e.node == index for e in n.inputs)]
 
     def variables(self) -> list[str]:
-        """Names of all variables, in order."""
+        """Returns the names of all variables, in order."""
         return [node.name for node in self.nodes if node.is_variable]
 
     def pruned(self, heads: Sequence[Entry]) -> Graph:
@@ -144,7 +180,7 @@ class Graph:
         return Graph(nodes, tuple(Entry(order[h.node], h.output) for h in heads))
 
     def data_input(self) -> int:
-        """Returns index of the image variable: the first input of the first operators.
+        """Returns the index of the image variable: the first input of the first operators.
 
         Raises InvalidSymbol where there is none.
         """
@@ -154,7 +190,9 @@ class Graph:
         for _, node in self.operators():
             if node.inputs and self.nodes[node.inputs[0].node].is_variable:
                 return node.inputs[0].node
-        raise InvalidSymbol("the symbol has no input variable")
+        raise InvalidSymbol(
+            "the symbol has no input variable: expected an image, usually named data"
+        )
 
 
 def read_symbol(path: Path) -> Graph:
@@ -187,6 +225,7 @@ def parse_symbol(content: bytes, source: str) -> Graph:
     for position, raw in enumerate(document["nodes"]):
         where = f"{source}: node {position}"
         node = _node(raw, moved, where)
+        node = _give_to_inputs(node, nodes)
         if node.op in BATCH_NORMS and len(node.inputs) == 3:
             averages = [Node("null", f"{node.name}_moving_{m}") for m in ("mean", "var")]
             added = tuple(Entry(len(nodes) + i) for i in range(2))
@@ -196,16 +235,17 @@ def parse_symbol(content: bytes, source: str) -> Graph:
         nodes.append(node)
     heads = _entries(document.get("heads"), moved, f"{source}: heads")
     if not heads:
-        raise InvalidSymbol(f"{source}: the symbol has no outputs")
+        raise InvalidSymbol(f"{source}: the symbol has no outputs: expected a list 'heads'")
     return Graph(tuple(nodes), heads)
 
 
 def write_symbol(graph: Graph, path: Path) -> None:
     """Writes the graph as MXNet 1.9 would (``attrs``, three-element entries)."""
     nodes = [
-        {"op": n.op, "name": n.name, **({"attrs": dict(n.attrs)} if n.attrs else {}),
+        {"op": n.op, "name": n.name, **({"attrs": attrs} if attrs else {}),
          "inputs": [[e.node, e.output, 0] for e in n.inputs]}
         for n in graph.nodes
+        for attrs in [{**n.attrs, **n.user_attrs}]
     ]  # fmt: skip
     document = {
         "nodes": nodes,
@@ -219,7 +259,7 @@ def write_symbol(graph: Graph, path: Path) -> None:
 
 def _node(raw: object, moved: Sequence[int], where: str) -> Node:
     if not isinstance(raw, dict):
-        raise InvalidSymbol(f"{where}: not an object")
+        raise InvalidSymbol(f"{where}: expected an object with 'op' and 'name'")
     op, name = raw.get("op"), raw.get("name")
     if not isinstance(op, str) or not isinstance(name, str):
         raise InvalidSymbol(f"{where}: 'op' and 'name' must be strings")
@@ -229,7 +269,26 @@ def _node(raw: object, moved: Sequence[int], where: str) -> Node:
         if not isinstance(part, dict) or not all(isinstance(v, str) for v in part.values()):
             raise InvalidSymbol(f"{where}: '{key}' must map names to strings")
         attrs.update(part)
-    return Node(op, name, _entries(raw.get("inputs") or [], moved, f"{where} ({name})"), attrs)
+    op = canonical_name(op)
+    inputs = _entries(raw.get("inputs") or [], moved, f"{where} ({name})")
+    if op == "null":
+        return Node(op, name, inputs, {}, {hidden_name(key): v for key, v in attrs.items()})
+    return Node(op, name, inputs, *split_attributes(op, attrs))
+
+
+def _give_to_inputs(node: Node, nodes: list[Node]) -> Node:
+    """Moves ``weight_lr_mult`` and its like from an operator to the variable that it is about, as
+    MXNet does; returns the operator without them."""
+    kept = {}
+    for key, value in node.user_attrs.items():
+        found = None if node.is_variable else addressee(node.op, key)
+        if found is None or found[0] >= len(node.inputs):
+            kept[key] = value
+            continue
+        index = node.inputs[found[0]].node
+        given = {**nodes[index].user_attrs, found[1]: value}
+        nodes[index] = replace(nodes[index], user_attrs=given)
+    return replace(node, user_attrs=kept)
 
 
 def _entries(raw: object, moved: Sequence[int], where: str) -> tuple[Entry, ...]:

@@ -1,7 +1,11 @@
-"""Images that wait for an engine, in the order in which they will run, bounded by count and bytes.
+"""The queue of one model: its limits, its order, how long images wait, how they are answered.
 
-A priority level goes before those below it; within a level, images that have outwaited a DELAY
-policy go behind those that have not; among equals, first in is first out.
+The limits include Triton's ``dynamic_batching``, by which a batcher schedules. A priority level
+goes before those below it; within a level, images that have outwaited a DELAY policy go behind
+those that have not; among equals, first in is first out.
+
+Source: triton-inference-server/common protobuf/model_config.proto, ``ModelDynamicBatching`` and
+``ModelQueuePolicy``; Triton's docs/user_guide/batcher.md.
 """
 
 from __future__ import annotations
@@ -9,23 +13,159 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import BatchLimits, BatchObserver, Inferred
-from serving.batching.queue_policy import QueuePolicy
 from serving.errors import DeadlineExceeded, SegserveError
+from serving.imaging.restore import Prediction
 
 Image = npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class QueuePolicy:
+    """A ``ModelQueuePolicy``: what happens to the images that wait at one priority level.
+
+    Attributes:
+        field: the policy's own name in the configuration, for error texts.
+        max_size: images that may wait at the level; 0 sets no limit.
+        timeout_s: how long an image waits at most; 0 sets no limit.
+        delays: an image that has waited so long goes behind the others (DELAY), instead of
+            being refused (REJECT).
+        allows_override: a request may set a shorter timeout.
+    """
+
+    field: str = "default_queue_policy"
+    max_size: int = 0
+    timeout_s: float = 0.0
+    delays: bool = False
+    allows_override: bool = False
+
+    def choose_timeout_s(self, asked_s: float | None) -> float | None:
+        """Returns the wait that the policy acts upon, None where there is none.
+
+        ``asked_s`` is the request's parameter ``timeout``: it counts where the policy has no
+        timeout, or allows to override it, and then only if it is shorter.
+        """
+        if not self.timeout_s:
+            return asked_s
+        if asked_s is None or not self.allows_override:
+            return self.timeout_s
+        return min(self.timeout_s, asked_s)
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """A ``ModelDynamicBatching``: how images wait, in which order, and how many run together.
+
+    Attributes:
+        delay_s: the batching delay: how long the oldest image waits for others to share its run.
+        preferred_sizes: ascending; none means that only a full batch goes at once.
+        preserve_ordering: answers leave in the order in which the images came.
+        priority_levels: 1 goes first; 0 means that all are equal.
+        default_level: of requests that name no level, or one that is not there.
+        default_policy: of levels that ``policies`` does not name.
+    """
+
+    delay_s: float = 0.0
+    preferred_sizes: tuple[int, ...] = ()
+    preserve_ordering: bool = False
+    priority_levels: int = 0
+    default_level: int = 0
+    default_policy: QueuePolicy = QueuePolicy()
+    policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+
+    @property
+    def first_level(self) -> int:
+        """Returns the level that goes before all others."""
+        return min(1, self.priority_levels)
+
+    def level(self, priority: int) -> int:
+        """Returns the level of a request's priority; 0 and unknown ones have the default level."""
+        return priority if 1 <= priority <= self.priority_levels else self.default_level
+
+    def policy(self, level: int) -> QueuePolicy:
+        """Returns the policy of a level."""
+        return self.policies.get(level, self.default_policy)
+
+    def choose_size(self, waiting: int, max_batch_size: int, *, has_waited: bool) -> int:
+        """Returns how many of ``waiting`` images run now; 0 during the batching delay.
+
+        The largest preferred size that can be had goes at once; else, once the oldest image has
+        waited ``delay_s`` (``has_waited``), whatever is there.
+        """
+        sizes = self.preferred_sizes or (max_batch_size,)
+        possible = [size for size in sizes if size <= waiting]
+        if possible:
+            return possible[-1]
+        return min(waiting, max_batch_size) if has_waited else 0
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The bounds of a queue, over all its levels, and of the engine behind it.
+
+    Attributes:
+        max_queue_size: images that wait.
+        max_queue_bytes: of their pixels.
+        queue_timeout_ms: no image waits longer, whatever its policy.
+        scheduling: the model's own ``dynamic_batching``.
+        shed_late: refuse an image at once that would be answered after its deadline.
+        max_failures: failed runs in a row after which the engine counts as broken.
+        run_timeout_s: a run that takes longer is stuck: the engine counts as broken.
+    """
+
+    max_queue_size: int
+    max_queue_bytes: int
+    queue_timeout_ms: float
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    shed_late: bool = False
+    max_failures: int = 3
+    run_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """The prediction of one image, and where its time went, in seconds."""
+
+    prediction: Prediction
+    queue_seconds: float
+    infer_seconds: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A run of an engine that succeeded: its images, and where its time went, in seconds."""
+
+    size: int
+    input_seconds: float
+    infer_seconds: float
+    output_seconds: float
+
+
+class BatchObserver(Protocol):
+    """An observer of a batcher; it is called on the event loop."""
+
+    def queue_changed(self, length: int) -> None: ...
+
+    def batch_done(self, execution: Execution) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
+
+    def engine_failed(self, kind: str) -> None:
+        """Reports a run that gave an image no answer; ``kind`` is one of ``ENGINE_FAILURES``."""
+        ...
+
+
 @dataclass(eq=False)
 class Item:
-    """One image that waits; its place in the queue follows from ``key``.
+    """An image that waits; its position in the queue follows from ``key``.
 
     ``deadline`` is when it must have been inferred for its caller's, on the batcher's clock.
     """
@@ -45,7 +185,7 @@ class Item:
         return self.level, self.delayed, self.number
 
     def stop_timers(self) -> None:
-        """It waits no longer."""
+        """Stops its timers: it waits no longer."""
         for timer in self.timers:
             timer.cancel()
 
@@ -55,7 +195,7 @@ def _key(item: Item) -> tuple[int, bool, int]:
 
 
 class RequestQueue:
-    """The waiting images of one model."""
+    """A queue of the images that wait for one model."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
@@ -68,23 +208,25 @@ class RequestQueue:
 
     @property
     def oldest(self) -> float:
-        """When the image that has waited longest arrived; the queue is not empty."""
+        """Returns when the image that has waited longest arrived; the queue must not be empty."""
         return min(item.arrived for item in self._items)
 
     def count_before(self, level: int | None) -> int:
-        """Images that run before one that comes to ``level`` now; None: to the first level."""
+        """Counts the images that run before one that comes to ``level`` now; None: the first."""
         if level is None:
             level = self.limits.scheduling.first_level
         return bisect_left(self._items, (level, True, 0), key=_key)
 
-    def find_lack(self, size: int, level: int | None, coming: int = 0) -> tuple[str, str] | None:
-        """Why an image of ``size`` bytes has no room: a reason for metrics, and the error's text;
-        None where it has. ``coming`` others will be there before it; with ``level`` None what the
-        levels' own policies say is left out."""
+    def find_lack(self, size: int, level: int | None, reserved: int = 0) -> tuple[str, str] | None:
+        """Returns why an image of ``size`` bytes has no room: a reason for metrics, and a text.
+
+        None means that it has. ``reserved`` others will be there before it; with ``level`` None
+        the limits of the levels' own policies are left out.
+        """
         limits = self.limits
-        if len(self) + coming >= limits.max_queue_size:
+        if len(self) + reserved >= limits.max_queue_size:
             return "queue_size", (
-                f"{len(self) + coming} images wait already (setting max_queue_size)"
+                f"{len(self) + reserved} images wait already (setting max_queue_size)"
             )
         if level is not None and (policy := limits.scheduling.policy(level)).max_size:
             waiting = sum(item.level == level for item in self._items)
@@ -110,7 +252,7 @@ class RequestQueue:
         insort(self._items, item, key=_key)
 
     def remove(self, item: Item) -> bool:
-        """Takes an item out; False where it is out already."""
+        """Removes an item; returns False where it was removed before."""
         item.stop_timers()
         if item not in self._items:
             return False
@@ -129,11 +271,11 @@ class RequestQueue:
         return taken
 
 
-# Gives images their answers, with ``preserve_ordering`` in the order in which they came.
-
-
 class Answers:
-    """Sets the futures of items; one whose caller has left is passed over."""
+    """The answers to items, with ``preserve_ordering`` in the order in which these came.
+
+    An item whose caller has left is passed over.
+    """
 
     def __init__(self, *, preserve_ordering: bool) -> None:
         self._ordered = preserve_ordering
@@ -141,12 +283,12 @@ class Answers:
         self._finished: dict[Item, Inferred | SegserveError] = {}
 
     def expect(self, item: Item) -> None:
-        """Notes an item that entered the queue."""
+        """Adds an item that has entered the queue."""
         if self._ordered:
             self._expected.append(item)
 
-    def give(self, item: Item, result: Inferred | SegserveError) -> None:
-        """Answers an item, or holds the answer back until its elders have theirs."""
+    def answer(self, item: Item, result: Inferred | SegserveError) -> None:
+        """Answers an item, or holds the answer back until earlier requests have theirs."""
         # What nobody waits for is not kept: no later release would find it.
         if self._ordered and not item.future.done():
             self._finished[item] = result
@@ -155,12 +297,12 @@ class Answers:
             _set(item, result)
 
     def fail(self, items: Sequence[Item], error: SegserveError) -> None:
-        """Gives all of them the same error."""
+        """Answers all items with the same error."""
         for item in items:
-            self.give(item, error)
+            self.answer(item, error)
 
     def release(self) -> None:
-        """Gives what is held back and need not be: elders were answered, or have left."""
+        """Sets the answers that need not be held back any more."""
         while self._expected:
             item = self._expected[0]
             if not item.future.done():
@@ -180,11 +322,8 @@ def _set(item: Item, result: Inferred | SegserveError) -> None:
         item.future.set_result(result)
 
 
-# How long an image may wait in a queue: timers, which fire while the engine is busy too.
-
-
 class WaitLimits:
-    """Ends the wait of an image, or puts it back, when its time has passed.
+    """Timers that end an image's wait, or put it back, also while the engine is busy.
 
     Args:
         on_removed: called after an image was taken out of the queue.
@@ -209,7 +348,7 @@ class WaitLimits:
         timeout_s: float | None,
         policy_timeout_s: float | None,
     ) -> None:
-        """Starts an image's timers; the server's own, the caller's, and its level's policy's."""
+        """Starts an image's timers: the server's, the caller's, and that of its level's policy."""
         self._end_after(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
             self._end_after(item, timeout_s, "the request's own deadline")

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
 from serving.engines.devices import Device
@@ -44,6 +44,7 @@ from serving.engines.onnxruntime_session import (
 )
 from serving.engines.providers import has_cuda_graphs, without_cuda_graphs
 from serving.errors import EngineFailed, InvalidModel
+from serving.imaging.restore import Prediction
 
 log = logging.getLogger("segserve")
 

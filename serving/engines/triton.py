@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.engines.triton_connection import AWAY, Stub, TritonConnection
 from serving.engines.triton_memory import SharedTensor, is_local
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 
 log = logging.getLogger("segserve")
 

@@ -2,7 +2,7 @@
 
 Costs are counted in multiplications of a direct convolution. The weights below were estimated with
 ONNX Runtime 1.31 on two cores with AVX-512, on layers of 128 to 2048 channels; ``python -m
-benchmarks.winograd`` sets what they expect beside what is measured.
+benchmarks.studies.winograd`` sets what they expect beside what is measured.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as oip
@@ -16,19 +17,28 @@ from serving.grpc.oip_messages import build_infer_message, read_infer_request
 from serving.grpc.repository import ControlServicer
 from serving.grpc.status import INLINE_BYTES, Context, run_sized, time_left
 from serving.grpc.stream import answer_in_order
-from serving.models.model import Model
-from serving.models.statistics import Duration
+from serving.models.model import Duration, Model
+from serving.observability.request_context import count_refusal
 from serving.oip.dataplane import Dataplane
-from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
+from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions
+from serving.parsing import parse_version
+from serving.settings import Settings
 
 
 class InferenceServicer(ControlServicer):
     """``inference.GRPCInferenceService``."""
 
     def __init__(
-        self, dataplane: Dataplane, is_ready: Callable[[], bool], stopping: asyncio.Event
+        self,
+        dataplane: Dataplane,
+        pool: Executor,
+        settings: Settings,
+        is_ready: Callable[[], bool],
+        stopping: asyncio.Event,
     ) -> None:
         super().__init__(dataplane)
+        self.pool = pool
+        self.settings = settings
         self.is_ready = is_ready
         self.stopping = stopping
 
@@ -39,7 +49,7 @@ class InferenceServicer(ControlServicer):
         return oip.ServerReadyResponse(ready=self.is_ready())
 
     async def ServerMetadata(self, request: Message, context: Context) -> Message:  # noqa: N802
-        extensions = list_extensions(self.dataplane.settings)
+        extensions = list_extensions(self.settings)
         return oip.ServerMetadataResponse(
             name=SERVER_NAME, version=SERVER_VERSION, extensions=extensions
         )
@@ -86,22 +96,21 @@ class InferenceServicer(ControlServicer):
         async def work(index: int, request: oip.ModelInferRequest) -> Message:
             return await self._infer_in_stream(request, time_left(context))
 
-        limit = self.dataplane.settings.max_stream_frames
+        limit = self.settings.max_stream_frames
         return answer_in_order(requests, work, limit, self.stopping)
 
     async def _infer(self, request: oip.ModelInferRequest, time_left_s: float | None) -> Message:
         model = self.dataplane.find(
             request.model_name, parse_version(request.model_version), "grpc"
         )
-        pool = self.dataplane.segmenter.pool
         # A tensor in shared memory has any size, of which the message says nothing.
         is_small = request.raw_input_contents and request.ByteSize() <= INLINE_BYTES
         asked = await run_sized(
-            pool, is_small, read_infer_request, request, time_left_s, model, self.memory
+            self.pool, is_small, read_infer_request, request, time_left_s, model, self.memory
         )
         response = await self.dataplane.infer(asked, "grpc")
         size = sum(output.tensor.size for output in response.outputs)
-        return await run_sized(pool, size <= INLINE_BYTES, build_infer_message, response)
+        return await run_sized(self.pool, size <= INLINE_BYTES, build_infer_message, response)
 
     async def _infer_in_stream(
         self, request: oip.ModelInferRequest, time_left_s: float | None
@@ -109,6 +118,7 @@ class InferenceServicer(ControlServicer):
         try:
             response = await self._infer(request, time_left_s)
         except SegserveError as error:
+            count_refusal(error, request.model_name)
             drop_traceback(error)
             failed = oip.ModelInferResponse(id=request.id)
             return oip.ModelStreamInferResponse(error_message=str(error), infer_response=failed)

@@ -12,7 +12,7 @@ from typing import Final, ParamSpec, TypeAlias, TypeVar
 import grpc
 
 from serving.errors import Internal, SegserveError, TooManyRequests, drop_traceback, shorten
-from serving.observability.request_context import current_call, log_defect, note_error, note_refusal
+from serving.observability.request_context import current_context, log_defect, report_error
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Arguments = ParamSpec("Arguments")
@@ -66,10 +66,8 @@ async def end_call(context: Context, error: SegserveError) -> None:
     Returns where gRPC's own ``abort`` raises: the exception that it keeps would hold the frames of
     the call, and with them its message, until a rare collection.
     """
-    note_error(error.code)
-    note_refusal(error)
-    call = current_call.get()
-    trailing = [("segserve-code", error.code), *(call.marks if call else ())]
+    call = current_context.get()
+    trailing = [("segserve-code", error.code), *(call.response_headers if call else ())]
     if isinstance(error, TooManyRequests):
         trailing.append(("retry-after", error.retry_after))
     drop_traceback(error)
@@ -87,7 +85,9 @@ async def fail_call(context: Context, error: Exception) -> None:
     """Ends the call that a defect of the server has broken: INTERNAL with the call's id, and the
     whole error in the log alone."""
     log_defect(error)
-    await end_call(context, Internal())
+    internal = Internal()
+    report_error(internal)
+    await end_call(context, internal)
 
 
 def cancelled_by_itself(task: asyncio.Task[object]) -> None:

@@ -39,9 +39,9 @@ from google.protobuf.message import Message
 from segserve_client.proto import segserve_pb2 as pb
 from tritonclient.grpc import service_pb2 as oip
 
-from serving.admission.request_head import Announced
+from serving.admission.admission import RequestHead
 from serving.errors import InvalidRequest, TooLarge
-from serving.oip.messages import parse_version
+from serving.parsing import parse_version
 
 # The largest honest message names some hundred classes; a batch of encoded images has a few dozen.
 MAX_FIELDS: Final = 4096
@@ -305,13 +305,13 @@ _WANTED = {SEGMENT: _SEGMENT, INFER: _INFER}
 
 
 def list_wanted(method: str) -> tuple[Key, ...]:
-    """Returns the fields that :func:`read_announced` needs of a method's messages."""
+    """Returns the fields that :func:`read_head` needs of a method's messages."""
     return _WANTED.get(method, ())
 
 
-def read_announced(
+def read_head(
     method: str, fields: Fields, timeout_s: float | None, size: int
-) -> Announced | None:
+) -> RequestHead | None:
     """Returns the inference that a message of ``size`` bytes asks for; None where the call is none,
     or not one that can be answered."""
     try:
@@ -324,17 +324,17 @@ def read_announced(
     return None
 
 
-def _read_segment(fields: Fields, timeout_s: float | None, size: int) -> Announced:
+def _read_segment(fields: Fields, timeout_s: float | None, size: int) -> RequestHead:
     model, version, format = (fields.get(key) for key in _SEGMENT)
     formats = tuple(_text(format).split(",")) if format else ("png",)
     number = version if isinstance(version, int) and version else None
-    return Announced(_text(model), number, timeout_s, 0, formats, size, is_certain=True)
+    return RequestHead(_text(model), number, timeout_s, 0, formats, size, is_certain=True)
 
 
-def _read_infer(fields: Fields, timeout_s: float | None, size: int) -> Announced:
+def _read_infer(fields: Fields, timeout_s: float | None, size: int) -> RequestHead:
     model, version = (_text(fields.get(key)) for key in _INFER)
     number = parse_version(version)
-    return Announced(model, number, timeout_s, request_bytes=size, is_certain=True)
+    return RequestHead(model, number, timeout_s, request_bytes=size, is_certain=True)
 
 
 def _text(value: bytes | int | None) -> str:

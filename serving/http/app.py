@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 
+from serving.admission.admission import Admission
 from serving.errors import InvalidRequest, SegserveError, code_of_http, shorten
 from serving.http.body import TIMEOUT_HEADER, BodyReader
 from serving.http.middleware import CallMiddleware, route_method, show
@@ -30,14 +32,14 @@ from serving.http.openapi import complete_openapi
 from serving.http.page import add_docs, add_page
 from serving.http.repository import add_refusals, add_repository, add_shared_memory
 from serving.http.segment import add_segment
-from serving.models.families import find_described
 from serving.observability.metrics import Metrics
 from serving.observability.metrics_server import MetricsPage
-from serving.observability.middleware import Calls
-from serving.observability.request_context import note_error
+from serving.observability.middleware import RequestContexts
+from serving.observability.request_context import note_error, report_error
 from serving.oip.dataplane import Dataplane
-from serving.oip.messages import SERVER_VERSION, parse_version
+from serving.oip.messages import SERVER_VERSION
 from serving.palette import format_palette
+from serving.parsing import parse_version
 from serving.service import Segmenter
 from serving.settings import Settings
 
@@ -45,17 +47,20 @@ from serving.settings import Settings
 def build_app(
     segmenter: Segmenter,
     dataplane: Dataplane,
+    admission: Admission,
+    contexts: RequestContexts,
+    metrics: Metrics,
     metrics_page: MetricsPage,
+    pool: Executor,
     settings: Settings,
-    calls: Calls,
     is_ready: Callable[[], bool],
 ) -> FastAPI:
     """Returns the application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
     app = FastAPI(title="segserve", version=SERVER_VERSION, docs_url=None, redoc_url=None)
-    app.add_middleware(CallMiddleware, calls=calls, door=segmenter.door)
+    app.add_middleware(CallMiddleware, contexts=contexts, admission=admission)
     allow_origins(app, settings)
-    bodies = BodyReader(settings, segmenter.pool)
-    add_error_handlers(app, segmenter, segmenter.metrics)
+    bodies = BodyReader(settings, pool, metrics.count_ignored)
+    add_error_handlers(app)
     add_health(app, settings, is_ready)
     add_models(app, dataplane, is_ready)
     add_classes(app, segmenter)
@@ -78,14 +83,12 @@ def build_app(
     return app
 
 
-def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Makes every error's body ``{"error": text, "code": name}``."""
 
     @app.exception_handler(SegserveError)
     async def show_error(request: Request, error: SegserveError) -> JSONResponse:
-        note_error(error.code)
-        model = request.path_params.get("model", "")
-        metrics.count_refusal(error, segmenter.registry.label(model))
+        report_error(error, request.path_params.get("model", ""))
         return show(error)
 
     @app.exception_handler(RequestValidationError)
@@ -123,7 +126,7 @@ def find_methods(app: FastAPI, path: str) -> set[str]:
         scope = {"type": "http", "method": "OPTIONS", "path": path, "root_path": "", "headers": []}
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             methods |= route.methods or set()
-    # Each is answered by another's route (``http/calls.py``).
+    # Each is answered by another's route (``http/middleware.py``).
     methods |= {m for m in ("HEAD", "PUT") if methods and route_method(m, path) in methods}
     return methods | {"OPTIONS"} if methods else methods
 
@@ -137,7 +140,7 @@ def add_classes(app: FastAPI, segmenter: Segmenter) -> None:
     @get("/v2/models/{model}/versions/{version}/classes")
     async def classes(model: str, version: str = "") -> JSONResponse:
         """Id, name and colour (#rrggbb) of every class."""
-        labels = find_described(segmenter.registry, model, parse_version(version)).labels
+        labels = segmenter.describe(model, parse_version(version)).labels
         return JSONResponse(
             [
                 {"id": index, "name": name, "color": format_palette([color])}

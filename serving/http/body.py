@@ -8,7 +8,7 @@ leave the queue and its tiles are not begun.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from io import BytesIO
@@ -45,10 +45,16 @@ class BodyLimit:
 
 @dataclass(frozen=True)
 class BodyReader:
-    """Reads the bodies of one server; ``pool`` does what takes time."""
+    """Reads the bodies of one server.
+
+    Attributes:
+        pool: runs what takes time.
+        count_ignored: of the server's metrics.
+    """
 
     settings: Settings
     pool: Executor
+    count_ignored: Callable[[str, int], None]
 
     async def read(self, request: Request) -> bytes:
         """Returns the whole body of an inference; see ``read_within``."""

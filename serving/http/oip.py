@@ -29,8 +29,7 @@ from serving.http.openapi import (
     describe_body,
     list_errors,
 )
-from serving.models.model import Model
-from serving.models.statistics import Duration
+from serving.models.model import Duration, Model
 from serving.oip.dataplane import Dataplane, ModelMetadata, TensorMetadata
 from serving.oip.messages import (
     SERVER_NAME,
@@ -38,9 +37,9 @@ from serving.oip.messages import (
     InferRequest,
     InferResponse,
     list_extensions,
-    parse_version,
 )
 from serving.oip.model_config import config_json
+from serving.parsing import parse_version
 from serving.settings import Settings
 
 INFER_ANSWERS: Responses = {
@@ -120,11 +119,10 @@ def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool])
 
 def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
     """Adds the inference of the Open Inference Protocol."""
-    pool = dataplane.segmenter.pool
     reader = InferReader(
         dataplane.memory,
-        dataplane.settings.max_json_bytes,
-        partial(dataplane.segmenter.metrics.count_ignored, "infer"),
+        bodies.settings.max_json_bytes,
+        partial(bodies.count_ignored, "infer"),
     )
 
     route = partial(
@@ -155,9 +153,9 @@ def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
             return reader.read(found, number, body, header_length, timeout_s)
 
         # JSON of a whole image takes a while, in both directions.
-        parsed = await loop.run_in_executor(pool, parse)
+        parsed = await loop.run_in_executor(bodies.pool, parse)
         response = await while_connected(request, dataplane.infer(parsed, "http"))
-        return await loop.run_in_executor(pool, answer_infer, response, accepted)
+        return await loop.run_in_executor(bodies.pool, answer_infer, response, accepted)
 
 
 def answer_infer(response: InferResponse, encoding: str | None) -> Response:

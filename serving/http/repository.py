@@ -46,9 +46,7 @@ class _Region(Struct, frozen=True):
     offset: Bytes | None = None
 
 
-async def read_json(
-    request: Request, bodies: BodyReader, dataplane: Dataplane, kind: type[Body]
-) -> Body:
+async def read_json(request: Request, bodies: BodyReader, kind: type[Body]) -> Body:
     """Returns the JSON body, by default ``{}``. It is short enough to be decoded on the event loop.
 
     Raises:
@@ -57,7 +55,7 @@ async def read_json(
     """
     body = (await bodies.read_control(request)).removeprefix(BOM).strip() or b"{}"
     found = decode(body, kind, request.url.path)
-    dataplane.segmenter.metrics.count_ignored("control", count_ignored(body, kind))
+    bodies.count_ignored("control", count_ignored(body, kind))
     return found
 
 
@@ -74,21 +72,21 @@ def add_repository(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> No
     @post("/v2/repository/index")
     async def index(request: Request) -> JSONResponse:
         """Every model of the repository with its state; `{"ready": true}`: the loaded ones."""
-        asked = await read_json(request, bodies, dataplane, _Index)
+        asked = await read_json(request, bodies, _Index)
         states = await dataplane.index(ready=bool(asked.ready))
         return JSONResponse([show_state(state) for state in states])
 
     @post("/v2/repository/models/{model}/load", response_class=Response)
     async def load(request: Request, model: str) -> Response:
         """Loads a model, or loads it anew (setting `enable_model_control`)."""
-        asked = await read_json(request, bodies, dataplane, _Control)
+        asked = await read_json(request, bodies, _Control)
         await dataplane.load(model, tuple(read_parameters(request.url.path, asked.parameters)))
         return Response(media_type="application/json")
 
     @post("/v2/repository/models/{model}/unload", response_class=Response)
     async def unload(request: Request, model: str) -> Response:
         """Unloads a model once its requests are answered (setting `enable_model_control`)."""
-        asked = await read_json(request, bodies, dataplane, _Control)
+        asked = await read_json(request, bodies, _Control)
         read_parameters(request.url.path, asked.parameters)
         await dataplane.unload(model)
         return Response(media_type="application/json")
@@ -122,7 +120,7 @@ def add_shared_memory(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) ->
     @post("/v2/systemsharedmemory/region/{region}/register", openapi_extra=register_body)
     async def register(request: Request, region: str) -> Response:
         """Opens POSIX shared memory under a name (setting `enable_shared_memory`)."""
-        asked = await read_json(request, bodies, dataplane, _Region)
+        asked = await read_json(request, bodies, _Region)
         memory.register(region, asked.key, asked.offset or 0, asked.byte_size)
         return Response(media_type="application/json")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import Executor
 from functools import partial
 from time import perf_counter
 from urllib.parse import quote
@@ -24,7 +25,7 @@ from serving.http.body import (
 from serving.http.multipart import join_parts
 from serving.http.openapi import BINARY, TIMEOUT, WORK, Responses, describe_body, list_errors
 from serving.http.options import MULTIPART, OPTIONS, merge_options, read_options, read_query
-from serving.oip.messages import parse_version
+from serving.parsing import parse_version
 from serving.requests import SegmentRequest, SegmentResult
 from serving.service import Segmenter
 
@@ -97,14 +98,14 @@ def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
         form = await bodies.read_image(request, OPTIONS)
         if form.options:
             options = read_options(merge_options(query, form.options), accepted)
-        segmenter.metrics.count_ignored("form", form.ignored)
+        bodies.count_ignored("form", form.ignored)
         left_s = seconds_left(timeout_s, began)
         asked = SegmentRequest(model, form.image, options, version, left_s)
         try:
             result = await while_connected(request, segmenter.segment(asked, "http"))
         except (InvalidImage, UnsupportedImageFormat) as error:
             raise _explain(error, form.image, request.headers.get("content-type", "")) from None
-        encoded = await join(result, segmenter)
+        encoded = await join(result, bodies.pool)
         return Response(
             encoded.body,
             media_type=encoded.media_type,
@@ -124,12 +125,12 @@ def quote_header(text: str) -> str:
     return quote(text, safe=HEADER_SAFE, errors="replace")
 
 
-async def join(result: SegmentResult, segmenter: Segmenter) -> Encoded:
+async def join(result: SegmentResult, pool: Executor) -> Encoded:
     """Returns the answer itself where there is one, else a body of several parts."""
     if len(result.parts) == 1:
         return result.only
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(segmenter.pool, join_parts, result.parts)
+    return await loop.run_in_executor(pool, join_parts, result.parts)
 
 
 def _explain(error: SegserveError, data: bytes, content_type: str) -> SegserveError:

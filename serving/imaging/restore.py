@@ -1,4 +1,4 @@
-"""Predictions back to the original size: bilinear logits and argmax, exact, or nearest on ids.
+"""Restores predictions to the original size: bilinear logits and argmax, exact, or nearest ids.
 
 Logits are float32 ``[C,h,w]`` without NaN. Labels are uint8, with more than 255
 classes uint16. Equal logits give the lowest id, as argmax does.
@@ -6,10 +6,11 @@ classes uint16. Equal logits give the lowest id, as argmax does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from serving.engine import Prediction
 from serving.imaging.geometry import Size, View, source_positions
 from serving.imaging.interpolation import (
     Confidence,
@@ -22,9 +23,29 @@ from serving.imaging.interpolation import (
     fill_nearest,
 )
 from serving.imaging.jit import read_only
-from serving.palette import MAX_CLASSES, label_type
+from serving.palette import MAX_CLASSES, LabelMap, label_type
 
 Positions = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network predicts: one of the two, for a batch or (first axis gone) for one image.
+
+    Attributes:
+        logits: float32 ``[n,C,h,w]``.
+        mask: class ids, uint8 ``[n,H,W]``; with more than 255 classes uint16.
+    """
+
+    logits: npt.NDArray[np.float32] | None
+    mask: LabelMap | None
+
+    def __getitem__(self, index: int) -> Prediction:
+        """Returns the prediction of one image of the batch (a view)."""
+        return Prediction(
+            None if self.logits is None else self.logits[index],
+            None if self.mask is None else self.mask[index],
+        )
 
 
 def labels_from_logits(

@@ -20,10 +20,16 @@ from typing import TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.batching.queue_policy import Scheduling, read_scheduling
+from serving.batching.queue import Scheduling
 from serving.engines.acceleration import read_acceleration
 from serving.errors import InvalidModel
-from serving.models.parameters import LABELS_FILE, read_labels, read_resize, read_tile_overlap
+from serving.models.parameters import (
+    LABELS_FILE,
+    read_labels,
+    read_resize,
+    read_scheduling,
+    read_tile_overlap,
+)
 from serving.palette import MAX_BYTE_CLASSES, LabelSet, label_type
 from serving.parsing import read_text
 
@@ -71,11 +77,11 @@ UNSUPPORTED_GROUP_FIELDS = ("rate_limiter", "passive", "secondary_devices", "hos
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model of the repository, checked, not loaded.
+    """A model of the repository, checked, not loaded.
 
     Attributes:
         versions: the versions to serve, ascending; the last one answers unversioned requests.
-        ignored: folders of the model that look like versions and are none, each with the reason.
+        ignored: folders of the model that look like versions and are not, each with the reason.
         scheduling: ``dynamic_batching``.
         instances: instances of all groups together.
         resize: one of ``serving.imaging.geometry.RESIZES``.
@@ -97,7 +103,7 @@ class ModelFolder:
     config: ModelConfig
 
     def graph(self, version: int) -> Path:
-        """The ONNX file of a version."""
+        """Returns the ONNX file of a version."""
         filename: str = self.config.default_model_filename or "model.onnx"
         return self.path / str(version) / filename
 
@@ -140,7 +146,7 @@ def _list_folders(repository: Path) -> list[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a folder, or may be one: what cannot be looked at is named, not lost."""
+    """Returns whether an entry is a folder, or may be one: what cannot be read is not lost."""
     try:
         return stat.S_ISDIR(entry.stat().st_mode)
     except FileNotFoundError:
@@ -185,7 +191,7 @@ def read_model(path: Path) -> ModelFolder:
 
 
 def describe_remote(config: ModelConfig, versions: tuple[int, ...]) -> ModelFolder:
-    """A model of a Triton server; whatever platform it has there.
+    """Describes a model of a Triton server, whatever platform it has there.
 
     Raises:
         InvalidModel: it is not of the contract; the message names the field.
@@ -280,10 +286,10 @@ def show_name(path: Path) -> str:
 
 
 def _check_name(path: Path) -> None:
-    """A name goes into protobuf messages, JSON, metric labels and lines of a log."""
+    """Checks a name: it goes into protobuf messages, JSON, metric labels and lines of a log."""
     if show_name(path) != path.name or not path.name.isprintable():
         raise InvalidModel(
-            f"{path.parent}: the folder {path.name!a} has no valid name of a model; expected "
+            f"{path.parent}: the folder {path.name!a} does not have a valid model name; expected "
             f"printable characters in UTF-8"
         )
 
@@ -302,7 +308,7 @@ def _check_counts(file: Path, config: ModelConfig) -> None:
 
 
 def _check_dims(file: Path, config: ModelConfig) -> None:
-    """That shapes are written as ``max_batch_size`` says: what is written is what clients see."""
+    """Checks that shapes are written as ``max_batch_size`` says, as clients see them."""
     for tensor in (*config.input, *config.output):
         rank, dims = TENSOR_RANKS[tensor.name], list(tensor.dims)
         if config.max_batch_size == 0 and len(dims) == rank:
@@ -361,7 +367,7 @@ def _check_mask(file: Path, config: ModelConfig, classes: int) -> None:
 
 
 def choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
-    """The versions of a model's folder that its policy has served, ascending.
+    """Returns the versions of a model's folder that its policy serves, ascending.
 
     Raises:
         InvalidModel: there are none, or the policy names absent ones.
@@ -394,7 +400,7 @@ def choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
 
 
 def find_ignored(path: Path, config: ModelConfig) -> dict[str, str]:
-    """What lies in a model's folder like a version and is not served as one: names, and why."""
+    """Returns the folders of a model that look like versions and are not served, and why."""
     filename = _graph_file(config)
     ignored = {}
     for folder in sorted(path.iterdir()):
@@ -413,7 +419,7 @@ def find_ignored(path: Path, config: ModelConfig) -> dict[str, str]:
 
 
 def _why_no_file(file: Path) -> str:
-    """Empty where the file is there; else what is wrong, of one version alone."""
+    """Returns what is wrong with the file of one version; empty where nothing is."""
     try:
         kind = file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -424,7 +430,7 @@ def _why_no_file(file: Path) -> str:
 
 
 def _graph_file(config: ModelConfig) -> str:
-    """The name of a version's graph: of a file in the version's folder, never of one elsewhere."""
+    """Returns the name of a version's graph, which must be a file in the version's folder."""
     usual = "model.py" if config.backend == "python" else "model.onnx"
     filename: str = config.default_model_filename or usual
     if Path(filename).name != filename or filename in (".", ".."):

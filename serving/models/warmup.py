@@ -1,4 +1,4 @@
-"""``model_warmup``: runs that a version makes before it takes requests.
+"""Warms a version up: the runs of ``model_warmup``, before it takes requests.
 
 Source: triton-inference-server/common protobuf/model_config.proto, ``ModelWarmup``.
 """
@@ -27,7 +27,7 @@ FOLDER = "warmup"
 
 @dataclass(frozen=True)
 class Warmup:
-    """One entry: ``count`` runs of a batch, uint8 ``[n,H,W,3]``."""
+    """An entry of ``model_warmup``: ``count`` runs of a batch, uint8 ``[n,H,W,3]``."""
 
     name: str
     batch: npt.NDArray[np.uint8]
@@ -54,7 +54,7 @@ def warm_up(engine: Engine, folder: ModelFolder) -> None:
 
 
 def read_warmups(folder: ModelFolder) -> Iterator[Warmup]:
-    """The entries of ``model_warmup``, their data read.
+    """Reads the entries of ``model_warmup`` with their data.
 
     Raises:
         InvalidModel: see ``warm_up``.

@@ -13,14 +13,14 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import Inferred
+from serving.batching.queue import Inferred
 from serving.errors import InvalidRequest, UnsupportedOption
 from serving.formats import registry as mask
 from serving.imaging import restore
 from serving.imaging.geometry import Plan, Size, View, plan
 from serving.imaging.restore import restore_labels
 from serving.models.model import Model
-from serving.observability.metrics import Timings
+from serving.observability.request_context import Timings
 from serving.oip.messages import InferRequest, OutputTensor, RequestedOutput
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Tensor

@@ -7,12 +7,10 @@ import onnxruntime
 import pytest
 
 from benchmarks import gpu
-from benchmarks.device_profile import profile_graph
-from benchmarks.energy import EnergyMeter
-from benchmarks.node_profile import NodeProfile, NodeTime, read_profile
-from benchmarks.onnx_subject import OnnxSubject, check_provider
-from benchmarks.speed import PUBLISHED_TIMES, measure_speed
-from benchmarks.subject import Case, EngineMissing
+from benchmarks.engines.node_profile import NodeProfile, NodeTime, profile_graph, read_profile
+from benchmarks.engines.onnxruntime import OnnxSubject, check_provider
+from benchmarks.engines.speed import PUBLISHED_TIMES, EnergyMeter, measure_speed
+from benchmarks.engines.subject import Case, EngineMissing
 from export.passes.build import build_model
 from export.symbols.graph import Entry, Graph, Node
 from export.symbols.initial import random_params
@@ -128,7 +126,7 @@ def test_what_fell_back_and_what_was_copied(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("content", "message"), [("{}", "no profile"), ("[]", "no node")])
+@pytest.mark.parametrize(("content", "message"), [("{}", "not a valid profile"), ("[]", "no node")])
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "profile.json"
     path.write_text(content)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from serving.batching.batch import BatchLimits, Execution
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, Execution
 from serving.testing import FakeEngine
 
 LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=20_000)
@@ -21,6 +21,7 @@ class Notes:
 
     rejections: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     queue: int = 0
 
     def queue_changed(self, length: int) -> None:
@@ -32,12 +33,18 @@ class Notes:
     def rejected(self, reason: str) -> None:
         self.rejections.append(reason)
 
+    def engine_failed(self, kind: str) -> None:
+        self.failures.append(kind)
+
 
 @asynccontextmanager
 async def batching(
-    engine: FakeEngine, limits: BatchLimits = LIMITS, notes: Notes | None = None
+    engine: FakeEngine,
+    limits: BatchLimits = LIMITS,
+    notes: Notes | None = None,
+    on_broken: Callable[[str], None] = lambda reason: None,
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic)
+    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic, on_broken)
     batcher.start()
     try:
         yield batcher

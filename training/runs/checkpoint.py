@@ -8,6 +8,7 @@ format, ``arg:``/``aux:`` and symbol names).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -29,7 +30,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class PartOfEpoch:
-    """The place in an epoch under way, and what is already there of its line in the log.
+    """A place within an epoch, and what its line in the log has so far.
 
     Attributes:
         iterations: done, of ``length``.
@@ -46,11 +47,11 @@ class PartOfEpoch:
 
     @property
     def mean_loss(self) -> float:
-        """NaN where no step was taken."""
+        """The mean loss of the steps; NaN if no step was taken."""
         return self.loss / self.steps if self.steps else math.nan
 
     def extended(self, loss: float | None, seconds: float) -> PartOfEpoch:
-        """By one iteration; ``loss`` None: its step was not taken."""
+        """Returns the part with one more iteration; ``loss`` None: its step was not taken."""
         return replace(
             self,
             iterations=self.iterations + 1,
@@ -62,7 +63,7 @@ class PartOfEpoch:
 
 @dataclass(frozen=True)
 class RunState:
-    """Epochs finished, and the best validation mIoU with its epoch (-1: none yet)."""
+    """The number of finished epochs, and the best validation mIoU with its epoch (-1: none yet)."""
 
     epochs_done: int = 0
     best_miou: float = 0.0
@@ -71,88 +72,61 @@ class RunState:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Epochs done, and iterations of the next one."""
+        """The number of epochs done, and of iterations of the next one."""
         return self.epochs_done, self.part.iterations
 
 
 class CheckpointNotWritten(OSError):
-    """No room, or no permission; names the run, the reason and what to do."""
+    """A checkpoint could not be written; names the run, the reason and what to do."""
+
+
+class _Inside:
+    """The path of a file in a dataclass's folder ``path``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Checkpoint | RunFolder, kind: type) -> Path:
+        return owner.path / self.name
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and ``state.json``.
+    """A folder of ``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and
+    ``state.json``.
 
     They were written together and belong to one place in the run.
     """
 
     path: Path
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.params"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.params"
-
-    @property
-    def optimizer(self) -> Path:
-        return self.path / "trainer.states"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state.json"
+    last = _Inside("last.params")
+    best = _Inside("best.params")
+    optimizer = _Inside("trainer.states")
+    state = _Inside("state.json")
 
     def read_state(self) -> RunState:
-        told = json.loads(self.state.read_text())
-        return RunState(**{**told, "part": PartOfEpoch(**told.get("part", {}))})
+        saved = json.loads(self.state.read_text())
+        return RunState(**{**saved, "part": PartOfEpoch(**saved.get("part", {}))})
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in the run's folder, and its checkpoints; the newest one is always whole."""
+    """A run's folder: its paths and its checkpoints, of which the newest one is always whole."""
 
     path: Path
-
-    @property
-    def symbol(self) -> Path:
-        return self.path / "network-symbol.json"
-
-    @property
-    def options(self) -> Path:
-        return self.path / "options.json"
-
-    @property
-    def command(self) -> Path:
-        return self.path / "command.txt"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.csv"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.params"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.params"
+    symbol = _Inside("network-symbol.json")
+    options = _Inside("options.json")
+    command = _Inside("command.txt")
+    environment = _Inside("environment.json")
+    log = _Inside("log.csv")
+    curves = _Inside("curves.png")
+    tensorboard = _Inside("tensorboard")
+    last = _Inside("last.params")
+    best = _Inside("best.params")
 
     def make_room(self) -> Path | None:
-        """For a fresh run: moves an earlier one that has weights aside, and returns where to.
+        """Makes room for a new run: renames an earlier one that has weights, and returns its new
+        name.
 
         What is left of one that never finished an epoch is removed.
         """
@@ -166,7 +140,7 @@ class RunFolder:
         return None
 
     def start(self, options: Mapping[str, object], environment: RunEnvironment) -> None:
-        """Creates the folder and notes the options; adds the command and the environment.
+        """Creates the folder and writes the options; adds the command and the environment.
 
         The weights that go by fixed names are those of the newest checkpoint afterwards.
         """
@@ -182,7 +156,7 @@ class RunFolder:
             self._publish(newest)
 
     def newest(self) -> Checkpoint | None:
-        """The last checkpoint; None where there is none."""
+        """Returns the last checkpoint; None if there is none."""
         numbered = self._checkpoints()
         if numbered:
             return Checkpoint(numbered[max(numbered)])
@@ -191,13 +165,13 @@ class RunFolder:
         return early if early.state.exists() else None
 
     def read_state(self) -> RunState:
-        """The state of the last checkpoint; a fresh one where there is none."""
+        """Returns the state of the last checkpoint; a new one if there is none."""
         newest = self.newest()
         return RunState() if newest is None else newest.read_state()
 
     @contextmanager
     def checkpoint(self, state: RunState) -> Iterator[Checkpoint]:
-        """Takes the ``last`` and ``optimizer`` that are written inside the ``with``.
+        """Writes a checkpoint: the body of the ``with`` writes its ``last`` and ``optimizer``.
 
         They are written aside and renamed as one folder: whenever the process is killed, the newest
         checkpoint is a whole one. ``best`` are the same weights where this epoch is the best (or
@@ -212,8 +186,8 @@ class RunFolder:
         except OSError as error:
             shutil.rmtree(self.path / ASIDE, ignore_errors=True)
             raise CheckpointNotWritten(
-                f"no checkpoint could be written to {self.path}: {error.strerror or error}; make "
-                f"room for it, then go on with --resume {self.path}"
+                f"cannot write a checkpoint to {self.path}: {error.strerror or error}; make "
+                f"room for it, then continue with --resume {self.path}"
             ) from error
 
     @contextmanager
@@ -246,20 +220,27 @@ class RunFolder:
         return {(int(m[1]), int(m[2] or 0)): path for m, path in matches if m is not None}
 
     def _publish(self, checkpoint: Checkpoint) -> None:
-        """``last.params`` and ``best.params`` under names that stay."""
+        """Links ``last.params`` and ``best.params`` under names that stay."""
         _link(checkpoint.last, self.last)
         _link(checkpoint.best, self.best)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes aside, then renames."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields another name to write a file under, and then renames it: no half file is ever seen."""
     aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
+    yield aside
     os.replace(aside, path)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file whole."""
+    with replacing(path) as aside:
+        aside.write_text(text)
+
+
 def format_json(content: object) -> str:
-    """Indented, sorted, with a newline; paths as text."""
+    """Returns indented and sorted JSON with a newline; paths become text."""
     return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
 
@@ -271,7 +252,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """One more name for a file, or a copy where the file system has no links."""
+    """Links a file under another name, or copies it on file systems without links."""
     aside = target.with_name(target.name + ".part")
     aside.unlink(missing_ok=True)
     try:
@@ -284,9 +265,44 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk: a rename must not get there before the content."""
+    """Flushes to the disk: a rename must not get there before the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+NAME = "run.lock"
+
+
+@contextmanager
+def hold_run(folder: Path) -> Iterator[None]:
+    """Locks ``folder`` for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training into {folder}; wait for it, or choose another "
+                "--checkname"
+            ) from None
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Returns whether a process trains into ``folder`` now."""
+    path = folder / NAME
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

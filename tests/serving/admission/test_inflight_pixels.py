@@ -15,7 +15,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving import service
+from serving import preparation
 from serving.imaging.still import StillImage
 from serving.server import Server
 from serving.testing import FakeEngine, ServerThread
@@ -43,8 +43,8 @@ class HeldHeaders:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> HeldHeaders:
-    held = HeldHeaders(service.read_still)
-    monkeypatch.setattr(service, "read_still", held)
+    held = HeldHeaders(preparation.read_still)
+    monkeypatch.setattr(preparation, "read_still", held)
     return held
 
 
@@ -93,10 +93,10 @@ def test_nothing_is_reserved_for_a_request_that_has_ended(
     server: Server, held: HeldHeaders, end
 ) -> None:
     """A thread that is still at its image must not reserve for it: nobody would give it back."""
-    observer, turns = server.segmenter.observer, server.segmenter._turns
+    admission, turns = server.admission, server.preparer._turns
     idle = turns._free
     end(server, held)
-    wait_for(lambda: observer.inflight == 0)
+    wait_for(lambda: admission.inflight == 0)
     held.go.set()
     with httpx.Client(base_url=f"http://127.0.0.1:{server.ports.http}", timeout=60) as http:
         with ThreadPoolExecutor(8) as pool:
@@ -104,4 +104,4 @@ def test_nothing_is_reserved_for_a_request_that_has_ended(
         assert {answer.result().status_code for answer in sent} == {200}
     # The late thread has gone its way.
     wait_for(lambda: turns._free == idle)
-    assert observer._pixels == 0
+    assert admission._pixels == 0

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from network_facts import differences, refusal, shapes, vary_norms
 
+from benchmarks.gluoncv_import import import_gluoncv
 from export.mxnet_import import mx
-from training.gluoncv_import import import_gluoncv
-from training.networks import NETWORKS, Network, build
+from export.symbols.networks import NETWORKS
+from training.networks import ARCHITECTURES, Network, build, size_rule
+from training.networks.layers import Norm
+from training.networks.tracing import read_parameters, trace, write_parameters, write_symbol
 from training.options import parse_options
-from training.symbols import read_parameters, trace, write_parameters, write_symbol
 from training.trainers.gluon_trainer import GluonLearner
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 7
@@ -98,7 +100,8 @@ def _maps(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> list[tuple[int, ...]
 def norms(name: str, backbone: str) -> dict[str, object]:
     sync = mx.gluon.contrib.nn.SyncBatchNorm
     size = (193, 225) if name == "icnet_paper" else (HEIGHT, WIDTH)
-    network = build(name, backbone, CLASSES, *size, sync, {"num_devices": 3}, 0.25, aux=True)
+    norm = Norm(sync, num_devices=3)
+    network = build(name, backbone, CLASSES, *size, norm, 0.25, aux=True)
     nodes = [n for n in json.loads(trace(network).tojson())["nodes"] if "BatchNorm" in n["op"]]
     return {
         "operators": sorted({n["op"] for n in nodes}),
@@ -161,6 +164,23 @@ def race() -> dict[str, object]:
     for thread in threads:
         thread.join()
     return {"problems": problems, "built": bool(graph), "built_again": len(built)}
+
+
+def contract(name: str) -> dict[str, object]:
+    """What every entry of the mapping promises; nothing is computed."""
+    rule = size_rule(name)
+    height, width = rule.nearest(200), rule.nearest(232)
+    network = build(name, None, CLASSES, height, width, channel_multiplier=0.25)
+    symbol = trace(network)
+    _, shapes, _ = symbol.infer_shape(data=(2, 3, height, width))
+    network.full_output = False
+    return {
+        "size": [height, width],
+        "prediction": shapes[0],
+        "classes": sorted({shape[1] for shape in shapes}),
+        "low_outputs": len(network(mx.sym.var("data"))),
+        "refusal": refusal(lambda: build(name, None, CLASSES, 10, 10)),
+    }
 
 
 def main() -> None:
@@ -236,6 +256,7 @@ def main() -> None:
                 backbone: strides_share_parameters(backbone, image, folder)
                 for backbone in ("xception65", "resnet18")
             },
+            "contracts": {n: contract(n) for n in ARCHITECTURES},
             "race": race(),
             "refusals": {
                 "pspnet": refusal(lambda: build("psp", "resnet50", 7, 711, 1003)),

@@ -20,7 +20,7 @@ from serving.calls.call import (
 from serving.calls.pacing import RefusalPacer
 from serving.calls.tracing import Tracing, open_tracing
 from serving.errors import CANCELLED, INTERNAL, KeyLimitExceeded, Unauthenticated
-from serving.metrics import Metrics
+from serving.metrics import Metrics, counted_reasons
 from serving.observability.log_stream import LogStream
 from serving.settings import Settings
 
@@ -68,6 +68,7 @@ class Calls:
         call = Call(transport, method, path, client, choose_request_id(read(REQUEST_ID)))
         call.count_refusal = self.metrics.count_refusal
         current_call.set(call)
+        counted_reasons.set(call.counted)
         span = None
         if self.tracing is not None and not is_probe:
             span = self.tracing.begin(call, read(TRACEPARENT), read("tracestate"))

@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2 as oip
 from waiting import wait_for
 
 SIZE = 20 << 20
-CALLS = 12
+CALLS = 8
 BULK = bytes(SIZE)
 # What nobody knows: it makes every message a long one.
 LONG = part(500, BULK)

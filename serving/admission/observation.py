@@ -9,14 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from serving.errors import (
-    CANCELLED,
-    INTERNAL,
-    ClientGone,
-    DeadlineExceeded,
-    QueueFull,
-    SegserveError,
-)
+from serving.errors import CANCELLED, INTERNAL, ClientGone, QueueFull, SegserveError
 from serving.models.model import Model
 from serving.models.registry import Registry
 from serving.observability.metrics import Metrics, Timings
@@ -129,8 +122,6 @@ class Observer:
         except SegserveError as error:
             outcome = error.code
             self.metrics.count_refusal(error, self.registry.label(name))
-            if call is not None and isinstance(error, DeadlineExceeded):
-                call.is_counted_late = True
             observation.is_failure = error.is_failure
             raise
         except asyncio.CancelledError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -19,6 +20,8 @@ from serving.batching.batch import Execution
 from serving.errors import ENGINE_FAILURES, SegserveError, list_codes
 from serving.models.statistics import InferenceStatistics
 
+# Why the call at work, or one of its images, was counted as refused; its timers see it too.
+counted_reasons: ContextVar[set[str] | None] = ContextVar("counted_reasons", default=None)
 UNKNOWN_MODEL = "_unknown"
 TRANSPORTS = ("http", "grpc")
 # Of segserve_rejected_total; docs/observability.md names the setting behind each.
@@ -165,8 +168,11 @@ class Metrics:
             series.labels(model)
 
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
-        """Notes a request or connection that was turned away before it reached a model."""
+        """Notes a request or connection that was turned away."""
         self.rejected.labels(model, reason).inc()
+        counted = counted_reasons.get()
+        if counted is not None:
+            counted.add(reason)
 
     def count_ignored(self, request: str, count: int) -> None:
         """Notes fields without effect of a request, one of ``IGNORING``. Any thread may call it."""
@@ -228,7 +234,7 @@ class ModelMetrics:
         self.metrics.engine_failures.labels(self.model, kind).inc()
 
     def rejected(self, reason: str) -> None:
-        self.metrics.rejected.labels(self.model, reason).inc()
+        self.metrics.reject(reason, self.model)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from serving.admission.pacing import RefusalPacer
 from serving.errors import CANCELLED, INTERNAL, KeyLimitExceeded, Unauthenticated
 from serving.observability.access_log import AccessLog
 from serving.observability.log_stream import LogStream
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import Metrics, counted_reasons
 from serving.observability.request_context import (
     REQUEST_ID,
     TRACEPARENT,
@@ -68,6 +68,7 @@ class Calls:
         call = Call(transport, method, path, client, choose_request_id(read(REQUEST_ID)))
         call.count_refusal = self.metrics.count_refusal
         current_call.set(call)
+        counted_reasons.set(call.counted)
         span = None
         if self.tracing is not None and not is_probe:
             span = self.tracing.begin(call, read(TRACEPARENT), read("tracestate"))

@@ -43,7 +43,7 @@ class Call:
         request_bytes, response_bytes: of the bodies or messages.
         images: that were answered.
         count_refusal: of the server's metrics.
-        is_counted_late: its deadline, which ends the call too, was counted with one of its images.
+        counted: the reasons for which it, or one of its images, was counted as refused.
         stages: seconds of each stage, over all images.
         intervals: what happened when, of the first images: a stream has no end.
         traceparent: of the span that stands for the call; empty without tracing.
@@ -66,7 +66,7 @@ class Call:
     response_bytes: int = 0
     requests: int = 0
     count_refusal: Callable[[SegserveError], None] = lambda error: None
-    is_counted_late: bool = False
+    counted: set[str] = field(default_factory=set)
     images: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)

@@ -18,7 +18,7 @@ from serving.engine import EngineSpec
 from serving.engines.acceleration import CPU as ON_CPU
 from serving.engines.acceleration import GPU, Acceleration
 from serving.engines.graph import CHANNELS, INPUT
-from serving.engines.onnxruntime_session import CPU, CUDA, TENSORRT, Provider
+from serving.engines.onnxruntime import CPU, CUDA, TENSORRT, Provider
 from serving.errors import InvalidModel
 
 CUDA_DEFAULTS = {

@@ -36,9 +36,9 @@ from serving.oip.messages import (
     SERVER_VERSION,
     InferRequest,
     InferResponse,
+    config_json,
     list_extensions,
 )
-from serving.oip.model_config import config_json
 from serving.parsing import parse_version
 from serving.settings import Settings
 

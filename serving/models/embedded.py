@@ -8,8 +8,7 @@ from serving.engine import Engine, EngineSpec
 from serving.engines.accelerated import INSTANCES, AcceleratedEngine
 from serving.engines.acceleration import GPU, Acceleration, read_acceleration
 from serving.engines.devices import CudaDevice, Device, load_cuda_runtime
-from serving.engines.onnxruntime import OnnxEngine
-from serving.engines.onnxruntime_session import Provider
+from serving.engines.onnxruntime import OnnxEngine, Provider
 from serving.engines.providers import gpu_providers, wants_gpu
 from serving.errors import EngineFailed, InvalidModel
 from serving.models.repository import CONFIG_FILE, ModelFolder

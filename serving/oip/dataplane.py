@@ -28,8 +28,7 @@ from serving.models.repository import ModelConfig
 from serving.observability.metrics import Metrics
 from serving.observability.request_context import Timings
 from serving.oip.image_tensors import Answer, build_outputs, choose_outputs, read_images
-from serving.oip.messages import InferRequest, InferResponse
-from serving.oip.model_config import complete_config
+from serving.oip.messages import InferRequest, InferResponse, complete_config
 from serving.oip.shared_memory import SharedMemory
 from serving.preparation import ImagePreparer
 from serving.settings import Settings

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.engine import EngineSpec
 from serving.engines.acceleration import Acceleration, read_acceleration
-from serving.engines.onnxruntime_session import CPU, CUDA, TENSORRT, session_options
+from serving.engines.onnxruntime import CPU, CUDA, TENSORRT, session_options
 from serving.engines.providers import (
     gpu_providers,
     has_cuda_graphs,

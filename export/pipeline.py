@@ -46,9 +46,8 @@ from export.source import (
 )
 from export.symbols.find import FoundSymbol, find_symbol, own_size
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
-from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET, Pixels, Triple, choose_pixels
-from export.symbols.params import Parameters, digest, read_params, tool_version
+from export.symbols.params import Parameters, digest, random_params, read_params, tool_version
 from export.verify import mxnet_installed, telling_images, verify
 from serving.palette import LabelSet, canonical_name
 

@@ -359,3 +359,9 @@ def join_address(host: str, port: int) -> str:
     """Returns ``HOST:PORT``, with brackets around an IPv6 address."""
     host = strip_brackets(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cache_folder() -> Path:
+    """Returns ``$SEGSERVE_CACHE_DIR``, else ``~/.cache/segserve``; it need not exist yet."""
+    folder = os.environ.get("SEGSERVE_CACHE_DIR")
+    return Path(folder) if folder else Path.home() / ".cache" / "segserve"

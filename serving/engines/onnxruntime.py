@@ -1,4 +1,4 @@
-"""The embedded engine on CPUs: ONNX Runtime, one session an instance, and how sessions are opened."""
+"""The embedded engine on CPUs: ONNX Runtime, one session an instance, opened with its options."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from export.errors import IllegalSize, TracingFailed
 from export.passes.build import build_model, prune_heads
 from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import Graph, read_symbol, write_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget, size_rule
 from export.verify import Verification
 from tests.support.traced_networks import Wanted, trace_networks

@@ -21,8 +21,7 @@ def main(folder: Path) -> None:
     import mxnet as mx  # isort: skip
 
     from export.symbols.graph import read_symbol
-    from export.symbols.initial import random_params
-    from export.symbols.params import write_params
+    from export.symbols.params import random_params, write_params
     from tests.support.mxnet_gradients import write_gradients
 
     generator = np.random.default_rng(2)

@@ -12,15 +12,15 @@ from export.symbols.graph import Graph, Node
 
 @dataclass(frozen=True)
 class ParsedNode(Node):
-    """A node; ``tuples`` are those of its attributes that are tuples of integers."""
+    """A node with its attributes that are tuples of integers (or of ``None``) in ``tuples``."""
 
-    tuples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tuples: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
-    def integers(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    def bounds(self, key: str) -> tuple[int | None, ...]:
         if key in self.tuples:
-            return self.tuples[key] or default
+            return self.tuples[key]
         # Absent, or the parser's own error.
-        return super().integers(key, default) if key in self.attrs else default
+        return super().bounds(key) if key in self.attrs else ()
 
 
 def parse_nodes(graph: Graph) -> Graph:
@@ -29,10 +29,10 @@ def parse_nodes(graph: Graph) -> Graph:
 
 
 def _parse(node: Node) -> ParsedNode:
-    tuples: dict[str, tuple[int, ...]] = {}
+    tuples: dict[str, tuple[int | None, ...]] = {}
     for key in node.attrs:
         try:
-            tuples[key] = node.integers(key)
+            tuples[key] = node.bounds(key)
         except InvalidSymbol:
             continue  # not a tuple
     return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), node.user_attrs, tuples)

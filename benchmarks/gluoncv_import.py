@@ -13,7 +13,7 @@ import warnings
 from types import ModuleType
 
 # Importing it first sets what MXNet needs before GluonCV imports MXNet itself.
-from export.mxnet_import import mx
+import export.mxnet_import  # noqa: F401
 
 
 class _HiddenTorch(importlib.abc.MetaPathFinder):
@@ -38,6 +38,3 @@ def import_gluoncv(module: str) -> ModuleType:
             return importlib.import_module(f"gluoncv.{module}")
     finally:
         sys.meta_path.remove(hidden)
-
-
-__all__ = ["import_gluoncv", "mx"]

@@ -42,7 +42,8 @@ NETWORKS = {
 
 def trace(network: PublishedNetwork) -> str:
     """Returns the network's ``symbol.json``; parameters are called ``icnet0_...`` and the like."""
-    from benchmarks.gluoncv_import import import_gluoncv, mx
+    from benchmarks.gluoncv_import import import_gluoncv
+    from export.mxnet_import import mx
 
     module = import_gluoncv(f"model_zoo.{network.module}")
     # A name manager of its own: Gluon's counters would number the networks of one process on.

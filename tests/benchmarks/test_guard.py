@@ -9,8 +9,8 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks.guard import RESULTS, compare, guard, read_stored
-from benchmarks.machine import read_machine, write_result
+from benchmarks.guard import compare, guard, read_stored
+from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.timing import Spread
 
 STEADY = Spread(0.5, 0.48, 0.52, 9)

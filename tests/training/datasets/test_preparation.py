@@ -12,12 +12,12 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from export.weights.download import ArchiveError
 from tests.support.file_server import Files, serve_files
 from training.datasets.cli import dataset
 from training.datasets.preparation import (
     PREPARATIONS,
     Archive,
-    ArchiveError,
     Preparation,
     obtain,
     prepare,

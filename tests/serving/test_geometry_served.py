@@ -19,7 +19,7 @@ from segserve_client.proto import segserve_pb2_grpc
 
 from serving.imaging.geometry import Size
 from serving.models.embedded import open_onnx_engine
-from serving.models.registry import OpenEngine
+from serving.models.loader import OpenEngine
 from serving.models.repository import ModelFolder
 from serving.server import Server
 from serving.settings import Settings

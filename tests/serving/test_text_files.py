@@ -16,7 +16,7 @@ from serving.parsing import read_text
 from serving.security.api_keys import KeyRing
 from tests.support.band_model import CLASSES, write_model
 from training.class_weights import parse_class_weights
-from training.datasets.pascal import read_names
+from training.datasets.files import read_names
 
 BOM = "\ufeff".encode()
 

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from serving.errors import InvalidRequest
 from serving.formats import png
-from serving.formats.label_map import Encoded, MaskView
+from serving.formats.label_map import Encoded, MaskOptions, MaskView
 from serving.formats.overlay import draw_legend
-from serving.formats.registry import FORMATS, MaskOptions, check_options, encode, warm
+from serving.formats.registry import FORMATS, check_options, encode, warm
 from serving.palette import IGNORE_COLOR, plte
 from tests.support.mask_views import CITYS, citys_view, opened
 

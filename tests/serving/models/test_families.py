@@ -19,7 +19,7 @@ from serving.batching.batcher import Batcher
 from serving.errors import ModelNotFound
 from serving.imaging.geometry import Size
 from serving.models.families import choose
-from serving.models.registry import Model
+from serving.models.model import Model
 from serving.models.repository import read_model
 from serving.server import Server
 from serving.testing import FakeEngine, ServerThread

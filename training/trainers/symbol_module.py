@@ -146,7 +146,8 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
 @dataclass(frozen=True)
 class ParsedNode(Node):
     """A node whose attributes that are tuples of integers (or of ``None``) are parsed once, as
-    ``tuples``. The parser is Python that ``torch.compile`` cannot trace, and it takes time in every pass.
+    ``tuples``. The parser is Python that ``torch.compile`` cannot trace, and it takes time in
+    every pass.
     """
 
     tuples: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)

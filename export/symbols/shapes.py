@@ -45,7 +45,8 @@ _OF_IMAGES = frozenset({
     "depth_to_space", "space_to_depth", "SoftmaxActivation", SOFTMAX_OUTPUT, *NORMS,
 })  # fmt: skip
 # Operators that mix what lies along an axis without changing its length.
-_ALONG_AXIS = {"softmax": -1, "log_softmax": -1, "softmin": -1, "reverse": 0, "LayerNorm": -1}
+_ALONG_AXIS = {"softmax": -1, "log_softmax": -1, "softmin": -1, "reverse": 0, "LayerNorm": -1,
+               "_np_cumsum": 0, "topk": -1, "sort": -1, "argsort": -1}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if has_passed(deadline):
             late = DeadlineExceeded("the call's deadline passed", reason="deadline")
             call.status, call.code = late.grpc_code.name, late.code
-            if not call.is_counted_late:
+            # Its deadline may have refused one of its images a moment ago.
+            if "deadline" not in call.counted:
                 call.count_refusal(late, "")
 
     async def _receive_one(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from serving.errors import ENGINE_FAILURES, list_codes
-from serving.observability.request_context import STAGES, Timings
+from serving.observability.request_context import STAGES, Timings, current_context
 
 UNKNOWN_MODEL = "_unknown"
 TRANSPORTS = ("http", "grpc")
@@ -158,6 +158,9 @@ class Metrics:
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
         """Counts a request or connection that was turned away."""
         self.rejected.labels(model, reason).inc()
+        context = current_context.get()
+        if context is not None:
+            context.counted.add(reason)
 
     def count_ignored(self, request: str, count: int) -> None:
         """Counts a request's fields without effect (see ``IGNORING``). Any thread may call it."""

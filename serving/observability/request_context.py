@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, time_ns
 from typing import Literal, TypeAlias
 
-from serving.errors import DeadlineExceeded, SegserveError, drop_traceback
+from serving.errors import SegserveError, drop_traceback
 from serving.security.api_keys import KeyUse
 
 log = logging.getLogger("segserve")
@@ -92,7 +92,7 @@ class RequestContext:
         request_bytes, response_bytes: of the bodies or messages.
         images: that were answered.
         count_refusal: counts an error that a limit caused, under the name of a model.
-        is_counted_late: its deadline, which ends the call too, was counted with one of its images.
+        counted: the reasons for which it, or one of its images, was counted as refused.
         stages: seconds of each stage, over all images.
         intervals: what happened when, of the first images: a stream has no end.
         traceparent: of the request's span; empty without tracing.
@@ -115,7 +115,7 @@ class RequestContext:
     response_bytes: int = 0
     requests: int = 0
     count_refusal: Callable[[SegserveError, str], None] = lambda error, model: None
-    is_counted_late: bool = False
+    counted: set[str] = field(default_factory=set)
     images: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
@@ -175,7 +175,6 @@ def count_refusal(error: SegserveError, model: str = "") -> None:
     context = current_context.get()
     if context is not None:
         context.count_refusal(error, model)
-        context.is_counted_late |= isinstance(error, DeadlineExceeded)
 
 
 def log_defect(error: Exception) -> None:

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from export.mxnet_import import mx
+from export.mxnet_import import mx, mxnet_reason
 from export.symbols.find import NAMES_FILE
 from export.symbols.graph import SYMBOL_FILE
 from export.symbols.networks import NETWORKS
@@ -46,7 +46,7 @@ def write_symbol(network: Network, path: Path, height: int, width: int) -> None:
     try:
         symbol.infer_shape(data=(1, 3, height, width))
     except mx.MXNetError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = mxnet_reason(error)
         raise ValueError(f"the network does not take {height}x{width}: {reason}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(symbol.tojson())
@@ -131,7 +131,7 @@ def main() -> None:
             network.load_parameters(str(a.params))
             write_parameters(network, a.output / "network.params")
     except (ValueError, AssertionError, OSError, mx.MXNetError) as error:
-        p.error(str(error))
+        p.error(mxnet_reason(error) if isinstance(error, mx.MXNetError) else str(error))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,10 @@ def test_missing_rows_are_an_error_and_show_nobody_s_pixels(http: httpx.Client) 
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_image")
 
 
-def test_what_lies_beside_the_repository_ends_right(http: httpx.Client) -> None:
-    folder = Path(__file__).parents[4] / "shared" / "cases" / "images"
+def test_what_lies_beside_the_repository_ends_right(
+    http: httpx.Client, pytestconfig: pytest.Config
+) -> None:
+    folder = pytestconfig.rootpath.parent / "shared" / "cases" / "images"
     if not folder.is_dir():
         pytest.skip("no cases beside this checkout")
     for path in sorted(folder.iterdir()):

@@ -41,6 +41,11 @@ class Settings(BaseSettings):
     grpc_port: int = Field(8001, ge=0, le=65535, description="0 takes a free port")
     metrics_port: int = Field(8002, ge=0, le=65535, description="0 takes a free port")
     engine: Literal["onnxruntime", "triton"] = Field("onnxruntime", description="what infers")
+    cpu_engine: Literal["auto", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="what infers on CPUs, of all models; auto: what config.pbtxt names, else the"
+        " faster one for the file and the processor (docs/engines.md)",
+    )
     triton_url: str = Field(
         "127.0.0.1:9001",
         description="HOST:GRPC_PORT of Triton servers with the same models, by comma",

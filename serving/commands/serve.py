@@ -33,6 +33,9 @@ def serve(
     grpc_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
     engine: Annotated[str | None, typer.Option(help="onnxruntime or triton")] = None,
+    cpu_engine: Annotated[
+        str | None, typer.Option(help="auto, onnxruntime or openvino: what infers on CPUs")
+    ] = None,
     triton_url: Annotated[
         str | None, typer.Option(help="HOST:GRPC_PORT of Triton servers, by comma")
     ] = None,
@@ -54,6 +57,7 @@ def serve(
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "engine": engine,
+        "cpu_engine": cpu_engine,
         "triton_url": triton_url,
         "threads": threads,
         "drain_seconds": drain_seconds,

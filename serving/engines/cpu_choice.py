@@ -25,7 +25,7 @@ from serving.engines.acceleration import AUTO, ONNXRUNTIME, OPENVINO, Accelerati
 from serving.engines.agreement import LEAST_AGREEMENT, Verdict, judge
 from serving.engines.graph import cut_to, find_precision, outputs_of, read_graph
 from serving.engines.onnxruntime import OnnxEngine
-from serving.engines.openvino import BF16, FP16, FP32, OpenVinoEngine
+from serving.engines.openvino import BF16, FP16, FP32, OpenVinoEngine, run_precision
 from serving.errors import InvalidModel
 
 log = logging.getLogger("segserve")
@@ -106,6 +106,15 @@ def choose_engine(
         return Choice(OPENVINO, fastest, compared=fastest != FP32, asked=True)
     fast = AMX_INT8 in processor.flags if precision == INT8 else processor.multiplies_bf16
     return Choice(OPENVINO, BF16, compared=True) if fast else Choice(ONNXRUNTIME)
+
+
+def describe_choice(precision: str, acceleration: Acceleration) -> tuple[str, str]:
+    """Returns the engine that this machine's CPUs would run a file of ``precision`` with, and the
+    precision of its runs; nothing is opened or compared for it."""
+    choice = choose_engine(precision, acceleration, AUTO, read_processor())
+    if choice.engine == ONNXRUNTIME or not (choice.asked or has_openvino()):
+        return ONNXRUNTIME, precision
+    return OPENVINO, run_precision(precision, choice.precision)
 
 
 def has_openvino() -> bool:

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import logging
 import os
 import shutil
-import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from serving.cache import cache_folder
 from serving.engine import EngineSpec, Prediction
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import CHANNELS, INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
+from serving.engines.openvino_core import import_openvino, open_core
 from serving.errors import EngineFailed, InvalidModel
 
 log = logging.getLogger("segserve")
@@ -44,29 +43,11 @@ HINTS = {FP32: "f32", BF16: "bf16", FP16: "f16"}
 # Of all compiled graphs together; those of the models that were opened longest ago go first.
 MAX_CACHE_BYTES = 4 << 30
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-# Imports "openvino", by which its tools report the import to their maker.
-_TOOLS = "openvino.tools.ovc"
-_IMPORT = threading.Lock()
 
 
-def import_openvino() -> ModuleType:
-    """Returns the package, imported without its conversion tools.
-
-    Importing those sends an event to their maker's statistics and leaves a file in the user's home.
-
-    Raises:
-        ImportError: OpenVINO is not installed, or not for this processor or Python.
-    """
-    with _IMPORT:
-        hidden = _TOOLS not in sys.modules
-        if hidden:
-            # What is None here cannot be imported, which the package allows for.
-            sys.modules[_TOOLS] = None  # type: ignore[assignment]  # as the import system has it
-        try:
-            return importlib.import_module("openvino")
-        finally:
-            if hidden:
-                del sys.modules[_TOOLS]
+def run_precision(file: str, floats: str) -> str:
+    """Returns the precision of runs: of the file, or of its floats where these are narrowed."""
+    return file if file == "int8" or floats == FP32 else floats
 
 
 class OpenVinoEngine:
@@ -114,10 +95,7 @@ class OpenVinoEngine:
         content = model.SerializeToString()
         del model
         self.digest = hashlib.sha256(content).hexdigest()[:32]
-        self._spec = EngineSpec(
-            spec.size, spec.num_classes, spec.logits_size, max_batch_size, instances,
-            spec.precision if spec.precision == "int8" or precision == FP32 else precision,
-        )  # fmt: skip
+        self._spec = replace(spec, precision=run_precision(spec.precision, precision))
         share = acceleration.intra_op_threads or max(1, threads // instances)
         self._config: dict[str, object] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
         streams = self._options.streams or instances
@@ -137,7 +115,7 @@ class OpenVinoEngine:
         for _ in range(instances):
             self._instances.put({})
         try:
-            self._core: Any = self._openvino.Core()
+            self._core: Any = open_core()
             self._check_device(precision)
             self._model: Any = self._core.read_model(content)
             del content

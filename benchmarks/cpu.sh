@@ -16,17 +16,17 @@ read -ra run <<<"${RUN:-} $python -m"
 
 measure() {
     case $1 in
-    icnet-int8) "${run[@]}" benchmarks.settings icnet_resnet50 --precision int8 ;;
-    icnet-fp32) "${run[@]}" benchmarks.settings icnet_resnet50 --precision fp32 ;;
+    icnet-int8) "${run[@]}" benchmarks.studies.settings icnet_resnet50 --precision int8 ;;
+    icnet-fp32) "${run[@]}" benchmarks.studies.settings icnet_resnet50 --precision fp32 ;;
     pspnet-int8)
-        "${run[@]}" benchmarks.settings pspnet_resnet50 --precision int8 --turns 3 \
+        "${run[@]}" benchmarks.studies.settings pspnet_resnet50 --precision int8 --turns 3 \
             --only plain,fp32,extended,spinning,arena,factor,pack
         ;;
     pspnet-fp32)
-        "${run[@]}" benchmarks.settings pspnet_resnet50 --precision fp32 --turns 3 \
+        "${run[@]}" benchmarks.studies.settings pspnet_resnet50 --precision fp32 --turns 3 \
             --only plain,factor,extended,winograd
         ;;
-    winograd) "${run[@]}" benchmarks.winograd ;;
+    winograd) "${run[@]}" benchmarks.studies.winograd ;;
     guard) "${run[@]}" benchmarks.guard --update ;;
     scaling-engine) "${run[@]}" benchmarks.scaling engine ;;
     scaling-server) "${run[@]}" benchmarks.scaling server ;;

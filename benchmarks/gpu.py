@@ -1,10 +1,10 @@
-"""``benchmarks/gpu.sh``: t_gpu of the large networks, every way that this project can run them.
+"""Measures t_gpu of the large networks, every way that this project can run them (``gpu.sh``).
 
 Builds ICNet-ResNet50 and PSPNet-ResNet101 (19 classes, random weights: speed does not depend on
 them), times each on ONNX Runtime's CUDA provider (NCHW and NHWC, with and without CUDA graphs, by
-cuDNN's heuristics and by its search), on TensorRT and on PyTorch, batch by batch, and tells from a
+cuDNN's heuristics and by its search), on TensorRT and on PyTorch, batch by batch, and reads from a
 session's profile which nodes and copies left the device. What is not installed is named and left
-out. The figures go into ``benchmarks/results``.
+out. The figures are written to ``benchmarks/results``.
 
 Without a CUDA provider it says so and ends with exit code 0; 1 is an error, 2 a wrong option.
 """
@@ -19,14 +19,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.built_graphs import built_graph
-from benchmarks.device_profile import profile_graph
-from benchmarks.fps_command import check_choice, open_subject
+from benchmarks.engines.graphs import built_graph
+from benchmarks.engines.node_profile import NodeProfile, profile_graph
+from benchmarks.engines.onnxruntime import PROVIDERS, check_provider
+from benchmarks.engines.speed import Speed, check_choice, measure_speed, open_subject
+from benchmarks.engines.subject import Case, EngineMissing
 from benchmarks.machine import RESULTS, Machine, read_machine, write_result
-from benchmarks.node_profile import NodeProfile
-from benchmarks.onnx_subject import PROVIDERS, check_provider
-from benchmarks.speed import Speed, measure_speed
-from benchmarks.subject import Case, EngineMissing
 from export.errors import ExportError
 from export.symbols.find import NetworkName
 from serving.engines.acceleration import Acceleration
@@ -49,7 +47,7 @@ class Way:
 
     @property
     def acceleration(self) -> Acceleration:
-        """What ``config.pbtxt`` would say for it."""
+        """Returns what ``config.pbtxt`` would set for it."""
         return Acceleration(cuda=dict(self.cuda))
 
 
@@ -69,7 +67,7 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One case one way.
+    """The speed of one case, run one way.
 
     Attributes:
         profile: where the nodes ran; None for other engines than ONNX Runtime.
@@ -80,33 +78,37 @@ class Measurement:
     profile: NodeProfile | None
 
     def lines(self) -> list[str]:
-        """What the terminal shows."""
+        """Returns the lines for the terminal."""
         lines = [f"== {self.way}", *self.speed.lines()]
         if self.profile is not None:
             provider = PROVIDERS[WAYS[self.way].engine]
             lines += self.profile.lines(provider)
             if not self.speed.on_gpu:  # on a GPU these are the times of launches
                 slowest = self.profile.slowest(5)
-                told = ", ".join(f"{name} {us / 1000:.2f} ms" for name, us in slowest)
-                lines.append(f"slowest: {told}")
+                operators = ", ".join(f"{name} {us / 1000:.2f} ms" for name, us in slowest)
+                lines.append(f"slowest: {operators}")
         return lines
 
 
 def gpu(
-    networks: Annotated[str, typer.Option(help="NETWORK_BACKBONE, comma-separated.")] = ",".join(
-        NETWORKS
-    ),
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH.")] = "1024x2048",
-    precision: Annotated[str, typer.Option(help="fp16, fp32 or int8, by comma.")] = "fp16",
-    ways: Annotated[str, typer.Option(help=f"of {', '.join(WAYS)}, by comma.")] = (
+    networks: Annotated[
+        str, typer.Option(help="Networks as NETWORK_BACKBONE, comma-separated.")
+    ] = ",".join(NETWORKS),
+    size: Annotated[str, typer.Option(help="Image size, HEIGHTxWIDTH.")] = "1024x2048",
+    precision: Annotated[str, typer.Option(help="fp16, fp32 or int8, comma-separated.")] = "fp16",
+    ways: Annotated[str, typer.Option(help=f"Any of {', '.join(WAYS)}, comma-separated.")] = (
         "cuda,cuda-nhwc,cuda-search,cuda-nhwc-search,cuda-launch,tensorrt,torch"
     ),
-    batches: Annotated[str, typer.Option(help="Images a run, by comma.")] = "1,8",
-    outputs: Annotated[str, typer.Option(help="logits and mask, by comma.")] = "logits,mask",
-    seconds: Annotated[float, typer.Option(min=0, help="How long each is timed, twice.")] = 3.0,
-    results: Annotated[Path | None, typer.Option(help="Folder of the JSON file.")] = None,
+    batches: Annotated[str, typer.Option(help="Images a run, comma-separated.")] = "1,8",
+    outputs: Annotated[
+        str, typer.Option(help="logits, mask or both, comma-separated.")
+    ] = "logits,mask",
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds of each timing; each is timed twice.")
+    ] = 3.0,
+    results: Annotated[Path | None, typer.Option(help="Folder of the result file.")] = None,
 ) -> None:
-    """Prints t_gpu way by way, and what left the device."""
+    """Prints t_gpu for each way, and which nodes left the device."""
     console = Console(stderr=True, highlight=False)
     try:
         pixels = Size.parse(size)
@@ -116,7 +118,7 @@ def gpu(
         fetched = _choices("--outputs", outputs, ("logits", "mask"))
         counts = [int(count) for count in _choices("--batches", batches, None)]
         if min(counts) < 1:
-            raise ValueError(f"--batches {batches}: each is 1 at least")
+            raise ValueError(f"--batches {batches} is not valid: expected numbers of at least 1")
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -194,9 +196,11 @@ def _cases(
 ) -> list[Case]:
     classes = len(load_labels(DATASET).names)
     return [
-        Case(network.stem, network, classes, size.height, size.width, form, batch, output=output)
+        Case(
+            network.stem, network, classes, size.height, size.width, precision, batch, output=output
+        )
         for network in networks
-        for form in precisions
+        for precision in precisions
         for batch in batches
         for output in outputs
     ]
@@ -205,14 +209,16 @@ def _cases(
 def _network(text: str) -> NetworkName:
     name, _, backbone = text.strip().partition("_")
     if not backbone:
-        raise ValueError(f"{text!r} is no NETWORK_BACKBONE, e.g. {NETWORKS[0]}")
+        raise ValueError(
+            f"{text!r} is not a valid network: expected NETWORK_BACKBONE, for example {NETWORKS[0]}"
+        )
     return NetworkName(name, backbone, 1.0, DATASET)
 
 
 def _choices(option: str, text: str, known: tuple[str, ...] | None) -> list[str]:
     chosen = [part.strip().lower() for part in text.split(",") if part.strip()]
     if not chosen:
-        raise ValueError(f"{option} names nothing")
+        raise ValueError(f"{option} is empty: expected at least one value")
     if known is not None:
         for value in chosen:
             check_choice(option, value, known)

@@ -1,9 +1,9 @@
-"""Guards what is fast: ratios of two ways to do the same, against those of before.
+"""Compares ratios of two ways to do the same with stored ones, to notice what became slower.
 
 ``make bench`` measures about three minutes and compares with ``benchmarks/results/guard.json``;
 ``--update`` stores what it finds. Ratios carry over from machine to machine far better than times,
-but not from a CPU with VNNI to one without: a file of another kind of machine is compared all the
-same, and says so. A ratio has moved where the interquartile range of its turns lies wholly outside
+but not from a CPU with VNNI to one without: a file of another kind of machine is still compared,
+with a note. A ratio has moved where the interquartile range of its turns is entirely outside
 the stored one, widened by a tenth.
 """
 
@@ -23,13 +23,13 @@ from typing import Annotated
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import typer
 
-from benchmarks.built_graphs import SEED, built_graph, symbol_of
+from benchmarks.engines.graphs import SEED, built_graph, plain_model, symbol_of
 from benchmarks.machine import RESULTS, Machine, read_machine, write_result
 from benchmarks.obvious import png as obvious_png
 from benchmarks.obvious import restore_by_onnx
-from benchmarks.plain_graph import plain_model
 from benchmarks.timing import Spread, ratios, time_in_turn
 from export.symbols.find import NetworkName
 from export.symbols.initial import random_params
@@ -52,7 +52,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two ways; the guarded ratio is the time of the first by that of the second.
+    """Two ways to do the same; the guarded ratio is the first one's time over the second one's.
 
     ``cpu`` compares processor time: of work on one thread it is the steadier of the two.
     """
@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Finding:
-    """A ratio now and before; ``moved`` is ``slower``, ``faster``, or empty."""
+    """A ratio now and as stored; ``moved`` is ``slower``, ``faster`` or empty."""
 
     name: str
     now: Spread
@@ -73,16 +73,16 @@ class Finding:
     moved: str
 
     def line(self) -> str:
-        """For the terminal."""
+        """Returns the line for the terminal."""
         known = "new" if self.before is None else str(self.before)
         return f"{self.name:<52} {self.now!s:<24} before {known:<24} {self.moved.upper()}"
 
 
 def pairs(size: Size, threads: int) -> list[Pair]:
-    """What is guarded, on ICNet-ResNet50 at ``size``."""
+    """Returns the guarded pairs, on ICNet-ResNet50 at ``size``."""
     served = {
-        form: _open(built_graph(NETWORK, CLASSES, size.height, size.width, form), threads)
-        for form in ("fp32", "int8")
+        precision: _open(built_graph(NETWORK, CLASSES, size.height, size.width, precision), threads)
+        for precision in ("fp32", "int8")
     }
     with tempfile.TemporaryDirectory() as folder:
         plain = _open(_plain(size, Path(folder)), threads, winograd=False)
@@ -96,7 +96,7 @@ def pairs(size: Size, threads: int) -> list[Pair]:
     fp32, int8 = served["fp32"], served["int8"]
 
     def whole(engine: OnnxEngine) -> Run:
-        """JPEG to PNG, as a request goes, without a server."""
+        """Returns a run from JPEG to PNG, as a request makes it, without a server."""
 
         def run() -> bytes:
             photo = image.decode(encoded, max_megapixels=100)
@@ -121,7 +121,7 @@ def pairs(size: Size, threads: int) -> list[Pair]:
 
 
 def measure(chosen: list[Pair], seconds: float) -> dict[str, Spread]:
-    """Every pair in turn, for ``seconds`` each."""
+    """Returns the ratios of all pairs, measured for ``seconds`` each."""
     found = {}
     for pair in chosen:
         ours, other = time_in_turn((pair.ours, pair.other), seconds)
@@ -131,7 +131,7 @@ def measure(chosen: list[Pair], seconds: float) -> dict[str, Spread]:
 
 
 def compare(now: dict[str, Spread], before: dict[str, Spread]) -> list[Finding]:
-    """Each ratio beside the stored one."""
+    """Returns each ratio beside the stored one."""
     return [
         Finding(name, spread, before.get(name), _moved(spread, before.get(name)))
         for name, spread in now.items()
@@ -139,27 +139,32 @@ def compare(now: dict[str, Spread], before: dict[str, Spread]) -> list[Finding]:
 
 
 def read_stored(path: Path) -> tuple[dict[str, Spread], tuple[str, ...]]:
-    """The ratios of a file of ``write_result``, and its machine's CPU features.
+    """Reads the ratios of a result file, and the CPU features of its machine.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file holds no ratios.
     """
     try:
-        told = json.loads(path.read_text("utf-8"))
-        stored = {name: Spread(**spread) for name, spread in told["ratios"].items()}
-        return stored, tuple(told["machine"]["features"])
+        content = json.loads(path.read_text("utf-8"))
+        stored = {name: Spread(**spread) for name, spread in content["ratios"].items()}
+        return stored, tuple(content["machine"]["features"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no ratios ({error}); make it anew with --update") from None
+        raise ValueError(
+            f"{path} does not hold ratios ({error}); create it again with --update"
+        ) from None
 
 
 def guard(
-    stored: Annotated[Path, typer.Option(help="The ratios of before.")] = RESULTS / "guard.json",
-    update: Annotated[bool, typer.Option("--update", help="Store what is found.")] = False,
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH; ratios depend on it.")] = "512x1024",
-    seconds: Annotated[float, typer.Option(min=0, help="For each ratio.")] = 20.0,
-    strict: Annotated[bool, typer.Option("--strict", help="End with 1 where one moved.")] = False,
+    stored: Annotated[Path, typer.Option(help="File of the stored ratios.")] = RESULTS
+    / "guard.json",
+    update: Annotated[bool, typer.Option("--update", help="Store the new ratios.")] = False,
+    size: Annotated[
+        str, typer.Option(help="Image size, HEIGHTxWIDTH; ratios depend on it.")
+    ] = "512x1024",
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds for each ratio.")] = 20.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a ratio moved.")] = False,
 ) -> None:
-    """Prints every ratio, and which moved beyond their spread."""
+    """Prints every ratio, and which of them moved beyond their spread."""
     machine = read_machine()
     cv2.setNumThreads(1)
     lifecycle.warm_stages()
@@ -174,7 +179,7 @@ def guard(
     for finding in findings:
         typer.echo(finding.line())
     typer.echo(machine.line())
-    _tell_differences(machine, before, features)
+    _report_differences(machine, before, features)
     if update or not stored.exists():
         content = {"size": size, "seconds": seconds, "ratios": now}
         typer.echo(f"stored in {write_result(stored.stem, content, machine, stored.parent)}")
@@ -185,7 +190,7 @@ def guard(
         raise typer.Exit(1)
 
 
-def _tell_differences(
+def _report_differences(
     machine: Machine, before: dict[str, Spread], features: tuple[str, ...]
 ) -> None:
     if before and tuple(features) != machine.features:
@@ -212,7 +217,7 @@ def _open(path: Path, threads: int, *, winograd: bool = True) -> OnnxEngine:
 
 
 def _plain(size: Size, folder: Path) -> Path:
-    """The plain export, as a file in ``folder``."""
+    """Writes the plain export as a file into ``folder``."""
     height, width = size.height, size.width
     symbol = retarget(symbol_of(NETWORK, CLASSES, height, width), height, width)
     path = folder / "plain.onnx"
@@ -224,8 +229,8 @@ def _plain(size: Size, folder: Path) -> Path:
     return path
 
 
-def _smooth_logits(size: Size) -> np.ndarray:
-    """Logits at a quarter of the size whose winners form patches, as a street's do."""
+def _smooth_logits(size: Size) -> npt.NDArray[np.float32]:
+    """Returns logits at a quarter of the size whose winners form patches, as a street's do."""
     shape = (size.width // 32 + 1, size.height // 32 + 1)
     noise = np.random.default_rng(SEED).random((CLASSES, *shape[::-1]), np.float32)
     quarter = (max(1, size.width // 4), max(1, size.height // 4))

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and where its numbers go: ``benchmarks/results/NAME.json``, ``.png``.
+"""Describes the machine of a benchmark, and writes ``benchmarks/results/NAME.json`` and ``.png``.
 
 Every file holds the command, the date, the commit, and what the machine was and was doing: figures
 without these cannot be compared.
@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
 
 from training.runs.environment import read_environment
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
+ResultsFolder: TypeAlias = Annotated[Path, typer.Option(help="Folder of the result files.")]
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python", "numba", "torch")
 # Instructions that decide how fast convolutions are, as /proc/cpuinfo names them.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "asimddp")
@@ -31,7 +34,7 @@ VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "CU
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine at one moment.
+    """The machine at one moment.
 
     Attributes:
         date: UTC, ISO 8601.
@@ -39,7 +42,7 @@ class Machine:
         changed: whether a tracked file differed from that commit.
         cores: those that the process may use.
         features: of :data:`FEATURES`, those that the processor has.
-        load: tasks that ran or waited in the minute before, as ``uptime`` tells: 0 is quiet.
+        load: tasks that ran or waited in the minute before, as ``uptime`` reports it: 0 is quiet.
         variables: of :data:`VARIABLES`, those that are set.
     """
 
@@ -58,7 +61,7 @@ class Machine:
     variables: Mapping[str, str]
 
     def line(self) -> str:
-        """For the foot of a table or a plot."""
+        """Returns the line for the footer of a table or a plot."""
         gpu = f", {self.gpus[0]}" if self.gpus else ""
         runtime = self.packages.get("onnxruntime") or self.packages.get("onnxruntime-gpu")
         vnni = "VNNI" if any("vnni" in name for name in self.features) else "no VNNI"
@@ -70,7 +73,7 @@ class Machine:
 
 
 def read_machine(packages: Sequence[str] = PACKAGES) -> Machine:
-    """This machine now; of ``packages`` the versions of those that are installed."""
+    """Reads this machine now, and the versions of those ``packages`` that are installed."""
     here = read_environment()
     return Machine(
         date=here.started,
@@ -114,8 +117,17 @@ def save_plot(name: str, figure: Figure, machine: Machine, folder: Path = RESULT
     return path
 
 
+def above_footer(figure: Figure, height: float, right: float = 1.0) -> None:
+    """Lays a constrained figure out above its footer, a share (0-1) of the figure's height."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine), "the figure's layout is constrained"
+    engine.set(rect=(0, height, right, 1 - height))
+
+
 def command_line() -> str:
-    """How this process was started, as one would type it again."""
+    """Returns the command that started this process, as one would type it."""
     script, *arguments = sys.argv
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     path, root = Path(script).resolve(), RESULTS.parents[1]
@@ -150,4 +162,6 @@ def _as_json(value: object) -> object:
         return asdict(value)
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is not written to JSON")
+    raise TypeError(
+        f"{type(value).__name__} is not valid in a result: expected JSON, dataclasses or paths"
+    )

@@ -1,4 +1,4 @@
-"""The obvious way to do each stage: what one writes first, with the usual libraries."""
+"""Does each stage the obvious way: what one writes first, with the usual libraries."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 from PIL import Image
 
+from benchmarks.engines.onnxruntime import open_on_cpu
 from serving.formats.label_map import MaskView
 from serving.imaging.geometry import Size
 from serving.palette import plte
@@ -23,13 +24,13 @@ Logits = npt.NDArray[np.float32]
 
 
 def restore_by_onnx(logits: Logits, size: Size, threads: int) -> Callable[[], Pixels]:
-    """ONNX Runtime's Resize (aligned corners), ArgMax and Cast."""
+    """Returns a run of ONNX Runtime's Resize (aligned corners), ArgMax and Cast."""
     session = _session(logits, size, threads, confidence=False)
     return lambda: session.run(None, {"logits": logits[None]})[0][0]
 
 
 def restore_both_by_onnx(logits: Logits, size: Size, threads: int) -> Callable[[], list[Pixels]]:
-    """The same with Softmax and ReduceMax for the confidence."""
+    """Returns a run of the same with Softmax and ReduceMax for the confidence."""
     session = _session(logits, size, threads, confidence=True)
     return lambda: [output[0] for output in session.run(None, {"logits": logits[None]})]
 
@@ -71,26 +72,22 @@ def _session(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_on_cpu(model, threads)
 
 
 def decode(encoded: bytes) -> Pixels:
-    """Pillow."""
+    """Decodes with Pillow."""
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
 def resize(photo: Pixels, size: Size) -> Pixels:
-    """Pillow, bilinear (which averages where it shrinks: more work, another picture)."""
+    """Resizes with Pillow, bilinear (it averages when it shrinks: more work, another picture)."""
     image = Image.fromarray(photo).resize((size.width, size.height), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
 def statistics(view: MaskView) -> list[tuple[int, float]]:
-    """NumPy: a mask a class."""
+    """Counts with NumPy, a mask for each class."""
     assert view.confidence is not None
     found = []
     for label in np.unique(view.labels):
@@ -100,14 +97,14 @@ def statistics(view: MaskView) -> list[tuple[int, float]]:
 
 
 def png(view: MaskView) -> bytes:
-    """Pillow, an indexed PNG at its default level."""
+    """Encodes an indexed PNG with Pillow at its default level."""
     image = Image.fromarray(view.labels, mode="P")
     image.putpalette(plte(view.colors, view.ignore_label))
     return _saved(image, "PNG")
 
 
 def overlay(view: MaskView) -> Image.Image:
-    """NumPy."""
+    """Blends photo and colours with NumPy."""
     assert view.image is not None
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(view.colors)] = view.colors
@@ -116,22 +113,22 @@ def overlay(view: MaskView) -> Image.Image:
 
 
 def overlay_png(view: MaskView) -> bytes:
-    """NumPy, and Pillow at its default level."""
+    """Blends with NumPy, encodes with Pillow at its default level."""
     return _saved(overlay(view), "PNG")
 
 
 def overlay_jpeg(view: MaskView) -> bytes:
-    """NumPy, and Pillow at quality 90."""
+    """Blends with NumPy, encodes with Pillow at quality 90."""
     return _saved(overlay(view), "JPEG", quality=90)
 
 
 def json_list(view: MaskView) -> bytes:
-    """The ids as a JSON list."""
+    """Returns the ids as a JSON list."""
     return json.dumps(view.labels.tolist()).encode()
 
 
 def rle(view: MaskView) -> bytes:
-    """pycocotools, a mask a class."""
+    """Encodes run lengths with pycocotools, a mask for each class."""
     from pycocotools import mask as coco
 
     entries = []
@@ -149,7 +146,7 @@ def rle(view: MaskView) -> bytes:
 
 
 def polygons(view: MaskView, tolerance: float = 0.0) -> bytes:
-    """OpenCV's contours (through pixel centres: not the mask's edges), a mask a class."""
+    """Traces OpenCV's contours (through pixel centres, not edges), a mask for each class."""
     features = []
     for label in np.unique(view.labels).tolist():
         mask = (view.labels == label).astype(np.uint8)

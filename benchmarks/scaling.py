@@ -1,4 +1,4 @@
-"""How time and memory grow with pixels, classes, batch, threads, instances and callers.
+"""Measures how time and memory grow with pixels, classes, batch, threads, instances, callers.
 
 ``python -m benchmarks.scaling engine`` and ``... server`` measure one half each (under six minutes)
 and write ``results/scaling_engine.json`` and ``results/scaling_server.json``; ``... plot`` draws
@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.machine import RESULTS, Machine, read_machine, save_plot, write_result
-from benchmarks.scaling_engine import Point, Setting, measure_apart, read_point
-from benchmarks.scaling_server import (
+from benchmarks.machine import (
+    RESULTS,
+    Machine,
+    ResultsFolder,
+    above_footer,
+    read_machine,
+    save_plot,
+    write_result,
+)
+from benchmarks.studies.scaling_engine import Point, Setting, measure_apart, read_point
+from benchmarks.studies.scaling_server import (
     Callers,
     Steady,
     measure_callers,
@@ -41,14 +49,14 @@ CALLERS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Curve:
-    """One thing varied, the rest as in ``base``."""
+    """One property varied, the rest as in ``base``."""
 
     name: str
     settings: tuple[Setting, ...]
 
 
 def curves(base: Setting, sizes: Sequence[str]) -> list[Curve]:
-    """All curves of the engine."""
+    """Returns all curves of the engine."""
     cores = base.threads
     parsed = [Size.parse(size) for size in sizes]
 
@@ -69,13 +77,17 @@ def curves(base: Setting, sizes: Sequence[str]) -> list[Curve]:
 
 @app.command()
 def engine(
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of all curves but pixels.")] = "512x1024",
-    sizes: Annotated[str, typer.Option(help="Of the pixels' curves, by comma.")] = ",".join(SIZES),
+    size: Annotated[
+        str, typer.Option(help="Image size of the other curves, HEIGHTxWIDTH.")
+    ] = "512x1024",
+    sizes: Annotated[
+        str, typer.Option(help="Sizes of the pixel curves, comma-separated.")
+    ] = ",".join(SIZES),
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each instance.")] = 5,
-    only: Annotated[str, typer.Option(help="A part of curves' names.")] = "",
-    results: Annotated[Path, typer.Option(help="Folder.")] = RESULTS,
+    only: Annotated[str, typer.Option(help="Measure only curves whose names contain this.")] = "",
+    results: ResultsFolder = RESULTS,
 ) -> None:
-    """Curves of the embedded engine, each point in a process of its own."""
+    """Measures the curves of the embedded engine, each point in a process of its own."""
     machine = read_machine()
     pixels = Size.parse(size)
     base = Setting(pixels.height, pixels.width, threads=_cores(), rounds=rounds)
@@ -93,11 +105,11 @@ def engine(
 
 @app.command()
 def server(
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH")] = "512x1024",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 15.0,
-    results: Annotated[Path, typer.Option(help="Folder.")] = RESULTS,
+    size: Annotated[str, typer.Option(help="Image size, HEIGHTxWIDTH.")] = "512x1024",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each load.")] = 15.0,
+    results: ResultsFolder = RESULTS,
 ) -> None:
-    """Curves of a server: callers at once, one instance or two; then 80 % of what it can do."""
+    """Measures a server with one instance or two: concurrent callers, then 80 % of its capacity."""
     machine = read_machine()
     pixels = Size.parse(size)
     found: dict[str, list[Callers]] = {}
@@ -126,17 +138,16 @@ def server(
 
 @app.command()
 def plot(
-    results: Annotated[Path, typer.Option(help="Folder of the JSON files.")] = RESULTS,
+    results: ResultsFolder = RESULTS,
 ) -> None:
-    """Draws what was measured."""
+    """Draws the curves from the JSON files."""
     from matplotlib.figure import Figure
 
-    told = json.loads((results / "scaling_engine.json").read_text("utf-8"))
+    stored = json.loads((results / "scaling_engine.json").read_text("utf-8"))
     found = {
-        name: [read_point(json.dumps(point)) for point in points]
-        for name, points in told["curves"].items()
+        name: [read_point(point) for point in points] for name, points in stored["curves"].items()
     }
-    machine = Machine(**told["machine"])
+    machine = Machine(**stored["machine"])
     figure = Figure((11, 6.5), layout="constrained")
     axes = figure.subplots(2, 3)
     for (name, title, x, y, unit), one in zip(_PLOTS, axes.flat, strict=True):
@@ -149,7 +160,7 @@ def plot(
             one.legend()
         else:
             one.xaxis.get_major_locator().set_params(integer=True)
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
+    above_footer(figure, 0.03)
     typer.echo(str(save_plot("scaling_engine", figure, machine, results)))
     _plot_server(results)
 
@@ -157,10 +168,10 @@ def plot(
 def _plot_server(results: Path) -> None:
     from matplotlib.figure import Figure
 
-    told = json.loads((results / "scaling_server.json").read_text("utf-8"))
+    stored = json.loads((results / "scaling_server.json").read_text("utf-8"))
     figure = Figure((11, 3.6), layout="constrained")
     throughput, latency, load = figure.subplots(1, 3)
-    for title, points in told["callers"].items():
+    for title, points in stored["callers"].items():
         callers = [point["callers"] for point in points]
         _draw(throughput, callers, [p["images_per_second"] for p in points], title)
         _draw(latency, callers, [p["p50_ms"] for p in points], f"{title}, p50")
@@ -169,9 +180,9 @@ def _plot_server(results: Path) -> None:
     throughput.set_ylim(0, 1.1 * throughput.dataLim.y1)
     latency.set(title="what a caller waits", xlabel="callers", ylabel="ms")
     names = [
-        f"{title}\n{one['arrivals']}" for title, ones in told["steady"].items() for one in ones
+        f"{title}\n{one['arrivals']}" for title, ones in stored["steady"].items() for one in ones
     ]
-    ones = [one for ones in told["steady"].values() for one in ones]
+    ones = [one for ones in stored["steady"].values() for one in ones]
     places = range(len(ones))
     load.bar(places, [one["p99_of_p50"] for one in ones], label="measured")
     load.plot(places, [one["queue_p99_of_p50"] for one in ones], "k_", ms=30, label="ideal queue")
@@ -181,8 +192,8 @@ def _plot_server(results: Path) -> None:
     load.set_xticks(list(places), names, fontsize=7)
     for one in (throughput, latency, load):
         one.legend(fontsize=7)
-    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr]
-    typer.echo(str(save_plot("scaling_server", figure, Machine(**told["machine"]), results)))
+    above_footer(figure, 0.05)
+    typer.echo(str(save_plot("scaling_server", figure, Machine(**stored["machine"]), results)))
 
 
 Read = Callable[[Point], float]

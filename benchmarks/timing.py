@@ -1,4 +1,4 @@
-"""Times synchronous calls again and again."""
+"""Times synchronous calls repeatedly, several of them in turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_TURNS = 5
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of ``count`` measurements, in their own unit."""
+    """The median and quartiles of ``count`` measurements, in their own unit."""
 
     median: float
     low: float
@@ -30,72 +30,67 @@ class Spread:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Median and quartiles of one value at least."""
+    """Returns median and quartiles of at least one value."""
     low, median, high = (float(v) for v in np.percentile(values, (25, 50, 75)))
     return Spread(median, low, high, len(values))
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """Each value by the one of ``base`` of the same turn: what disturbed both cancels out."""
+    """Returns each value over the one of ``base`` in the same turn: what disturbed both cancels."""
     return spread_of([value / one for value, one in zip(values, base, strict=True)])
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time of each run in seconds, and the process's CPU time of all of them."""
-
-    walls: tuple[float, ...]
-    cpu: float
-
-    @property
-    def total(self) -> float:
-        """Wall time of all runs in seconds."""
-        return sum(self.walls)
-
-    def percentile_ms(self, percent: float) -> float:
-        """A percentile of the runs' wall time in milliseconds."""
-        return float(np.percentile(self.walls, percent)) * 1000
-
-
-def time_runs(run: Callable[[], object], seconds: float, warm_runs: int = 2) -> Timing:
-    """Calls ``run`` for about ``seconds`` after ``warm_runs`` untimed calls, three times at least.
-
-    ``run`` must return only when its result is complete, so that no work is left on a device.
-    """
-    for _ in range(warm_runs):
-        run()
-    walls: list[float] = []
-    cpu = time.process_time()
-    end = time.perf_counter() + seconds
-    while len(walls) < MIN_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        walls.append(time.perf_counter() - start)
-    return Timing(tuple(walls), time.process_time() - cpu)
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Wall time of each run in seconds, and the process's CPU time of each."""
+    """The wall time and the process's CPU time of each run, in seconds."""
 
     walls: tuple[float, ...]
     cpus: tuple[float, ...]
 
-    def cpu_ms(self, percent: float = 50) -> float:
-        """A percentile of the runs' CPU time in milliseconds; the median unless given."""
-        return float(np.percentile(self.cpus, percent)) * 1000
+    @property
+    def total(self) -> float:
+        """Returns the wall time of all runs in seconds."""
+        return sum(self.walls)
+
+    @property
+    def cpu(self) -> float:
+        """Returns the CPU time of all runs in seconds."""
+        return sum(self.cpus)
 
     def wall_ms(self, percent: float = 50) -> float:
-        """A percentile of the runs' wall time in milliseconds; the median unless given."""
+        """Returns a percentile of the runs' wall time in milliseconds; by default the median."""
         return float(np.percentile(self.walls, percent)) * 1000
 
+    def cpu_ms(self, percent: float = 50) -> float:
+        """Returns a percentile of the runs' CPU time in milliseconds; by default the median."""
+        return float(np.percentile(self.cpus, percent)) * 1000
 
-def pool(turns: Sequence[Turns]) -> Turns:
-    """The runs of all of them."""
-    return Turns(
-        tuple(wall for one in turns for wall in one.walls),
-        tuple(cpu for one in turns for cpu in one.cpus),
+    @property
+    def wall_spread(self) -> Spread:
+        """Returns median and quartiles of the wall time in milliseconds."""
+        return spread_of([1000 * wall for wall in self.walls])
+
+    @property
+    def cpu_spread(self) -> Spread:
+        """Returns median and quartiles of the CPU time in milliseconds."""
+        return spread_of([1000 * cpu for cpu in self.cpus])
+
+
+def pool(timings: Sequence[Timing]) -> Timing:
+    """Returns the runs of all timings as one."""
+    return Timing(
+        tuple(wall for timing in timings for wall in timing.walls),
+        tuple(cpu for timing in timings for cpu in timing.cpus),
     )
+
+
+def time_runs(run: Callable[[], object], seconds: float, warm_runs: int = 2) -> Timing:
+    """Calls ``run`` for about ``seconds`` after ``warm_runs`` untimed calls, at least three times.
+
+    ``run`` must return only when its result is complete, so that no work is left on a device.
+    """
+    (timing,) = time_in_turn([run], seconds, MIN_RUNS, warm_runs=warm_runs)
+    return timing
 
 
 def time_in_turn(
@@ -103,14 +98,17 @@ def time_in_turn(
     seconds: float,
     turns: int = MIN_TURNS,
     pause_s: float = 0.0,
-) -> tuple[Turns, ...]:
-    """Calls each of ``runs`` in turn, for about ``seconds`` in all, ``turns`` times each at least.
+    warm_runs: int = 1,
+) -> tuple[Timing, ...]:
+    """Calls each of ``runs`` in turn, for about ``seconds`` in all, each at least ``turns`` times.
 
-    In turn, so that whatever else the machine does disturbs all of them alike. Each is called once
-    before, untimed. ``pause_s`` before each lets threads that spin after their work fall asleep.
+    In turn, so that whatever else the machine does disturbs all of them alike. Each is called
+    ``warm_runs`` times before, untimed. ``pause_s`` before each run lets threads that spin after
+    their work fall asleep.
     """
-    for run in runs:
-        run()
+    for _ in range(warm_runs):
+        for run in runs:
+            run()
     walls: list[list[float]] = [[] for _ in runs]
     cpus: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + seconds
@@ -121,4 +119,4 @@ def time_in_turn(
             run()
             cpus[number].append(time.process_time() - cpu)
             walls[number].append(time.perf_counter() - wall)
-    return tuple(Turns(tuple(w), tuple(c)) for w, c in zip(walls, cpus, strict=True))
+    return tuple(Timing(tuple(w), tuple(c)) for w, c in zip(walls, cpus, strict=True))

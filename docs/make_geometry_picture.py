@@ -33,7 +33,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def copy_model(repository: Path, way: str) -> None:
-    """The shipped model under the name and with the ``resize`` of ``way``."""
+    """Writes the shipped model under the name and with the ``resize`` of ``way``."""
     shutil.copytree(REPOSITORY / "icnet", repository / way)
     config = repository / way / CONFIG_FILE
     text = config.read_text("utf-8").replace('name: "icnet"', f'name: "{way}"')
@@ -41,14 +41,14 @@ def copy_model(repository: Path, way: str) -> None:
 
 
 def segment(port: int, model: str, image: bytes) -> Image.Image:
-    """The overlay that the server answers."""
+    """Returns the overlay that the server answers."""
     url = f"http://127.0.0.1:{port}/v2/models/{model}/segment?format=overlay"
     with urllib.request.urlopen(urllib.request.Request(url, data=image), timeout=60) as answer:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
 def draw_inputs(scene: Pixels, made: Plan) -> Image.Image:
-    """The views side by side, as the network gets them."""
+    """Draws the views side by side, as the network gets them."""
     views = [cut(scale(scene, view.canvas), view) for view in made.views]
     shown = [_scaled(Image.fromarray(view)) for view in views]
     width = shown[0].width + 4

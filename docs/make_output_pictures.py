@@ -31,27 +31,27 @@ CAR = 8
 
 
 class Asker:
-    """Sends one scene again and again."""
+    """A client that sends one scene repeatedly."""
 
     def __init__(self, port: int, scene: bytes) -> None:
         self.url = f"http://127.0.0.1:{port}/v2/models/icnet/segment"
         self.scene = scene
 
     def ask(self, query: str) -> bytes:
-        """The body of the answer."""
+        """Returns the body of the answer."""
         request = urllib.request.Request(f"{self.url}?{query}", data=self.scene)
         with urllib.request.urlopen(request, timeout=60) as answer:
             body: bytes = answer.read()
         return body
 
     def picture(self, query: str) -> Image.Image:
-        """The answer, decoded."""
+        """Returns the answer, decoded."""
         return Image.open(io.BytesIO(self.ask(query))).convert("RGB")
 
 
 @contextmanager
 def serve() -> Iterator[int]:
-    """The HTTP port of a server of the repository."""
+    """Serves the repository, and yields the HTTP port."""
     settings = Settings(
         repository=REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, drain_seconds=0.0
     )
@@ -61,7 +61,7 @@ def serve() -> Iterator[int]:
 
 
 def draw_run_lengths(asker: Asker) -> Image.Image:
-    """The cars' mask in white, and its box."""
+    """Draws the cars' mask in white, and its box."""
     found = json.loads(asker.ask("format=rle&confidence=true"))["annotations"]
     (entry,) = (entry for entry in found if entry["category_id"] == CAR)
     mask = Image.fromarray(255 * coco.decode(entry["segmentation"])).convert("RGB")
@@ -71,7 +71,7 @@ def draw_run_lengths(asker: Asker) -> Image.Image:
 
 
 def draw_polygons(asker: Asker, scene: Image.Image) -> Image.Image:
-    """A part of the scene under the regions' outlines, exact and simplified."""
+    """Draws a part of the scene under the regions' outlines, exact and simplified."""
     left, top, width, height = DETAIL
     panels = []
     for tolerance in (0, 3):
@@ -88,7 +88,7 @@ def draw_polygons(asker: Asker, scene: Image.Image) -> Image.Image:
 
 
 def draw_statistics(asker: Asker) -> Image.Image:
-    """A bar a class, with its share and its mean confidence."""
+    """Draws a bar for each class, with its share and its mean confidence."""
     found = json.loads(asker.ask("format=stats&confidence=true"))["classes"]
     present = [entry for entry in found if entry["pixels"]]
     line, names = 22, 100
@@ -107,7 +107,7 @@ def draw_statistics(asker: Asker) -> Image.Image:
 
 
 def side_by_side(*panels: Image.Image) -> Image.Image:
-    """In one row, 4 pixels apart."""
+    """Puts pictures into one row, 4 pixels apart."""
     gap = 4
     width = sum(panel.width for panel in panels) + gap * (len(panels) - 1)
     row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
@@ -119,7 +119,7 @@ def side_by_side(*panels: Image.Image) -> Image.Image:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """As a small PNG of 256 colours in ``docs/images``."""
+    """Saves a small PNG of 256 colours in ``docs/images``."""
     small = picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
     small.save(IMAGES / f"output_{name}.png", optimize=True)
 

@@ -21,7 +21,7 @@ SCENE = ROOT / "tests" / "golden" / "scene.jpg"
 
 
 def main() -> None:
-    """Serves, opens the page, drops the scene, and looks."""
+    """Serves, opens the page, drops the scene, and takes the picture."""
     settings = Settings(
         repository=ROOT / "model_repository", http_port=0, grpc_port=0, metrics_port=0
     )

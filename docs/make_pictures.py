@@ -23,14 +23,14 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def segment(server: str, image: bytes, format: str) -> Image.Image:
-    """The server's answer as a picture."""
+    """Returns the server's answer as a picture."""
     url = f"http://{server}/v2/models/icnet/segment?format={format}"
     with urllib.request.urlopen(urllib.request.Request(url, data=image), timeout=60) as answer:
         return Image.open(io.BytesIO(answer.read()))
 
 
 def draw_legend(width: int) -> Image.Image:
-    """The classes and their colours in one row."""
+    """Draws the classes and their colours in one row."""
     labels = load_labels("camvid")
     legend = Image.new("RGB", (width, LEGEND_HEIGHT), "white")
     draw = ImageDraw.Draw(legend)

@@ -14,8 +14,6 @@ from export.pipeline import ExportRequest, Target, export_symbol
 from export.precision.gate import Limits
 from export.precision.lower import PrecisionOptions
 
-_IMAGES = "Classes and pixels"
-
 
 def export(
     model: given.Model = None,
@@ -32,22 +30,24 @@ def export(
         str | None,
         typer.Option(
             help="Dataset that names the classes: citys, camvid, folder (with --root), ...",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=given.PIXELS_PANEL,
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
             help="File of class names, one per line, each optionally followed by #rrggbb.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=given.PIXELS_PANEL,
         ),
     ] = None,
+    pixels: given.SeenPixels = None,
     mean: Annotated[
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Mean of RGB values from 0 to 1. Default: what the network was trained on.",
-            rich_help_panel=_IMAGES,
+            help="Mean of RGB values from 0 to 1. Default: what the network was trained on, where"
+            " it is one of --model's or --pretrained's.",
+            rich_help_panel=given.PIXELS_PANEL,
         ),
     ] = None,
     std: Annotated[
@@ -55,7 +55,7 @@ def export(
         typer.Option(
             metavar="R,G,B",
             help="Standard deviation of RGB values from 0 to 1.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=given.PIXELS_PANEL,
         ),
     ] = None,
     bgr: Annotated[
@@ -63,7 +63,7 @@ def export(
         typer.Option(
             "--bgr/--rgb",
             help="Channel order that the network was trained on.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=given.PIXELS_PANEL,
         ),
     ] = None,
     precision: given.Precision = PrecisionOptions.precision,
@@ -127,6 +127,7 @@ def export(
     segserve export --model icnet --dataset citys --size 1024x2048 --params best.params
 
     segserve export --symbol net-symbol.json --params net-0000.params --labels classes.txt
+    --pixels imagenet
 
     segserve export --pretrained icnet_resnet50_citys --size 1024x2048
 
@@ -144,7 +145,7 @@ def export(
                 Limits(max_miou_drop, min_agreement), search, force,
             ),
             given.split_head(head), file_format, opset, check,
-            Target(repository, name, family, max_batch_size, accuracy, provenance),
+            Target(repository, name, family, max_batch_size, accuracy, provenance), pixels,
         )  # fmt: skip
         written = export_symbol(request, console)
     except (ExportError, OSError) as error:

@@ -9,6 +9,7 @@ import typer
 
 from export.errors import IllegalSize
 from export.symbols.networks import NETWORKS
+from export.symbols.normalisation import PRESETS_HELP
 from serving.imaging.geometry import Size as ImageSize
 
 NETWORK_PANEL = "Network"
@@ -155,6 +156,16 @@ Force: TypeAlias = Annotated[
         rich_help_panel=PRECISION_PANEL,
     ),
 ]
+PIXELS_PANEL = "Classes and pixels"
+SeenPixels: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--pixels",
+        metavar="NAME",
+        help=f"What the network was trained on: {PRESETS_HELP}; short for --mean and --std.",
+        rich_help_panel=PIXELS_PANEL,
+    ),
+]
 WRITTEN_PANEL = "What is written"
 Head: TypeAlias = Annotated[
     str,
@@ -182,7 +193,7 @@ Family: TypeAlias = Annotated[
     str | None,
     typer.Option(
         help="Group name: requests to it are routed to the member that best fits the image."
-        " Default: the network's name followed by _DATASET.",
+        " Default: none; with --from, the existing model's.",
         rich_help_panel=WRITTEN_PANEL,
     ),
 ]

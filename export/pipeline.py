@@ -7,29 +7,38 @@ network by another way and ends in :func:`write_network`, as every export does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto
 from rich.console import Console
 
-from export.errors import ExportError, UnsupportedPrecision
-from export.passes.build import build_model, check_opset, set_metadata
+from export.errors import ExportError, InvalidParams, UnsupportedPrecision, VerificationFailed
+from export.finite import find_not_finite, not_finite
+from export.passes.build import REWRITES, build_model, check_opset, set_metadata
+from export.passes.contract import HEADS, LOGITS, MASK
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.passes.mask_head import HEADS, LOGITS, MASK
 from export.precision.lower import PrecisionOptions, check_options, lower_precision
 from export.progress import Steps, show_steps
 from export.repository.files import ONNX_FILE, ModelFiles, onnx_files
 from export.repository.labels import check_labels, find_labels, generic_labels
 from export.repository.mxnet_model import mxnet_files
 from export.repository.triton import ModelFacts, variant_name, write_version
-from export.source import ExistingModel, NamedNetwork, name_network, read_existing, refuse_given
+from export.source import (
+    ExistingModel,
+    NamedNetwork,
+    known_pixels,
+    name_network,
+    read_existing,
+    refuse_given,
+)
 from export.symbols.find import FoundSymbol, find_symbol, own_size
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET, Pixels, Triple, choose_pixels
 from export.symbols.params import Parameters, digest, read_params, tool_version
-from export.verify import mxnet_installed, verify
-from serving.palette import LabelSet
+from export.verify import mxnet_installed, telling_images, verify
+from serving.palette import LabelSet, canonical_name
 
 _STEPS = 6
 
@@ -41,8 +50,7 @@ class Target:
     Attributes:
         repository: the folder of models.
         name: the model's; None is the network's, the precision after it.
-        family: models that share it answer for each other; None is the network's name, the dataset
-            after it.
+        family: models that share it answer for each other; None is none, or the existing model's.
         max_batch_size: None is 4, or the existing model's.
         accuracy: measured accuracy and its protocol.
         provenance: where the weights come from.
@@ -76,13 +84,14 @@ class ExportRequest:
         dataset: names the classes, and is what ``precision`` is calibrated on and judged by.
         labels: a file of class names, instead of the dataset's.
         mean: of RGB values from 0 to 1, three numbers (as text by comma); None is what the network
-            was trained on. ``std`` and ``bgr`` (blue comes first) likewise.
+            was trained on, where it is one of ours. ``std``, ``bgr`` (blue comes first) likewise.
         precision: fp32, fp16 or int8, and how it is made and judged; ``dataset`` is this request's.
         heads: of mask, logits and confidence, one of the first two at least.
         file_format: ``onnx`` or ``mxnet``.
         opset: 17 or 19; None is the lowest that holds the network's operators.
         check: compare with MXNet where that is installed.
         target: where it is written.
+        pixels: stands for ``mean``, ``std`` and ``bgr`` (``export.symbols.normalisation.PRESETS``).
     """
 
     model: str | None = None
@@ -106,6 +115,7 @@ class ExportRequest:
     opset: int | None = None
     check: bool = True
     target: Target = field(default_factory=Target)
+    pixels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,7 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
     check_options(options)
     _check_format(request.file_format, options.precision, request.opset)
     check_opset(request.opset)
-    pixels = choose_pixels(named.model, request.mean, request.std, request.bgr, named.backbone)
+    pixels, said = _choose_pixels(request, named)
     labels = find_labels(named.dataset, request.labels, options.root)
     with show_steps(console, _STEPS) as step:
         step("reading the symbol")
@@ -169,8 +179,8 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
         stem = named.model or network.source.partition(".")[0].removesuffix("-symbol")
         facts = ModelFacts(
             network.labels,
-            request.target.family or family_name(stem, named.dataset),
-            named.dataset,
+            request.target.family,
+            named.dataset and canonical_name(named.dataset),
             request.target.accuracy,
             "; ".join(_origin(request, named, network)),
         )
@@ -181,7 +191,8 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
             )
             step("writing the repository")
             folder = _write(request.target, name, files, facts)
-            outcomes: tuple[str, ...] = ("the MXNet graph itself: nothing to compare",)
+            ran = "run once by MXNet" if mxnet_installed() else "MXNet is not installed: not run"
+            outcomes: tuple[str, ...] = (f"the MXNet graph itself, nothing to compare; {ran}",)
         else:
             name = request.target.name or variant_name(stem, options.precision)
             model, compared, verified = _build(request, network, step)
@@ -190,6 +201,7 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
             folder, outcome = write_network(model, facts, options, request.target, name, step)
             outcomes = (compared, outcome)
     notes = [
+        f"sees {pixels}: {said}",
         "random weights: the labels mean nothing, the speed is that of trained ones"
         if named.params is None
         else "",
@@ -235,12 +247,6 @@ def write_network(
     return _write(target, name, onnx_files(lowered.model), facts), lowered.outcome
 
 
-def family_name(network: str, dataset: str | None) -> str:
-    """Returns the family of a network: with the dataset's name, so that no model has it as its own
-    and a model's name always means that model."""
-    return f"{network}_{dataset}" if dataset else network
-
-
 def check_heads(heads: tuple[str, ...]) -> None:
     """Raises ExportError where no server could make labels of the outputs."""
     if not {MASK, LOGITS} & set(heads):
@@ -260,6 +266,17 @@ class _Network:
     size: tuple[int, int]
     labels: LabelSet
     pixels: Pixels
+
+
+def _choose_pixels(request: ExportRequest, named: NamedNetwork) -> tuple[Pixels, str]:
+    """Returns what the network sees, and why. Raises ExportError where nothing says so."""
+    known, said = known_pixels(named) or (None, "as the options say")
+    if known is None and named.params is None and request.pixels is None:
+        known, said = IMAGENET, "assumed: random weights were trained on nothing"
+    asked = (request.mean, request.std, request.bgr, request.pixels)
+    if any(value is not None for value in asked):
+        said = "as the options say"
+    return choose_pixels(known, *asked), said
 
 
 def _read_network(
@@ -282,7 +299,21 @@ def _read_network(
     check_labels(labels, classes)
     step("reading the parameters" if named.params else "making random parameters")
     parameters = read_params(named.params) if named.params else random_params(graph, *size)
+    _check_finite(parameters, prune_heads(graph), named.params)
     return _Network(found.source, graph, parameters, size, labels, pixels)
+
+
+def _check_finite(parameters: Parameters, graph: Graph, file: Path | None) -> None:
+    """Raises InvalidParams where a parameter that the network uses is not a number."""
+    found = {name: parameters.find(name) for name in graph.variables()}
+    arrays = {name: array for name, array in found.items() if array is not None}
+    wrong = [name for name, array in arrays.items() if not_finite(array)]
+    if wrong:
+        raise InvalidParams(
+            f"{file}: {', '.join(wrong[:3])} {'holds' if len(wrong) == 1 else 'hold'} NaN or"
+            f" infinity ({len(wrong)} of {len(arrays)} parameters): the training broke off there;"
+            " export an earlier checkpoint"
+        )
 
 
 def _origin(request: ExportRequest, named: NamedNetwork, network: _Network) -> list[str]:
@@ -297,7 +328,7 @@ def _origin(request: ExportRequest, named: NamedNetwork, network: _Network) -> l
         f"symbol {network.source}",
         weights,
         f"{made} {request.precision.precision}",
-        *([f"sees {network.pixels}"] if network.pixels != IMAGENET else []),
+        f"sees {network.pixels}",
     ]
 
 
@@ -305,14 +336,23 @@ def _build(request: ExportRequest, network: _Network, step: Steps) -> tuple[Mode
     """Returns the serving graph, what came of the comparison with MXNet, and whether there was
     one."""
     height, width = network.size
-    model = build_model(
-        network.graph, network.parameters, height, width, request.heads,
+    build = partial(
+        build_model, network.graph, network.parameters, height, width, request.heads,
         pixels=network.pixels, opset=request.opset,
     )  # fmt: skip
+    model = build()
     if not request.check:
         step("not compared with MXNet")
         return model, "not compared with MXNet", False
     step("comparing with MXNet")
+    images = telling_images(height, width)
+    if broken := find_not_finite(model, images):
+        # The rewrites join nodes: the symbol's own are named.
+        broken = find_not_finite(build(without=REWRITES), images) or broken
+        raise VerificationFailed(
+            f"{network.source} does not give numbers: {broken}; nothing was written. Are its"
+            " parameters those of a finished training?"
+        )
     if not mxnet_installed():
         return model, "MXNet is not installed: the comparison with it was skipped", False
     found = verify(model, network.graph, network.parameters, height, width, network.pixels)
@@ -339,7 +379,7 @@ def _export_existing(request: ExportRequest, existing: str, console: Console) ->
             "--symbol": request.symbol, "--params": request.params,
             "--pretrained": request.pretrained, "--size": request.size,
             "--labels": request.labels, "--mean": request.mean, "--std": request.std,
-            "--bgr or --rgb": request.bgr, "--opset": request.opset,
+            "--bgr or --rgb": request.bgr, "--pixels": request.pixels, "--opset": request.opset,
         },
     )  # fmt: skip
     target = request.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from export.precision.half import widen
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
 from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone
+from export.symbols.normalisation import Pixels, pixels_of
+from export.weights.importing import FACTS_FILE
 from export.weights.zoo import resolve
 from serving.engines.graph import find_precision
 from serving.errors import InvalidModel
@@ -87,6 +90,41 @@ def name_network(
     )  # fmt: skip
 
 
+RUN_FILE = "options.json"
+_CHECKPOINT = "checkpoint-"
+
+
+def known_pixels(named: NamedNetwork) -> tuple[Pixels, str] | None:
+    """Returns what a network sees, and who says so; None where nobody does.
+
+    Ours are known by name: the one that the options name, else the one that the files beside the
+    parameters do (of ``segserve import-weights``, and of a training run).
+    """
+    model, backbone, said = named.model, named.backbone, "is trained so"
+    if MODEL_ALIASES.get(model or "", model) not in NETWORKS:
+        model, backbone, said = _trained_as(named.params)
+    if model is None:
+        return None
+    return pixels_of(MODEL_ALIASES.get(model, model), backbone), f"{model} {said}"
+
+
+def _trained_as(params: Path | None) -> tuple[str | None, str | None, str]:
+    """Returns model, backbone and a reason of what lies beside a file of parameters."""
+    if params is None:
+        return None, None, ""
+    folder = params.parent
+    folders = [folder, folder.parent] if folder.name.startswith(_CHECKPOINT) else [folder]
+    for path in (place / name for place in folders for name in (FACTS_FILE, RUN_FILE)):
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            model, backbone = told["model"], told["backbone"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # another program's file
+        if model in NETWORKS and isinstance(backbone, str | None):
+            return model, backbone, f"is trained so, and {path.name} beside the parameters names it"
+    return None, None, ""
+
+
 def _check_form(named: NamedNetwork) -> None:
     """Raises ExportError for what the named network, one of ours, does not have."""
     model = MODEL_ALIASES.get(named.model or "", named.model)
@@ -128,7 +166,7 @@ class ExistingModel:
     name: str
     model: ModelProto
     labels: LabelSet
-    family: str
+    family: str | None
     dataset: str | None
     origin: tuple[str, ...]
     resize: str
@@ -174,7 +212,7 @@ def read_existing(model: str, repository: Path) -> ExistingModel:
         folder.name,
         widen(graph) if is_half(graph) else graph,
         folder.labels,
-        folder.family,
+        parameters.get("family"),
         parameters.get("dataset"),
         (f"from {folder.name} version {version} ({precision})", *([named] if named else [])),
         folder.resize,

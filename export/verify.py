@@ -104,16 +104,15 @@ def verify(
         write_params(parameters, folder / "network.params")
         np.save(folder / "images.npy", images)
         np.savez(folder / "pixels.npz", mean=pixels.mean, std=pixels.std, bgr=pixels.bgr)
-        command = [*module_command("export.verify_mxnet"), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise VerificationFailed(f"MXNet did not run the symbol: {reason}; or --no-verify")
+        try:
+            version = _ask_mxnet("compare", name)
+        except VerificationFailed as error:
+            raise VerificationFailed(f"{error}; or --no-verify") from error
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
         )
-        result = _compare(session, images, folder, done.stdout.strip().splitlines()[-1])
+        result = _compare(session, images, folder, version)
     # A deformable convolution jumps at the border, and rounding moves points across it
     # (docs/parity.md): labels alone judge such networks.
     deforms = any(node.op in DEFORMABLE for _, node in graph.operators())
@@ -124,6 +123,24 @@ def verify(
             " comparison"
         )
     return result
+
+
+def check_with_mxnet(symbol: Path, params: Path, image: str, shape: tuple[int, ...]) -> str:
+    """Has MXNet load a symbol and run it once; returns MXNet's version.
+
+    ``image`` is the symbol's uint8 input, of ``shape``. MXNet runs in a subprocess. Raises
+    VerificationFailed with MXNet's reason.
+    """
+    return _ask_mxnet("load", str(symbol), str(params), image, *map(str, shape))
+
+
+def _ask_mxnet(*arguments: str) -> str:
+    command = [*module_command("export.verify_mxnet"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise VerificationFailed(f"MXNet did not run the symbol: {reason}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def example_images(height: int, width: int) -> NDArray[np.uint8]:
@@ -139,6 +156,14 @@ def example_images(height: int, width: int) -> NDArray[np.uint8]:
     ramp = np.linspace(0, 220, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
     gradient = (ramp + noise // 8).astype(np.uint8)
     return np.stack([noise, blocks, gradient])
+
+
+def telling_images(height: int, width: int) -> dict[str, NDArray[np.uint8]]:
+    """Returns uint8 [1, height, width, 3] by what a message calls it: images on which networks
+    that do not give numbers show it. Some do on flat or black ones alone."""
+    noise, blocks, _ = example_images(height, width)
+    images = {"noise": noise, "blocks of colour": blocks, "a black image": np.zeros_like(noise)}
+    return {title: image[None] for title, image in images.items()}
 
 
 def _both_heads(main: Graph, logits: Graph) -> Graph:

@@ -16,25 +16,25 @@ GROUP = "segserve.commands"
 # Shown by --help without importing a subcommand (training's would import a framework).
 SUMMARIES = {
     "serve": "Serve a model repository over HTTP and gRPC",
-    "segment": "Send photos or folders to a server, write what it answers",
+    "segment": "Segment photos or folders of photos on a running server",
     "models": "List the models of a repository, and why one cannot be served",
-    "export": "Turn a symbol and its parameters into a model of the repository",
-    "import-onnx": "Bring an ONNX network made elsewhere (PyTorch, PaddleSeg) into the repository",
+    "export": "Convert a network (symbol + parameters) to a model of the repository",
+    "import-onnx": "Add an ONNX network from PyTorch, PaddleSeg and others to the repository",
     "import-weights": "Convert weights of GluonCV, Fast_Seg, liminn or TensorFlow's DeepLab",
-    "inspect": "Show a model's contract, size, operations, accuracy and where it comes from",
-    "evaluate": "Score what a server or a repository serves: mIoU, boundaries, pictures",
+    "inspect": "Show a model's inputs, outputs, size, operations, accuracy and origin",
+    "evaluate": "Score a served model on a dataset: mIoU, boundaries, pictures",
     "dataset": "Check a dataset: pairs, sizes, label range, share of each class",
-    "runs": "List what was trained here; `runs compare A B` sets two side by side",
+    "runs": "List training runs; `runs compare A B` compares two",
 }
 
 
 def find_commands() -> dict[str, EntryPoint]:
-    """Subcommands of all installed distributions, by name."""
+    """Returns the subcommands of all installed distributions, by name."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the subcommand that the command line names."""
     commands = find_commands()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -45,7 +45,9 @@ def main() -> None:
         print(SERVER_VERSION)
         return
     if name not in commands:
-        sys.exit(f"segserve: no command {name!r}; known: {', '.join(sorted(commands))}")
+        sys.exit(
+            f"segserve: unknown command {name!r}; expected one of: {', '.join(sorted(commands))}"
+        )
     command = load_command(commands[name])
     if isinstance(command, typer.Typer):
         # It has subcommands of its own.
@@ -70,7 +72,7 @@ def load_command(entry: EntryPoint) -> Callable[..., None]:
 
 
 def show_help(commands: dict[str, EntryPoint]) -> None:
-    """Names and summaries of the subcommands."""
+    """Prints the names and summaries of the subcommands."""
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name in sorted(commands, key=lambda n: (n not in SUMMARIES, list(SUMMARIES).index(n)
                                                 if n in SUMMARIES else 0, n)):  # fmt: skip

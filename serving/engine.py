@@ -1,4 +1,4 @@
-"""What the batcher needs of anything that infers."""
+"""The protocol that every engine implements; the batcher knows no more of an engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What goes in and comes out.
+    """The shapes that go into an engine and come out, and how many runs it takes.
 
     Attributes:
         size: static height and width of the network's input.
@@ -33,35 +34,15 @@ class EngineSpec:
     precision: str
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One of the two is there, for a batch or (first axis gone) for one image.
-
-    Attributes:
-        logits: float32 ``[n,C,h,w]``.
-        mask: uint8 ``[n,H,W]``, class ids.
-    """
-
-    logits: npt.NDArray[np.float32] | None
-    mask: npt.NDArray[np.uint8] | None
-
-    def __getitem__(self, index: int) -> Prediction:
-        """The prediction of one image of the batch (a view)."""
-        return Prediction(
-            None if self.logits is None else self.logits[index],
-            None if self.mask is None else self.mask[index],
-        )
-
-
 class Engine(Protocol):
-    """Runs batches; ``run`` is called from worker threads, ``spec.instances`` at a time."""
+    """An engine that runs batches; worker threads call ``run``, ``spec.instances`` at a time."""
 
     @property
     def spec(self) -> EngineSpec: ...
 
     @property
     def name(self) -> str:
-        """For metrics: ``onnxruntime-cpu``, ..."""
+        """Returns the engine's name in metrics: ``onnxruntime-cpu``, ..."""
         ...
 
     def warm(self) -> None:
@@ -87,11 +68,12 @@ class LabelEngine(Protocol):
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called for this model."""
+        """Returns whether ``run_labels`` can be called for this model."""
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """As ``Engine.run``, with ``mask`` in place of ``logits``: a byte a pixel to carry.
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        pixel.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

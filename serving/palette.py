@@ -39,7 +39,8 @@ class LabelSet:
 
 
 def datasets() -> tuple[str, ...]:
-    """The datasets that :func:`load_labels` knows, without the aliases, in alphabetical order."""
+    """Returns the datasets that :func:`load_labels` knows, without the aliases, in alphabetical
+    order."""
     names = (entry.name for entry in files("serving.labels").iterdir())
     return tuple(sorted(name.removesuffix(".tsv") for name in names if name.endswith(".tsv")))
 
@@ -51,7 +52,7 @@ def canonical_name(dataset: str) -> str:
 
 @cache
 def load_labels(dataset: str) -> LabelSet:
-    """The classes of ``dataset``, by its name or by one of :data:`ALIASES`.
+    """Returns the classes of ``dataset``, by its name or by one of :data:`ALIASES`.
 
     Those of :data:`LABELLED_AS` have the classes of another dataset.
 
@@ -134,7 +135,7 @@ def format_palette(colors: Sequence[Color]) -> str:
 
 
 def plte(colors: Sequence[Color], ignore_label: int) -> bytes:
-    """The 768 bytes of a PNG's PLTE chunk, one RGB triple for each of the 256 pixel values.
+    """Returns the 768 bytes of a PNG's PLTE chunk, one RGB triple for each of the 256 pixel values.
 
     Ids without a colour are black; ``ignore_label`` is :data:`IGNORE_COLOR` unless it is itself
     the id of a class. A value outside 0-255 means that nothing is ignored.
@@ -153,7 +154,7 @@ def plte(colors: Sequence[Color], ignore_label: int) -> bytes:
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
-    """``count`` distinct colours by Pascal VOC's rule, at most 256.
+    """Returns ``count`` distinct colours by Pascal VOC's rule, at most 256.
 
     Bits 0, 1, 2 of the id become the highest bit of red, green and blue, bits 3, 4, 5 the next.
 

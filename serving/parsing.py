@@ -1,7 +1,11 @@
-"""Reads the text files that people write: configurations, class names, API keys.
+"""Reads what people and strangers write: text files, and numbers in headers, paths and parameters.
 
 Editors on Windows put a byte order mark in front and end lines with CRLF; neither is part of the
 first word or of a line's last. What is not UTF-8 is an error that names the file and the byte.
+
+Python's ``int`` and ``float`` take more than anybody means: digits of every script, ``1_000``,
+``nan``, ``inf``, blanks around, and a text of 5,000 digits raises. ``str.isdigit`` is true for
+``²``, which ``int`` refuses. So no such text is given to them before it has matched here.
 """
 
 from __future__ import annotations
@@ -76,12 +80,6 @@ def decode_text(data: bytes, where: str) -> str:
         raise ValueError(f"{where} holds a zero byte; expected a text file in UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
-
-# Numbers in strangers' texts: headers, paths, queries, form fields, parameters.
-#
-# ``int`` and ``float`` of Python take more than anybody means: digits of every script, ``1_000``,
-# ``nan``, ``inf``, blanks around, and a text of 5,000 digits raises. ``str.isdigit`` is true for
-# ``²``, which ``int`` refuses. So no such text is given to them before it has matched here.
 
 _INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
 _DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,17})?|\.[0-9]{1,17}", re.ASCII)

@@ -15,7 +15,7 @@ from serving.formats import registry as mask
 from serving.formats.label_map import Encoded, MaskOptions
 from serving.imaging.geometry import PLAIN, Augmentation, Plan, Size
 from serving.models.model import Model
-from serving.observability.metrics import Timings
+from serving.observability.request_context import Timings
 from serving.palette import LabelSet
 from serving.parsing import find_integer, read_decimal
 from serving.settings import Settings

@@ -23,6 +23,7 @@ import cv2
 import grpc
 import uvicorn
 
+from serving.admission.admission import Admission
 from serving.errors import InvalidModel, InvalidSetting
 from serving.formats import class_statistics
 from serving.formats import registry as mask
@@ -44,7 +45,7 @@ from serving.observability.loop_watchdog import LoopWatchdog
 from serving.observability.memory_return import open_memory_returner
 from serving.observability.metrics import Metrics
 from serving.observability.metrics_server import MetricsPage, MetricsServer
-from serving.observability.middleware import Calls
+from serving.observability.middleware import RequestContexts
 from serving.oip.dataplane import Dataplane
 from serving.security.tls import open_http_tls
 from serving.service import Segmenter
@@ -136,13 +137,18 @@ class Server:
         self._memory_returner = open_memory_returner()
         self.metrics.event_loop_lag.set_function(lambda: self._watchdog.lag_s)
         self.tls = open_http_tls(settings)
-        self.calls = Calls(settings, self.metrics)
         self.source, open_own = choose_source(settings)
         self.registry = Registry(settings, self.metrics, open_engine or open_own, self.source)
+        self.contexts = RequestContexts(settings, self.metrics, self.registry.label)
+        self.admission = Admission(self.registry, self.metrics, settings)
         self.pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self.decoders = self._make_decoders()
-        self.segmenter = Segmenter(self.registry, self.metrics, settings, self.pool, self.decoders)
-        self.dataplane = Dataplane(self.segmenter)
+        self.segmenter = Segmenter(
+            self.registry, self.admission, self.metrics, settings, self.pool, self.decoders
+        )
+        self.dataplane = Dataplane(
+            self.segmenter, self.registry, self.admission, self.metrics, settings, self.pool
+        )
         self.ports = Ports(0, 0, 0)
         self._socket: socket.socket | None = None
         self._http: _HttpServer | None = None
@@ -226,12 +232,14 @@ class Server:
         metrics_socket = _listen(s.host, s.metrics_port, "--metrics-port")
         self._metrics_server = MetricsServer(metrics_socket, self._metrics_page)
         self._grpc, grpc_port = build_grpc_server(
-            self.segmenter, self.dataplane, s, self.calls, lambda: self.ready, self._stopping
-        )
+            self.segmenter, self.dataplane, self.admission, self.contexts, self.pool, s,
+            lambda: self.ready, self._stopping,
+        )  # fmt: skip
         await self._grpc.start()
         app = build_app(
-            self.segmenter, self.dataplane, self._metrics_page, s, self.calls, lambda: self.ready
-        )
+            self.segmenter, self.dataplane, self.admission, self.contexts, self.metrics,
+            self._metrics_page, self.pool, s, lambda: self.ready,
+        )  # fmt: skip
         config = uvicorn.Config(
             app,
             http=limit_connections(s, self.metrics),
@@ -289,7 +297,7 @@ class Server:
             self._metrics_server.close()
         self._metrics_page.close()
         self.pool.shutdown(wait=True)
-        await asyncio.get_running_loop().run_in_executor(None, self.calls.close)
+        await asyncio.get_running_loop().run_in_executor(None, self.contexts.close)
 
 
 def warm_stages() -> None:
@@ -349,7 +357,7 @@ async def run(server: Server, on_ready: asyncio.Event | None = None) -> None:
 
     def obey() -> None:
         if signalled.is_set():
-            end_at_once(server.calls.log_stream)
+            end_at_once(server.contexts.log_stream)
         signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

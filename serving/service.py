@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import time
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.admission.admission import AnswerCosts, Place
-from serving.admission.observation import Observation, Observer
-from serving.admission.request_head import Door
-from serving.engine import Prediction
+from serving.admission.admission import Admission, RequestInFlight
+from serving.batching.admission import Reservation
 from serving.errors import DeadlineExceeded, UnsupportedOption
 from serving.formats import registry as mask
 from serving.imaging.blending import Blender
@@ -23,12 +20,19 @@ from serving.imaging.decode import check_size, check_still, decode_here
 from serving.imaging.decoder_pool import DecoderPool, Decoding
 from serving.imaging.geometry import Plan, Size, plan, scale
 from serving.imaging.header import describe, read_still
-from serving.imaging.restore import labels_suffice, restore_labels, restore_labels_and_confidence
+from serving.imaging.restore import (
+    Prediction,
+    labels_suffice,
+    restore_labels,
+    restore_labels_and_confidence,
+)
+from serving.imaging.still import StillImage
 from serving.imaging.turns import Turns
 from serving.models import families
 from serving.models.model import Model
 from serving.models.registry import Registry
-from serving.observability.metrics import Metrics, Timings
+from serving.observability.metrics import Metrics
+from serving.observability.request_context import Timings
 from serving.requests import (
     SegmentOptions,
     SegmentRequest,
@@ -66,7 +70,7 @@ class Prepared:
 
     @property
     def pixels(self) -> Pixels:
-        """The network's input, where one tensor holds the whole image.
+        """Returns the network's input, where one tensor holds the whole image.
 
         Raises:
             UnsupportedOption: it takes several.
@@ -80,7 +84,7 @@ class Prepared:
 
 
 class Segmenter:
-    """Runs requests through the stages; pure work goes to ``pool``, inference to the batcher.
+    """Runs requests through their stages; pure work goes to ``pool``, inference to the batcher.
 
     Args:
         decoders: where images are decoded; None decodes in this process, for callers that are
@@ -90,28 +94,29 @@ class Segmenter:
     def __init__(
         self,
         registry: Registry,
+        admission: Admission,
         metrics: Metrics,
         settings: Settings,
         pool: Executor,
         decoders: DecoderPool | None = None,
     ) -> None:
-        self.registry = registry
-        self.metrics = metrics
-        self.settings = settings
-        self.pool = pool
-        self.decoders = decoders
-        self.observer = Observer(registry, metrics, settings)
-        self._costs = AnswerCosts()
-        self.door = Door(registry, self.observer, self._costs)
+        self._registry = registry
+        self._admission = admission
+        self._metrics = metrics
+        self._settings = settings
+        self._pool = pool
+        self._decoders = decoders
         # One thread is left for answers: what is inferred goes before what is to be decoded.
         turns = settings.pool_threads - 1
         self._turns = Turns(max(1, min(turns, decoders.size) if decoders else turns))
 
-    def observe(
-        self, model: str, transport: str, request_bytes: int
-    ) -> AbstractContextManager[Observation]:
-        """Counts and times a request; see ``serving/admission/observation.py``."""
-        return self.observer.observe(model, transport, request_bytes)
+    def describe(self, name: str, version: int | None) -> families.Described:
+        """Returns what clients are told of the model or, without a version, the family ``name``.
+
+        Raises:
+            ModelNotFound: neither, or a family of models with different classes.
+        """
+        return families.find_described(self._registry, name, version)
 
     async def segment(self, request: SegmentRequest, transport: str) -> SegmentResult:
         """Segments one image.
@@ -119,32 +124,33 @@ class Segmenter:
         Raises:
             SegserveError: see ``serving/errors.py``; every stage has its own.
         """
-        with self.observe(request.model, transport, len(request.data)) as observed:
+        costs = self._admission.costs
+        with self._admission.enter(request.model, transport, len(request.data)) as in_flight:
             loop = asyncio.get_running_loop()
             timings = Timings()
-            observed.timings = (timings,)
+            in_flight.timings = (timings,)
             deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
-            model = await self._choose_model(request, timings)
-            observed.hold(model)
+            model, image = await self._choose_model(request, timings)
+            in_flight.hold(model)
             check_options(request.options, model)
             # What would be refused anyway is not decoded first.
-            least_s = self._costs.predict_least(model.name, request.options.formats)
+            least_s = costs.predict_least(model.name, request.options.formats)
             with model.batcher.reserve(
                 model.input_bytes, timeout_s=request.timeout_s, answer_s=least_s
-            ) as place:
+            ) as reservation:
                 prepared = await self.prepare(
-                    request.data, model, timings, observed, request.options, deadline
+                    image, model, timings, in_flight, request.options, deadline
                 )
                 found = await self._infer(
-                    prepared, model, request.options, timings, deadline, place
+                    prepared, model, request.options, timings, deadline, reservation
                 )
             size = _answer_size(prepared.plan, request.options)
-            with self._costs.measure(model.name, request.options.formats, size.pixels):
+            with costs.measure(model.name, request.options.formats, size.pixels):
                 parts, answer_size = await loop.run_in_executor(
-                    self.pool, self._answer, found, prepared, model, request.options, timings
+                    self._pool, self._answer, found, prepared, model, request.options, timings
                 )
-            self.metrics.observe_stages(model.name, timings)
-            observed.response_bytes = sum(len(part.body) for part in parts.values())
+            self._metrics.observe_stages(model.name, timings)
+            in_flight.response_bytes = sum(len(part.body) for part in parts.values())
             return SegmentResult(
                 parts=parts,
                 model=model.name,
@@ -154,34 +160,41 @@ class Segmenter:
                 timings=timings,
             )
 
-    async def _choose_model(self, request: SegmentRequest, timings: Timings) -> Model:
-        """The named model, or of a family the one that fits the image best."""
-        if request.version is not None or not self.registry.is_family(request.model):
-            return self.registry.get(request.model, request.version)
-        loop = asyncio.get_running_loop()
-        size = await loop.run_in_executor(self.pool, self._read_size, request.data, timings)
-        return families.choose(request.model, self.registry.members(request.model), size)
+    async def _choose_model(
+        self, request: SegmentRequest, timings: Timings
+    ) -> tuple[Model, bytes | StillImage]:
+        """Finds the named model, or of a family the one that fits the image best.
 
-    def _read_size(self, data: bytes, timings: Timings) -> Size:
+        Returns it with the image, whose header has been read where that was needed.
+        """
+        if request.version is not None or not self._registry.is_family(request.model):
+            return self._registry.get(request.model, request.version), request.data
+        loop = asyncio.get_running_loop()
+        still = await loop.run_in_executor(self._pool, self._read_header, request.data, timings)
+        header = describe(still)
+        check_size(header, self._settings.max_image_megapixels)
+        size = Size(header.height, header.width)
+        return families.choose(request.model, self._registry.members(request.model), size), still
+
+    def _read_header(self, data: bytes, timings: Timings) -> StillImage:
         with timings.measure("decode"):
-            header = describe(read_still(data, self.settings.allowed_formats))
-            check_size(header, self.settings.max_image_megapixels)
-            return Size(header.height, header.width)
+            return read_still(data, self._settings.allowed_formats)
 
     async def prepare(
         self,
-        data: bytes,
+        image: bytes | StillImage,
         model: Model,
         timings: Timings,
-        observed: Observation,
+        in_flight: RequestInFlight,
         options: SegmentOptions = SegmentOptions(),  # noqa: B008 (frozen)
         deadline: float | None = None,
     ) -> Prepared:
         """Decodes an image and resizes it for the model's views, on a pool thread.
 
-        Its pixels count against ``max_inflight_megapixels`` until ``observed`` is done.
+        Its pixels count against ``max_inflight_megapixels`` until the request is done.
 
         Args:
+            image: encoded, or what has been read of it already.
             deadline: by the event loop's clock.
 
         Raises:
@@ -195,27 +208,27 @@ class Segmenter:
         decoding = Decoding()
 
         def done(_: Future[Prepared]) -> None:
-            # A loop that was closed has nobody left who waits for a turn.
+            # After a loop was closed, nobody waits for a turn.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._turns.release)
 
         try:
-            future = self.pool.submit(
-                self._prepare, data, model, timings, observed, options, ends, decoding
+            future = self._pool.submit(
+                self._prepare, image, model, timings, in_flight, options, ends, decoding
             )
         except BaseException:
             self._turns.release()
             raise
         future.add_done_callback(done)
-        # The thread looks at the clock itself. This is for where it waits for something else: for
-        # its turn in the pool, or for a decoder to be started.
+        # The thread checks the clock itself. This is for where it waits for something else: for its
+        # turn in the pool, or for a decoder to be started.
         left_s = None if deadline is None else max(0.0, deadline - loop.time()) + OVERDUE_S
         waited = asyncio.wrap_future(future)
         try:
             await asyncio.wait({waited}, timeout=left_s)
         except asyncio.CancelledError:
             if not waited.cancel():
-                waited.exception()  # Nobody else looks at it.
+                waited.exception()  # Retrieved, or asyncio logs it.
             # The turn is kept for as long as a decoder is busy with it, which is not long.
             loop.call_later(ABANDONED_S, decoding.abort, "cancelled")
             raise
@@ -234,7 +247,7 @@ class Segmenter:
         Raises:
             DeadlineExceeded: none came in time.
         """
-        limit_s, source = self.settings.queue_timeout_ms / 1000.0, "setting queue_timeout_ms"
+        limit_s, source = self._settings.queue_timeout_ms / 1000.0, "setting queue_timeout_ms"
         if deadline is not None:
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:
@@ -252,17 +265,19 @@ class Segmenter:
 
     def _prepare(
         self,
-        data: bytes,
+        image: bytes | StillImage,
         model: Model,
         timings: Timings,
-        observed: Observation,
+        in_flight: RequestInFlight,
         options: SegmentOptions,
         deadline: float | None,
         decoding: Decoding,
     ) -> Prepared:
+        still = image
+        if isinstance(still, bytes):
+            still = self._read_header(still, timings)
         with timings.measure("decode"):
-            still = read_still(data, self.settings.allowed_formats)
-            check_still(still, self.settings.max_image_megapixels)
+            check_still(still, self._settings.max_image_megapixels)
             header = describe(still)
         layout = plan(
             Size(header.height, header.width),
@@ -271,13 +286,13 @@ class Segmenter:
             tile_overlap=model.folder.tile_overlap,
             augmentation=read_augmentation(options.tta),
         )
-        check_plan(layout, options, model, self.settings)
-        self.observer.reserve_pixels(observed, layout.original.pixels)
+        check_plan(layout, options, model, self._settings)
+        self._admission.reserve_pixels(in_flight, layout.original.pixels)
         with timings.measure("decode"):
-            if self.decoders is None:
+            if self._decoders is None:
                 photo = decode_here(still)
             else:
-                photo = self.decoders.decode(still, decoding, deadline)
+                photo = self._decoders.decode(still, decoding, deadline)
         with timings.measure("preprocess"):
             views = Views.of(photo, layout)
             return Prepared(photo, views, views.pixels(0) if layout.view_count == 1 else None)
@@ -289,25 +304,25 @@ class Segmenter:
         options: SegmentOptions,
         timings: Timings,
         deadline: float | None,
-        place: Place,
+        reservation: Reservation,
     ) -> Prediction | Blender:
-        """The network's answer for the only view, or the label map blended of several."""
+        """Infers the only view, or several ones, which it blends into a label map."""
         left = None if deadline is None else deadline - asyncio.get_running_loop().time()
         target = _answer_size(prepared.plan, options)
-        answer_s = self._costs.predict(model.name, options.formats, target.pixels)
+        answer_s = self._admission.costs.predict(model.name, options.formats, target.pixels)
         if prepared.only is not None:
             inferred = await model.batcher.submit(
                 prepared.only,
                 timeout_s=left,
                 answer_s=answer_s,
-                place=place,
+                reservation=reservation,
                 labels_suffice=not mask.needs_confidence(options.formats, options.form)
                 and labels_suffice(prepared.plan.only_view, target, options.smooth),
             )
             timings.add("queue", inferred.queue_seconds, ended_s_ago=inferred.infer_seconds)
             timings.add("infer", inferred.infer_seconds)
             return inferred.prediction
-        place.leave()
+        reservation.release()
         # How many views there are is known only now; some without the others are of no use.
         model.batcher.check_time(prepared.plan.view_count, left, answer_s)
         assert model.spec.logits_size is not None  # check_plan
@@ -318,8 +333,9 @@ class Segmenter:
             confidence=mask.needs_confidence(options.formats, options.form),
         )
         await blend_views(
-            prepared.views, blender, model.batcher, self.pool, timings,
-            in_flight=self.settings.max_views_in_flight, deadline=deadline, place=place,
+            prepared.views, blender, model.batcher, self._pool, timings,
+            in_flight=self._settings.max_views_in_flight, deadline=deadline,
+            reservation=reservation,
         )  # fmt: skip
         return blender
 
@@ -353,7 +369,7 @@ class Segmenter:
                 scale(prepared.photo, target) if mask.needs_image(options.formats) else None,
                 confidence,
             )
-            form = replace(options.form, max_polygons=self.settings.max_polygons)
+            form = replace(options.form, max_polygons=self._settings.max_polygons)
             return {name: mask.encode(shown, name, form) for name in options.formats}, target
 
 

@@ -10,9 +10,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.errors import EngineFailed
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.models.loader import OpenEngine
 from serving.server import Server
 from serving.settings import Settings
@@ -82,7 +83,8 @@ class FakeEngine:
 
 
 class ServerThread:
-    """``with ServerThread(settings) as server:`` a real server, stopped at the end.
+    """Runs a real server in a thread: ``with ServerThread(settings) as server:``; stopped at the
+    end.
 
     Ports of 0 become free ones: see ``server.ports``.
     """

@@ -1,4 +1,4 @@
-"""Shows an image's views to the network, as ordinary items of the batcher; blends the answers."""
+"""Runs an image's views through the batcher, as ordinary items, and blends the answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from serving.admission.admission import Place
+from serving.batching.admission import Reservation
 from serving.batching.batch import Inferred
 from serving.batching.batcher import Batcher
 from serving.imaging.blending import Blender
 from serving.imaging.geometry import Plan, Size, cut, scale
-from serving.observability.metrics import Timings
+from serving.observability.request_context import Timings
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -35,7 +35,7 @@ class Views:
         return cls(plan, {size: scale(photo, size) for size in sizes})
 
     def pixels(self, index: int) -> Pixels:
-        """The network's input for one view, uint8 ``[H,W,3]``."""
+        """Returns the network's input for one view, uint8 ``[H,W,3]``."""
         view = self.plan.views[index]
         return cut(self.canvases[view.canvas], view)
 
@@ -49,9 +49,9 @@ async def blend_views(
     *,
     in_flight: int,
     deadline: float | None = None,
-    place: Place | None = None,
+    reservation: Reservation | None = None,
 ) -> None:
-    """Infers every view and gives it to ``blender``; no more than ``in_flight`` at once.
+    """Infers every view and adds it to ``blender``; no more than ``in_flight`` at once.
 
     ``timings`` get the engine's time for these views (``infer``: a batch's divided by its images)
     and the longest that one of them waited (``queue``).
@@ -59,7 +59,7 @@ async def blend_views(
     Args:
         in_flight: views that wait, are inferred, or are answered and not yet blended.
         deadline: by the event loop's clock.
-        place: of the request, where it was asked whether its views will be in time.
+        reservation: of the image, whose views were found to be in time.
 
     Raises:
         SegserveError: of the first view that fails; the others leave the queue.
@@ -70,7 +70,7 @@ async def blend_views(
         own = Timings()
         pixels = await loop.run_in_executor(pool, _cut, views, index, own)
         left = None if deadline is None else deadline - loop.time()
-        return index, await batcher.submit(pixels, timeout_s=left, place=place), own
+        return index, await batcher.submit(pixels, timeout_s=left, reservation=reservation), own
 
     indices = iter(range(len(views.plan.views)))
     tasks: set[asyncio.Task[tuple[int, Inferred, Timings]]] = set()

@@ -117,7 +117,7 @@ def test_every_call_carries_the_key(guarded: Guarded) -> None:
         assert KEY not in repr(client)
 
 
-@pytest.mark.parametrize(("key", "text"), [(None, "no API key"), (WRONG, "key is not known")])
+@pytest.mark.parametrize(("key", "text"), [(None, "no API key"), (WRONG, "unknown API key")])
 def test_a_call_without_a_known_key_names_the_argument(
     guarded: Guarded, key: str | None, text: str
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_connection_that_the_server_refuses_names_what_it_lacks(
         check_refused(guarded.grpc, tls, text)
     with serve_bands(tmp_path / "plain") as plain:
         check_refused(
-            plain.grpc, Tls(guarded.files.ca), "leave tls away where the server speaks none"
+            plain.grpc, Tls(guarded.files.ca), "leave tls out if the server does not use it"
         )
 
 
@@ -164,9 +164,12 @@ def test_wrong_files_and_keys_are_errors_before_any_call(guarded: Guarded) -> No
     for tls, text in (
         (Tls(Path("absent.pem")), "absent.pem"),
         (Tls(files.key), "holds no PEM certificates"),
-        (Tls(files.ca, None, files.key), "needs its certificate"),
-        (Tls(files.ca, files.certificate), "no PEM certificate and its unencrypted key"),
-        (Tls(files.ca, files.certificate, files.client), "no PEM certificate and its unencrypted"),
+        (Tls(files.ca, None, files.key), "has no certificate"),
+        (Tls(files.ca, files.certificate), "not a PEM certificate and its unencrypted key"),
+        (
+            Tls(files.ca, files.certificate, files.client),
+            "not a PEM certificate and its unencrypted",
+        ),
     ):
         with pytest.raises((OSError, ValueError), match=text):
             Client(guarded.grpc, tls=tls)

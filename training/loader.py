@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import Sample, SegmentationDataset
 from export.symbols.normalisation import Pixels
-from training.datasets.base import Sample, SegmentationDataset, check_label_range
+from training.datasets.files import check_label_range
 from training.transforms import Augmentation, normalize
 
 PREFETCHED_BATCHES = 4
@@ -23,7 +24,9 @@ PREFETCHED_BATCHES = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """images float32 ``[N,3,H,W]`` as the network sees them, labels uint8 ``[N,H,W]``; names."""
+    """A batch: images float32 ``[N,3,H,W]`` as the network sees them, labels uint8 ``[N,H,W]``,
+    names.
+    """
 
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
@@ -31,7 +34,7 @@ class Batch:
 
 
 class Cached:
-    """Keeps samples that cost more to make than to hold (rendered scenes)."""
+    """A dataset that keeps samples which cost more to make than to store (rendered scenes)."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
@@ -50,19 +53,23 @@ class Cached:
 
 
 class Mixture:
-    """All of ``primary`` every epoch, and so many of ``secondary`` that they make up ``share``."""
+    """A mixture of all of ``primary`` and as much of ``secondary`` as makes up ``share`` of each
+    epoch.
+    """
 
     def __init__(
         self, primary: SegmentationDataset, secondary: SegmentationDataset | None, share: float
     ) -> None:
         if not 0.0 <= share < 1.0:
-            raise ValueError(f"the share of mixed-in scenes must be in [0, 1), not {share}")
+            raise ValueError(
+                f"the share of synthetic scenes is {share}: expected 0 or more, and below 1"
+            )
         self.primary = primary
         self.secondary = secondary
         self.extra = round(len(primary) * share / (1.0 - share)) if secondary is not None else 0
 
     def order(self, random: np.random.Generator) -> list[tuple[SegmentationDataset, int]]:
-        """(dataset, index) of every sample of an epoch, shuffled."""
+        """Returns (dataset, index) of every sample of an epoch, shuffled."""
         chosen = [(self.primary, index) for index in range(len(self.primary))]
         if self.secondary is not None and self.extra:
             drawn = random.integers(0, len(self.secondary), self.extra)
@@ -72,7 +79,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of every batch that one process of ``world`` loads.
+    """A shard says which rows of every batch one process of ``world`` loads.
 
     Where a batch is passed in ``parts``, each part is shared out by itself: all processes' parts
     together are the parts of one.
@@ -84,11 +91,11 @@ class Shard:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process."""
+        """Whether this is the first process, which alone writes the run."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> list[int]:
-        """Rows of this process: as many as each of the others has."""
+        """Returns the rows of this process: as many as each of the others has."""
         part = batch_size // self.parts
         share = part // self.world
         starts = range(self.rank * share, batch_size, part)
@@ -99,7 +106,7 @@ WHOLE = Shard()
 
 
 def join_shards(batches: Sequence[Batch], shard: Shard) -> Batch:
-    """The whole batch from each process's rows, by rank; ``shard`` is any of theirs."""
+    """Joins each process's rows, by rank, into the whole batch; ``shard`` is any of theirs."""
     if len(batches) == 1:
         return batches[0]
     size = sum(len(batch.names) for batch in batches)
@@ -114,10 +121,10 @@ def join_shards(batches: Sequence[Batch], shard: Shard) -> Batch:
 
 
 class Loader:
-    """Full batches only: a smaller last one would change the batch-norm statistics.
+    """A loader of full batches: a smaller last one would change the batch-norm statistics.
 
     With a ``shard``, a batch is that process's rows of it. ``prefetch`` batches are made ahead of
-    the one that is asked for, each by one worker: more workers than that and one have no work.
+    the current one, each by one worker: more workers than that plus one have no work.
     """
 
     def __init__(
@@ -143,7 +150,8 @@ class Loader:
         self.seed = seed
         if batch_size % shard.world:
             raise ValueError(
-                f"batch size {batch_size} cannot be shared out among {shard.world} processes"
+                f"batch size {batch_size} cannot be shared equally among {shard.world} processes: "
+                "give a multiple"
             )
         self.shard = shard
         self.batches = (len(mixture.primary) + mixture.extra) // batch_size
@@ -154,7 +162,7 @@ class Loader:
             )
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Its batches from number ``first`` on; both count from 0."""
+        """Yields the epoch's batches from number ``first`` on; both count from 0."""
         order = self.mixture.order(np.random.default_rng((self.seed, number)))
         groups = [
             order[i * self.batch_size : (i + 1) * self.batch_size]
@@ -183,3 +191,11 @@ class Loader:
             labels.append(label)
             names.append(dataset.name(index))
         return Batch(np.stack(images), np.stack(labels), tuple(names))
+
+
+def step_seed(seed: int, epoch: int, iteration: int, rank: int = 0) -> int:
+    """Returns a seed of what is random in one step, a function of its place in the run and the
+    process. It has 31 bits, which every framework takes.
+    """
+    place = np.random.SeedSequence((seed, epoch, iteration, rank))
+    return int(place.generate_state(1)[0]) >> 1

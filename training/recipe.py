@@ -1,14 +1,15 @@
-"""Published recipes: ``recipes/NAME.toml``, options of ``train.py`` with what they should reach."""
+"""Published recipes: ``recipes/NAME.toml`` has options of ``train.py`` and their results."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 Value = bool | int | float | str | list[float] | list[str]
@@ -50,18 +51,18 @@ class Recipe:
     notes: tuple[str, ...]
 
     def arguments(self, row: Result | None = None) -> list[str]:
-        """The options as a command line; those of ``row`` win."""
+        """Returns the options as a command line; those of ``row`` win."""
         return [*_as_flags(self.options), *(_as_flags(row.options) if row else ())]
 
 
 def recipe_names() -> tuple[str, ...]:
-    """All there are, in alphabetical order."""
+    """Returns the names of all recipes, in alphabetical order."""
     names = (entry.name for entry in files("training").joinpath("recipes").iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
 def read_recipe(name: str) -> Recipe:
-    """Raises ValueError for an unknown one; the message lists the known."""
+    """Returns a recipe. Raises ValueError for an unknown one; the message lists the known."""
     if name not in recipe_names():
         raise ValueError(f"no recipe {name!r}; known: {', '.join(recipe_names())}")
     text = files("training").joinpath("recipes", f"{name}.toml").read_text("utf-8")

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from training.balance import weigh_classes
-from training.datasets import dataset_labels, open_dataset
+from training.class_weights import weigh_classes
+from training.datasets import SegmentationDataset, dataset_labels, open_dataset
 from training.guard.guard import Guard
-from training.learner import Learner
-from training.loader import Loader
+from training.loader import Cached, Loader, Mixture, Shard
 from training.options import TrainOptions
-from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState, hold_run
 from training.runs.environment import read_environment
-from training.runs.epoch_log import EpochRecord
 from training.runs.interruption import Interrupted, Interruption
-from training.runs.lock import hold_run
-from training.runs.log import RunLog
+from training.runs.log import EpochRecord, RunLog
 from training.runs.progress import RunProgress
-from training.saver import Saver
+from training.runs.saver import Saver
 from training.schedules import Schedule, make_schedule
-from training.steps import Steps
-from training.training_data import open_loader
+from training.trainers import Learner
+from training.transforms import Augmentation
 from training.validation import Validation, Watch, validate
 
 
 class Run:
-    """One run of one learner: ``fit()`` trains and validates, ``validate()`` only scores."""
+    """A run of one learner: ``fit()`` trains and validates, ``validate()`` only scores."""
 
     def __init__(self, options: TrainOptions, learner: Learner) -> None:
         self.options = options
@@ -38,7 +36,7 @@ class Run:
         self.labels = dataset_labels(options.dataset, options.root)
 
     def fit(self) -> RunState:
-        """Trains the epochs that are left; returns the state at the end.
+        """Trains the remaining epochs; returns the state at the end.
 
         Raises:
             TrainingStopped: a step's loss or gradients are not finite (see ``guard/guard.py``).
@@ -52,7 +50,7 @@ class Run:
             with hold_run(self.folder.path):
                 moved = self.folder.make_room()
             if moved is not None:
-                print(f"the earlier run in {self.folder.path} is in {moved} now", flush=True)
+                print(f"the earlier run in {self.folder.path} was moved to {moved}", flush=True)
         with hold_run(self.folder.path):
             return self._fit(resumed)
 
@@ -61,14 +59,14 @@ class Run:
         steps, state = self._start(resumed)
         self.folder.start(asdict(o), read_environment())
         self.learner.write_symbol(self.folder.symbol)
-        self._tell_start(steps.loader, state)
+        self._report_start(steps.loader, state)
         batches = steps.loader.batches
         left = range(state.epochs_done, o.epochs)
         progress = RunProgress(
             o.epochs, state, batches,
             validations=sum(map(self._is_validated, left)), log_interval=o.log_interval,
         )  # fmt: skip
-        interruption = Interruption(self.learner.agree, tells=True)
+        interruption = Interruption(self.learner.agree, prints=True)
         saver = Saver(self.folder, self.learner, o.checkpoint_minutes)
         with closing(RunLog(self.folder, state, batches)) as log, progress, interruption:
             for epoch in left:
@@ -120,9 +118,9 @@ class Run:
         return replace(state, part=part)
 
     def _follow(self, resumed: bool) -> RunState:
-        """The same steps as the first process, which alone tells and writes."""
+        """Takes the same steps as the first process, which alone prints and writes."""
         steps, state = self._start(resumed)
-        with Interruption(self.learner.agree, tells=False) as interruption:
+        with Interruption(self.learner.agree, prints=False) as interruption:
             while state.epochs_done < self.options.epochs:
                 for _ in steps.of_epoch(*state.place):
                     interruption.is_agreed()
@@ -138,7 +136,7 @@ class Run:
         o = self.options
         loader = open_loader(o, len(self.labels.names), self.learner.shard)
         if not o.no_val:
-            # What is missing there is told now, not after an epoch.
+            # What is missing there is reported now, not after an epoch.
             open_dataset(o.dataset, "val", o.root)
         class_weights = weigh_classes(
             loader.mixture.primary, len(self.labels.names), o.class_balance, o.class_weights
@@ -148,14 +146,14 @@ class Run:
         guard = Guard(o, self.learner, class_weights)
         return Steps(loader, self._schedule(loader), guard), state
 
-    def _tell_start(self, loader: Loader, state: RunState) -> None:
+    def _report_start(self, loader: Loader, state: RunState) -> None:
         o = self.options
         epoch, iteration = state.place
         images = len(loader.mixture.primary) + loader.mixture.extra
         within = f", from iteration {iteration + 1} on" if iteration else ""
         left = f"epochs {epoch + 1} to {o.epochs}{within}"
         if epoch >= o.epochs:
-            left = f"all {epoch} epochs are done; --epochs N with a larger N goes on"
+            left = f"all {epoch} epochs are done; a larger --epochs continues"
         print(
             f"{self.folder.path}: {images} images, {loader.batches} iterations of {o.batch_size} "
             f"an epoch; {left}",
@@ -171,7 +169,7 @@ class Run:
     def _read_checkpoint(self, loader: Loader) -> RunState:
         checkpoint = self.folder.newest()
         if checkpoint is None:
-            raise FileNotFoundError(f"{self.folder.path} has no checkpoint to go on from")
+            raise FileNotFoundError(f"{self.folder.path} has no checkpoint to resume from")
         self.learner.read_parameters(checkpoint.last)
         self.learner.read_optimizer(checkpoint.optimizer)
         state = checkpoint.read_state()
@@ -179,21 +177,21 @@ class Run:
             return state
         if self.learner.shard.leads:
             print(
-                f"epoch {state.epochs_done + 1} begins again: it has {loader.batches} iterations "
-                f"now, and had {state.part.length}"
+                f"epoch {state.epochs_done + 1} starts again: it has {loader.batches} iterations "
+                f"now instead of {state.part.length}"
             )
         return replace(state, part=PartOfEpoch())
 
     def _read_start(self) -> RunState:
-        """The weights that a run starts from, where it is told any."""
+        """Reads the weights that a run starts from, if any."""
         o = self.options
         if o.resume is not None:
             self.learner.read_parameters(o.resume)
         if o.finetune is not None:
             fresh = self.learner.read_parameters(o.finetune, partial=True)
             if self.learner.shard.leads:
-                told = ", ".join(fresh) or "none"
-                print(f"{o.finetune}: {len(fresh)} arrays start anew: {told}")
+                names = ", ".join(fresh) or "none"
+                print(f"{o.finetune}: {len(fresh)} arrays are initialized again: {names}")
         return RunState()
 
     def _is_validated(self, epoch: int) -> bool:
@@ -227,7 +225,7 @@ class Run:
         )
 
     def validate(self, watch: Watch | None = None) -> Validation:
-        """Scores the validation split, in all processes together; the first tells the scores."""
+        """Scores the validation split in all processes; the first one prints the scores."""
         scores = validate(self.options, self.learner, len(self.labels.names), watch)
         if self.learner.shard.leads:
             print(scores.describe(self.labels), flush=True)
@@ -236,3 +234,55 @@ class Run:
     def load_weights(self, path: Path) -> None:
         """Replaces the network's weights by a run folder's best, or by a ``.params`` file."""
         self.learner.read_parameters(RunFolder(path).best if path.is_dir() else path)
+
+
+def open_loader(options: TrainOptions, num_classes: int, shard: Shard) -> Loader:
+    """Opens the dataset's training split, with the requested share of rendered scenes mixed in.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``open_dataset`` and ``Loader`` say.
+    """
+    o = options
+    primary: SegmentationDataset = open_dataset(o.dataset, "train", o.root)
+    if o.dataset == "synthetic":
+        primary = Cached(primary)
+    scenes = Cached(open_dataset("synthetic", "train")) if o.synthetic_share else None
+    augmentation = Augmentation(
+        o.height, o.crop_width, o.base_size, o.scale_range,
+        color_jitter=o.color_jitter, rotation=o.rotation, class_crops=o.class_crops,
+        short_size=o.short_size, aspect=o.aspect, blur_probability=o.blur,
+    )  # fmt: skip
+    return Loader(
+        Mixture(primary, scenes, o.synthetic_share),
+        augmentation,
+        num_classes=num_classes,
+        batch_size=o.batch_size,
+        workers=o.workers,
+        seed=o.seed,
+        shard=shard,
+        pixels=o.pixels,
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a run, in order: batches, the rate of each, and the guard that takes them."""
+
+    loader: Loader
+    schedule: Schedule
+    guard: Guard
+
+    def rate(self, epoch: int, iteration: int) -> float:
+        """Returns the learning rate of an iteration; both count from 0."""
+        return self.schedule(epoch * self.loader.batches + iteration)
+
+    def of_epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, float, float | None]]:
+        """Takes the steps from iteration ``first`` on; yields (iteration, rate, loss) after each.
+        The loss is None if the step was skipped.
+
+        Raises:
+            TrainingStopped: see ``guard/guard.py``.
+        """
+        for iteration, batch in enumerate(self.loader.epoch(epoch, first), first):
+            rate = self.rate(epoch, iteration)
+            yield iteration, rate, self.guard.step(batch, rate, epoch, iteration)

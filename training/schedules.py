@@ -12,7 +12,8 @@ Schedule: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True)
 class PolySchedule:
-    """``base * (1 - i/total) ** power``, after a linear warm-up; iterations count from 0.
+    """A schedule ``base * (1 - i/total) ** power``, after a linear warm-up; iterations count from
+    0.
 
     Source: Chen et al., "DeepLab", arXiv 1606.00915 (power 0.9).
     """
@@ -25,14 +26,14 @@ class PolySchedule:
     def __call__(self, iteration: int) -> float:
         if iteration < self.warmup:
             return self.base * (iteration + 1) / self.warmup
-        return (
-            self.base * max(0.0, 1.0 - _progress(iteration, self.total, self.warmup)) ** self.power
-        )
+        left = max(0.0, 1.0 - _progress(iteration, self.total, self.warmup))
+        return self.base * math.pow(left, self.power)
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """``base * (1 + cos(pi i/total)) / 2``, after a linear warm-up; iterations count from 0.
+    """A schedule ``base * (1 + cos(pi i/total)) / 2``, after a linear warm-up; iterations count
+    from 0.
 
     Source: Loshchilov and Hutter, "SGDR", arXiv 1608.03983 (one period).
     """
@@ -50,7 +51,7 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """``base`` times the factor of every step that has come, after a linear warm-up.
+    """A schedule of ``base`` times the factor of every step reached, after a linear warm-up.
 
     ``steps`` are (iteration, factor): the factor holds from that iteration on.
     """
@@ -84,7 +85,7 @@ def make_schedule(
     lr_steps: tuple[float, ...],
     lr_factor: tuple[float, ...],
 ) -> Schedule:
-    """The schedule of a run of ``epochs`` of ``batches`` iterations each.
+    """Returns the schedule of a run of ``epochs`` of ``batches`` iterations each.
 
     Args:
         lr_steps: epochs (not only whole ones) at which ``step`` multiplies the rate.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from export.errors import ExportError
-from training.evaluation.weights_options import parse_evaluation
+from training.evaluation.options import parse_evaluation
 
 
 def main() -> None:
-    """Scores with ``--eval``; writes coloured predictions without it."""
+    """Scores weights with ``--eval``; writes coloured predictions without it."""
     try:
         options = parse_evaluation(sys.argv[1:])
     except (ValueError, OSError, ExportError) as error:

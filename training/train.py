@@ -5,38 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib.util import find_spec
 
 from export.errors import ExportError
-from training.balance import check_class_weights
+from training.class_weights import check_class_weights
 from training.datasets import dataset_labels
-from training.learner import Learner
 from training.options import TrainOptions, parse_options
-
-
-def make_learner(options: TrainOptions, num_classes: int) -> Learner:
-    """The framework's part; only the chosen one is imported."""
-    if options.trainer == "torch":
-        if find_spec("torch") is None:
-            raise ValueError(
-                "--trainer torch needs PyTorch: pip install 'segserve[torch]', or the build for "
-                "your GPU"
-            )
-        from training.trainers.torch_trainer import TorchLearner
-
-        return TorchLearner(options, num_classes)
-    if find_spec("mxnet") is None:
-        raise ValueError(
-            "--trainer gluon needs MXNet: pip install 'segserve[training]' (Python 3.11 at most, "
-            "x86-64 Linux); --trainer torch --symbol FILE does without"
-        )
-    from training.trainers.gluon_trainer import GluonLearner
-
-    return GluonLearner(options, num_classes)
+from training.trainers import make_learner
 
 
 def start_replicas(options: TrainOptions) -> None:
-    """Where several GPUs are to train together: goes on as one process each."""
+    """Replaces this process by one for each GPU if several GPUs train together."""
     if options.trainer == "torch" and options.ngpus > 1:
         from training.trainers import torch_replicas
 
@@ -54,7 +32,7 @@ def train(options: TrainOptions) -> None:
 
     if options.resume is not None and not options.resume.exists():
         raise ValueError(
-            f"--resume {options.resume}: no such run folder or .params file; `segserve runs` lists "
+            f"--resume {options.resume}: not a run folder or a .params file; `segserve runs` lists "
             "the runs"
         )
     names = dataset_labels(options.dataset, options.root).names
@@ -78,7 +56,7 @@ def train(options: TrainOptions) -> None:
     try:
         state = run.fit()
     except TrainingStopped as error:
-        # All processes stop at the same step; the first one tells why.
+        # All processes stop at the same step; the first one says why.
         if learner.shard.leads:
             print(f"train.py: {error}", file=sys.stderr, flush=True)
         learner.close()
@@ -87,7 +65,7 @@ def train(options: TrainOptions) -> None:
         learner.close()
         if learner.shard.leads:
             print(
-                f"train.py: ended by {error}; --resume {options.run} goes on at that step",
+                f"train.py: stopped by {error}; --resume {options.run} continues from that step",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
         sys.exit(128 + error.signal_number)
@@ -100,14 +78,14 @@ def train(options: TrainOptions) -> None:
     learner.close()
 
 
-def tell_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """In place of ``warnings.showwarning``: a line that is no line of code."""
+def print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Prints a warning in place of ``warnings.showwarning``, without a line of code."""
     print(f"train.py: warning: {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Reads the command line; exits with a message where something is wrong."""
-    warnings.showwarning = tell_warning
+    """Runs the command line; exits with a message if something is wrong."""
+    warnings.showwarning = print_warning
     try:
         options = parse_options()
         start_replicas(options)
@@ -115,7 +93,10 @@ def main() -> None:
     except (ValueError, OSError, ExportError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: ended at once; --resume goes on at the last checkpoint, if any")
+        sys.exit(
+            "train.py: stopped immediately; use --resume to continue from the last checkpoint, if "
+            "there is one"
+        )
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import IGNORE_LABEL, Sample
 from export.symbols.normalisation import Pixels
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pixels import resize_pair
+from training.datasets.files import resize_pair
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training pair; sizes in pixels.
+    """A random augmentation of a training pair; sizes in pixels.
 
     ``base_size`` is the long edge before the random scale of ``scale_range``, unless ``short_size``
     gives the short edge; ``aspect`` is how far the scales of the two axes, drawn apart, may differ
@@ -69,7 +69,9 @@ class Augmentation:
         return resize_pair(image, label, height, width)
 
     def _draw_scales(self, random: np.random.Generator) -> tuple[float, float]:
-        """Of rows and columns, even in the logarithm: as many halvings as doublings."""
+        """Returns the scales of rows and columns, even in the logarithm: as many halvings as
+        doublings.
+        """
         low, high = np.log(self.scale_range)
         scale = float(np.exp(random.uniform(low, high)))
         if not self.aspect:
@@ -103,7 +105,9 @@ class Augmentation:
 
 
 def draw_class_pixel(label: npt.NDArray[np.uint8], random: np.random.Generator) -> tuple[int, int]:
-    """(row, column) of a pixel of a class that is drawn evenly from those in the map."""
+    """Returns (row, column) of a random pixel of a class that is drawn evenly from those in the
+    map.
+    """
     present = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256)[:IGNORE_LABEL])
     if not present.size:
         return int(random.integers(0, label.shape[0])), int(random.integers(0, label.shape[1]))
@@ -113,7 +117,7 @@ def draw_class_pixel(label: npt.NDArray[np.uint8], random: np.random.Generator) 
 
 
 def rotate(image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], degrees: float) -> Sample:
-    """Turns both around the middle; corners that come from outside are black and ignored."""
+    """Rotates both around the centre; corners from outside the image are black and ignored."""
     height, width = label.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     turned = cv2.warpAffine(
@@ -129,7 +133,7 @@ def rotate(image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], degrees: 
 def jitter_color(
     image: npt.NDArray[np.uint8], strength: float, random: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Random gain a channel, contrast and brightness, each within +-``strength``."""
+    """Applies random gain to each channel, contrast and brightness, each within +-``strength``."""
     gain = 1.0 + random.uniform(-strength, strength) + random.uniform(-0.3, 0.3, 3) * strength
     offset = 128.0 * random.uniform(-strength, strength)
     ramp = np.arange(256, dtype=np.float64)[:, None]
@@ -138,7 +142,9 @@ def jitter_color(
 
 
 def normalize(image: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[np.float32]:
-    """uint8 ``[H,W,3]`` RGB -> float32 ``[3,H,W]`` as the network sees it; export folds it in."""
+    """Returns uint8 ``[H,W,3]`` RGB as the network sees it, float32 ``[3,H,W]``; export folds this
+    in.
+    """
     mean, std = (np.array(values, np.float32) for values in (pixels.mean, pixels.std))
     scaled = (image.astype(np.float32) / 255.0 - mean) / std
     ordered = scaled[..., ::-1] if pixels.bgr else scaled
@@ -148,7 +154,8 @@ def normalize(image: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[np.fl
 def subsample_labels(
     labels: npt.NDArray[np.uint8], height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """``[N,H,W]`` -> ``[N,height,width]``: the label under each point of an aligned-corners grid.
+    """Returns ``[N,height,width]`` of ``[N,H,W]``: the label under each point of an aligned-corners
+    grid.
 
     A map of logits at lower resolution is later enlarged with aligned corners, so its point i
     stands for pixel ``i*(H-1)/(height-1)``; interpolating ids would mix classes.

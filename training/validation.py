@@ -1,4 +1,4 @@
-"""Scores of a network while it trains; its label maps are made as the server makes them."""
+"""Scores a network while it trains; its label maps are made as the server makes them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import labels_from_logits
 from serving.palette import LabelSet
 from training.datasets import SegmentationDataset, open_dataset
-from training.datasets.base import check_label_range
-from training.learner import Learner
+from training.datasets.files import check_label_range
 from training.options import TrainOptions
 from training.runs.interruption import Interrupted
+from training.trainers import Learner
 from training.transforms import normalize
 
-# Is told, before each image, how many of how many are done; what it raises ends the validation.
+# Called before each image with the number done and of all; what it raises ends the validation.
 Watch = Callable[[int, int], None]
 
-# Images a device: a process that cannot go on is waited for no longer than these take.
+# Images per device: the others wait no longer than these take for a process that fails.
 ROUNDS_BETWEEN_MEETINGS = 8
 
 
 class FailedElsewhere(ValueError):
     """Another process could not score one of its images."""
 
-    def __init__(self, told: str) -> None:
-        super().__init__(f"another process failed: {told}")
+    def __init__(self, failure: str) -> None:
+        super().__init__(f"another process failed: {failure}")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Of the validation split; of synthetic scenes too, where they are mixed into the training.
+    """The scores of the validation split, and of synthetic scenes if they are mixed into the
+    training.
 
     ``synthetic`` is a second score, so that neither is learnt at the other's cost.
     """
@@ -45,7 +46,7 @@ class Validation:
     synthetic: ConfusionMatrix | None
 
     def describe(self, labels: LabelSet) -> str:
-        """Two lines for the terminal."""
+        """Returns two lines for the terminal."""
         main = self.main
         absent = f" ({len(main.absent)} classes absent, left out)" if main.absent else ""
         second = (
@@ -62,13 +63,13 @@ class Validation:
 def validate(
     options: TrainOptions, learner: Learner, num_classes: int, watch: Watch | None = None
 ) -> Validation:
-    """Every image of the split, at its own size.
+    """Scores every image of the split, at its own size.
 
     Of several processes each scores its share; all have to ask, and all get the whole.
 
     Raises:
-        FailedElsewhere: another process could not score one of its images; it tells which.
-        Interrupted: another process was told to end.
+        FailedElsewhere: another process could not score one of its images, which the message names.
+        Interrupted: another process received a signal.
     """
     size, pixels = Size(options.height, options.crop_width), options.pixels
     main = open_dataset(options.dataset, "val", options.root)
@@ -84,7 +85,9 @@ def _score(
     dataset: SegmentationDataset, learner: Learner, num_classes: int, model: Size,
     pixels: Pixels, watch: Watch | None,
 ) -> ConfusionMatrix:  # fmt: skip
-    """Image ``i`` is process ``i % world``'s; those whose share is one less meet as often."""
+    """Scores image ``i`` in process ``i % world``; those with one image less meet the others as
+    often.
+    """
     own = ConfusionMatrix(num_classes)
 
     def score(indices: Sequence[int]) -> None:
@@ -118,11 +121,11 @@ def _score(
 
 
 def _meet(learner: Learner, problem: Exception | None) -> None:
-    """Where one process cannot go on, none does: the others would wait for it."""
+    """Raises in all processes if one cannot continue: the others would wait for it."""
     signal_number = problem.signal_number if isinstance(problem, Interrupted) else 0
     failure = "" if problem is None or signal_number else f"{type(problem).__name__}: {problem}"
     everyone = learner.gather((signal_number, failure))
-    failures = [told for _, told in everyone if told]
+    failures = [text for _, text in everyone if text]
     if failures:
         raise problem if failure and problem else FailedElsewhere(failures[0])
     signals = [number for number, _ in everyone if number]

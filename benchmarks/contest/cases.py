@@ -1,4 +1,4 @@
-"""The networks that the servers are compared on, and the files that each server gets of them.
+"""Defines the networks that the servers are compared on, and builds the files that each serves.
 
 All files of a case hold the same weights. They are built once and kept, in ``~/.cache/segserve``
 (or ``$SEGSERVE_CACHE_DIR``), under a hash of what they are made of: the network, the exporter's
@@ -23,12 +23,11 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 import export
-from benchmarks.contest.services.photo import read_photo, write_mask
+from benchmarks.contest.services.network import read_photo, write_mask
 from export.passes.build import REWRITES, build_model
-from export.passes.graph_ends import name_nodes
-from export.precision.calibration import calibrate
+from export.passes.onnx_graph import name_nodes
 from export.precision.half import widen
-from export.precision.quantise import Recipe, quantise
+from export.precision.quantise import Recipe, calibrate, quantise
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
@@ -50,7 +49,7 @@ MAX_MEGAPIXELS = 200.0
 
 @dataclass(frozen=True)
 class Case:
-    """A network to serve.
+    """A network to serve, and how long it is loaded.
 
     Attributes:
         symbol: of a published network, given random weights; None: the model of ``shipped``.
@@ -74,7 +73,7 @@ class Case:
 
     @property
     def calibrated(self) -> Size:
-        """The size at which int8 takes its ranges, where the size can be chosen."""
+        """Returns the size at which int8 takes its ranges, where the size can be chosen."""
         if self.size == PHOTO:
             return Size(self.size.height // 2, self.size.width // 2)
         return self.size
@@ -97,7 +96,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Files:
-    """What the servers get; folders of repositories hold one model, ``net``.
+    """The files that the servers are given; each repository holds one model, ``net``.
 
     Attributes:
         fp32, int8: for this server: ``logits``, which it restores itself.
@@ -119,12 +118,12 @@ class Files:
 
     @property
     def graph(self) -> Path:
-        """The ONNX file of ``mask``."""
+        """Returns the ONNX file of ``mask``."""
         return self.mask / MODEL / "1" / "model.onnx"
 
 
 def build_files(case: Case, photos: Sequence[bytes], threads: int) -> Files:
-    """Builds what is not kept yet (a minute or two at 1024x2048).
+    """Returns a case's files; builds those that are not cached (a minute or two at 1024x2048).
 
     Args:
         photos: int8 takes its ranges from these.
@@ -195,7 +194,7 @@ def _build(case: Case, photos: Sequence[bytes], threads: int, folder: Path) -> N
 def to_int8(
     model: onnx.ModelProto, small: onnx.ModelProto, photos: Sequence[bytes]
 ) -> onnx.ModelProto:
-    """The recipe that ``segserve export --precision int8`` begins with, without its gate.
+    """Returns the graph in int8, by the first recipe of ``segserve export --precision int8``.
 
     Args:
         small: the same network at another size, to calibrate on: at 1024x2048 ONNX Runtime's
@@ -213,7 +212,7 @@ def to_int8(
 
 
 def _set_threads(path: Path, threads: int) -> None:
-    """One instance of so many threads; what this server takes from its own settings."""
+    """Sets one instance and its threads, which this server takes from its own settings."""
     config = text_format.Parse(path.read_text("utf-8"), ModelConfig())
     config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_CPU)
     config.parameters["intra_op_thread_count"].string_value = str(threads)
@@ -236,7 +235,7 @@ def _key(case: Case, photos: Sequence[bytes], threads: int) -> str:
     made_of = (case.symbol, case.size, case.dataset, case.shipped, threads)
     digest = hashlib.sha256(repr(made_of).encode())
     here = Path(__file__)
-    sources = [*Path(export.__path__[0]).rglob("*.py"), here, here.parent / "services/photo.py"]
+    sources = [*Path(export.__path__[0]).rglob("*.py"), here, here.parent / "services/network.py"]
     if case.symbol is None:
         sources += [path for path in case.shipped.rglob("*") if path.is_file()]
     else:

@@ -1,4 +1,4 @@
-"""What a caller of each server runs: a photo (JPEG) goes in, a coloured mask (PNG) comes out."""
+"""Clients of the compared servers: each sends a photo (JPEG) and gets a coloured mask (PNG)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import tritonclient.grpc.aio as triton
 from tritonclient.grpc import InferResult
 
 from benchmarks.contest.cases import MODEL
-from benchmarks.contest.services.photo import read_photo, write_mask
-from benchmarks.loadgen.target import Outcome
+from benchmarks.contest.services.network import read_photo, write_mask
+from benchmarks.loadgen.targets import Outcome
 from serving.imaging.geometry import Size
 
 # Longer than any queue here.
@@ -20,10 +20,10 @@ PATIENCE_S = 3600.0
 
 
 class Client(Protocol):
-    """Calls come concurrently, on one event loop."""
+    """A caller of one server; its calls run concurrently on one event loop."""
 
     async def ask(self, photo: bytes) -> bytes:
-        """The mask as PNG, in colour and at the photo's own size.
+        """Returns the mask as a PNG, in colour and at the photo's own size.
 
         Raises:
             Exception: the server's, or the transport's.
@@ -31,12 +31,12 @@ class Client(Protocol):
         ...
 
     async def close(self) -> None:
-        """Ends its connections."""
+        """Closes its connections."""
         ...
 
 
 class HttpClient:
-    """The photo is the body, or the file of a form; the answer is the picture."""
+    """Sends the photo as the body or as a form's file; the response is the picture."""
 
     def __init__(self, url: str, *, form: bool) -> None:
         self.url = url
@@ -63,7 +63,7 @@ class HttpClient:
 
 
 class TritonClient:
-    """The server takes pixels and gives class ids: the caller decodes, colours and encodes."""
+    """Sends pixels and receives class ids: decoding, colouring and encoding happen here."""
 
     def __init__(self, address: str, size: Size, colors: bytes) -> None:
         self.size = size
@@ -84,7 +84,7 @@ class TritonClient:
 
 
 class BytesClient:
-    """The photo is a BYTES tensor of the Open Inference Protocol over gRPC, the picture another."""
+    """Sends and receives BYTES tensors of the Open Inference Protocol over gRPC."""
 
     def __init__(self, address: str) -> None:
         self._client = triton.InferenceServerClient(address)
@@ -100,7 +100,7 @@ class BytesClient:
 
 
 class ContestTarget:
-    """A client as the load generator's target."""
+    """Makes a client a target of the load generator."""
 
     def __init__(self, title: str, client: Client) -> None:
         self.title = title

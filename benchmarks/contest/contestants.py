@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, and who calls it."""
+"""Starts the servers that are compared, each with its client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_MS = "3600000"
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants share.
+    """What all contestants have in common.
 
     Attributes:
         threads: of one run of the network; every server has one instance.
@@ -57,7 +57,7 @@ Start = Callable[[Setting], AbstractContextManager[Served]]
 
 @dataclass(frozen=True)
 class Contestant:
-    """One server with one form of the network; ``title`` is what tables and plots say."""
+    """One server with one version of the network; ``title`` is its name in tables and plots."""
 
     name: str
     title: str
@@ -65,7 +65,7 @@ class Contestant:
 
 
 def serve_here(repository: Callable[[Files], Path]) -> Start:
-    """This server, embedded engine: a process of ``segserve serve``."""
+    """Starts this server with its embedded engine, as a process of ``segserve serve``."""
 
     @contextmanager
     def start(setting: Setting) -> Iterator[Served]:
@@ -78,7 +78,7 @@ def serve_here(repository: Callable[[Files], Path]) -> Start:
 
 @contextmanager
 def serve_before_triton(setting: Setting) -> Iterator[Served]:
-    """This server in front of a Triton that has the graph of logits."""
+    """Starts this server in front of a Triton that serves the logits."""
     with _run_triton(setting, setting.files.fp32) as (triton, grpc):
         arguments = ["--engine", "triton", "--triton-url", f"127.0.0.1:{grpc}"]
         patient = {"SEGSERVE_TRITON_TIMEOUT_S": "3600"}
@@ -87,7 +87,7 @@ def serve_before_triton(setting: Setting) -> Iterator[Served]:
 
 
 def serve_by_triton(repository: Callable[[Files], Path | None]) -> Start:
-    """Triton alone; its caller does the rest."""
+    """Starts Triton alone; its client decodes and encodes."""
 
     @contextmanager
     def start(setting: Setting) -> Iterator[Served]:
@@ -106,14 +106,14 @@ def serve_by_triton(repository: Callable[[Files], Path | None]) -> Start:
 
 
 def serve_plainly(runtime: str) -> Start:
-    """FastAPI and uvicorn around ONNX Runtime or MXNet."""
+    """Starts FastAPI and uvicorn around ONNX Runtime or MXNet."""
 
     @contextmanager
     def start(setting: Setting) -> Iterator[Served]:
         graph = setting.files.graph
         if runtime == "mxnet":
             if setting.files.mxnet is None:
-                raise Unavailable("of the shipped model there are no MXNet files")
+                raise Unavailable("the shipped model has no MXNet files")
             if find_spec("mxnet") is None:
                 raise Unavailable("mxnet is not installed (extra 'training')")
             graph = setting.files.mxnet
@@ -125,7 +125,7 @@ def serve_plainly(runtime: str) -> Start:
 
 @contextmanager
 def serve_by_litserve(setting: Setting) -> Iterator[Served]:
-    """LitServe, one worker."""
+    """Starts LitServe with one worker."""
     python = find_environment("litserve") / "python"
     with _run_service(setting, python, "lit.py", setting.files.graph) as served:
         yield served
@@ -133,7 +133,7 @@ def serve_by_litserve(setting: Setting) -> Iterator[Served]:
 
 @contextmanager
 def serve_by_mlserver(setting: Setting) -> Iterator[Served]:
-    """MLServer, one parallel worker (its default), a custom runtime, called over gRPC."""
+    """Starts MLServer with a custom runtime in one parallel worker (its default); gRPC calls it."""
     binaries = find_environment("mlserver")
     http, grpc, metrics = free_ports(3)
     folder = setting.folder / "mlserver"
@@ -151,7 +151,7 @@ def serve_by_mlserver(setting: Setting) -> Iterator[Served]:
     (folder / "settings.json").write_text(json.dumps(server))
     (folder / "model-settings.json").write_text(json.dumps(model))
     variables = {**_job(setting, setting.files.graph, http), "PYTHONPATH": str(SERVICES)}
-    command = [binaries / "mlserver", "start", folder]
+    command: list[str | Path] = [binaries / "mlserver", "start", folder]
     ready = answers(f"http://127.0.0.1:{http}/v2/models/{MODEL}/ready")
     with run_process(command, variables, ready, setting.folder / "mlserver.log") as pid:
         yield Served((pid,), grpc, lambda port: BytesClient(f"127.0.0.1:{port}"))
@@ -202,8 +202,10 @@ def _segment(port: int) -> Client:
 @contextmanager
 def _run_triton(setting: Setting, repository: Path) -> Iterator[tuple[int, int]]:
     http, grpc, metrics = free_ports(3)
-    command = [sys.executable, TRITON, "--repository", repository, "--http-port", str(http),
-               "--grpc-port", str(grpc), "--metrics-port", str(metrics)]  # fmt: skip
+    command: list[str | Path] = [
+        sys.executable, TRITON, "--repository", repository, "--http-port", str(http),
+        "--grpc-port", str(grpc), "--metrics-port", str(metrics),
+    ]  # fmt: skip
 
     def is_ready() -> bool:
         try:

@@ -1,6 +1,6 @@
-"""Environments of their own for packages that cannot share ours, kept in the cache folder.
+"""Installs packages that cannot share our environment into ones of their own, which are cached.
 
-Exact versions of other servers stand in ``requirements/``.
+The exact versions of other servers are in ``requirements/``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def find_environment(name: str) -> Path:
-    """The ``bin`` folder of an environment with ``requirements/NAME.txt``; installs it once.
+    """Returns the ``bin`` folder of the environment of ``requirements/NAME.txt``; installs it once.
 
     Raises:
         Unavailable: the packages cannot be installed here.
@@ -28,13 +28,13 @@ def find_environment(name: str) -> Path:
 
 
 def has_environment(name: str) -> bool:
-    """Whether the environment of ``requirements/NAME.txt`` is there."""
+    """Returns whether the environment of ``requirements/NAME.txt`` is installed."""
     done = _folder(name) / "done"
     return done.exists() and done.read_text() == _wanted(_read_requirements(name))
 
 
 def make_environment(name: str, *requirements: str) -> Path:
-    """The ``bin`` folder of an environment with just these packages; installs them once.
+    """Returns the ``bin`` folder of an environment with just these packages; installs them once.
 
     Raises:
         Unavailable: they cannot be installed here.
@@ -47,7 +47,14 @@ def make_environment(name: str, *requirements: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists() or done.read_text() != wanted:
             venv.create(folder / "env", with_pip=True, clear=True)
-            pip = [binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps"]
+            pip: list[str | Path] = [
+                binaries / "python",
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+            ]
             command = [*pip, "--disable-pip-version-check", *requirements]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             if ran.returncode:

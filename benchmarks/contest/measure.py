@@ -1,4 +1,4 @@
-"""One turn of one server: started, warmed, checked, loaded, ended."""
+"""Measures one turn of one server: starts it, warms it, checks its answer, loads it, stops it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from PIL import Image
 from benchmarks.contest.cases import Case
 from benchmarks.contest.clients import Client, ContestTarget
 from benchmarks.contest.contestants import Contestant, Served, Setting
-from benchmarks.contest.processes import Unavailable, read_memory
+from benchmarks.contest.processes import Unavailable, read_cpu_seconds, read_memory
 from benchmarks.contest.wire import count_bytes
-from benchmarks.loadgen.arrivals import draw_poisson
-from benchmarks.loadgen.driver import Run, drive_closed, drive_open
-from benchmarks.loadgen.process_time import read_cpu_seconds
+from benchmarks.loadgen.driver import Run, draw_poisson, drive_closed, drive_open
 
 
 @dataclass(frozen=True)
 class Load:
-    """``callers`` in a closed loop, or with None the case's open loop."""
+    """A closed loop of ``callers``, or the case's open loop where that is None."""
 
     callers: int | None
 
     @property
     def name(self) -> str:
-        """As in the results."""
+        """Returns its name in the results."""
         return "open" if self.callers is None else f"closed {self.callers}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One load of one turn.
+    """The figures of one load in one turn.
 
     Attributes:
         contestant, load: their names.
@@ -66,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """What the first answers tell."""
+    """What the first answers show: bytes on the wire, and how many labels are right."""
 
     sent_bytes: int
     received_bytes: int
@@ -80,12 +78,12 @@ async def measure_turn(
     photos: Sequence[bytes],
     loads: Sequence[Load],
     number: int,
-    tell: Callable[[Row], None],
+    report: Callable[[Row], None],
 ) -> None:
-    """Starts the server, ends it, and gives ``tell`` a row a load.
+    """Starts the server, passes ``report`` a row for each load, and stops the server.
 
     Raises:
-        Unavailable: the server cannot be had here, or does not answer what it is asked for.
+        Unavailable: the server cannot run here, or does not answer as it should.
     """
     with contestant.start(setting) as served:
         check = await _check(served, setting, photos)
@@ -95,7 +93,7 @@ async def measure_turn(
                 before = _cpu_seconds(served)
                 run = await _drive(target, case, photos, load, number)
                 spent = _cpu_seconds(served) - before
-                tell(_sum_up(contestant, load, number, run, spent, check, served))
+                report(_sum_up(contestant, load, number, run, spent, check, served))
         finally:
             await target.close()
 
@@ -108,17 +106,19 @@ async def _ask_once(client: Client, photo: bytes) -> bytes:
 
 
 async def _check(served: Served, setting: Setting, photos: Sequence[bytes]) -> Check:
-    """Asks twice, which warms the server; counts bytes and compares labels."""
+    """Sends two requests, which warms the server; counts bytes and compares labels."""
     try:
         await _ask_once(served.connect(served.port), photos[-1])
         async with count_bytes(served.port) as wire:
             answer = await _ask_once(served.connect(wire.port), photos[0])
     except Exception as error:
-        raise Unavailable(f"does not answer: {type(error).__name__}: {error}"[:300]) from error
+        raise Unavailable(
+            f"the server does not answer: {type(error).__name__}: {error}"[:300]
+        ) from error
     found = np.asarray(Image.open(io.BytesIO(answer)))
     expected = np.asarray(Image.open(setting.files.reference))
     if found.shape != expected.shape:
-        raise Unavailable(f"answers a mask of {found.shape}, not of {expected.shape}")
+        raise Unavailable(f"the mask has the shape {found.shape}: expected {expected.shape}")
     return Check(wire.sent, wire.received, float((found == expected).mean()))
 
 
@@ -164,11 +164,11 @@ def _sum_up(
 
 
 def answer_rate(ends: Sequence[float]) -> float:
-    """Answers a second, from the first request to the last answer.
+    """Returns answers a second, from the first request to the last answer.
 
-    Callers stop asking after a while, but what they asked for keeps the server busy to the end. So
-    servers that answer one by one and servers that answer several at once are judged alike: between
-    answers, as one might count too, the latter look faster by the images that were begun before.
+    Callers stop after a while, but their last requests keep the server busy to the end. So servers
+    that answer one by one and servers that answer in batches are judged alike: a count between
+    answers would favour the latter by the images that were begun before.
 
     Args:
         ends: when answers came, in seconds since the first request.

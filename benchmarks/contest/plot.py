@@ -1,4 +1,4 @@
-"""The summaries of one case as bars."""
+"""Draws the summaries of one case as bars."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.contest.summary import Summary
+from benchmarks.machine import above_footer
 
 WIDTH_IN, HEIGHT_IN = 14.0, 9.0
 
 
 def plot_summaries(title: str, summaries: Sequence[Summary]) -> Figure:
-    """Throughput by callers; latency, CPU time, bytes and memory under the loads that tell most."""
+    """Draws throughput by callers, and latency, CPU time, bytes and memory under selected loads."""
     figure = Figure((WIDTH_IN, HEIGHT_IN), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    above_footer(figure, 0.025)
     figure.suptitle(f"JPEG in, coloured mask out: {title}")
     axes = figure.subplots(2, 3, sharey=True).ravel()
     loads = list(dict.fromkeys(summary.load for summary in summaries))
@@ -23,10 +24,10 @@ def plot_summaries(title: str, summaries: Sequence[Summary]) -> Figure:
     least = closed[:1]
     # The busiest of those that most servers had.
     most = [max(closed, key=lambda load: (_count(summaries, load), closed.index(load)))]
-    calm = ["open"] if "open" in loads else least
+    quiet = ["open"] if "open" in loads else least
     _bars(axes[0], "images a second", summaries, closed, lambda s: s.throughput.median)
     _bars(axes[1], "p50 latency, s", summaries, loads, lambda s: s.p50_ms / 1000)
-    _bars(axes[2], "p95 latency, s", summaries, calm, lambda s: s.p95_ms / 1000)
+    _bars(axes[2], "p95 latency, s", summaries, quiet, lambda s: s.p95_ms / 1000)
     axes[3].set_title(f"CPU seconds an image: server, client ({most[0]})", fontsize=9)
     _stack(axes[3], summaries, most, lambda s: s.server_cpu_s, lambda s: s.client_cpu_s)
     axes[4].set_title("kB on the wire: to the server, back", fontsize=9)

@@ -1,4 +1,4 @@
-"""Server processes: started, waited for, ended with all that they started, and their memory."""
+"""Starts and stops server processes, and reads their CPU time and memory from ``/proc``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,48 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.loadgen.process_time import find_family
+
+def read_cpu_seconds(pid: int) -> float:
+    """Returns user and system time of a process and its running descendants, in seconds.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    ticks = 0
+    for member in find_family([pid]):
+        try:
+            # The name, in parentheses, may hold anything.
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            if member == pid:
+                raise ProcessLookupError(f"no process {pid}") from None
+            continue  # It ended meanwhile.
+        # Own time, and that of children that ended and were waited for.
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def find_family(pids: Sequence[int]) -> list[int]:
+    """Returns the processes and all their running descendants."""
+    family = list(pids)
+    for pid in family:  # grows while it is walked
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                family += [int(child) for child in children.read_text().split()]
+    return family
+
 
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 
 
 class Unavailable(Exception):
-    """A server that cannot be had here; the text says why."""
+    """Raised when a server cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a process and all that descend from it, in MiB.
+    """Memory of a process and its running descendants, in MiB.
 
     Attributes:
         peak_rss: the sum of each process's peak; pages that they share count more than once.
@@ -44,7 +73,7 @@ def run_process(
     is_ready: Callable[[], bool],
     log: Path,
 ) -> Iterator[int]:
-    """A process in a group of its own, ready; its id.
+    """Runs a process in a group of its own, and yields its id once it is ready.
 
     Raises:
         Unavailable: it ended, or was not ready in time; with the end of its log.
@@ -73,13 +102,13 @@ def run_process(
 def run_segserve(
     arguments: Sequence[str], variables: Mapping[str, str], log: Path
 ) -> Iterator[tuple[int, int]]:
-    """``segserve serve`` on free ports, ready; its process's id and its HTTP port.
+    """Runs ``segserve serve`` on free ports, and yields its process id and HTTP port once ready.
 
     Raises Unavailable as ``run_process`` does.
     """
     http, grpc, metrics = free_ports(3)
     # Not the command: a checkout may not have installed it beside this Python.
-    command = [sys.executable, "-c", "from serving.cli import main; main()", "serve", *arguments]
+    command = [sys.executable, "-m", "segserve", "serve", *arguments]
     command += ["--http-port", str(http), "--grpc-port", str(grpc)]
     command += ["--metrics-port", str(metrics), "--drain-seconds", "0"]
     ready = answers(f"http://127.0.0.1:{http}/v2/health/ready")
@@ -88,7 +117,7 @@ def run_segserve(
 
 
 def end_on_sigterm() -> None:
-    """Makes SIGTERM an exception, so that servers end with the benchmark that started them."""
+    """Turns SIGTERM into an exception, so that servers stop with their benchmark."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
@@ -103,7 +132,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def answers(url: str) -> Callable[[], bool]:
-    """Whether a GET is answered with 200."""
+    """Returns a check of whether a GET is answered with 200."""
 
     def ask() -> bool:
         try:
@@ -116,7 +145,7 @@ def answers(url: str) -> Callable[[], bool]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
+    """Returns ports of 127.0.0.1 on which nothing listens now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for item in sockets:
@@ -128,7 +157,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def read_memory(pids: Sequence[int]) -> Memory:
-    """Linux: of the processes and their descendants, from ``/proc``."""
+    """Returns the memory of the processes and their descendants (Linux)."""
     peak = pss = 0
     for pid in find_family(pids):
         with suppress(OSError):

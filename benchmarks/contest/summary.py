@@ -1,9 +1,12 @@
-"""All rounds of one case: medians, percentiles over all answers, ratios within a round."""
+"""Sums up all rounds of one case: medians, percentiles of all answers, ratios within a round."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +19,7 @@ TITLES = {contestant.name: contestant.title for contestant in CONTESTANTS}
 
 @dataclass(frozen=True)
 class Summary:
-    """One server under one load.
+    """The figures of one server under one load.
 
     Attributes:
         throughput: of the rounds.
@@ -45,7 +48,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
-    """By load, then in the contestants' order."""
+    """Returns summaries by load, then in the contestants' order."""
     loads = sorted({row.load for row in rows}, key=lambda load: (load == "open", load))
     summaries = []
     for load in loads:
@@ -96,7 +99,7 @@ HEADER = (
 
 
 def line(summary: Summary) -> str:
-    """A row of the table under :data:`HEADER`."""
+    """Returns a row of the table under :data:`HEADER`."""
     ratio = "" if summary.ratio is None else str(summary.ratio)
     errors = f" ({'; '.join(summary.errors)})" if summary.errors else ""
     return (
@@ -109,9 +112,37 @@ def line(summary: Summary) -> str:
 
 
 def tables(summaries: Sequence[Summary]) -> str:
-    """A table a load, in Markdown."""
+    """Returns a table for each load, in Markdown."""
     parts = []
     for load in dict.fromkeys(summary.load for summary in summaries):
         rows = [line(summary) for summary in summaries if summary.load == load]
         parts.append("\n".join((f"**{load}**\n", HEADER, *rows)))
     return "\n\n".join(parts)
+
+
+@dataclass
+class Results:
+    """What all runs of this benchmark have measured on one case.
+
+    Attributes:
+        runs: the command and the machine of each call.
+        left_out: why, by contestant.
+        edges: share (0-1) of the first photo's pixels that have another class beside or below.
+    """
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    edges: float | None = None
+
+
+def read_results(path: Path) -> Results:
+    """Returns what earlier runs stored; empty results where there is no such file."""
+    if not path.is_file():
+        return Results()
+    read = json.loads(path.read_text("utf-8"))
+    rows = [
+        Row(**row | {"latencies_ms": tuple(row["latencies_ms"]), "errors": tuple(row["errors"])})
+        for row in read["rows"]
+    ]
+    return Results(read["runs"], read["left_out"], rows, read["subject"]["edges"])

@@ -1,4 +1,4 @@
-"""Counts what crosses the wire: a relay between a client and a server."""
+"""Counts the bytes between a client and a server, by a relay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNK = 1 << 18
 
 @dataclass
 class Wire:
-    """Bytes of TCP's payload, headers of HTTP and framing of gRPC included.
+    """Counts of TCP payload bytes, HTTP headers and gRPC framing included.
 
     Attributes:
         port: where the relay listens, on 127.0.0.1.
@@ -27,7 +27,7 @@ class Wire:
 
 @asynccontextmanager
 async def count_bytes(port: int) -> AsyncIterator[Wire]:
-    """Relays to 127.0.0.1:``port``; connections that are open at the end are cut."""
+    """Relays to 127.0.0.1:``port``; connections that are still open at the end are closed."""
     relays: set[asyncio.Task[None]] = set()
     pumps: set[asyncio.Task[None]] = set()
 

@@ -1,9 +1,8 @@
-"""Sends a load and notes when each request was due, was sent, and ended.
+"""Sends a load and records when each request was due, was sent, and ended.
 
-Open loop: requests leave when they are due, however many are under way, and their latency counts
-from when they were due; so neither a slow server nor a slow generator hides what callers would
-wait (coordinated omission). Closed loop: a number of callers, each with one request at a time.
-"""
+In an open loop, requests leave when they are due, however many are under way, and their latency
+counts from when they were due, so neither a slow server nor a slow generator hides what callers
+would wait (coordinated omission). In a closed loop, each caller has one request at a time."""
 
 from __future__ import annotations
 
@@ -12,15 +11,41 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.loadgen.arrivals import Offsets
-from benchmarks.loadgen.target import Outcome, Target
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.loadgen.targets import Outcome, Target
+
+Offsets = npt.NDArray[np.float64]
+
+
+def draw_poisson(per_second: float, seconds: float, seed: int = 0) -> Offsets:
+    """Returns arrivals of a Poisson process: offsets in seconds, ascending, below ``seconds``.
+
+    Independent callers, each rare, arrive like this; the same seed draws the same arrivals.
+
+    Raises:
+        ValueError: a rate or a length that is not positive.
+    """
+    if per_second <= 0 or seconds <= 0:
+        raise ValueError(
+            f"{per_second}/s for {seconds} s is not a valid load: expected positive numbers"
+        )
+    rng = np.random.default_rng(seed)
+    offsets = np.empty(0)
+    while not len(offsets) or offsets[-1] < seconds:
+        count = int(per_second * seconds) + 16
+        more = np.cumsum(rng.exponential(1 / per_second, count))
+        offsets = np.concatenate([offsets, more + (offsets[-1] if len(offsets) else 0.0)])
+    return offsets[offsets < seconds]
+
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One request; times in seconds since the run began."""
+    """The course of one request; times in seconds since the run began."""
 
     due: float
     sent: float
@@ -29,12 +54,12 @@ class Record:
 
     @property
     def latency(self) -> float:
-        """Seconds from when it was due."""
+        """Returns the seconds from when it was due until it ended."""
         return self.ended - self.due
 
     @property
     def lateness(self) -> float:
-        """Seconds that the generator sent it too late."""
+        """Returns the seconds by which the generator sent it too late."""
         return self.sent - self.due
 
 
@@ -108,7 +133,7 @@ async def drive_open(
     seconds: float,
     clock: Clock = time.perf_counter,
 ) -> Run:
-    """Sends one image at each offset, in turn through ``images``; returns when all have ended.
+    """Sends one image at each offset, cycling through ``images``; returns when all have ended.
 
     Args:
         offsets: seconds, ascending, below ``seconds``.
@@ -131,7 +156,7 @@ async def drive_closed(
     seconds: float,
     clock: Clock = time.perf_counter,
 ) -> Run:
-    """``concurrency`` callers send for ``seconds``, each its next image once it has its answer."""
+    """Lets ``concurrency`` callers send for ``seconds``, each one request after the other."""
     log = _Log(target, clock)
     numbers = iter(range(10**12))
 

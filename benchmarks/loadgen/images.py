@@ -1,4 +1,4 @@
-"""The images that are sent: a folder's files, or street scenes that are rendered."""
+"""Provides the images that are sent: a folder's files, or rendered street scenes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SCENES = 4
 
 
 def read_folder(folder: Path) -> list[bytes]:
-    """Every image file in a folder, by name.
+    """Returns every image file of a folder, in the order of their names.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the folder holds none.
     """
     images = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
@@ -29,12 +29,12 @@ def read_folder(folder: Path) -> list[bytes]:
             continue
         images.append(data)
     if not images:
-        raise FileNotFoundError(f"{folder} holds no JPEG, PNG, BMP or WebP")
+        raise FileNotFoundError(f"{folder} holds no images: expected JPEG, PNG, BMP or WebP files")
     return images
 
 
 def render_images(height: int, width: int, count: int = SCENES, seed: int = 7) -> list[bytes]:
-    """Street scenes as JPEG, the same for the same arguments."""
+    """Renders street scenes as JPEG, the same ones for the same arguments."""
     images = []
     for number in range(count):
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What this server's ``/metrics`` tell of one run: the difference of before and after.
+"""Reads this server's ``/metrics`` before and after a run, and takes the difference.
 
 Percentiles are read from the histograms' buckets as Prometheus' ``histogram_quantile`` does, so
 they are no finer than the buckets; means are exact.
@@ -24,7 +24,7 @@ MEMORY = "process_resident_memory_bytes"
 
 @dataclass
 class Distribution:
-    """A histogram: observations up to each bound, all of them, and their sum."""
+    """A histogram: the observations up to each bound, their number, and their sum."""
 
     buckets: dict[float, float] = field(default_factory=lambda: defaultdict(float))
     count: float = 0.0
@@ -32,11 +32,11 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """nan where nothing was observed."""
+        """Returns the mean; nan where nothing was observed."""
         return self.sum / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Interpolated in its bucket; of the last one, which has no end, the lower bound."""
+        """Returns a quantile, interpolated in its bucket; the endless last one's lower bound."""
         if not self.count:
             return math.nan
         wanted, low, below = share * self.count, 0.0, 0.0
@@ -49,7 +49,7 @@ class Distribution:
         return low
 
     def minus(self, earlier: Distribution) -> Distribution:
-        """What was observed since."""
+        """Returns what was observed since ``earlier``."""
         return Distribution(
             {bound: upto - earlier.buckets.get(bound, 0.0) for bound, upto in self.buckets.items()},
             self.count - earlier.count,
@@ -59,13 +59,13 @@ class Distribution:
 
 @dataclass(frozen=True)
 class ServerMetrics:
-    """One look at a server, or the difference of two; sums over all models.
+    """The metrics of a server at one moment, or the difference of two; sums over all models.
 
     Attributes:
         stages: seconds of an image, by stage.
         batches: images in a run of the engine.
         rejected: by reason.
-        cpu_seconds: of its process; nan where it does not tell.
+        cpu_seconds: of its process; nan where it does not report them.
         resident_bytes: of its process, now.
     """
 
@@ -76,7 +76,7 @@ class ServerMetrics:
     resident_bytes: float
 
     def since(self, earlier: ServerMetrics) -> ServerMetrics:
-        """What happened between two looks."""
+        """Returns what happened since ``earlier``."""
         none = Distribution()
         rejected = {
             reason: count - earlier.rejected.get(reason, 0.0)
@@ -95,10 +95,10 @@ class ServerMetrics:
 
 
 def read_metrics(url: str) -> ServerMetrics:
-    """Looks at ``/metrics``.
+    """Reads ``/metrics``.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: the server cannot be reached.
     """
     with urllib.request.urlopen(url, timeout=10) as answer:
         return parse_metrics(answer.read().decode())
@@ -124,7 +124,7 @@ def parse_metrics(text: str) -> ServerMetrics:
 
 
 def _add(distribution: Distribution, name: str, sample: Sample) -> None:
-    """One line of the histogram ``name``."""
+    """Adds one sample of the histogram ``name``."""
     if sample.name == f"{name}_bucket":
         distribution.buckets[float(sample.labels["le"])] += sample.value
     elif sample.name == f"{name}_sum":

@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""Sums up a run: rates, latencies, refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.loadgen.driver import Record, Run
 
 @dataclass(frozen=True)
 class Latencies:
-    """Milliseconds from when requests were due; of none, all are nan."""
+    """Latencies in milliseconds from when requests were due; all nan where there are none."""
 
     mean: float
     p50: float
@@ -23,7 +23,7 @@ class Latencies:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latencies:
-        """Of these latencies in seconds."""
+        """Returns the figures of latencies in seconds."""
         if not seconds:
             return cls(*[float("nan")] * 5)
         ms = np.asarray(seconds) * 1000
@@ -32,7 +32,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run without its start; rates a second, latencies of the answers in milliseconds.
+    """The figures of a run without its start; rates a second, latencies in milliseconds.
 
     Attributes:
         offered: requests that were due.

@@ -1,1 +1,1 @@
-"""One question each, answered by a measurement."""
+"""Answers single questions by measurement; tables of the docs cite them."""

@@ -18,12 +18,13 @@ import typer
 
 from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.timing import Spread, ratios, spread_of, time_in_turn
-from serving.engine import Engine, EngineSpec, Prediction
+from serving.engine import Engine, EngineSpec
 from serving.engines.agreement import agreement, read_picture
 from serving.engines.cpu_choice import has_openvino
 from serving.engines.onnxruntime import OnnxEngine
 from serving.engines.openvino import OpenVinoEngine
 from serving.errors import InvalidModel
+from serving.imaging.restore import Prediction
 
 # Threads of one engine that still spin would take time from the other's turn.
 PAUSE_S = 0.1

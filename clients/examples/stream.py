@@ -1,4 +1,4 @@
-"""A video, or a folder of frames, as one stream: label maps come back in the frames' order.
+"""Sends a video, or a folder of frames, as one stream; label maps arrive in the frames' order.
 
 Usage: python stream.py VIDEO_OR_FOLDER OUT [MODEL] [SERVER]; needs segserve-client, and
 opencv-python for videos.
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from segserve_client import Client, SegserveError
 
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -16,7 +17,7 @@ model = sys.argv[3] if len(sys.argv) > 3 else "icnet"
 server = sys.argv[4] if len(sys.argv) > 4 else "localhost:8001"
 
 
-def read_frames() -> Iterator[Path | np.ndarray]:
+def read_frames() -> Iterator[Path | npt.NDArray[np.uint8]]:
     if source.is_dir():
         yield from sorted(path for path in source.iterdir() if path.is_file())
         return
@@ -24,8 +25,8 @@ def read_frames() -> Iterator[Path | np.ndarray]:
 
     video = cv2.VideoCapture(str(source))
     while True:
-        there, frame = video.read()
-        if not there:
+        found, frame = video.read()
+        if not found:
             return
         yield np.ascontiguousarray(frame[..., ::-1])  # RGB
 

@@ -1,4 +1,4 @@
-"""NVIDIA's tritonclient over gRPC: a JPEG as BYTES, then its pixels as UINT8.
+"""Sends a JPEG as BYTES, then its pixels as UINT8, over gRPC with NVIDIA's tritonclient.
 
 Usage: python tritonclient_grpc.py PHOTO.jpg [MODEL] [SERVER]; needs tritonclient[grpc] and pillow.
 """
@@ -7,17 +7,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import tritonclient.grpc as triton
 from PIL import Image
 
 
-def infer(client: triton.InferenceServerClient, model: str, image: np.ndarray) -> np.ndarray:
-    """The mask, uint8 [1,H,W] in the model's size."""
+def infer(
+    client: triton.InferenceServerClient, model: str, image: npt.NDArray[np.generic]
+) -> npt.NDArray[np.uint8]:
+    """Returns the mask, uint8 [1,H,W] in the model's size."""
     datatype = "BYTES" if image.dtype == np.object_ else "UINT8"
     tensor = triton.InferInput("image", list(image.shape), datatype)
     tensor.set_data_from_numpy(image)
     answer = client.infer(model, [tensor], outputs=[triton.InferRequestedOutput("mask")])
-    return answer.as_numpy("mask")
+    mask: npt.NDArray[np.uint8] = answer.as_numpy("mask")
+    return mask
 
 
 photo = Path(sys.argv[1])

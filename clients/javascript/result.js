@@ -1,11 +1,11 @@
-/** One segmented image. The fields are told in `segserve.d.ts`. */
+/** One segmented image. `segserve.d.ts` describes its fields. */
 export class Result {
   constructor(fields) {
     Object.assign(this, fields);
   }
 
   /**
-   * The label map in its classes' colours, as a canvas takes it:
+   * Returns the label map in its classes' colours, as a canvas takes it:
    * `context.putImageData(new ImageData(result.rgba(160), result.width, result.height), 0, 0)`.
    *
    * @param {number} alpha of pixels that have a class, 0 to 255; the others are transparent

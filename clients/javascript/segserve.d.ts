@@ -4,55 +4,55 @@ export type ImageSource = Blob | ArrayBuffer | ArrayBufferView;
 export type Format = "png" | "overlay" | "confidence" | "npy" | "raw" | "stats" | "rle" | "polygons";
 
 export interface ClientOptions {
-  /** Used where a call names none. */
+  /** Default of calls that name none. */
   model?: string;
-  /** Sent with every call; readable on the way unless the server speaks https. */
+  /** Sent with every call; without https anybody on the way can read it. */
   apiKey?: string;
-  /** The longest that one call may take, and the deadline that the server sees; 30,000. */
+  /** Longest time of one call, and the deadline that the server sees; default: 30,000. */
   timeoutMs?: number;
-  /** Instead of the global one. */
+  /** Replaces the global `fetch`. */
   fetch?: typeof fetch;
 }
 
 export interface CallOptions {
   /** Ends the call: it rejects with the signal's reason, and the server stops working on it. */
   signal?: AbortSignal;
-  /** Instead of the client's. */
+  /** Overrides the client's. */
   timeoutMs?: number;
 }
 
 export interface ModelOptions extends CallOptions {
-  /** A model, or a family of them. */
+  /** Model or family. */
   model?: string;
-  /** The highest that is served unless given. */
+  /** Default: the highest that is served. */
   version?: number;
 }
 
 export interface SegmentOptions extends ModelOptions {
-  /** Of the answer: the image's own, or the network's. */
+  /** Size of the result: the image's own, or the network's. */
   size?: "original" | "model";
-  /** Interpolate logits (true) or take nearest ids (false); unless given, what the model can. */
+  /** Interpolate logits (true) or take nearest ids (false); default: the model's best. */
   smooth?: boolean;
-  /** Names or ids to keep; other pixels become the ignore label. */
+  /** Names or ids to keep; other pixels get the ignore label. */
   classes?: readonly (string | number)[];
-  /** Of each pixel, beside the mask; in files: adds it to npy (then npz), stats, rle and polygons. */
+  /** Adds the confidence of each pixel: to results, npy (then npz), stats, rle and polygons. */
   confidence?: boolean;
   /** Test-time augmentation: "flip", and scales. */
   tta?: readonly (string | number)[];
 }
 
 export interface EncodeOptions extends SegmentOptions {
-  /** Of an overlay. */
+  /** File format of an overlay. */
   image?: "png" | "jpeg";
-  /** Of an overlay as JPEG, 1 to 100. */
+  /** Quality of an overlay as JPEG, 1 to 100. */
   quality?: number;
-  /** Of an overlay's colours, 0 to 1. */
+  /** Opacity of an overlay's colours, 0 to 1. */
   opacity?: number;
-  /** Below an overlay: names and colours. */
+  /** Adds names and colours below an overlay. */
   legend?: boolean;
-  /** Of polygons, in pixels. */
+  /** How many pixels polygons may be off the mask. */
   tolerance?: number;
-  /** Of polygons, in pixels. */
+  /** Regions of fewer pixels get no polygon. */
   minArea?: number;
 }
 
@@ -69,28 +69,28 @@ export class Result {
   readonly width: number;
   readonly height: number;
   readonly classes: readonly SegmentClass[];
-  /** The model that answered: of a family, the one that was chosen. */
+  /** The model that answered; of a family, the chosen member. */
   readonly model: string;
   readonly version: number;
-  /** Of the image that was sent, after its EXIF orientation. */
+  /** Size of the image that was sent, after its EXIF orientation. */
   readonly imageSize: { readonly height: number; readonly width: number };
   /** Milliseconds that the server spent in each stage. */
   readonly timings: Readonly<Record<string, number>>;
   /** The mask as the server sent it: an indexed PNG, its pixel values the class ids. */
   readonly png: Blob;
-  /** 255 for certain, where it was asked for. */
+  /** 255 for certain; only if requested. */
   readonly confidence?: Uint8Array;
   /** The mask in its classes' colours, four bytes a pixel; pixels of no class are transparent. */
   rgba(alpha?: number): Uint8ClampedArray<ArrayBuffer>;
 }
 
 export class SegserveError extends Error {
-  /** Of HTTP; 0 where no server answered. */
+  /** HTTP status; 0 if no server answered. */
   readonly status: number;
   /** The server's name for its error (`model_not_found`, `queue_full`), or `unreachable` or
-   * `deadline_exceeded` of this side; empty where something else than segserve answered. */
+   * `deadline_exceeded` of the client; empty if something other than segserve answered. */
   readonly code: string;
-  /** Seconds after which a busy server wants to be asked again. */
+  /** Seconds after which to retry when the server is busy. */
   readonly retryAfterS: number | null;
 }
 
@@ -104,18 +104,18 @@ export class Client {
   readonly timeoutMs: number;
   /** Segments one image. */
   segment(image: ImageSource, options?: SegmentOptions): Promise<Result>;
-  /** Segments one image; the answer is the file that the server writes, its `type` the media type. */
+  /** Segments one image; returns the file that the server writes, its `type` the media type. */
   encode(image: ImageSource, format?: Format, options?: EncodeOptions): Promise<Blob>;
-  /** Segments one image once; the answer is one file a format. */
+  /** Segments one image once; returns one file for each format. */
   encodeAll<F extends Format>(
     image: ImageSource,
     formats: readonly F[],
     options?: EncodeOptions,
   ): Promise<Record<F, Blob>>;
-  /** What the ids of a model mean. */
+  /** Returns id, name and colour of a model's classes. */
   classes(options?: ModelOptions): Promise<SegmentClass[]>;
-  /** The names of the loaded models. */
+  /** Returns the names of the loaded models. */
   models(options?: CallOptions): Promise<string[]>;
-  /** Whether the server has loaded its models; rejects where there is no server. */
+  /** Returns whether the server has loaded its models; rejects if there is no server. */
   isReady(options?: CallOptions): Promise<boolean>;
 }

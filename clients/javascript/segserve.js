@@ -1,6 +1,6 @@
 /**
- * The client: images in, label maps out, over HTTP. For Node 18 or later and for browsers; needs
- * nothing else.
+ * The client: sends images over HTTP, and returns label maps. Runs in Node 18 or later and in
+ * browsers, without dependencies.
  */
 
 import { SegserveError, fromResponse, unreachable } from "./errors.js";
@@ -32,10 +32,10 @@ export class Client {
   constructor(server = "http://localhost:8000", options = {}) {
     const { model, apiKey, timeoutMs = 30_000 } = options;
     if (typeof server !== "string" || (server && !/^https?:\/\//.test(server))) {
-      throw new TypeError(`${server}: give the address as http://localhost:8000, or "" for the page's own`);
+      throw new TypeError(`${server} is not a valid address: expected http://HOST:PORT, or "" for the page's own`);
     }
     if (apiKey !== undefined && !/^[\x21-\x7e]+$/.test(apiKey)) {
-      throw new TypeError("apiKey: no header can carry it; a key is made of ASCII without spaces");
+      throw new TypeError("apiKey is not valid: expected printable ASCII characters without spaces");
     }
     this.server = server.replace(/\/+$/, "");
     this.model = model;
@@ -107,7 +107,7 @@ export class Client {
     });
   }
 
-  /** Sends the image; the answer's files by format, and its headers. */
+  /** Sends the image; returns the response's files by format, and its headers. */
   async #ask(send, image, formats, options) {
     checkImage(image);
     const query = readQuery(formats, options);
@@ -137,7 +137,7 @@ export class Client {
   /** Runs `work` with a `send` that is bound to the caller's signal and to a time limit. */
   async #call({ signal, timeoutMs = this.timeoutMs }, work) {
     if (!(timeoutMs > 0 && timeoutMs < 1e9)) {
-      throw new TypeError(`timeoutMs: ${timeoutMs} is no number of milliseconds above 0 and below 1e9`);
+      throw new TypeError(`timeoutMs ${timeoutMs} is not valid: expected milliseconds above 0 and below 1e9`);
     }
     signal?.throwIfAborted();
     const ends = Date.now() + timeoutMs;
@@ -172,7 +172,7 @@ export class Client {
     }
   }
 
-  /** What fetch, or a body, comes to; a connection that breaks is an error that names the remedy. */
+  /** Awaits a fetch or a body; a connection that breaks becomes an error that names the remedy. */
   async #reach(promise) {
     try {
       return await promise;
@@ -182,7 +182,7 @@ export class Client {
   }
 
   #name({ model = this.model }) {
-    if (!model) throw new TypeError("name a model: new Client(server, {model}) or {model} in the call");
+    if (!model) throw new TypeError("no model is given: set new Client(server, {model}) or {model} in the call");
     return model;
   }
 }
@@ -194,16 +194,16 @@ function path(model, version) {
 
 function checkImage(image) {
   if (!(image instanceof Blob || image instanceof ArrayBuffer || ArrayBuffer.isView(image))) {
-    throw new TypeError("an image is an encoded file as Blob, ArrayBuffer, or an array of bytes");
+    throw new TypeError("the image is not valid: expected an encoded file as Blob, ArrayBuffer or array of bytes");
   }
 }
 
 function readQuery(formats, options) {
   if (!Array.isArray(formats) || !formats.length || formats.some((format) => /[,\s]/.test(format))) {
-    throw new TypeError("name one format, or several as encodeAll(image, ['png', 'stats'])");
+    throw new TypeError("the format is not valid: expected one name, or several as in encodeAll(image, ['png', 'stats'])");
   }
   for (const name of Object.keys(options)) {
-    if (!KNOWN.has(name)) throw new TypeError(`unknown option ${name}; known: ${[...KNOWN].join(", ")}`);
+    if (!KNOWN.has(name)) throw new TypeError(`${name} is not an option: expected any of ${[...KNOWN].join(", ")}`);
   }
   const query = new URLSearchParams({ format: formats.join(",") });
   for (const [name, key] of Object.entries(QUERY)) {
@@ -212,7 +212,7 @@ function readQuery(formats, options) {
   for (const name of LISTS) {
     const list = options[name];
     if (list === undefined) continue;
-    if (!Array.isArray(list)) throw new TypeError(`${name} is a list, such as ["road", "car"] or ["flip", 0.75]`);
+    if (!Array.isArray(list)) throw new TypeError(`${name} is not valid: expected a list, such as ["road", "car"] or ["flip", 0.75]`);
     if (list.length) query.set(name, list.join(","));
   }
   if (options.confidence) query.set("confidence", "true");
@@ -223,7 +223,7 @@ async function read(png) {
   return decodePng(new Uint8Array(await png.arrayBuffer()));
 }
 
-/** Milliseconds by stage. */
+/** Returns milliseconds by stage. */
 function readTimings(headers) {
   const entries = (headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g);
   return Object.fromEntries(Array.from(entries, ([, stage, duration]) => [stage, Number(duration)]));

@@ -56,7 +56,8 @@ def set_up(cache: Path, *, mxnet: bool) -> Path:
         if not done.exists():
             print(f"installing tritonserver into {folder}", file=sys.stderr, flush=True)
             venv.create(folder / "env", with_pip=True, clear=True)
-            pip = [folder / "env/bin/python", "-m", "pip", "install", "--quiet", "--no-deps"]
+            python: str | Path = folder / "env/bin/python"
+            pip = [python, "-m", "pip", "install", "--quiet", "--no-deps"]
             files = [part for path in requirements for part in ("-r", path)]
             command = [*pip, "--disable-pip-version-check", *files]
             if subprocess.run(command, check=False).returncode:
@@ -75,7 +76,7 @@ def _install_backend(folder: Path) -> None:
     server = site_packages(folder) / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     if not stub.exists():
-        sys.exit(f"error: this tritonserver has no Python backend for Python {PYTHON}; use 3.11")
+        sys.exit(f"error: tritonserver has no backend for Python {PYTHON}: expected Python 3.11")
     python = folder / "backends" / "python"
     shutil.copytree(server / "backends" / "python", python, dirs_exist_ok=True)
     (python / stub.name).unlink(missing_ok=True)
@@ -83,18 +84,20 @@ def _install_backend(folder: Path) -> None:
 
 
 def site_packages(folder: Path) -> Path:
-    """Where the environment's packages are."""
+    """Returns the folder of the environment's packages."""
     return folder / "env" / "lib" / f"python{PYTHON}" / "site-packages"
 
 
 def server_variables(folder: Path) -> dict[str, str]:
-    """The environment variables that the server and its model processes need."""
+    """Returns the environment variables that the server and its model processes need."""
     libraries = [str(site_packages(folder) / "nvidia_pytriton.libs")]
     own = Path(sysconfig.get_config_var("LIBDIR") or "/nowhere")
     if (own / LIBPYTHON).exists():
         libraries.append(str(own))
     elif ctypes.util.find_library(f"python{PYTHON}") is None:
-        sys.exit(f"error: {LIBPYTHON} is missing: apt-get install libpython{PYTHON}")
+        sys.exit(
+            f"error: {LIBPYTHON} is missing; install it with: apt-get install libpython{PYTHON}"
+        )
     # The embedded Python finds its packages through PATH; PYTHONPATH would do nothing.
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     path = [str(folder / "env" / "bin"), variables.get("PATH", os.defpath)]
@@ -106,7 +109,7 @@ def server_variables(folder: Path) -> dict[str, str]:
 
 
 def server_command(folder: Path, options: argparse.Namespace) -> list[str]:
-    """tritonserver and its arguments."""
+    """Returns the command: tritonserver and its arguments."""
     command = [
         str(site_packages(folder) / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
         f"--model-repository={options.repository.resolve()}",
@@ -123,7 +126,7 @@ def server_command(folder: Path, options: argparse.Namespace) -> list[str]:
 
 
 def remove_stale_shared_memory() -> None:
-    """Removes the regions of servers of ours that were killed."""
+    """Removes the shared memory of our servers that were killed."""
     for region in Path("/dev/shm").glob(f"{SHARED_MEMORY_PREFIX}*"):
         owner = region.name.removeprefix(SHARED_MEMORY_PREFIX).partition("_")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
@@ -138,10 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grpc-port", type=int, default=8001)
     parser.add_argument("--metrics-port", type=int, default=8002)
     parser.add_argument("--mxnet", action="store_true", help="install MXNet for its models")
-    parser.add_argument("--setup-only", action="store_true", help="install, print where, end")
+    parser.add_argument(
+        "--setup-only", action="store_true", help="install, print the folder, and exit"
+    )
     root = os.environ.get("SEGSERVE_CACHE_DIR") or Path.home() / ".cache" / "segserve"
     parser.add_argument("--cache", type=Path, default=Path(root) / "triton")
-    parser.add_argument("arguments", nargs="*", help="after --: further options of tritonserver")
+    parser.add_argument("arguments", nargs="*", help="options of tritonserver, after --")
     return parser
 
 

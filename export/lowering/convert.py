@@ -9,8 +9,9 @@ from export.errors import InvalidParams, UnsupportedOperator
 from export.lowering.context import LoweringContext
 from export.lowering.convolutions import DEFORMABLE_IR_VERSION, DEFORMABLE_OPSET
 from export.lowering.operators import lower, unsupported
-from export.symbols.graph import Graph
+from export.symbols.graph import Entry, Graph
 from export.symbols.params import Parameters
+from export.symbols.shape_rules import DEFORMABLE
 from export.symbols.shapes import infer_shapes
 
 OPSET = 17
@@ -19,12 +20,15 @@ BATCH = "N"
 DATA = "data"
 
 
-def convert(graph: Graph, parameters: Parameters, height: int, width: int) -> ModelProto:
+def convert(
+    graph: Graph, parameters: Parameters, height: int, width: int, opset: int | None = None
+) -> ModelProto:
     """Converts every operator at one static image size.
 
     The model's input ``data`` is float32 [N, 3, height, width], normalised; its outputs are the
     graph's heads under their node's names, float32. Nodes and tensors keep the symbol's names.
-    Opset 17, IR 8; a deformable convolution needs opset 19, IR 9.
+    Opset 17, IR 8; a deformable convolution needs opset 19, IR 9. ``opset`` 17 writes the other
+    nodes for 17 all the same: what is left to do is ``export.passes.sample_deformable``.
     Raises UnsupportedOperator naming all unknown operators, InvalidParams where parameters are
     missing or have other shapes, and what ``infer_shapes`` raises.
     """
@@ -37,46 +41,48 @@ def convert(graph: Graph, parameters: Parameters, height: int, width: int) -> Mo
     _check_parameters(parameters, dict(shapes.parameters))
     data = graph.data_input()
     names = _unique_names(graph)
-    tensors = {i: n.name for i, n in enumerate(graph.nodes) if n.is_variable} | {data: DATA}
+    deforms = any(node.op in DEFORMABLE for _, node in graph.operators())
+    own_opset = DEFORMABLE_OPSET if deforms else OPSET
+    tensors = {Entry(i): n.name for i, n in enumerate(graph.nodes) if n.is_variable}
+    tensors[Entry(data)] = DATA
     nodes: list[NodeProto] = []
     constants: list[TensorProto] = []
     for index, node in graph.operators():
+        inputs = [entry for entry in node.inputs if entry in shapes.entries]
+        outputs = [Entry(index, n) for n in range(shapes.outputs(index))]
         context = LoweringContext(
             node,
             names[index],
-            tuple(tensors[e.node] for e in node.inputs),
-            tuple(
-                shapes.tensors[e.node]
-                if e.node in shapes.tensors
-                else shapes.parameters[graph.nodes[e.node].name]
-                for e in node.inputs
-            ),
-            shapes.tensors[index],
+            tuple(tensors[entry] for entry in inputs),
+            tuple(map(shapes.of, inputs)),
+            tuple(map(shapes.of, outputs)),
+            tuple(map(shapes.open_shape, inputs)),
+            tuple(map(shapes.open_shape, outputs)),
+            opset or own_opset,
         )
         lowering = lower(context)
         nodes.extend(lowering.nodes)
         constants.extend(lowering.constants)
-        tensors[index] = lowering.output
+        tensors |= zip(outputs, (lowering.output, *lowering.later), strict=True)
     used = {name for node in nodes for name in node.input}
     for name in shapes.parameters:
         array = parameters.find(name)
         if name in used and array is not None:
             constants.append(numpy_helper.from_array(array.astype(np.float32), name))
-    outputs: list[ValueInfoProto] = []
+    heads: list[ValueInfoProto] = []
     for number, head in enumerate(graph.heads):
-        name = tensors[head.node]
-        if name == DATA or name in [o.name for o in outputs]:  # an output must be a node's own
+        name = tensors[head]
+        if name == DATA or name in [h.name for h in heads]:  # an output must be a node's own
             nodes.append(
                 helper.make_node("Identity", [name], [f"output{number}"], f"output{number}")
             )
             name = f"output{number}"
         shape = [BATCH, *shapes.of(head)[1:]]
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        heads.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     image = helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, 3, height, width])
-    deforms = any(node.op_type == "DeformConv" for node in nodes)
     model: ModelProto = helper.make_model(
-        helper.make_graph(nodes, "network", [image], outputs, constants),
-        opset_imports=[helper.make_opsetid("", DEFORMABLE_OPSET if deforms else OPSET)],
+        helper.make_graph(nodes, "network", [image], heads, constants),
+        opset_imports=[helper.make_opsetid("", own_opset)],
         ir_version=DEFORMABLE_IR_VERSION if deforms else IR_VERSION,
         producer_name="segserve",
     )
@@ -92,8 +98,8 @@ def _check_parameters(parameters: Parameters, shapes: dict[str, tuple[int, ...]]
             f"{len(missing)} of {len(shapes)} parameters are missing, first {missing[0]!r}"
             + (
                 f"; the file has structural names ({names[0]!r}) as save_parameters() writes them:"
-                " save it with HybridBlock.export(), or rename them with python -m training.symbols"
-                " --params"
+                " save it with HybridBlock.export(), or rename them with"
+                " python -m training.networks.tracing --params"
                 if structural
                 else "; do symbol and parameters belong together?"
             )

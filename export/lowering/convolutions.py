@@ -1,4 +1,4 @@
-"""Transposed and deformable convolutions as ONNX nodes.
+"""Convolutions as ONNX nodes: plain, transposed and deformable, and what enlarges maps.
 
 ``_contrib_DeformableConvolution`` becomes DeformConv (opset 19). The two agree inside the map only.
 Outside of it MXNet reads 0, and from the last row's centre to the border it repeats that row; ONNX
@@ -12,116 +12,122 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper
 
 from export.errors import UnsupportedOperator
-from export.lowering.context import Lowering, LoweringContext, constant
+from export.lowering.context import Lowering, LoweringContext, Nodes, resize_nodes
 from export.symbols.conv_arithmetic import (
     bilinear_upsampling_arithmetic,
     convolution_arithmetic,
     deconvolution_arithmetic,
 )
+from export.symbols.shape_rules import MODULATED
 
 DEFORMABLE_OPSET = 19
 DEFORMABLE_IR_VERSION = 9
 _OUTSIDE = -2.0
 
 
+def convolution(context: LoweringContext) -> Lowering:
+    """Returns a Conv."""
+    kernel, stride, dilate, pad = convolution_arithmetic(context.node)
+    nodes = Nodes(context)
+    return nodes.end(
+        nodes.add(
+            "Conv", context.inputs, kernel_shape=kernel, strides=stride, dilations=dilate,
+            pads=pad * 2, group=context.node.integer("num_group", 1),
+        )
+    )  # fmt: skip
+
+
 def deconvolution(context: LoweringContext) -> Lowering:
     """Returns a ConvTranspose; MXNet's ``adj`` is its output padding."""
     window = deconvolution_arithmetic(context.node, context.input_shapes[0][2:])
-    node = helper.make_node(
-        "ConvTranspose",
-        list(context.inputs),
-        [context.name],
-        name=context.name,
-        kernel_shape=window.kernel,
-        strides=window.stride,
-        dilations=window.dilate,
-        pads=window.pad * 2,
-        output_padding=window.adjust,
-        group=context.node.integer("num_group", 1),
-    )
-    return Lowering((node,), context.name)
+    nodes = Nodes(context)
+    return nodes.end(
+        nodes.add(
+            "ConvTranspose", context.inputs, kernel_shape=window.kernel, strides=window.stride,
+            dilations=window.dilate, pads=window.pad * 2, output_padding=window.adjust,
+            group=context.node.integer("num_group", 1),
+        )
+    )  # fmt: skip
 
 
 def upsampling(context: LoweringContext) -> Lowering:
-    """Returns a Resize (nearest), or a deconvolution a channel with the symbol's own weights
-    (bilinear)."""
-    scale = context.node.integer("scale", 0)
-    if context.node.text("sample_type", "nearest") == "nearest":
-        scales = f"{context.name}_scales"
-        node = helper.make_node(
-            "Resize", [context.inputs[0], "", scales], [context.name], name=context.name,
-            mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    """Returns a Resize (nearest) of each input, concatenated or added, or a deconvolution a channel
+    with the symbol's own weights (bilinear)."""
+    node, nodes = context.node, Nodes(context)
+    scale = node.integer("scale", 0)
+    if node.text("sample_type", "nearest") == "bilinear":
+        kernel, pad = bilinear_upsampling_arithmetic(scale)
+        return nodes.end(
+            nodes.add(
+                "ConvTranspose", context.inputs, kernel_shape=[kernel] * 2, strides=[scale] * 2,
+                pads=[pad] * 4, group=context.shape[1],
+            )
         )  # fmt: skip
-        values = np.array([1, 1, scale, scale], np.float32)
-        return Lowering((node,), context.name, (constant(scales, values),))
-    kernel, pad = bilinear_upsampling_arithmetic(scale)
-    node = helper.make_node(
-        "ConvTranspose", list(context.inputs), [context.name], name=context.name,
-        kernel_shape=[kernel] * 2, strides=[scale] * 2, pads=[pad] * 4, group=context.shape[1],
-    )  # fmt: skip
-    return Lowering((node,), context.name)
+    large = []
+    for source, shape in zip(context.inputs, context.input_shapes, strict=True):
+        steps = [out / n for out, n in zip(context.shape[2:], shape[2:], strict=True)]
+        scales = nodes.values(np.array([1, 1, *steps], np.float32), "scales")
+        large.append(
+            nodes.add(
+                "Resize", [source, "", scales], mode="nearest",
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            )
+        )  # fmt: skip
+    if len(large) == 1:
+        return nodes.end(large[0])
+    if node.text("multi_input_mode", "concat") == "sum":
+        return nodes.end(nodes.add("Sum", large))
+    return nodes.end(nodes.add("Concat", large, axis=1))
+
+
+def resizing(context: LoweringContext) -> Lowering:
+    """Returns a Resize (linear); nothing where the size stays."""
+    aligned = context.node.flag("align_corners", True)
+    nodes, constants = resize_nodes(
+        context.name, context.inputs[0], context.input_shapes[0][2:], context.shape[2:], aligned
+    )
+    return Lowering(nodes, context.name if nodes else context.inputs[0], constants)
 
 
 def deformable_convolution(context: LoweringContext) -> Lowering:
-    """Returns the DeformConv of the input at the rewritten positions. Raises UnsupportedOperator
-    where the offsets have another number of channels than two a tap."""
-    kernel, stride, dilate, pad = convolution_arithmetic(context.node)
-    groups = context.node.integer("num_deformable_group", 1)
-    if context.input_shapes[1][1] != 2 * groups * kernel[0] * kernel[1]:
+    """Returns a DeformConv of the input at the rewritten positions.
+
+    A modulated one weighs its taps, and fades at the border as ONNX does: its positions stay.
+    Raises UnsupportedOperator where the offsets have another number of channels than two a tap.
+    """
+    node, nodes = context.node, Nodes(context)
+    kernel, stride, dilate, pad = convolution_arithmetic(node)
+    groups, taps = node.integer("num_deformable_group", 1), kernel[0] * kernel[1]
+    image, offset, *rest = context.inputs
+    masks = [rest.pop(0)] if node.op == MODULATED else []
+    channels = [shape[1] for shape in context.input_shapes[1 : 2 + len(masks)]]
+    if channels != [2 * groups * taps, groups * taps][: len(channels)]:
         raise UnsupportedOperator(
-            f"{context.name}: {context.input_shapes[1][1]} offset channels for {groups} groups of"
+            f"{context.name}: {channels[0]} offset channels for {groups} groups of"
             f" {kernel[0]}x{kernel[1]} taps"
         )
-    lengths, outputs = context.input_shapes[0][2:], context.shape[2:]
-    taps = kernel[0] * kernel[1]
-    limits = np.tile(np.array(lengths, np.float32), groups * taps).reshape(1, -1, 1, 1)
-    base = np.tile(tap_positions(kernel, stride, dilate, pad, outputs), (1, groups, 1, 1))
-    names = {
-        part: f"{context.name}_{part}" for part in ("base", "limit", "last", "zero", "outside")
-    }
-    constants = (
-        constant(names["base"], base),
-        constant(names["limit"], limits),
-        constant(names["last"], limits - 1),
-        constant(names["zero"], np.array(0, np.float32)),
-        constant(names["outside"], np.array(_OUTSIDE, np.float32)),
-    )
-    steps = [
-        ("Add", [context.inputs[1], names["base"]], "position"),
-        ("Less", [f"{context.name}_position", names["zero"]], "before"),
-        ("GreaterOrEqual", [f"{context.name}_position", names["limit"]], "behind"),
-        ("Or", [f"{context.name}_before", f"{context.name}_behind"], "is_outside"),
-        ("Min", [f"{context.name}_position", names["last"]], "inside"),
-        (
-            "Where",
-            [f"{context.name}_is_outside", names["outside"], f"{context.name}_inside"],
-            "moved",
-        ),
-        ("Sub", [f"{context.name}_moved", names["base"]], "rewritten_offset"),
-    ]
-    nodes = [
-        helper.make_node(op, inputs, [f"{context.name}_{out}"], name=f"{context.name}_{out}")
-        for op, inputs, out in steps
-    ]
-    image, _, weight, *bias = context.inputs
-    nodes.append(
-        helper.make_node(
-            "DeformConv",
-            [image, weight, f"{context.name}_rewritten_offset", *bias],
-            [context.name],
-            name=context.name,
-            kernel_shape=kernel,
-            strides=stride,
-            dilations=dilate,
-            pads=pad * 2,
-            group=context.node.integer("num_group", 1),
-            offset_group=groups,
+    if not masks:
+        lengths, outputs = context.input_shapes[0][2:], context.shape[2:]
+        limits = np.tile(np.array(lengths, np.float32), groups * taps).reshape(1, -1, 1, 1)
+        start = tap_positions(kernel, stride, dilate, pad, outputs)
+        base = nodes.values(np.tile(start, (1, groups, 1, 1)), "base")
+        position = nodes.add("Add", [offset, base], "position")
+        before = nodes.add("Less", [position, nodes.number(0)], "before")
+        behind = nodes.add("GreaterOrEqual", [position, nodes.values(limits, "limit")], "behind")
+        outside = nodes.add("Or", [before, behind], "is_outside")
+        inside = nodes.add("Min", [position, nodes.values(limits - 1, "last")], "inside")
+        moved = nodes.add("Where", [outside, nodes.number(_OUTSIDE), inside], "moved")
+        offset = nodes.add("Sub", [moved, base], "rewritten_offset")
+    weight, *bias = rest
+    return nodes.end(
+        nodes.add(
+            "DeformConv", [image, weight, offset, *(bias or [""] * len(masks)), *masks],
+            kernel_shape=kernel, strides=stride, dilations=dilate, pads=pad * 2,
+            group=node.integer("num_group", 1), offset_group=groups,
         )
-    )
-    return Lowering(tuple(nodes), context.name, constants)
+    )  # fmt: skip
 
 
 def tap_positions(

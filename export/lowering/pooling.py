@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from export.errors import UnsupportedOperator
-from export.lowering.context import Lowering, LoweringContext, constant, single
+from export.lowering.context import Lowering, LoweringContext, Nodes, constant, single
 
 # Of one constant averaging matrix: 8192 bins of 8192 positions.
 _MAX_MATRIX = 1 << 26
 
 
 def pooling(context: LoweringContext) -> Lowering:
-    """Lowers ``Pooling``: max or average, valid or full. Raises UnsupportedOperator."""
+    """Lowers ``Pooling``: max, average, sum or lp; valid or full. Raises UnsupportedOperator."""
     node = context.node
     kind, is_global = node.text("pool_type", "max"), node.flag("global_pool", False)
-    if kind not in ("max", "avg"):
+    if kind not in ("max", "avg", "sum", "lp"):
         raise UnsupportedOperator(f"{context.name}: pool_type {kind!r}")
     if node.text("layout", "NCHW") != "NCHW":
         raise UnsupportedOperator(f"{context.name}: layout {node.attrs['layout']}")
+    if kind in ("sum", "lp"):
+        return _sum_pooling(context, node.integer("p_value", 1) if kind == "lp" else 1)
     if is_global:
         return single(
             context, "GlobalMaxPool" if kind == "max" else "GlobalAveragePool", context.inputs
@@ -68,6 +70,32 @@ def pooling(context: LoweringContext) -> Lowering:
     name = f"{context.name}_divisor"
     nodes.append(helper.make_node("Mul", [pooled, name], [context.name], name=context.name))
     return Lowering(tuple(nodes), context.name, (constant(name, factor),))
+
+
+def _sum_pooling(context: LoweringContext, power: int) -> Lowering:
+    """Returns the sum of a window's values, or the root of the sum of their powers: a convolution
+    of ones a channel."""
+    node, nodes, channels = context.node, Nodes(context), context.shape[1]
+    source = context.inputs[0]
+    if node.text("pooling_convention", "valid") not in ("valid", "full"):
+        raise UnsupportedOperator(
+            f"{context.name}: pooling_convention {node.attrs['pooling_convention']!r}"
+        )
+    if power != 1:
+        source = nodes.add("Pow", [nodes.add("Abs", [source]), nodes.number(power)])
+    if node.flag("global_pool", False):
+        total = nodes.reduce("Sum", source, [2, 3], kept=True)
+    else:
+        kernel = node.integers("kernel")
+        stride, pad = node.integers("stride", (1, 1)), node.integers("pad", (0, 0))
+        lengths, outputs = context.input_shapes[0][2:], context.shape[2:]
+        ends = [(outputs[i] - 1) * stride[i] + kernel[i] - lengths[i] - pad[i] for i in range(2)]
+        ones = nodes.values(np.ones((channels, 1, *kernel), np.float32), "ones")
+        total = nodes.add(
+            "Conv", [source, ones], kernel_shape=kernel, strides=stride,
+            pads=(*pad, *(max(end, 0) for end in ends)), group=channels,
+        )  # fmt: skip
+    return nodes.end(nodes.add("Pow", [total, nodes.number(1 / power)]) if power != 1 else total)
 
 
 def _window_lengths(

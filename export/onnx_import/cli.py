@@ -18,16 +18,17 @@ from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import verify_import
 from export.options import parse_size, split_head
 from export.passes.build import PASSES
-from export.pipeline import Target, Written, check_heads, family_name, write_network
+from export.pipeline import Target, Written, check_heads, write_network
 from export.precision.gate import Limits
 from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
 from export.repository.files import ONNX_FILE
 from export.repository.labels import find_labels, read_labels
 from export.repository.triton import ModelFacts, variant_name
-from export.symbols.normalisation import Triple
+from export.source import refuse_given
+from export.symbols.normalisation import PRESETS_HELP, Triple, find_preset
 from export.symbols.params import digest
-from serving.palette import LabelSet, default_palette, parse_palette
+from serving.palette import LabelSet, canonical_name, default_palette, parse_palette
 
 _DEFAULT_BATCH = 4
 _STEPS = 5
@@ -35,20 +36,29 @@ _STEPS = 5
 
 def import_onnx(
     network: Annotated[Path, typer.Argument(help="The .onnx file to import.")],
+    pixels: given.SeenPixels = None,
     mean: Annotated[
-        str,
-        typer.Option(help="Mean: three numbers, comma-separated, in the network's channel order."),
-    ],
-    std: Annotated[
-        str,
-        typer.Option(help="Standard deviation: three numbers, comma-separated, in the same order."),
-    ],
-    value_range: Annotated[
-        int,
+        str | None,
         typer.Option(
-            "--range", help="Value of a white pixel before mean and std are applied: 1 or 255."
+            help="Mean: three numbers, comma-separated, in the network's channel order.",
+            rich_help_panel=given.PIXELS_PANEL,
         ),
-    ],
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(
+            help="Standard deviation: three numbers, comma-separated, in the same order.",
+            rich_help_panel=given.PIXELS_PANEL,
+        ),
+    ] = None,
+    value_range: Annotated[
+        int | None,
+        typer.Option(
+            "--range",
+            help="Value of a white pixel before mean and std are applied: 1 or 255.",
+            rich_help_panel=given.PIXELS_PANEL,
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -65,8 +75,12 @@ def import_onnx(
         str, typer.Option(help="Layout of the network's input: NCHW or NHWC.")
     ] = "NCHW",
     channel_order: Annotated[
-        str, typer.Option(help="Channel order of the network's input: rgb or bgr.")
-    ] = "rgb",
+        str | None,
+        typer.Option(
+            help="Channel order of the network's input: rgb or bgr. Default: rgb, or what --pixels"
+            " names."
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(help="Image size as HEIGHTxWIDTH, for networks that take any size."),
@@ -125,12 +139,12 @@ def import_onnx(
     """Brings an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
 
     Example, a torchvision network: segserve import-onnx fcn.onnx --dataset voc --size 520x520
-    --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --range 1
+    --pixels imagenet
     """
     console = Console(stderr=True, highlight=False)
     title = name or variant_name(network.stem, precision)
     try:
-        form = _input_format(mean, std, value_range, layout, channel_order)
+        form = _input_format(pixels, mean, std, value_range, layout, channel_order)
         labels = _label_set(classes, dataset, root, palette, threshold is not None)
         heads = split_head(head)
         check_heads(heads)
@@ -157,7 +171,7 @@ def import_onnx(
             step("comparing with the network" if check else "not compared with the network")
             batches, outcome = imported.batches, "not compared with the network"
             if check:
-                result, batches = verify_import(network, imported, options)
+                result, batches = verify_import(network, source, imported, options)
                 outcome = f"verified: {result}"
             batch = _batch_size(max_batch_size, batches, repository / title)
             notes = [provenance] if provenance else []
@@ -167,15 +181,15 @@ def import_onnx(
                 f"opset {opset_of(source)}"
                 + ("" if opset_of(source) >= opset_of(imported.model) else " converted to"
                    f" {opset_of(imported.model)}"),
-                f"input {layout} {channel_order} 0-{value_range} mean {mean} std {std}",
+                f"input {form}",
                 *imported.notes,
                 *([] if batches else ["one image a run: the batch is written into the network"]),
                 outcome,
             ]  # fmt: skip
             facts = ModelFacts(
                 labels,
-                family or family_name(network.stem, dataset),
-                dataset,
+                family,
+                dataset and canonical_name(dataset),
                 accuracy,
                 "; ".join(notes),
             )
@@ -188,7 +202,7 @@ def import_onnx(
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     one = [] if batches else ["one image a run"]
-    for note in filter(None, (*imported.notes, *one, outcome, cost)):
+    for note in filter(None, (f"sees {form.pixels}", *imported.notes, *one, outcome, cost)):
         console.print(note, markup=False, soft_wrap=True)
     outputs = ("mask",) if isinstance(imported.found, Labels) else heads
     shape = (imported.height, imported.width)
@@ -196,13 +210,34 @@ def import_onnx(
     typer.echo(f"{written}, opset {opset_of(imported.model)}")
 
 
-def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) -> InputFormat:
+def _input_format(
+    preset: str | None,
+    mean: str | None,
+    std: str | None,
+    maximum: int | None,
+    layout: str,
+    order: str | None,
+) -> InputFormat:
+    if layout.upper() not in ("NCHW", "NHWC"):
+        raise InvalidNetwork(f"--layout {layout} is not a valid layout: expected NCHW or NHWC")
+    if order is not None and order.lower() not in ("rgb", "bgr"):
+        raise InvalidNetwork(
+            f"--channel-order {order} is not a valid order of channels: expected rgb or bgr"
+        )
+    bgr = None if order is None else order.lower() == "bgr"
+    last = layout.upper() == "NHWC"
+    given = {"--mean": mean, "--std": std, "--range": maximum}
+    if preset is not None:
+        refuse_given(f"--pixels {preset} says what the network sees", given)
+        return InputFormat.of(find_preset(preset), bgr, channels_last=last)
+    if mean is None or std is None or maximum is None:
+        missing = ", ".join(option for option, value in given.items() if value is None)
+        raise InvalidNetwork(
+            "an ONNX file does not say what pixels its network was trained on: name them with"
+            f" --pixels {PRESETS_HELP}, or say {missing} too"
+        )
     if maximum not in (1, 255):
         raise InvalidNetwork(f"--range {maximum}: white is 1 or 255 before mean and std")
-    if layout.upper() not in ("NCHW", "NHWC"):
-        raise InvalidNetwork(f"--layout {layout}: it is NCHW or NHWC")
-    if order.lower() not in ("rgb", "bgr"):
-        raise InvalidNetwork(f"--channel-order {order}: it is rgb or bgr")
     means, stds = _three("--mean", mean), _three("--std", std)
     if min(stds) <= 0:
         raise InvalidNetwork(f"--std {std}: each is above 0")
@@ -210,7 +245,7 @@ def _input_format(mean: str, std: str, maximum: int, layout: str, order: str) ->
         raise InvalidNetwork(f"--mean {mean} is of values from 0 to 255: give --range 255")
     if maximum == 255 and max(stds) < 1:
         raise InvalidNetwork(f"--std {std} is of values from 0 to 1: give --range 1")
-    return InputFormat(means, stds, maximum, order.lower() == "bgr", layout.upper() == "NHWC")
+    return InputFormat(means, stds, maximum, bool(bgr), last)
 
 
 def _three(option: str, text: str) -> Triple:

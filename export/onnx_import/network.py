@@ -2,12 +2,12 @@
 
 Input ``image`` uint8 [N, H, W, 3] RGB with the normalisation inside; outputs ``mask`` uint8
 [N, H, W] and, where the network gives scores, ``logits`` float32 [N, C, h, w]. Source of the
-contract: docs/architecture.md; docs/import.md says what networks are taken and how.
+contract: docs/decisions.md; docs/import.md says what networks are taken and how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,19 @@ from onnx import ModelProto, TensorProto, checker, helper, shape_inference
 
 from export.errors import IllegalSize, InvalidNetwork
 from export.lowering.convert import BATCH, DATA
-from export.onnx_import.heads import label_head, score_head
-from export.onnx_import.outputs import NONE, Labels, Scores, find_output
+from export.onnx_import.outputs import (
+    NONE,
+    Labels,
+    Scores,
+    find_output,
+    label_head,
+    score_head,
+)
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
-from export.passes.commute_resize import commute_resize
-from export.passes.factor_pyramid import factor_pyramid
-from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.fold_normalisation import fold_normalisation
-from export.passes.image_pooling_bias import image_pooling_bias
-from export.passes.mask_head import HEADS, MASK, MAX_CLASSES, mask_head
-from export.passes.onnx_graph import OnnxGraph, integers, is_half
+from export.passes.build import REWRITES
+from export.passes.contract import HEADS, MASK, MAX_CLASSES, fold_normalisation, mask_head
+from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
 from export.symbols.normalisation import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
 
@@ -47,6 +49,25 @@ class InputFormat:
     maximum: int
     bgr: bool = False
     channels_last: bool = False
+
+    @classmethod
+    def of(cls, pixels: Pixels, bgr: bool | None = None, *, channels_last: bool) -> InputFormat:
+        """Returns the format of a network that sees ``pixels``; ``bgr`` None is their own order."""
+        blue_first = pixels.bgr if bgr is None else bgr
+        maximum = 255 if max(pixels.std) < 0.01 else 1
+        mean, std = (
+            tuple(round(maximum * value, 12) for value in (v[::-1] if blue_first else v))
+            for v in (pixels.mean, pixels.std)
+        )
+        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), maximum, blue_first,
+                   channels_last)  # fmt: skip
+
+    def __str__(self) -> str:
+        numbers = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return "{} {} 0-{} mean {} std {}".format(
+            "NHWC" if self.channels_last else "NCHW", "bgr" if self.bgr else "rgb", self.maximum,
+            *numbers,
+        )  # fmt: skip
 
     @property
     def pixels(self) -> Pixels:
@@ -194,10 +215,9 @@ def _are_probabilities(sample: NDArray[np.generic]) -> bool:
 def _standard_input(model: ModelProto, expected: InputFormat, height: int, width: int) -> None:
     """Makes the input ``data`` float32 [N, 3, height, width], still normalised."""
     image = model.graph.input[0]
-    graph = OnnxGraph(model)
     kind = image.type.tensor_type.elem_type
-    inner = image.name
-    rename(model.graph, {inner: "source_input"})
+    rename(model.graph, {image.name: "source_input"})
+    graph = OnnxGraph(model)
     current = DATA
     first = []
     if kind != TensorProto.FLOAT:
@@ -207,16 +227,12 @@ def _standard_input(model: ModelProto, expected: InputFormat, height: int, width
         # Networks made for NHWC often begin by going to NCHW themselves: both ways cancel.
         for node in graph.consumers("source_input"):
             if node.op_type == "Transpose" and integers(node, "perm", ()) == (0, 3, 1, 2):
-                rename(model.graph, {node.output[0]: current})
+                graph.rename(node.output[0], current)
                 graph.remove(node)
         if graph.consumers("source_input"):
-            first.append(
-                helper.make_node(
-                    "Transpose", [current], ["source_nhwc"], "source_nhwc", perm=[0, 2, 3, 1]
-                )
-            )
+            first.append(make_node("Transpose", [current], "source_nhwc", perm=[0, 2, 3, 1]))
             current = "source_nhwc"
-    rename(model.graph, {"source_input": current})
+    graph.rename("source_input", current)
     graph.insert_first(first)
     image.CopyFrom(
         helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, 3, height, width])
@@ -227,18 +243,14 @@ def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
     """Runs the exporter's exact rewrites, as far as the network's precision allows."""
     passes = []
     if not is_half(model):
-        passes += ["fold_batch_norm"] if fold_batch_norm(model) else []
-        for rewrite in (image_pooling_bias, factor_pyramid):
-            passes += [rewrite.__name__] if _run_where_shapes_are_known(rewrite, model) else []
-        passes += ["commute_resize"] if commute_resize(model) else []
-    pixels = expected.pixels
-    fold_normalisation(model, pixels.mean, pixels.std, bgr=pixels.bgr)
+        graph = OnnxGraph(model)
+        passes = [name for name, rewrite in REWRITES.items() if _applies(rewrite, graph)]
+    fold_normalisation(model, expected.pixels)
     return [*passes, "fold_normalisation", "mask_head"]
 
 
-def _run_where_shapes_are_known(rewrite: Callable[[ModelProto], int], model: ModelProto) -> int:
-    """Returns how often a pass applied that needs the sizes of tensors."""
+def _applies(rewrite: Rewrite, graph: OnnxGraph) -> bool:
     try:
-        return rewrite(model)
+        return bool(rewrite.apply(graph).applied)
     except shape_inference.InferenceError:
-        return 0  # ONNX does not infer the shapes of this network
+        return False  # ONNX does not infer the shapes of this network

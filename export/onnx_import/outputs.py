@@ -1,20 +1,34 @@
-"""Finds the class scores in what a foreign network gives out.
+"""Finds the class scores in what a foreign network outputs, and makes the contract's of them.
 
 Networks end in logits, a softmax, a sigmoid or an argmax, resized to the image or not. The walk
 goes back from the output through what does not change which class wins, to the scores at the head's
 own resolution where the last resize has aligned corners (as the contract's ``logits`` are resized).
+``score_head`` then makes them what ``export.passes.contract.mask_head`` takes; ``label_head`` makes
+the mask of a network that outputs labels alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import ModelProto, NodeProto, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from export.errors import InvalidNetwork
+from export.lowering.context import resize_nodes
+from export.lowering.convert import BATCH
 from export.onnx_import.static_shapes import FrozenNetwork
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.contract import MASK
+from export.passes.onnx_graph import (
+    OnnxGraph,
+    Shapes,
+    copy_model,
+    infer_shapes,
+    integers,
+    is_aligned_resize,
+    is_half,
+)
 
 NONE, SOFTMAX, LOG_SOFTMAX, SIGMOID = "none", "softmax", "log-softmax", "sigmoid"
 _ACTIVATIONS = {"Softmax": SOFTMAX, "LogSoftmax": LOG_SOFTMAX}
@@ -97,9 +111,7 @@ def find_output(
     return _walk(graph, shapes, _scores(name, axis, shape), image)
 
 
-def _walk(
-    graph: OnnxGraph, shapes: dict[str, tuple[int, ...]], scores: Scores, image: tuple[int, int]
-) -> Scores:
+def _walk(graph: OnnxGraph, shapes: Shapes, scores: Scores, image: tuple[int, int]) -> Scores:
     # A network of small outputs leaves the resize to others: what they interpolate must stay.
     full_size = (scores.height, scores.width) == image
     while (node := graph.producer(scores.tensor)) is not None:
@@ -137,7 +149,7 @@ def _labelling(graph: OnnxGraph, name: str) -> NodeProto | None:
 
 def _compared_scores(
     graph: OnnxGraph,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Shapes,
     name: str,
     classes: int,
     image: tuple[int, int],
@@ -195,15 +207,12 @@ def _transposed_softmax(graph: OnnxGraph, last: NodeProto, axis: int) -> tuple[s
 
 
 def _is_final_resize(
-    node: NodeProto, shapes: dict[str, tuple[int, ...]], scores: Scores, image: tuple[int, int]
+    node: NodeProto, shapes: Shapes, scores: Scores, image: tuple[int, int]
 ) -> bool:
-    texts = {a.name: a.s for a in node.attribute if a.s}
     source = shapes[node.input[0]]
     return (
-        node.op_type == "Resize"
+        is_aligned_resize(node)
         and scores.axis == 1
-        and texts.get("mode") == b"linear"
-        and texts.get("coordinate_transformation_mode") == b"align_corners"
         and (scores.height, scores.width) == image
         and source[1] == scores.classes
         and all(source)
@@ -217,13 +226,115 @@ def _other_classes(name: str, shape: tuple[int, ...], found: int, named: int) ->
     )
 
 
-def _static_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor for one image, as far as ONNX infers them; 0 where it does not."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
+def _static_shapes(model: ModelProto) -> Shapes:
+    """Returns shapes by tensor for one image, as far as ONNX infers them; 0 where it does not."""
+    probe = copy_model(model)
     probe.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    inferred = shape_inference.infer_shapes(probe, data_prop=True).graph
-    return {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
+    return infer_shapes(probe)
+
+
+def label_head(model: ModelProto, found: Labels, height: int, width: int) -> None:
+    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` uint8 [N, height, width]."""
+    graph = OnnxGraph(model)
+    graph.set_constant("mask_axis", np.array([1], np.int64))
+    current = graph.append("Cast", [found.tensor], "mask_ids", to=TensorProto.UINT8)
+    if found.rank == 3:
+        current = graph.append("Unsqueeze", [current, "mask_axis"], "mask_map")
+    nodes, constants = resize_nodes(
+        "mask_resized", current, (found.height, found.width), (height, width), aligned=False
+    )
+    for node in nodes:  # ids cannot be interpolated
+        del node.attribute[:]
+        attributes = {"mode": "nearest", "coordinate_transformation_mode": "half_pixel"}
+        node.attribute.extend(helper.make_attribute(*named) for named in attributes.items())
+        current = node.output[0]
+    graph.extend(nodes, constants)
+    graph.append("Squeeze", [current, "mask_axis"], MASK)
+    _set_output(model, MASK, TensorProto.UINT8, [BATCH, height, width])
+
+
+def score_head(
+    model: ModelProto,
+    found: Scores,
+    image: tuple[int, int],
+    threshold: float | None,
+    aligned: bool | None,
+) -> list[str]:
+    """Makes the scores the only output, float32 [N, C, h, w]; returns notes on them.
+
+    ``threshold`` and ``aligned`` are those of ``ImportOptions``. Raises InvalidNetwork where one is
+    needed.
+    """
+    graph = OnnxGraph(model)
+    current = found.tensor
+    if found.axis == 3:
+        current = graph.append("Transpose", [current], "scores_nchw", perm=[0, 3, 1, 2])
+    if is_half(model):
+        current = graph.append("Cast", [current], "scores", to=TensorProto.FLOAT)
+    notes = [_describe(found)]
+    if found.threshold is not None and threshold is not None:
+        raise InvalidNetwork(
+            f"the network compares with {found.threshold:g} itself: leave --threshold out"
+        )
+    if found.classes == 1:
+        threshold = found.threshold if threshold is None else threshold
+        shift = threshold_shift(found, threshold)
+        graph.set_constant("scores_threshold", np.array(shift, np.float32))
+        current = graph.append("Sub", [current, "scores_threshold"], "scores_above")
+        # The first class scores 0, so the second one wins above the threshold and not at it.
+        graph.set_constant("scores_background", np.array([0, 1, 0, 0, 0, 0, 0, 0], np.int64))
+        current = graph.append("Pad", [current, "scores_background"], "scores_of_two")
+        notes.append(f"two classes by the threshold {threshold:g} on one channel")
+    elif threshold is not None:
+        raise InvalidNetwork(
+            f"--threshold is for networks of one channel, this one has {found.classes}: leave it"
+            " out"
+        )
+    height, width = found.height, found.width
+    if not found.resized and (height, width) != image:
+        if aligned is None:
+            raise InvalidNetwork(
+                f"the network's output is {height}x{width}, the image {image[0]}x{image[1]}: say"
+                " how its authors resize it, with --align-corners or --half-pixel (what PyTorch's"
+                " interpolate and MMSegmentation do by default)"
+            )
+        if not aligned:
+            nodes, constants = resize_nodes(
+                "scores_resized", current, (height, width), image, aligned=False
+            )
+            graph.extend(nodes, constants)
+            current, (height, width) = "scores_resized", image
+            notes.append("resized to the image with half-pixel centres inside the graph")
+    if (height, width) == image:
+        notes.append("logits are of the image's size")
+    classes = max(2, found.classes)
+    _set_output(model, current, TensorProto.FLOAT, [BATCH, classes, height, width])
+    return notes
+
+
+def _set_output(model: ModelProto, name: str, kind: int, shape: list[int | str]) -> None:
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def threshold_shift(found: Scores, threshold: float | None) -> float:
+    """Returns what to subtract so that the channel is above 0 where it is above the threshold."""
+    if threshold is None:
+        raise InvalidNetwork(
+            "the network gives one channel; say with --threshold above which value of it the second"
+            " class is there (0.5 for a sigmoid, 0 for a logit)"
+        )
+    if found.activation != SIGMOID:
+        return threshold
+    if not 0 < threshold < 1:
+        raise InvalidNetwork(f"--threshold {threshold:g} of a sigmoid lies between 0 and 1")
+    return math.log(threshold / (1 - threshold))
+
+
+def _describe(found: Scores) -> str:
+    ends = [found.activation] if found.activation != NONE else []
+    ends += ["resize with aligned corners"] if found.resized else []
+    ends += [] if found.threshold is None else ["comparison"]
+    ends += ["argmax"] if found.argmax and found.threshold is None else []
+    taken = f"logits taken before {', '.join(ends)}" if ends else "scores as the network gives them"
+    return f"{taken}, {found.classes} x {found.height}x{found.width}"

@@ -23,6 +23,8 @@ from onnx import (
 
 from export.errors import InvalidNetwork
 from export.lowering.convert import DATA, IR_VERSION, OPSET
+from export.onnx_import.training_mode import refuse_training_mode
+from export.passes.onnx_graph import copy_model
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Names that the graph of the contract uses itself.
@@ -64,8 +66,7 @@ def _with_output_shapes(model: ModelProto) -> ModelProto:
     engines and exporters do not."""
     if all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
         return model
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     for output in copy.graph.output:
         output.type.tensor_type.shape.SetInParent()
     return copy
@@ -90,13 +91,12 @@ def prepare_network(source: ModelProto, output: str | None) -> ModelProto:
         raise InvalidNetwork(
             f"operators outside of ONNX: {', '.join(missing)}; export the network without them"
         )
-    model: ModelProto = inliner.inline_local_functions(source) if own else ModelProto()
-    if not own:
-        model.CopyFrom(source)
+    model: ModelProto = inliner.inline_local_functions(source) if own else copy_model(source)
     _name_nodes(model.graph)
     _drop_constant_inputs(model.graph)
     _check_input(model.graph)
     _choose_output(model.graph, output)
+    refuse_training_mode(model.graph, opset_of(model))
     if opset_of(model) < OPSET:
         model = _convert_up(model)
     _check_control_flow(model.graph)

@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from export.errors import InvalidNetwork
 from export.lowering.context import resize_scale
 from export.lowering.convert import BATCH
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, copy_model, integers, texts
 
 Array = NDArray[np.generic]
 _SHAPE_OPS = {"Shape", "Size"}
@@ -47,8 +47,8 @@ def freeze_shapes(model: ModelProto, shape: tuple[int, int, int]) -> FrozenNetwo
     graph = OnnxGraph(model)
     output = model.graph.output[0].name
     computed = _computed_shapes(model)
-    resized = [n for n in model.graph.node if n.op_type == "Resize" and len(n.input) == 4]
-    reshaped = [n for n in model.graph.node if n.op_type == "Reshape"]
+    resized = [node for node in graph.nodes("Resize") if len(node.input) == 4]
+    reshaped = graph.nodes("Reshape")
     sources = [n.input[0] for n in resized + reshaped if graph.constant(n.input[0]) is None]
     one = run_once(model, shape, 1, [output, *computed, *sources])
     if isinstance(one, str):
@@ -62,7 +62,8 @@ def freeze_shapes(model: ModelProto, shape: tuple[int, int, int]) -> FrozenNetwo
         if same:
             producer = graph.producer(name)
             assert producer is not None, "_computed_shapes returns outputs of nodes"
-            producer.output[list(producer.output).index(name)] = f"{name}_computed"
+            place = list(producer.output).index(name)
+            graph.set_output(producer, place, f"{name}_computed")
             graph.set_constant(name, one[name])
     for node in resized:
         sizes = one[node.input[3]] if node.input[3] in one else graph.constant(node.input[3])
@@ -83,8 +84,7 @@ def run_once(
 ) -> dict[str, Array] | str:
     """Returns the named tensors for ``count`` images of noise, or why ONNX Runtime does not run
     it."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
+    probe = copy_model(model)
     del probe.graph.output[:]
     names = list(dict.fromkeys(outputs))
     probe.graph.output.extend(ValueInfoProto(name=name) for name in names)
@@ -127,21 +127,20 @@ def _computed_shapes(model: ModelProto) -> list[str]:
 
 def _state_scales(graph: OnnxGraph, node: NodeProto, source: tuple[int, ...], sizes: Array) -> None:
     """Replaces a resize's sizes by scales where they mean the same."""
-    texts = {a.name: a.s for a in node.attribute if a.s}
+    words = texts(node)
     axes = integers(node, "axes", tuple(range(len(source))))
-    if texts.get("keep_aspect_ratio_policy", b"stretch") != b"stretch" or len(axes) != len(sizes):
+    if words.get("keep_aspect_ratio_policy", "stretch") != "stretch" or len(axes) != len(sizes):
         return
     lengths = [source[axis] for axis in axes]
     scales = [resize_scale(n, int(out)) for n, out in zip(lengths, sizes, strict=True)]
     exact = all(float(s) * n == out for s, n, out in zip(scales, lengths, sizes, strict=True))
-    if texts.get("mode", b"nearest") == b"nearest" and not exact:
+    if words.get("mode", "nearest") == "nearest" and not exact:
         return  # a position on the edge of two pixels could fall to the other one
     full = np.ones(len(source), np.float32)
     full[list(axes)] = scales
     name = f"{node.name}_scales"
     graph.set_constant(name, full)
-    del node.input[1:]
-    node.input.extend(["", name])
+    graph.set_inputs(node, [node.input[0], "", name])
     for attribute in [a for a in node.attribute if a.name in ("axes", "keep_aspect_ratio_policy")]:
         node.attribute.remove(attribute)
 
@@ -162,7 +161,7 @@ def _follow_batch(
     else:
         return
     graph.set_constant(f"{node.name}_shape", stated)
-    node.input[1] = f"{node.name}_shape"
+    graph.set_input(node, 1, f"{node.name}_shape")
 
 
 def _free_batch(graph: OnnxGraph, node: NodeProto, source: tuple[int, ...]) -> None:
@@ -178,7 +177,7 @@ def _free_batch(graph: OnnxGraph, node: NodeProto, source: tuple[int, ...]) -> N
     freed = np.array(target)
     freed[0] = 0
     graph.set_constant(f"{node.name}_shape", freed)
-    node.input[1] = f"{node.name}_shape"
+    graph.set_input(node, 1, f"{node.name}_shape")
 
 
 def _zero_copies(node: NodeProto, target: Array) -> bool:

@@ -12,17 +12,27 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import ModelProto, helper
 
-from export.errors import InvalidLabels, VerificationFailed
-from export.onnx_import.heads import threshold_shift
+from export.errors import ExportError, InvalidLabels, VerificationFailed
+from export.finite import find_not_finite
 from export.onnx_import.network import ImportedNetwork, ImportOptions, InputFormat
-from export.onnx_import.outputs import LOG_SOFTMAX, SIGMOID, SOFTMAX, Labels, Scores
+from export.onnx_import.outputs import (
+    LOG_SOFTMAX,
+    SIGMOID,
+    SOFTMAX,
+    Labels,
+    Scores,
+    threshold_shift,
+)
+from export.onnx_import.source import prepare_network
 from export.passes.onnx_graph import is_half
 from export.verify import (
     MAX_RELATIVE_DIFFERENCE,
     MIN_LABEL_AGREEMENT,
     Verification,
     example_images,
+    telling_images,
 )
 
 MIN_LABEL_AGREEMENT_HALF = 0.99
@@ -31,20 +41,23 @@ Array = NDArray[np.float64]
 
 
 def verify_import(
-    path: Path, imported: ImportedNetwork, options: ImportOptions
+    path: Path, network: ModelProto, imported: ImportedNetwork, options: ImportOptions
 ) -> tuple[Verification, bool]:
-    """Runs the network of ``path`` and the model on a few images.
+    """Runs the ``network`` of the file ``path`` and the model on a few images.
 
     Returns how far they are apart, and whether a batch of all images gave what each alone did.
 
-    Raises VerificationFailed where they differ by more than float arithmetic explains, and
-    InvalidLabels where the network gives ids that no class has.
+    Raises VerificationFailed where they differ by more than float arithmetic explains or the
+    network does not give numbers, and InvalidLabels where it gives ids that no class has.
     """
     images = example_images(imported.height, imported.width)
     try:
+        _check_numbers(path, network, imported, options)
         source = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         name = options.output or source.get_outputs()[0].name
         expected = [_run_source(source, name, image, options.input) for image in images]
+    except ExportError:
+        raise
     except Exception as error:  # onnxruntime's errors have no common class of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise VerificationFailed(f"{path}: ONNX Runtime does not run it: {reason}") from error
@@ -80,6 +93,24 @@ def verify_import(
             " the comparison"
         )
     return result, batches
+
+
+def _check_numbers(
+    path: Path, network: ModelProto, imported: ImportedNetwork, options: ImportOptions
+) -> None:
+    """Raises VerificationFailed where the network, as its file has it, does not give numbers."""
+    prepared = prepare_network(network, options.output)
+    kind = helper.tensor_dtype_to_np_dtype(prepared.graph.input[0].type.tensor_type.elem_type)
+    shown = {
+        title: normalise(image[0], options.input).astype(kind)
+        for title, image in telling_images(imported.height, imported.width).items()
+    }
+    found = find_not_finite(prepared, shown)
+    if found is not None:
+        raise VerificationFailed(
+            f"{path} does not give numbers: {found}; nothing was written. Are its weights those of"
+            " a finished training, and --mean, --std and --range what it was trained with?"
+        )
 
 
 def normalise(image: NDArray[np.uint8], expected: InputFormat) -> NDArray[np.float32]:

@@ -6,20 +6,18 @@ Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from onnx import ModelProto, checker, helper
 
 from export.errors import UnsupportedOperator
 from export.lowering.convert import IR_VERSION, OPSET, convert
 from export.lowering.convolutions import DEFORMABLE_OPSET
-from export.passes.commute_resize import commute_resize
+from export.passes.concatenations import factor_pyramid, image_pooling_bias
+from export.passes.contract import HEADS, fold_normalisation, mask_head
+from export.passes.convolutions import commute_resize, fold_batch_norm
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.passes.factor_pyramid import factor_pyramid
-from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.fold_normalisation import fold_normalisation
-from export.passes.image_pooling_bias import image_pooling_bias
-from export.passes.mask_head import HEADS, mask_head
+from export.passes.onnx_graph import OnnxGraph, Rewrite
 from export.passes.sample_deformable import sample_deformable
 from export.symbols.graph import Graph
 from export.symbols.normalisation import IMAGENET, Pixels
@@ -30,11 +28,9 @@ PASSES = "passes"
 OPSETS = (OPSET, DEFORMABLE_OPSET)
 # Between the conversion and the heads. Image pooling goes first: it is the cheaper form of what
 # the pyramid's pass would do to it.
-REWRITES: Mapping[str, Callable[[ModelProto], int]] = {
-    "fold_batch_norm": fold_batch_norm,
-    "image_pooling_bias": image_pooling_bias,
-    "factor_pyramid": factor_pyramid,
-    "commute_resize": commute_resize,
+REWRITES: Mapping[str, Rewrite] = {
+    rewrite.name: rewrite
+    for rewrite in (fold_batch_norm, image_pooling_bias, factor_pyramid, commute_resize)
 }
 
 
@@ -56,18 +52,20 @@ def build_model(
     network's operators. Raises IllegalSize, UnsupportedOperator, InvalidSymbol or InvalidParams.
     """
     check_opset(opset)
-    graph = prune_heads(retarget(symbol, height, width))
-    cut = cut_at_logits(graph, height, width)
-    model = convert(cut.graph, parameters, height, width)
+    cut = cut_at_logits(prune_heads(retarget(symbol, height, width)), height, width)
+    model = convert(cut.graph, parameters, height, width, opset)
     applied = ["prune_heads"] if len(symbol.heads) > 1 else []
     applied.append("cut_at_logits")
-    if opset == OPSET and sample_deformable(model):
-        applied.append("sample_deformable")
+    graph = OnnxGraph(model)
+    chosen = [rewrite for name, rewrite in REWRITES.items() if name not in without]
+    if opset == OPSET:
+        chosen.insert(0, sample_deformable)
+    for rewrite in chosen:
+        if rewrite.apply(graph).applied:
+            applied.append(rewrite.name)
+    if sample_deformable.name in applied:
         _set_opset(model)
-    applied += [
-        name for name, rewrite in REWRITES.items() if name not in without and rewrite(model)
-    ]
-    fold_normalisation(model, pixels.mean, pixels.std, bgr=pixels.bgr)
+    fold_normalisation(model, pixels)
     applied.append("fold_normalisation")
     mask_head(model, height, width, heads)
     set_metadata(model, {PASSES: ",".join([*applied, "mask_head"])})

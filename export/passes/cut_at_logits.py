@@ -45,7 +45,7 @@ def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
     ):
         head = node.inputs[0]
     shape = shapes.of(head)
-    if len(shape) != 4 or graph.nodes[head.node].is_variable:
+    if len(shape) != 4 or shape[0] != 1 or graph.nodes[head.node].is_variable:
         raise InvalidSymbol(
             f"{graph.nodes[head.node].name} gives {shape}, not a map of classes; is this a"
             " segmentation network?"

@@ -11,40 +11,27 @@ GridSample-16; Dai et al., "Deformable Convolutional Networks", arXiv 1703.06211
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import NodeProto, helper
 
 from export.errors import UnsupportedOperator
 from export.lowering.convolutions import tap_positions
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.onnx_graph import OnnxGraph, integers, make_node, rewrite_at
 
 
-def sample_deformable(model: ModelProto) -> int:
-    """Rewrites in place every DeformConv; returns how many. The opset stays.
+@rewrite_at("DeformConv")
+def sample_deformable(graph: OnnxGraph, node: NodeProto) -> None:
+    """Writes a DeformConv as sampling and a convolution; the opset stays.
 
-    Raises UnsupportedOperator where ONNX does not infer the sizes of one's inputs.
+    Raises UnsupportedOperator where ONNX does not infer the sizes of its inputs.
     """
-    graph = OnnxGraph(model)
-    found = [node for node in graph.graph.node if node.op_type == "DeformConv"]
-    if not found:
-        return 0
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    for node in found:
-        _rewrite(graph, node, shapes)
-    return len(found)
-
-
-def _rewrite(graph: OnnxGraph, node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> None:
     image, weight_name, offset = node.input[:3]
     bias, mask = (node.input[i] if len(node.input) > i else "" for i in (3, 4))
     weight = graph.constant(weight_name)
-    image_shape, places = shapes.get(image, ()), shapes.get(offset, ())
+    image_shape, places = graph.shape(image), graph.shape(offset)
     if weight is None or len(image_shape) != 4 or not all((*image_shape[1:], *places[2:])):
         raise UnsupportedOperator(
-            f"{node.name}: sizes are not static, so it cannot be written for opset 17"
+            f"{node.name}: sizes are not static, so it cannot be written for opset 17; leave"
+            " --opset out"
         )
     channels, height, width = image_shape[1:]
     rows, columns = places[2:]
@@ -63,27 +50,23 @@ def _rewrite(graph: OnnxGraph, node: NodeProto, shapes: dict[str, tuple[int, ...
         graph.set_constant(f"{node.name}_{name}", np.array(values, kind))
         return f"{node.name}_{name}"
 
-    def add(op: str, name: str, *inputs: str) -> str:
-        output = f"{node.name}_{name}"
-        steps.append(helper.make_node(op, list(inputs), [output], name=output))
-        return output
+    def add(op: str, name: str, *inputs: str, **attributes: object) -> str:
+        steps.append(make_node(op, inputs, f"{node.name}_{name}", **attributes))
+        return f"{node.name}_{name}"
 
     def reshape(name: str, tensor: str, *shape: int) -> str:
         return add("Reshape", name, tensor, constant(f"{name}_shape", shape))
 
     start = np.tile(base, (1, groups, 1, 1))[:, swapped].astype(np.float64)
-    grid = add("Gather", "offset_xy", offset, constant("xy", swapped))
-    steps[-1].attribute.append(helper.make_attribute("axis", 1))
+    grid = add("Gather", "offset_xy", offset, constant("xy", swapped), axis=1)
     grid = add("Mul", "offset_share", grid, constant("share", 2 / lengths, np.float32))
     grid = add("Add", "places", grid, constant("start", (2 * start + 1) / lengths - 1, np.float32))
     grid = reshape("places_split", grid, -1, taps, 2, rows * columns)
-    grid = add("Transpose", "places_moved", grid)
-    steps[-1].attribute.append(helper.make_attribute("perm", [0, 1, 3, 2]))
+    grid = add("Transpose", "places_moved", grid, perm=[0, 1, 3, 2])
     grid = reshape("grid", grid, -1, taps * rows, columns, 2)
     if groups > 1:
         image = reshape("grouped", image, -1, channels // groups, height, width)
-    sampled = add("GridSample", "sampled", image, grid)
-    steps[-1].attribute.append(helper.make_attribute("align_corners", 0))
+    sampled = add("GridSample", "sampled", image, grid, align_corners=0)
     if mask:
         share = reshape("mask_grouped", mask, -1, 1, taps * rows, columns)
         sampled = add("Mul", "sampled_masked", sampled, share)
@@ -101,4 +84,3 @@ def _rewrite(graph: OnnxGraph, node: NodeProto, shapes: dict[str, tuple[int, ...
     )
     graph.insert_after(node, steps)
     graph.remove(node)
-    graph.drop_dead()

@@ -20,11 +20,11 @@ are; the arithmetic in between is float32's.
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper
 
 from export.errors import UnsupportedPrecision
-from export.passes.graph_ends import graph_ends
-from export.passes.onnx_graph import OnnxGraph, integers
+from export.passes.contract import graph_ends
+from export.passes.onnx_graph import OnnxGraph, copy_model, element_types, integers, make_node
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Operators whose every float input and output may be float16 in opset 17 (Resize: the first).
@@ -43,8 +43,7 @@ _OPERATORS = frozenset({
 def to_half(model: ModelProto) -> ModelProto:
     """Returns a copy of a float32 graph of the contract that computes in float16. Nodes must have
     names."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     types = element_types(copy)
     graph = OnnxGraph(copy)
     outside = graph_ends(copy).outside
@@ -73,18 +72,10 @@ def to_half(model: ModelProto) -> ModelProto:
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     del copy.graph.value_info[:]
+    graph.reindex()
     graph.drop_dead()  # casts back that no float32 node reads, constants that became float16
     checker.check_model(copy, full_check=True)
     return copy
-
-
-def element_types(model: ModelProto) -> dict[str, int]:
-    """Returns the element type of every tensor that shape inference finds (``TensorProto.FLOAT``,
-    ...)."""
-    inferred = shape_inference.infer_shapes(model).graph
-    values = [*inferred.value_info, *inferred.input, *inferred.output]
-    types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
-    return types | {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
 
 
 def _float_inputs(node: NodeProto, types: dict[str, int]) -> list[int]:
@@ -122,17 +113,10 @@ _EXACT = frozenset(
 
 def round_to_half(model: ModelProto) -> ModelProto:
     """Returns the float32 twin of a graph made by ``to_half``; tensors keep their names."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     types = element_types(copy)
     graph = OnnxGraph(copy)
-    for tensor in list(copy.graph.initializer):
-        if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(
-                numpy_helper.from_array(
-                    numpy_helper.to_array(tensor).astype(np.float32), tensor.name
-                )
-            )
+    _widen_constants(graph)
     for name, value in _CONSTANTS.items():
         graph.set_constant(name, np.array(value, np.float32))
     nodes: list[NodeProto] = []
@@ -165,8 +149,7 @@ def _rounding(source: str, target: str) -> list[NodeProto]:
     )
     nodes = []
     for op, left, right, suffix in steps:
-        output = f"{target}_{suffix}"
-        nodes.append(helper.make_node(op, [left, right], [output], name=output))
+        nodes.append(make_node(op, [left, right], f"{target}_{suffix}"))
     # The largest of one: ONNX Runtime would merge the last factor into a matrix product behind it,
     # which then overflows.
     nodes.append(helper.make_node("Max", [f"{target}_lowered"], [target], name=f"{target}_rounds"))
@@ -179,16 +162,13 @@ def widen(model: ModelProto) -> ModelProto:
     Raises UnsupportedPrecision where something stays in float16: an input, an output, or a tensor
     that a node makes by itself.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     types = element_types(copy)
     graph = OnnxGraph(copy)
-    for tensor in list(copy.graph.initializer):
-        constant = graph.constant(tensor.name)
-        if tensor.data_type == TensorProto.FLOAT16 and constant is not None:
-            graph.set_constant(tensor.name, constant.astype(np.float32))
-    for node in [n for n in copy.graph.node if _is_between_floats(n, types)]:
-        _take_out(graph, node)
+    _widen_constants(graph)
+    for node in graph.nodes("Cast"):
+        if _is_between_floats(node, types):
+            _take_out(graph, node)
     del copy.graph.value_info[:]
     left = [name for name, kind in element_types(copy).items() if kind == TensorProto.FLOAT16]
     if left:
@@ -199,9 +179,14 @@ def widen(model: ModelProto) -> ModelProto:
     return copy
 
 
+def _widen_constants(graph: OnnxGraph) -> None:
+    for tensor in graph.graph.initializer:
+        values = graph.constant(tensor.name)
+        if tensor.data_type == TensorProto.FLOAT16 and values is not None:
+            graph.set_constant(tensor.name, values.astype(np.float32))
+
+
 def _is_between_floats(node: NodeProto, types: dict[str, int]) -> bool:
-    if node.op_type != "Cast":
-        return False
     kinds = {types.get(node.input[0]), *integers(node, "to", ())}
     return kinds <= {TensorProto.FLOAT, TensorProto.FLOAT16}
 
@@ -209,10 +194,8 @@ def _is_between_floats(node: NodeProto, types: dict[str, int]) -> bool:
 def _take_out(graph: OnnxGraph, cast: NodeProto) -> None:
     """Joins what a cast kept apart; the graph's own outputs keep their names."""
     source, target = cast.input[0], cast.output[0]
-    kept = target if graph.is_output(target) else source
     graph.remove(cast)
-    for node in graph.graph.node:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name in (source, target):
-                    names[position] = kept
+    if graph.is_output(target):
+        graph.rename(source, target)
+    else:
+        graph.rename(target, source)

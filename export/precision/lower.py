@@ -8,10 +8,9 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from export.errors import ImagesMissing, UnsupportedPrecision
-from export.passes.graph_ends import name_nodes
-from export.passes.onnx_graph import is_half
-from export.precision.calibration import calibrate
+from export.errors import ImagesMissing, PrecisionFailed, UnsupportedPrecision
+from export.finite import find_not_finite
+from export.passes.onnx_graph import copy_model, is_half, name_nodes
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
 from export.precision.images import (
@@ -21,11 +20,11 @@ from export.precision.images import (
     calibration_source,
     validation_source,
 )
-from export.precision.quantise import Recipe, convolutions, has_vnni, quantise
+from export.precision.quantise import Recipe, calibrate, convolutions, has_vnni, quantise
 from export.precision.search import search, tries_table
-from export.precision.served_graph import serve_graph
-from export.precision.timing import TimeRatio, compare_times
+from export.precision.served_graph import TimeRatio, compare_times, serve_graph
 from export.progress import Steps
+from export.verify import telling_images
 from serving.imaging.geometry import Size
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -132,9 +131,9 @@ def lower_precision(
             f"the network is in half precision already; leave --precision {options.precision} out,"
             " or bring it in float32"
         )
-    named = ModelProto()
-    named.CopyFrom(model)
+    named = copy_model(model)
     name_nodes(named)
+    _check_finite(named, "fp32")
     gate: Gate | None = None
     if source is not None:
         gate = Gate(named, source, classes, steps.part("scoring fp32", len(source)))
@@ -149,6 +148,7 @@ def lower_precision(
         )
     else:
         made = _quantise(named, options, gate, steps)
+    _check_finite(made.model, options.precision)
     if gate is None or source is None:
         outcome = "not judged: no images were named"
         return Lowered(made.model, None, ("not judged", *made.notes), outcome)
@@ -209,6 +209,25 @@ def _score(model: ModelProto, source: ImageSource | None, classes: int, steps: S
     before = Gate(model, source, classes, steps.part("scoring", len(source))).before
     accuracy = describe_scores(before, source.title)
     return Lowered(model, accuracy, (), f"fp32: {accuracy}")
+
+
+def _check_finite(model: ModelProto, precision: str) -> None:
+    """Raises PrecisionFailed where a graph does not give numbers, which its labels may hide."""
+    size = _size(model)
+    # A CPU computes fp16 in float32; what the rounding adds to the graph is nobody's node.
+    shown = round_to_half(model) if precision == "fp16" else model
+    found = find_not_finite(shown, telling_images(size.height, size.width), model)
+    if found is not None:
+        remedy = (
+            "are its parameters those of a finished training?"
+            if precision == "fp32"
+            else "values overflow at this precision: use --precision fp32, or train with weight"
+            " decay so that the activations stay small"
+        )
+        raise PrecisionFailed(
+            f"the network in {precision} does not give numbers: {found}; nothing was written;"
+            f" {remedy}"
+        )
 
 
 def _judges(options: PrecisionOptions) -> ImageSource | None:

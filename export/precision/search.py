@@ -20,11 +20,16 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from export.errors import PrecisionFailed
-from export.precision.calibration import Method, calibrate, usable_methods
 from export.precision.gate import Comparison, Gate, Limits
-from export.precision.quantise import Recipe, convolutions, quantise
-from export.precision.served_graph import ServedGraph, serve_graph
-from export.precision.timing import TimeRatio, compare_times
+from export.precision.quantise import (
+    Method,
+    Recipe,
+    calibrate,
+    convolutions,
+    quantise,
+    usable_methods,
+)
+from export.precision.served_graph import ServedGraph, TimeRatio, compare_times, serve_graph
 from export.progress import Steps
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
 from export.errors import InvalidNetwork, UnsupportedOperator
 from export.lowering.convert import BATCH, convert
 from export.onnx_import.source import opset_of
-from export.passes.onnx_graph import integers
+from export.passes.onnx_graph import Shapes, copy_model, infer_shapes, integers
 from export.repository.mxnet_model import PARAMS_FILE, network_alone
 from export.symbols.graph import SYMBOL_FILE, read_symbol
 from export.symbols.params import read_params
@@ -27,7 +27,6 @@ from serving.engines.graph import cut_graph, find_precision
 # Their inputs 1 and 2 are scales and zero points, no parameters of the network.
 _QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 _CONVOLUTIONS = {"Conv", "DeformConv"}
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -129,23 +128,18 @@ def count_parameters(graph: GraphProto) -> int:
 def count_macs(model: ModelProto) -> int | None:
     """Returns multiplications for one image, of Conv, DeformConv, ConvTranspose, MatMul and
     Gemm."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
+    probe = copy_model(model)
     for value in probe.graph.input:
         lengths = value.type.tensor_type.shape.dim
         if len(lengths) and not lengths[0].dim_value:
             lengths[0].dim_value = 1
     try:
-        inferred = shape_inference.infer_shapes(probe, data_prop=True).graph
-    except Exception:  # the message is over 2 GiB, or a node is not what its operator says
+        shapes = infer_shapes(probe)
+    except Exception:  # a node is not what its operator says
         return None
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    shapes.update({tensor.name: tuple(tensor.dims) for tensor in inferred.initializer})
+    shapes.update({tensor.name: tuple(tensor.dims) for tensor in probe.graph.initializer})
     total = 0
-    for node in inferred.node:
+    for node in probe.graph.node:
         count = _node_macs(node, shapes)
         if count is None:
             return None

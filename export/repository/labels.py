@@ -6,7 +6,7 @@ from pathlib import Path
 
 from export.datasets import find_dataset, known_datasets
 from export.errors import InvalidLabels
-from export.passes.mask_head import MAX_CLASSES
+from export.passes.contract import MAX_CLASSES
 from serving import palette
 from serving.palette import LabelSet, canonical_name, default_palette, load_labels
 

@@ -15,9 +15,8 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError, InvalidParams, InvalidSymbol
+from export.passes.contract import IMAGE, LOGITS, MASK, MAX_CLASSES
 from export.passes.cut_at_logits import LogitsCut, cut_at_logits, prune_heads
-from export.passes.fold_normalisation import IMAGE
-from export.passes.mask_head import LOGITS, MASK, MAX_CLASSES
 from export.repository.files import ModelFiles, Tensor
 from export.repository.triton import ModelFacts, write_version
 from export.symbols.graph import SYMBOL_FILE, Entry, Graph, Node, write_symbol
@@ -25,6 +24,7 @@ from export.symbols.normalisation import IMAGENET, Pixels
 from export.symbols.params import Array, Parameters, write_params
 from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import retarget
+from export.verify import check_with_mxnet, mxnet_installed
 
 PARAMS_FILE = "network.params"
 BACKEND_FILE = Path(__file__).with_name("mxnet_backend.py")
@@ -78,7 +78,8 @@ def mxnet_files(
 ) -> ModelFiles:
     """Returns what a version of an MXNet model is made of.
 
-    Raises IllegalSize, InvalidSymbol, InvalidParams, or ExportError for other heads.
+    Raises IllegalSize, InvalidSymbol, InvalidParams, or ExportError for other heads. Where MXNet is
+    installed, writing them raises VerificationFailed if it does not run them.
     """
     if not heads or set(heads) - set(HEADS):
         raise ExportError(f"--head takes {', '.join(HEADS)}, not {','.join(heads) or 'nothing'}")
@@ -97,6 +98,10 @@ def mxnet_files(
         write_symbol(graph, folder / SYMBOL_FILE)
         write_params(weights, folder / PARAMS_FILE)
         shutil.copyfile(BACKEND_FILE, folder / "model.py")
+        if mxnet_installed():
+            # Nobody is served by a model that MXNet refuses: this is not left out anywhere.
+            files = folder / SYMBOL_FILE, folder / PARAMS_FILE
+            check_with_mxnet(*files, IMAGE, (1, height, width, 3))
 
     image = Tensor(IMAGE, model_config_pb2.TYPE_UINT8, (height, width, 3))
     return ModelFiles("", "python", (image,), tuple(outputs[h] for h in heads), write)

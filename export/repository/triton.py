@@ -34,7 +34,7 @@ class ModelFacts:
     """
 
     labels: LabelSet
-    family: str
+    family: str | None
     dataset: str | None
     accuracy: str | None
     provenance: str

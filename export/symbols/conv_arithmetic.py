@@ -31,25 +31,31 @@ def pooled_length(length: int, kernel: int, stride: int, pad: int, full: bool) -
 
 
 def convolution_arithmetic(node: Node) -> tuple[Shape, Shape, Shape, Shape]:
-    """Returns kernel, stride, dilation and padding of a 2-D convolution, two integers each."""
+    """Returns kernel, stride, dilation and padding of a convolution, an integer an axis each.
+
+    Raises UnsupportedOperator but for 2-D NCHW, and plain convolutions of 1-D NCW.
+    """
     kernel = node.integers("kernel")
-    if len(kernel) != 2 or node.text("layout", "NCHW") != "NCHW":
+    layout = {2: "NCHW", 1: "NCW"}.get(len(kernel), "")
+    plain = node.op in ("Convolution", "Convolution_v1")
+    if not layout or node.text("layout", layout) != layout or (layout == "NCW" and not plain):
         raise UnsupportedOperator(
             f"{node.name}: only 2-D NCHW convolutions, not kernel {kernel} layout"
             f" {node.text('layout', 'NCHW')}"
         )
-    stride = node.integers("stride", (1, 1))
-    dilate = node.integers("dilate", (1, 1))
-    pad = node.integers("pad", (0, 0))
+    ones = (1,) * len(kernel)
+    stride = node.integers("stride", ones)
+    dilate = node.integers("dilate", ones)
+    pad = node.integers("pad", (0,) * len(kernel))
     check_window(node, (kernel, stride, dilate), pad)
     return kernel, stride, dilate, pad
 
 
 def check_window(node: Node, positive: Sequence[Shape], pad: Shape) -> None:
-    """Raises InvalidSymbol where a window of a 2-D operator has lengths that none can have."""
-    lengths = [length for pair in positive for length in pair]
-    pairs = all(len(pair) == 2 for pair in (*positive, pad))
-    if not pairs or min(lengths) < 1 or min(pad) < 0 or max(*lengths, *pad) > MAX_WINDOW:
+    """Raises InvalidSymbol where a window has lengths that none can have, or not one an axis."""
+    lengths = [length for part in positive for length in part]
+    even = all(len(part) == len(pad) for part in positive)
+    if not even or min(lengths) < 1 or min(pad) < 0 or max(*lengths, *pad) > MAX_WINDOW:
         raise InvalidSymbol(
             f"{node.name} ({node.op}) has the kernel, stride or dilation {list(positive)} and the"
             f" padding {pad}: expected two lengths each, from 1 (the padding from 0) to"
@@ -58,11 +64,13 @@ def check_window(node: Node, positive: Sequence[Shape], pad: Shape) -> None:
 
 
 def convolved_lengths(node: Node, lengths: Sequence[int]) -> Shape:
-    """Returns height and width that a 2-D convolution gives."""
+    """Returns the lengths (height and width) that a convolution gives."""
     kernel, stride, dilate, pad = convolution_arithmetic(node)
+    if len(kernel) != len(lengths):
+        raise InvalidSymbol(f"{node.name}: a kernel {kernel} for a map of {tuple(lengths)}")
     return tuple(
-        (lengths[i] + 2 * pad[i] - dilate[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
+        (length + 2 * pad[i] - dilate[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i, length in enumerate(lengths)
     )
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from export.errors import IllegalSize, SymbolNotFound, TracingFailed
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
+from export.symbols.networks import MODEL_ALIASES
 from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import built_size, retarget
+from serving.palette import canonical_name
 
 NAMES_FILE = "network-names.json"
 
@@ -68,7 +70,7 @@ def trace_symbol(network: NetworkSpec, classes: int, size: tuple[int, int]) -> T
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *module_command("training.symbols"), "--model", network.model,
+            *module_command("training.networks.tracing"), "--model", network.model,
             "--backbone", network.backbone, "--width", f"{network.width:g}",
             "--num-classes", str(classes), "--size", f"{size[0]}x{size[1]}",
             "--output", folder, "--names", *(["--aux"] if network.aux else []),
@@ -84,6 +86,7 @@ def trace_symbol(network: NetworkSpec, classes: int, size: tuple[int, int]) -> T
 
 
 PUBLISHED = Path(__file__).with_name("published")
+_ENDING = ".json.gz"
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,13 @@ class NetworkName:
 
     @property
     def stem(self) -> str:
-        """The published file's name without ending, e.g. ``icnet_resnet18_0.5_camvid``."""
+        """Names the network, whichever of its names were used: ``icnet_resnet18_0.5_camvid``."""
         width = "" if self.width == 1 else f"_{self.width:g}"
         aux = "_aux" if self.aux else ""
         stride = "" if self.output_stride is None else f"_os{self.output_stride}"
-        return f"{self.model}_{self.backbone}{width}{aux}{stride}_{self.dataset}"
+        model = MODEL_ALIASES.get(self.model, self.model)
+        dataset = canonical_name(self.dataset or "")
+        return f"{model}_{self.backbone}{width}{aux}{stride}_{dataset or None}"
 
     @property
     def spec(self) -> NetworkSpec:
@@ -131,7 +136,7 @@ class FoundSymbol:
 def find_symbol(
     network: NetworkName, params: Path | None, classes: int | None, size: tuple[int, int] | None
 ) -> FoundSymbol:
-    """Looks beside ``params``, among the published symbols, then has ``training.symbols`` make it.
+    """Looks beside ``params``, then among the published symbols, then has MXNet trace the network.
 
     ``classes`` and ``size`` are needed for the last one only. Raises SymbolNotFound naming what
     was tried or that the symbol beside has another output stride, InvalidSymbol for a damaged file.
@@ -145,10 +150,10 @@ def find_symbol(
                 _check_stride(graph, network.output_stride, beside)
             return FoundSymbol(graph, SYMBOL_FILE)
         tried.append(str(beside))
-    published = PUBLISHED / f"{network.stem}.json.gz"
-    if published.is_file():
+    published = published_symbol(network)
+    if published is not None:
         return FoundSymbol(read_symbol(published), published.name)
-    tried.append(f"the published {published.name}")
+    tried.append(f"the published {', '.join(_published())}")
     if importlib.util.find_spec("mxnet") is None:
         tried.append("generating it (MXNet is not installed)")
     elif classes is None or size is None:
@@ -160,10 +165,24 @@ def find_symbol(
             raise SymbolNotFound(
                 f"cannot generate a symbol for {network.stem}: {error}; or give one with --symbol"
             ) from error
-        return FoundSymbol(traced.graph, "training.symbols")
+        return FoundSymbol(traced.graph, "training.networks.tracing")
     raise SymbolNotFound(
         f"found no symbol for {network.stem}; tried {', '.join(tried)}; give one with --symbol"
     )
+
+
+def published_symbol(network: NetworkName) -> Path | None:
+    """Returns the published symbol of a network; None where there is none."""
+    return _published().get(network.stem)
+
+
+def _published() -> dict[str, Path]:
+    """Returns the published symbols by the names of their networks."""
+    found = {}
+    for path in sorted(PUBLISHED.glob(f"*{_ENDING}")):
+        model, _, rest = path.name.removesuffix(_ENDING).partition("_")
+        found[f"{MODEL_ALIASES.get(model, model)}_{rest}"] = path
+    return found
 
 
 def _check_stride(graph: Graph, stride: int, path: Path) -> None:
@@ -178,7 +197,7 @@ def _check_stride(graph: Graph, stride: int, path: Path) -> None:
     if smallest != -(-size[0] // stride):
         raise SymbolNotFound(
             f"{path} is a network of another output stride than --output-stride {stride}: leave the"
-            " option out, or make a symbol with python -m training.symbols --output-stride"
+            " option out, or make a symbol with python -m training.networks.tracing --output-stride"
             f" {stride} and give it with --symbol"
         )
 

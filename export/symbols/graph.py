@@ -1,7 +1,9 @@
 """Reads and writes ``symbol.json``, the graph file of MXNet, without MXNet.
 
 Three generations are read: ``attrs`` (1.0 and later), ``attr`` (0.9 to 0.12) and ``param`` with
-``attr`` (up to 0.8, where batch norm does not list its moving averages as inputs).
+``attr`` (up to 0.8, where batch norm does not list its moving averages as inputs). Operators get
+the names that MXNet writes today; what is not an operator's own attribute (``ctx_group``,
+``weight_lr_mult``) is kept apart, under the name that MXNet gives it.
 Source of the format: ``src/nnvm/legacy_json_util.cc`` and nnvm's ``saveload_json.cc``.
 """
 
@@ -17,8 +19,16 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from export.errors import InvalidSymbol
+from export.symbols.mxnet_operators import (
+    addressee,
+    canonical_name,
+    hidden_name,
+    split_attributes,
+)
 
-BATCH_NORMS = frozenset({"BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contrib_SyncBatchNorm"})
+BATCH_NORMS = frozenset(
+    {"BatchNorm", "BatchNorm_v1", "_contrib_BatchNormWithReLU", "_contrib_SyncBatchNorm"}
+)
 # What a network's symbol is called beside its parameters.
 SYMBOL_FILE = "network-symbol.json"
 _MAX_BYTES = 64 * 2**20
@@ -36,12 +46,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator, or a variable where ``op`` is ``"null"``; attribute values are strings."""
+    """An operator, or a variable where ``op`` is ``"null"``.
+
+    Attributes:
+        attrs: the operator's own attributes; all values are strings.
+        user_attrs: what people and tools noted at a node: ``__lr_mult__``, a variable's
+            ``__shape__``.
+    """
 
     op: str
     name: str
     inputs: tuple[Entry, ...] = ()
     attrs: Mapping[str, str] = field(default_factory=dict)
+    user_attrs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_variable(self) -> bool:
@@ -49,8 +66,8 @@ class Node:
         return self.op == "null"
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns a boolean attribute (``True``, ``true``, ``1``)."""
-        return self.attrs[key].strip().lower() in ("true", "1") if key in self.attrs else default
+        """Returns a boolean attribute (``True``, ``true``, ``1``); ``None`` counts as absent."""
+        return self.text(key, str(default)).strip().lower() in ("true", "1")
 
     def text(self, key: str, default: str) -> str:
         """Returns a string attribute; ``None`` counts as absent."""
@@ -78,15 +95,34 @@ class Node:
 
         Raises InvalidSymbol.
         """
+        values = self.bounds(key)
+        if None in values:
+            raise self._not_integers(key)
+        return tuple(v for v in values if v is not None) or default
+
+    def bounds(self, key: str) -> tuple[int | None, ...]:
+        """Returns a tuple attribute in which ``None`` may stand for an integer, as in a slice's
+        ``begin``. Raises InvalidSymbol."""
         text = self.text(key, "()")
         try:
             value = ast.literal_eval(text.replace("L", ""))
-            values = tuple(int(v) for v in (value if isinstance(value, tuple | list) else (value,)))
+            values = value if isinstance(value, tuple | list) else (value,)
+            return tuple(None if v is None else int(v) for v in values)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise InvalidSymbol(
-                f"{self.name}: {key}={text!r} is not valid: expected integers, as in (3, 3)"
-            ) from error
-        return values or default
+            raise self._not_integers(key) from error
+
+    def declared_shape(self) -> tuple[int, ...]:
+        """Returns the shape that was noted at a variable; empty where none is, or not all of it."""
+        try:
+            shape = replace(self, attrs=self.user_attrs).integers("__shape__")
+        except InvalidSymbol:
+            return ()
+        return shape if min(shape, default=0) > 0 else ()
+
+    def _not_integers(self, key: str) -> InvalidSymbol:
+        return InvalidSymbol(
+            f"{self.name}: {key}={self.attrs[key]!r} is not valid: expected integers, as in (3, 3)"
+        )
 
 
 @dataclass(frozen=True)
@@ -187,6 +223,7 @@ def parse_symbol(content: bytes, source: str) -> Graph:
     for position, raw in enumerate(document["nodes"]):
         where = f"{source}: node {position}"
         node = _node(raw, moved, where)
+        node = _give_to_inputs(node, nodes)
         if node.op in BATCH_NORMS and len(node.inputs) == 3:
             averages = [Node("null", f"{node.name}_moving_{m}") for m in ("mean", "var")]
             added = tuple(Entry(len(nodes) + i) for i in range(2))
@@ -203,9 +240,10 @@ def parse_symbol(content: bytes, source: str) -> Graph:
 def write_symbol(graph: Graph, path: Path) -> None:
     """Writes the graph as MXNet 1.9 would (``attrs``, three-element entries)."""
     nodes = [
-        {"op": n.op, "name": n.name, **({"attrs": dict(n.attrs)} if n.attrs else {}),
+        {"op": n.op, "name": n.name, **({"attrs": attrs} if attrs else {}),
          "inputs": [[e.node, e.output, 0] for e in n.inputs]}
         for n in graph.nodes
+        for attrs in [{**n.attrs, **n.user_attrs}]
     ]  # fmt: skip
     document = {
         "nodes": nodes,
@@ -229,7 +267,26 @@ def _node(raw: object, moved: Sequence[int], where: str) -> Node:
         if not isinstance(part, dict) or not all(isinstance(v, str) for v in part.values()):
             raise InvalidSymbol(f"{where}: '{key}' must map names to strings")
         attrs.update(part)
-    return Node(op, name, _entries(raw.get("inputs") or [], moved, f"{where} ({name})"), attrs)
+    op = canonical_name(op)
+    inputs = _entries(raw.get("inputs") or [], moved, f"{where} ({name})")
+    if op == "null":
+        return Node(op, name, inputs, {}, {hidden_name(key): v for key, v in attrs.items()})
+    return Node(op, name, inputs, *split_attributes(op, attrs))
+
+
+def _give_to_inputs(node: Node, nodes: list[Node]) -> Node:
+    """Moves ``weight_lr_mult`` and its like from an operator to the variable that it is about, as
+    MXNet does; returns the operator without them."""
+    kept = {}
+    for key, value in node.user_attrs.items():
+        found = None if node.is_variable else addressee(node.op, key)
+        if found is None or found[0] >= len(node.inputs):
+            kept[key] = value
+            continue
+        index = node.inputs[found[0]].node
+        given = {**nodes[index].user_attrs, found[1]: value}
+        nodes[index] = replace(nodes[index], user_attrs=given)
+    return replace(node, user_attrs=kept)
 
 
 def _entries(raw: object, moved: Sequence[int], where: str) -> tuple[Entry, ...]:

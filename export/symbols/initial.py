@@ -10,9 +10,10 @@ import math
 
 import numpy as np
 
+from export.symbols.elementwise import ADDITIONS
 from export.symbols.graph import BATCH_NORMS, Graph
 from export.symbols.params import Array, Parameters
-from export.symbols.shape_rules import BINARY, DEFORMABLE
+from export.symbols.shape_rules import DEFORMABLE
 from export.symbols.shapes import infer_shapes
 
 # Gamma where a sum reads the batch norm (residual sums must stay bounded), and elsewhere.
@@ -34,7 +35,7 @@ def random_params(
     generator = np.random.default_rng(seed)
     arguments: dict[str, Array] = {}
     auxiliary: dict[str, Array] = {}
-    summed = {e.node for _, n in graph.operators() if BINARY.get(n.op) == "Add" for e in n.inputs}
+    summed = {e.node for _, n in graph.operators() if n.op in ADDITIONS for e in n.inputs}
     for index, node in graph.operators():
         gamma = _GAMMA_BEFORE_SUM if index in summed else _GAMMA
         names = [graph.nodes[e.node].name for e in node.inputs]

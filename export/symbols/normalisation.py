@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from export.errors import ExportError
@@ -23,7 +24,9 @@ class Pixels:
 
     def __str__(self) -> str:
         numbers = (",".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        return "{} mean {} std {}".format("BGR" if self.bgr else "RGB", *numbers)
+        named = next((name for name, pixels in PRESETS.items() if pixels == self), None)
+        text = "{} mean {} std {}".format("BGR" if self.bgr else "RGB", *numbers)
+        return text if named is None else f"{text} ({named})"
 
 
 IMAGENET = Pixels()
@@ -35,7 +38,20 @@ def _caffe(blue: float, green: float, red: float) -> Pixels:
     return Pixels((red / 255, green / 255, blue / 255), _BYTE, bgr=True)
 
 
-# Of each network as it is published; all others see ImageNet's.
+# What ``--pixels`` names.
+PRESETS: dict[str, Pixels] = {
+    "imagenet": IMAGENET,
+    "unit": Pixels((0, 0, 0), (1, 1, 1)),
+    "byte": Pixels((0, 0, 0), _BYTE),
+    "signed": _SIGNED,
+    "caffe": _caffe(104.00698793, 116.66876762, 122.67891434),
+}
+PRESETS_HELP = (
+    "imagenet (0 to 1, less ImageNet's mean, over its deviation), unit (0 to 1), byte (0 to 255),"
+    " signed (-1 to 1) or caffe (BGR, 0 to 255, less ImageNet's mean)"
+)
+
+# Of each network as it is published; all others of ours see ImageNet's.
 TRAINED_ON: dict[str, Pixels] = {
     "deeplab_msra": _caffe(104, 116, 122),
     "deeplab_msra_dcn": _caffe(104, 116, 122),
@@ -56,18 +72,36 @@ def pixels_of(model: str | None, backbone: str | None = None) -> Pixels:
     return TRAINED_ON.get(model or "", IMAGENET)
 
 
+def find_preset(name: str) -> Pixels:
+    """Returns what ``--pixels`` names. Raises ExportError for another name."""
+    if name not in PRESETS:
+        raise ExportError(f"--pixels {name} is not a valid name: expected {PRESETS_HELP}")
+    return PRESETS[name]
+
+
 def choose_pixels(
-    model: str | None,
+    known: Pixels | None,
     mean: Triple | str | None,
     std: Triple | str | None,
     bgr: bool | None,
-    backbone: str | None = None,
+    preset: str | None = None,
 ) -> Pixels:
-    """Returns what was asked for; else what the named network was trained on; else ImageNet's.
+    """Returns what was asked for; where parts of it were not, what the network is known to see.
 
-    ``mean`` and ``std`` are three numbers by comma, RGB, of values from 0 to 1. Raises ExportError.
+    ``mean`` and ``std`` are three numbers by comma, RGB, of values from 0 to 1; ``preset`` stands
+    for both. Raises ExportError, also where nothing is known and too little was asked for.
     """
-    known = pixels_of(model, backbone)
+    if preset is not None:
+        if mean is not None or std is not None:
+            raise ExportError(f"--pixels {preset} stands for --mean and --std; leave them out")
+        known = find_preset(preset)
+    if known is None:
+        if mean is None or std is None:
+            raise ExportError(
+                "nothing says what pixels the network was trained on: name them with --pixels"
+                f" {PRESETS_HELP}, or with --mean and --std (and --bgr)"
+            )
+        known = IMAGENET  # its order of channels alone is left
     chosen = Pixels(
         known.mean if mean is None else _three("--mean", mean),
         known.std if std is None else _three("--std", std),
@@ -82,6 +116,8 @@ def _three(option: str, given: Triple | str) -> Triple:
     values = given.split(",") if isinstance(given, str) else given
     try:
         red, green, blue = (float(part) for part in values)
+        if not all(map(math.isfinite, (red, green, blue))):
+            raise ValueError
     except ValueError:
         raise ExportError(
             f"{option} {given!r}: three numbers by comma, RGB, of values from 0 to 1"

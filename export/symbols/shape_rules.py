@@ -1,7 +1,7 @@
 """One rule an operator: the shape of its output, and those of its parameters.
 
 Sizes follow MXNet: pooling ``valid`` is ``1 + floor((x + 2p - k) / s)``, ``full`` takes the
-ceiling.
+ceiling. The rules of operators that only move values are in ``reshape_rules``.
 """
 
 from __future__ import annotations
@@ -19,46 +19,62 @@ from export.symbols.conv_arithmetic import (
     pair,
     pooled_length,
 )
+from export.symbols.elementwise import ATTRIBUTED, BINARY, FORMULAS, SCALAR, UNARY
 from export.symbols.graph import BATCH_NORMS, Node
+from export.symbols.reshape_rules import (
+    axes_of,
+    axis_of,
+    blocks_shape,
+    broadcast_shape,
+    concatenated_shape,
+    expanded_shape,
+    flattened_shape,
+    like_shape,
+    padded_shape,
+    repeated_shape,
+    reshaped_shape,
+    sliced_shape,
+    split_shapes,
+    squeezed_shape,
+    stacked_shape,
+    tiled_shape,
+    transposed_shape,
+)
 
-LABELLED = frozenset({"SoftmaxOutput", "Softmax"})
-DEFORMABLE = ("_contrib_DeformableConvolution", "_npx_deformable_convolution")
-SUMS = ("add_n", "ElementWiseSum", "_sum")
-BINARY = {
-    "elemwise_add": "Add", "broadcast_add": "Add", "broadcast_plus": "Add", "_Plus": "Add",
-    "_plus": "Add", "elemwise_mul": "Mul", "broadcast_mul": "Mul", "_Mul": "Mul", "_mul": "Mul",
-    "elemwise_sub": "Sub", "broadcast_sub": "Sub", "_Minus": "Sub", "_minus": "Sub",
-    "broadcast_minus": "Sub", "elemwise_div": "Div", "broadcast_div": "Div", "_Div": "Div",
-    "_div": "Div", "broadcast_maximum": "Max", "_maximum": "Max", "_Maximum": "Max",
-    "broadcast_minimum": "Min", "_minimum": "Min", "_Minimum": "Min",
-}  # fmt: skip
-SCALAR = tuple(
-    f"_{kind}"
-    for pair in (
-        ("plus_scalar", "PlusScalar"), ("minus_scalar", "MinusScalar"),
-        ("mul_scalar", "MulScalar"), ("div_scalar", "DivScalar"),
-        ("rminus_scalar", "RMinusScalar"), ("rdiv_scalar", "RDivScalar"),
-        ("maximum_scalar", "MaximumScalar"), ("minimum_scalar", "MinimumScalar"),
-        ("power_scalar", "PowerScalar"),
-    )
-    for kind in pair
-)  # fmt: skip
-UNARY = {
-    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log",
-    "sqrt": "Sqrt", "abs": "Abs", "negative": "Neg", "_np_relu": "Relu", "softsign": "Softsign",
-}  # fmt: skip
-IDENTITIES = ("identity", "_copy", "BlockGrad", "Cast", "MakeLoss")
-SOFTMAXES = ("softmax", "SoftmaxActivation", *sorted(LABELLED))
-_SAME = ("Activation", "clip", "LeakyReLU", "Dropout", "hard_sigmoid", "square",
-         *SOFTMAXES, *IDENTITIES, *UNARY, *SCALAR)  # fmt: skip
+# Output layers: their backward pass is a loss of their own, which reads the label.
+SOFTMAX_OUTPUT = "SoftmaxOutput"
+REGRESSIONS = ("LinearRegressionOutput", "LogisticRegressionOutput", "MAERegressionOutput")
+LABELLED = frozenset({SOFTMAX_OUTPUT, *REGRESSIONS})
+MODULATED = "_contrib_ModulatedDeformableConvolution"
+DEFORMABLE = ("_contrib_DeformableConvolution", MODULATED)
+CONVOLUTIONS = ("Convolution", "Convolution_v1")
+POOLINGS = ("Pooling", "Pooling_v1")
+SUM = "add_n"
+IDENTITIES = ("_copy", "BlockGrad", "Cast", "amp_cast", "MakeLoss", "make_loss",
+              "IdentityAttachKLSparseReg", "_contrib_gradientmultiplier",
+              "_identity_with_attr_like_rhs")  # fmt: skip
+SOFTMAXES = ("softmax", "log_softmax", "softmin", "SoftmaxActivation", SOFTMAX_OUTPUT)
+RESHAPES = ("Reshape", "Flatten", "reshape_like", "expand_dims", "squeeze")
+SLICES = ("Crop", "slice", "slice_axis", "slice_like", "reverse")
+BROADCASTS = ("broadcast_to", "broadcast_axis", "broadcast_like")
+REDUCTIONS = ("sum", "mean", "prod", "max", "min", "nansum", "nanprod", "norm")
+INDEX_REDUCTIONS = ("argmax", "argmin", "argmax_channel")
+CONSTANTS = ("_zeros", "_ones", "_full", "_arange", "_linspace", "_eye")
+_SAME = ("Dropout", "LRN", "L2Normalization", "InstanceNorm", "LayerNorm", "GroupNorm",
+         "_contrib_div_sqrt_dim", *SOFTMAXES, *REGRESSIONS, *IDENTITIES, *UNARY, *SCALAR,
+         *ATTRIBUTED)  # fmt: skip
 
 
 def _convolution(node: Node, features: Sequence[Shape]) -> Shape:
-    batch, channels, *lengths = _map(node, features[0])
+    batch, channels, *lengths = features[0] if _is_1d(node) else _map(node, features[0])
     groups, filters = node.integer("num_group", 1), node.integer("num_filter", 0)
     if groups < 1 or filters < 1 or channels % groups or filters % groups:
         raise InvalidSymbol(f"{node.name}: {groups} groups for {channels} -> {filters} channels")
     return (batch, filters, *convolved_lengths(node, lengths))
+
+
+def _is_1d(node: Node) -> bool:
+    return len(node.integers("kernel")) == 1
 
 
 def _deconvolution(node: Node, features: Sequence[Shape]) -> Shape:
@@ -67,6 +83,13 @@ def _deconvolution(node: Node, features: Sequence[Shape]) -> Shape:
     if groups < 1 or filters < 1 or channels % groups or filters % groups:
         raise InvalidSymbol(f"{node.name}: {groups} groups for {channels} -> {filters} channels")
     return (batch, filters, *deconvolution_arithmetic(node, lengths).lengths)
+
+
+def _fully_connected(node: Node, features: Sequence[Shape]) -> Shape:
+    hidden, shape = node.integer("num_hidden", 0), features[0]
+    if hidden < 1:
+        raise InvalidSymbol(f"{node.name}: num_hidden={hidden} is not valid: expected at least 1")
+    return (shape[0], hidden) if node.flag("flatten", True) else (*shape[:-1], hidden)
 
 
 def _pooling(node: Node, features: Sequence[Shape]) -> Shape:
@@ -96,56 +119,196 @@ def _resize(node: Node, features: Sequence[Shape]) -> Shape:
     shape = _map(node, features[0])
     if mode == "like" and len(features) == 2:
         return (*shape[:2], *_map(node, features[1])[2:])
-    if mode != "size":
+    scales = [node.text(f"scale_{side}", "") for side in ("height", "width")]
+    lengths = shape[2:]
+    if mode == "size" and not all(scales):
+        return (*shape[:2], node.integer("height", 1), node.integer("width", 1))
+    if mode in ("size", "odd_scale"):
+        factors = node.number("scale_height", 1), node.number("scale_width", 1)
+        # Of an odd length the distance of the outer pixels is scaled.
+        odd = [n % 2 if mode == "odd_scale" else 0 for n in lengths]
+        return (*shape[:2], *(int((n - o) * f) + o
+                              for n, o, f in zip(lengths, odd, factors, strict=True)))  # fmt: skip
+    steps = {"to_even_down": (0, -1), "to_even_up": (0, 1), "to_odd_down": (1, -1),
+             "to_odd_up": (1, 1)}  # fmt: skip
+    if mode not in steps:
         raise UnsupportedOperator(f"{node.name}: resizes of mode {mode!r} are not known")
-    if node.text("scale_height", "") and node.text("scale_width", ""):
-        scales = node.number("scale_height", 1), node.number("scale_width", 1)
-        return (*shape[:2], *(int(shape[2 + i] * scales[i]) for i in range(2)))
-    return (*shape[:2], node.integer("height", 1), node.integer("width", 1))
+    rest, step = steps[mode]
+    return (*shape[:2], *(n if n % 2 == rest else n + step for n in lengths))
 
 
-def _concat(node: Node, features: Sequence[Shape]) -> Shape:
-    first = features[0]
-    axis = node.integer("dim", 1) % len(first)
+def _upsampling(node: Node, features: Sequence[Shape]) -> Shape:
+    """Returns height and width of the first input times ``scale``; further inputs are brought to
+    that size and concatenated or added."""
+    scale, kind = node.integer("scale", 0), node.text("sample_type", "nearest")
+    if kind not in ("nearest", "bilinear") or scale < 1:
+        raise UnsupportedOperator(f"{node.name}: {kind} UpSampling by {scale}")
+    batch, channels, height, width = _map(node, features[0])
+    size = (height * scale, width * scale)
     for shape in features[1:]:
-        if len(shape) != len(first) or any(
-            a != b for i, (a, b) in enumerate(zip(shape, first, strict=True)) if i != axis
-        ):
-            raise InvalidSymbol(f"{node.name}: cannot concatenate {features} along axis {axis}")
-    return (*first[:axis], sum(shape[axis] for shape in features), *first[axis + 1 :])
+        if any(n % own for n, own in zip(size, _map(node, shape)[2:], strict=True)):
+            raise InvalidSymbol(f"{node.name}: {shape} does not go into {size} in whole steps")
+    if len(features) > 1:
+        if node.text("multi_input_mode", "concat") == "concat":
+            channels = sum(shape[1] for shape in features)
+        elif any(shape[1] != channels for shape in features):
+            raise InvalidSymbol(f"{node.name}: cannot add maps of the shapes {features}")
+    return (batch, channels, *size)
 
 
 def _binary(node: Node, features: Sequence[Shape]) -> Shape:
-    several = node.op in SUMS
-    if (len(features) != 2 and not several) or len({len(shape) for shape in features}) != 1:
+    if len(features) != 2:
         raise InvalidSymbol(f"{node.name} ({node.op}) needs two feature maps, not {features}")
-    if several:
-        for shape in features[1:]:
-            if shape != features[0]:
-                raise InvalidSymbol(f"{node.name}: the shapes {features[0]} and {shape} differ")
-        return features[0]
-    pairs = list(zip(*features, strict=True))
+    first, second = features
+    rank = max(len(first), len(second))
     broadcast = node.op.startswith("broadcast")
-    if any(a != b and not (broadcast and 1 in (a, b)) for a, b in pairs):
+    if broadcast:
+        first, second = ((1,) * (rank - len(shape)) + shape for shape in features)
+    fits = len(first) == len(second) and all(
+        a == b or (broadcast and 1 in (a, b)) for a, b in zip(first, second, strict=True)
+    )
+    if not fits:
         raise InvalidSymbol(
             f"{node.name}: the shapes {features[0]} and {features[1]} differ; was the symbol made"
             " for another size?"
         )
-    return tuple(max(pair) for pair in pairs)
+    return tuple(b if a == 1 else a for a, b in zip(first, second, strict=True))
+
+
+def _sum(node: Node, features: Sequence[Shape]) -> Shape:
+    for shape in features[1:]:
+        if shape != features[0]:
+            raise InvalidSymbol(f"{node.name}: the shapes {features[0]} and {shape} differ")
+    return features[0]
 
 
 def _same(node: Node, features: Sequence[Shape]) -> Shape:
     return features[0]
 
 
-def _mean(node: Node, features: Sequence[Shape]) -> Shape:
-    shape = _map(node, features[0])
-    axes = {axis % 4 for axis in node.integers("axis")}
-    if node.flag("exclude", False):
-        axes = set(range(4)) - axes
-    if axes != {2, 3}:
-        raise UnsupportedOperator(f"{node.name}: {node.op} over the axes {sorted(axes)}")
-    return (*shape[:2], 1, 1) if node.flag("keepdims", False) else shape[:2]
+def _where(node: Node, features: Sequence[Shape]) -> Shape:
+    if len(features) != 3 or len(set(features)) != 1:
+        raise UnsupportedOperator(f"{node.name}: where of the shapes {features}, which differ")
+    return features[0]
+
+
+def _reduction(node: Node, features: Sequence[Shape]) -> Shape:
+    shape = features[0]
+    axes = axes_of(node, len(shape))
+    if node.flag("keepdims", False):
+        return tuple(1 if i in axes else n for i, n in enumerate(shape))
+    return tuple(n for i, n in enumerate(shape) if i not in axes) or (1,)
+
+
+def _index_reduction(node: Node, features: Sequence[Shape]) -> Shape:
+    if node.op == "argmax_channel":
+        return (features[0][0], *features[0][2:])
+    return _reduction(node, features)
+
+
+def _batch_dot(node: Node, features: Sequence[Shape]) -> Shape:
+    """Returns the shape of products of the last two axes; ``transpose_a`` turns the first's."""
+    sides = []
+    for shape, key in zip(features, ("transpose_a", "transpose_b"), strict=True):
+        turned = node.flag(key, False)
+        sides.append((shape[:-2], *(reversed(shape[-2:]) if turned else shape[-2:])))
+    (outer, rows, inner), (other, length, columns) = sides
+    if min(map(len, features)) < 2 or outer != other or inner != length:
+        raise InvalidSymbol(f"{node.name} ({node.op}): the shapes {features} do not fit")
+    if node.op != "batch_dot" and node.integer("axis", -2) not in (-2, len(features[0]) - 2):
+        raise UnsupportedOperator(f"{node.name}: {node.op} over axis {node.attrs['axis']}")
+    return (*outer, rows, columns)
+
+
+def _dot(node: Node, features: Sequence[Shape]) -> Shape:
+    left, right = features
+    if node.flag("transpose_a", False):
+        left = (*left[1:], left[0])
+    if node.flag("transpose_b", False):
+        right = (right[-1], *right[:-1])
+    if left[-1] != right[0]:
+        raise InvalidSymbol(f"{node.name}: dot of {features[0]} and {features[1]}")
+    return (*left[:-1], *right[1:]) or (1,)
+
+
+def _take(node: Node, features: Sequence[Shape]) -> Shape:
+    if node.op == "Embedding":
+        return (*features[0], node.integer("output_dim", 0))
+    shape, chosen = features
+    axis = axis_of(node, len(shape))
+    return (*shape[:axis], *chosen, *shape[axis + 1 :])
+
+
+def _pick(node: Node, features: Sequence[Shape]) -> Shape:
+    shape = features[0]
+    axis = axis_of(node, len(shape), default=-1)
+    kept = tuple(1 if i == axis else n for i, n in enumerate(shape))
+    dropped = tuple(n for i, n in enumerate(shape) if i != axis)
+    if features[1] not in (kept, dropped):
+        raise InvalidSymbol(f"{node.name}: pick from {shape} by {features[1]}")
+    return kept if node.flag("keepdims", False) else dropped
+
+
+def _one_hot(node: Node, features: Sequence[Shape]) -> Shape:
+    return (*features[0], node.integer("depth", 0))
+
+
+def _grid(node: Node, features: Sequence[Shape]) -> Shape:
+    shape = features[0]
+    if node.text("transform_type", "") == "warp":
+        if len(shape) != 4 or shape[1] != 2 or min(shape[2:]) < 2:
+            raise InvalidSymbol(f"{node.name}: a flow is [N, 2, H, W], not {shape}")
+        return shape
+    size = pair(node, "target_shape", (0, 0), 1)
+    if math.prod(shape[1:]) != 6:
+        raise InvalidSymbol(f"{node.name}: an affine transformation is [N, 6], not {shape}")
+    return (shape[0], 2, *size)
+
+
+def _sampler(node: Node, features: Sequence[Shape]) -> Shape:
+    batch, channels, *_ = _map(node, features[0])
+    if node.op == "SpatialTransformer":
+        if math.prod(features[1][1:]) != 6:
+            raise InvalidSymbol(f"{node.name}: a transformation is [N, 6], not {features[1]}")
+        return (batch, channels, *pair(node, "target_shape", (0, 0), 1))
+    grid = features[1]
+    if len(grid) != 4 or grid[1] != 2 or grid[0] != batch:
+        raise InvalidSymbol(f"{node.name}: a grid is [N, 2, h, w], not {grid}")
+    return (batch, channels, *grid[2:])
+
+
+def _columns(node: Node, features: Sequence[Shape]) -> Shape:
+    batch, channels, *lengths = _map(node, features[0])
+    positions = math.prod(convolved_lengths(node, lengths))
+    return (batch, channels * math.prod(node.integers("kernel")), positions)
+
+
+def _image_of_columns(node: Node, features: Sequence[Shape]) -> Shape:
+    batch, channels, positions = features[0]
+    size, taps = pair(node, "output_size", (), 1), math.prod(node.integers("kernel"))
+    if channels % taps or math.prod(convolved_lengths(node, size)) != positions:
+        raise InvalidSymbol(f"{node.name}: col2im of {features[0]} into {size}")
+    return (batch, channels // taps, *size)
+
+
+def _constant(node: Node, features: Sequence[Shape]) -> Shape:
+    if node.op == "_eye":
+        return (node.integer("N", 0), node.integer("M", 0) or node.integer("N", 0))
+    if node.op in ("_arange", "_linspace"):
+        start, step = node.number("start", 0), node.number("step", 1)
+        stop = node.number("stop", math.nan)
+        if math.isnan(stop):
+            start, stop = 0, start
+        if not step:
+            raise InvalidSymbol(f"{node.name}: step=0 is not valid: expected another number")
+        return (max(math.ceil((stop - start) / step), 0) * node.integer("repeat", 1),)
+    return node.integers("shape", (1,))
+
+
+def _arange_like(node: Node, features: Sequence[Shape]) -> Shape:
+    if not node.text("axis", ""):
+        raise UnsupportedOperator(f"{node.name}: arange_like without an axis counts the batch")
+    return (features[0][axis_of(node, len(features[0]))],)
 
 
 def _map(node: Node, shape: Shape) -> Shape:
@@ -154,188 +317,98 @@ def _map(node: Node, shape: Shape) -> Shape:
     return shape
 
 
-def upsampled_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Returns height and width times ``scale``. Raises UnsupportedOperator for several inputs."""
-    scale = node.integer("scale", 0)
-    kind = node.text("sample_type", "nearest")
-    if kind not in ("nearest", "bilinear") or len(features) != 1 or scale < 1:
-        raise UnsupportedOperator(f"{node.name}: {kind} UpSampling of {len(features)} inputs")
-    batch, channels, *lengths = features[0]
-    return (batch, channels, *(length * scale for length in lengths))
+def data_inputs(node: Node) -> int | None:
+    """Returns how many inputs of an operator come before its own parameters; None is all."""
+    if node.op in (*CONVOLUTIONS, "Deconvolution", "FullyConnected", *BATCH_NORMS, *NORMS):
+        return 1
+    if node.op in DEFORMABLE:
+        return 3 if node.op == MODULATED else 2
+    prelu = node.op == "LeakyReLU" and node.text("act_type", "leaky") == "prelu"
+    bilinear = node.op == "UpSampling" and node.text("sample_type", "nearest") == "bilinear"
+    return 1 if prelu or bilinear or node.op == "Embedding" else None
 
 
-_COPY, _INFER, _REST, _MERGE, _SPLIT = 0, -1, -2, -3, -4
-
-
-def flattened_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Returns (batch, everything else)."""
-    batch, *rest = features[0]
-    return (batch, math.prod(rest))
-
-
-def reshaped_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Follows MXNet's codes: 0 copies, -1 infers, -2 copies the rest, -3 merges two, -4 splits
-    one."""
-    shape, codes = features[0], list(node.integers("shape"))
-    if not codes or node.flag("reverse", False):
-        raise UnsupportedOperator(f"{node.name}: Reshape without shape, or reversed")
-    found: list[int] = []
-    position = index = 0
-    try:
-        while index < len(codes):
-            code = codes[index]
-            if code > 0 or code == _INFER:
-                found.append(code)
-                position += 1
-            elif code == _COPY:
-                found.append(shape[position])
-                position += 1
-            elif code == _REST:
-                found.extend(shape[position:])
-                position = len(shape)
-            elif code == _MERGE:
-                found.append(shape[position] * shape[position + 1])
-                position += 2
-            elif code == _SPLIT:
-                found.extend(_split(shape[position], codes[index + 1], codes[index + 2]))
-                position, index = position + 1, index + 2
-            else:
-                raise UnsupportedOperator(f"{node.name}: {code} in the shape {tuple(codes)}")
-            index += 1
-    except IndexError as error:
-        raise InvalidSymbol(f"{node.name}: {tuple(codes)} does not fit {shape}") from error
-    known = math.prod(n for n in found if n != _INFER)
-    if found.count(_INFER) > 1 or not known or math.prod(shape) % known:
-        raise InvalidSymbol(f"{node.name}: {tuple(codes)} does not fit {shape}")
-    found = [math.prod(shape) // known if n == _INFER else n for n in found]
-    if math.prod(found) != math.prod(shape):
-        raise InvalidSymbol(f"{node.name}: {tuple(codes)} does not fit {shape}")
-    return tuple(found)
-
-
-def transposed_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Returns the lengths in the order of ``axes``. Raises UnsupportedOperator where the batch
-    moves."""
-    axes = node.integers("axes")
-    if sorted(axes) != list(range(len(features[0]))) or axes[0] != 0:
-        raise UnsupportedOperator(f"{node.name}: transpose by {axes}")
-    return tuple(features[0][axis] for axis in axes)
-
-
-def _split(length: int, first: int, second: int) -> tuple[int, int]:
-    if first == _INFER:
-        return length // second, second
-    return first, length // first if second == _INFER else second
-
-
-Bounds = tuple[tuple[int, int], ...]
-
-
-def slice_bounds(node: Node, features: Sequence[Shape]) -> Bounds:
-    """Returns begin and end along every axis. Raises InvalidSymbol where they leave the input, and
-    UnsupportedOperator where they cut the batch."""
-    shape = features[0]
-    bounds = {"Crop": _crop, "crop_like": _crop, "slice_axis": _slice_axis}.get(
-        node.op, _slice_like
-    )(node, features)
-    for axis, ((begin, end), length) in enumerate(zip(bounds, shape, strict=True)):
-        if not 0 <= begin < end <= length:
-            raise InvalidSymbol(
-                f"{node.name} ({node.op}) takes {begin} to {end} of axis {axis}, which has {length}"
-            )
-        if axis == 0 and (begin, end) != (0, length):
-            raise UnsupportedOperator(f"{node.name} ({node.op}) cuts the batch")
-    return bounds
-
-
-def sliced_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Returns the shape of what is left."""
-    return tuple(end - begin for begin, end in slice_bounds(node, features))
-
-
-def padded_shape(node: Node, features: Sequence[Shape]) -> Shape:
-    """Returns the shape with its frame. Raises UnsupportedOperator where the batch or channels get
-    one."""
-    widths = node.integers("pad_width")
-    if len(widths) != 8 or len(features[0]) != 4 or any(widths[:4]) or min(widths) < 0:
-        raise UnsupportedOperator(f"{node.name}: only rows and columns can be padded, not {widths}")
-    shape = features[0]
-    return (*shape[:2], *(shape[i] + widths[2 * i] + widths[2 * i + 1] for i in (2, 3)))
-
-
-def _crop(node: Node, features: Sequence[Shape]) -> Bounds:
-    shape = features[0]
-    if len(shape) != 4:
-        raise InvalidSymbol(f"{node.name} (Crop) needs a feature map, not {shape}")
-    size = features[1][2:] if len(features) > 1 else pair(node, "h_w", (0, 0))
-    offset = pair(node, "offset", (0, 0))
-    if node.flag("center_crop", False):
-        offset = tuple((shape[2 + i] - size[i]) // 2 for i in range(2))
-    rows, columns = ((offset[i], offset[i] + size[i]) for i in range(2))
-    return ((0, shape[0]), (0, shape[1]), rows, columns)
-
-
-def _slice_axis(node: Node, features: Sequence[Shape]) -> Bounds:
-    shape = features[0]
-    axis = node.integer("axis", 0) % len(shape)
-    length = shape[axis]
-    begin = node.integer("begin", 0)
-    end = node.integer("end", length)
-    own = (begin + length if begin < 0 else begin, end + length if end < 0 else end)
-    return tuple(own if i == axis else (0, n) for i, n in enumerate(shape))
-
-
-def _slice_like(node: Node, features: Sequence[Shape]) -> Bounds:
-    if len(features) != 2:
-        raise UnsupportedOperator(f"{node.name}: slice_like reads a parameter")
-    shape, like = features
-    if len(shape) != len(like):
-        raise InvalidSymbol(f"{node.name}: slice_like of {shape} by {like}")
-    axes = {axis % len(shape) for axis in node.integers("axes", tuple(range(len(shape))))}
-    return tuple((0, like[i] if i in axes else n) for i, n in enumerate(shape))
+NORMS = ("InstanceNorm", "LayerNorm", "GroupNorm")
 
 
 def parameter_shapes(node: Node, features: Shape) -> list[Shape]:
     """Shapes of the variables that an operator reads, in their order; ``features`` is its input."""
     filters, groups = node.integer("num_filter", 0), node.integer("num_group", 1)
-    if node.op == "Convolution" or node.op in DEFORMABLE:
+    if node.op in CONVOLUTIONS or node.op in DEFORMABLE:
         weight: Shape = (filters, features[1] // groups, *node.integers("kernel"))
         return [weight] if node.flag("no_bias", False) else [weight, (filters,)]
     if node.op == "Deconvolution":
         weight = (features[1], filters // groups, *node.integers("kernel"))
         return [weight] if node.flag("no_bias", True) else [weight, (filters,)]
+    if node.op == "FullyConnected":
+        hidden = node.integer("num_hidden", 0)
+        inner = math.prod(features[1:]) if node.flag("flatten", True) else features[-1]
+        return [(hidden, inner)] if node.flag("no_bias", False) else [(hidden, inner), (hidden,)]
     if node.op == "UpSampling" and node.text("sample_type", "nearest") == "bilinear":
         kernel, _ = bilinear_upsampling_arithmetic(node.integer("scale", 0))
         return [(features[1], 1, kernel, kernel)]
     if node.op in BATCH_NORMS:
-        return [(features[1],)] * 4
+        return [(features[axis_of(node, len(features), default=1)],)] * 4
+    if node.op == "LayerNorm":
+        return [(features[axis_of(node, len(features), default=-1)],)] * 2
+    if node.op == "GroupNorm":
+        return [(node.integer("num_groups", 1),)] * 2
+    if node.op == "InstanceNorm":
+        return [(features[1],)] * 2
     if node.op == "LeakyReLU":
         return [(features[1],)]
+    if node.op == "Embedding":
+        return [(node.integer("input_dim", 0), node.integer("output_dim", 0))]
     return []
 
 
 Rule = Callable[[Node, Sequence[Shape]], Shape]
 RULES: dict[str, Rule] = {
-    "Convolution": _convolution,
     "Deconvolution": _deconvolution,
-    "UpSampling": upsampled_shape,
-    "Pooling": _pooling,
+    "FullyConnected": _fully_connected,
+    "UpSampling": _upsampling,
     "_contrib_AdaptiveAvgPooling2D": _adaptive_pooling,
     "_contrib_BilinearResize2D": _resize,
-    "Concat": _concat,
-    "concat": _concat,
+    "Concat": concatenated_shape,
+    "stack": stacked_shape,
     "Flatten": flattened_shape,
-    "flatten": flattened_shape,
     "Reshape": reshaped_shape,
-    "reshape": reshaped_shape,
-    "transpose": transposed_shape,
-    "mean": _mean,
-    "max": _mean,
+    "reshape_like": like_shape,
+    "expand_dims": expanded_shape,
+    "squeeze": squeezed_shape,
+    "tile": tiled_shape,
+    "repeat": repeated_shape,
     "Pad": padded_shape,
-    "pad": padded_shape,
-    **dict.fromkeys(("Crop", "slice_axis", "slice_like"), sliced_shape),
-    **dict.fromkeys(DEFORMABLE, _convolution),
-    **dict.fromkeys((*BINARY, *SUMS), _binary),
+    "where": _where,
+    "take": _take,
+    "Embedding": _take,
+    "pick": _pick,
+    "one_hot": _one_hot,
+    "batch_dot": _batch_dot,
+    "_linalg_gemm2": _batch_dot,
+    "dot": _dot,
+    "GridGenerator": _grid,
+    "BilinearSampler": _sampler,
+    "SpatialTransformer": _sampler,
+    "im2col": _columns,
+    "col2im": _image_of_columns,
+    "_contrib_arange_like": _arange_like,
+    SUM: _sum,
+    **dict.fromkeys(CONSTANTS, _constant),
+    **dict.fromkeys(REDUCTIONS, _reduction),
+    **dict.fromkeys(INDEX_REDUCTIONS, _index_reduction),
+    **dict.fromkeys(("transpose", "SwapAxis"), transposed_shape),
+    **dict.fromkeys(("depth_to_space", "space_to_depth"), blocks_shape),
+    **dict.fromkeys(BROADCASTS, broadcast_shape),
+    **dict.fromkeys(SLICES, sliced_shape),
+    **dict.fromkeys((*CONVOLUTIONS, *DEFORMABLE), _convolution),
+    **dict.fromkeys(POOLINGS, _pooling),
+    **dict.fromkeys(BINARY, _binary),
     **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(BATCH_NORMS, _same),
 }
+# Operators with several outputs.
+SEVERAL: dict[str, Callable[[Node, Sequence[Shape]], list[Shape]]] = dict.fromkeys(
+    ("SliceChannel", "_split_v2"), split_shapes
+)
+assert set(RULES) >= FORMULAS

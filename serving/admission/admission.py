@@ -1,234 +1,259 @@
-"""Who enters a queue, and who is still worth running when a batch is taken from it.
+"""Who may enter the server: counts what is in flight, and refuses what is too much at once.
 
-An image is asked for before it is decoded, and where its request's head tells enough before its
-bytes are there (``request_head.py``): what would be refused anyway costs next to nothing then.
-One that may come has a place until it enters the queue, so that the images being decoded count too.
-
-First come, first served, with deadlines, serves nobody under overload: whoever reaches the head has
-waited until just before its deadline, and is answered after it. So, with ``shed_late``, an image is
-refused at once if by the last batches' times its answer would be late, with a margin; and one that
-reaches the head with too little time left is refused instead of run.
+What a request's head already decides is decided before the body is read: overload costs little
+then. Only what is certain is refused there: a named model that would refuse the request whatever
+its body holds. All else, other errors too, is left to the way that every request goes. Who enters
+a model's queue is decided by ``batching/admission.py``, for a head as for a body.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
-from serving.batching.batch import BatchLimits, BatchObserver
-from serving.batching.cost_model import Average, CostModel
-from serving.batching.queue import Item, RequestQueue
-from serving.errors import PredictedLate, QueueFull
-
-# At the door with a margin: refusing one more costs no answer as long as others wait.
-ENTRY_SPREADS = 2.0
-# One more than it must be is refused here with its photo decoded, so with less of a margin.
-TAKE_SPREADS = 1.0
+from serving.batching.admission import Average
+from serving.errors import (
+    CANCELLED,
+    INTERNAL,
+    ClientGone,
+    QueueFull,
+    SegserveError,
+    TooManyRequests,
+)
+from serving.models.model import Model
+from serving.models.registry import Registry
+from serving.observability.metrics import Metrics
+from serving.observability.request_context import Timings, current_context
+from serving.settings import Settings
 
 
 @dataclass(frozen=True)
-class EngineLoad:
-    """What the engine does now: size, and seconds since its start, of every batch at work."""
+class RequestHead:
+    """What is known of an inference before its body is read.
 
-    running: Sequence[tuple[int, float]]
-    instances: int
-    max_batch_size: int
+    Attributes:
+        timeout_s: the transport's deadline, from now; None where there is none.
+        priority: None where the body holds it.
+        formats: of the answer; empty where the body says, or none is made.
+        request_bytes: of the body, as its head says; 0 where it does not.
+        is_certain: the model's name cannot be changed by what follows: a request for a model that
+            does not exist ends then, too.
+    """
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether an instance is free."""
-        return len(self.running) < self.instances
-
-    @property
-    def free(self) -> int:
-        """Images that would run at once."""
-        return max(0, self.instances - len(self.running)) * self.max_batch_size
-
-
-class Place:
-    """Room for one image that is being prepared; ``with`` it, or ``leave()`` it."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission: Admission | None = admission
-        admission.coming += 1
-
-    def leave(self) -> None:
-        """The image enters the queue now, or never will; a second time does nothing."""
-        if self._admission is not None:
-            self._admission.coming -= 1
-            self._admission = None
-
-    def __enter__(self) -> Place:
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self.leave()
+    model: str
+    version: int | None
+    timeout_s: float | None
+    priority: int | None = None
+    formats: Sequence[str] = ()
+    request_bytes: int = 0
+    is_certain: bool = False
 
 
-class Admission:
-    """The door of one queue. ``coming`` counts the images that have a place."""
+@dataclass
+class RequestInFlight:
+    """One request between its entry and its end, filled in by those who work on it.
 
-    def __init__(
-        self,
-        queue: RequestQueue,
-        limits: BatchLimits,
-        costs: CostModel,
-        observer: BatchObserver,
-        clock: Callable[[], float],
-        load: Callable[[], EngineLoad],
-    ) -> None:
-        self.queue = queue
-        self.limits = limits
-        self.costs = costs
-        self.observer = observer
-        self.clock = clock
-        self.load = load
-        self.coming = 0
+    Attributes:
+        model: once it is known; it is not unloaded before the request is done.
+        timings: of every image of the request.
+        is_failure: whether an error was the server's.
+        pixels: of its decoded images, reserved until it is done.
+        is_done: whether it has ended, with an answer or without; nothing is reserved after that.
+    """
 
-    def reserve(self, size: int, level: int, timeout_s: float | None, answer_s: float) -> Place:
-        """A place for an image of ``size`` bytes that is not decoded yet.
+    response_bytes: int = 0
+    model: Model | None = None
+    timings: tuple[Timings, ...] = ()
+    is_failure: bool = True
+    pixels: int = 0
+    is_done: bool = False
 
-        Raises:
-            QueueFull, PredictedLate: as :meth:`check`.
-        """
-        self.check(size, level, timeout_s, answer_s)
-        return Place(self)
+    def hold(self, model: Model) -> None:
+        """Names the model that answers, and keeps it loaded."""
+        self.model = model
+        model.users.enter()
 
-    def check(self, size: int, level: int | None, timeout_s: float | None, answer_s: float) -> None:
-        """The verdict on an image of ``size`` bytes that comes now.
-
-        Args:
-            level: None where it is not known yet: then only what holds at every level counts.
-
-        Raises:
-            QueueFull: the images that wait or have a place fill the queue.
-            PredictedLate: it would be answered after its deadline.
-        """
-        # What an idle instance takes at once never waits.
-        self.check_room(size, level, max(0, self.coming - self.load().free))
-        self.check_time(level, timeout_s, answer_s)
-
-    def check_room(self, size: int, level: int | None, coming: int = 0) -> None:
-        """Whether one more may wait.
-
-        Raises:
-            QueueFull: by count or bytes; the message names the setting.
-        """
-        lack = self.queue.find_lack(size, level, coming)
-        if lack is not None:
-            reason, text = lack
-            self.observer.rejected(reason)
-            raise QueueFull(f"{text}; try again later", self._predict(len(self.queue) + coming))
-
-    def check_time(
-        self, level: int | None, timeout_s: float | None, answer_s: float, images: int = 1
-    ) -> None:
-        """Whether ``images`` that come to ``level`` now would be answered in time.
-
-        An idle engine takes every image: what was learnt in a bad moment must not last.
-
-        Raises:
-            PredictedLate: the message has the prediction (``shed_late``).
-        """
-        if not self.limits.shed_late or timeout_s is None:
+    def finish(self, outcome: str, seconds: float) -> None:
+        """Releases the model, and adds the request to its statistics."""
+        if self.model is None:
             return
-        ahead = self.queue.count_before(level) + self.coming
-        if not ahead and self.load().is_idle:
-            return
-        inferred_s = self._predict(ahead + images - 1, ENTRY_SPREADS)
-        if inferred_s is None:
-            return
-        done_s = inferred_s + answer_s
-        if done_s > timeout_s:
-            self.observer.rejected("predicted_late")
-            raise PredictedLate(
-                f"the answer would come in {done_s * 1000:.0f} ms by the last batches' times, "
-                f"the deadline is in {timeout_s * 1000:.0f} ms (setting shed_late_requests)",
-                done_s - timeout_s,
-            )
-
-    def take(self, size: int) -> list[Item]:
-        """The next batch, of ``size`` images at most; those that would be late are refused.
-
-        One that could just be late goes behind those that will be in time, into what they leave
-        of the batch: there are mostly enough of them, as an image that came later has more time.
-        What finds no place there would be late in the next batch, unless another instance takes
-        it; and none may lose its place to an image of a lower priority.
-        """
-        load = self.load()
-        is_sure = load.instances == 1 and self.limits.scheduling.priority_levels <= 1
-        margin = TAKE_SPREADS if is_sure else 0.0
-        taken: list[Item] = []
-        risky: list[Item] = []
-        late: list[Item] = []
-        now = self.clock()
-        while len(taken) < size and (items := self.queue.take(size - len(taken))):
-            for item in items:
-                if not self._is_late(item, size, now, margin):
-                    taken.append(item)
-                else:
-                    (late if self._is_late(item, size, now, 0.0) else risky).append(item)
-        while risky and len(taken) < size:
-            taken.append(risky.pop())
-        late += risky
-        if late and not taken and not load.running:
-            # Nothing else would tell whether batches still take as long.
-            late.sort(key=lambda item: item.deadline or 0.0)
-            taken.append(late.pop())
-        for item in late:
-            self.observer.rejected("predicted_late")
-            item.future.set_exception(
-                PredictedLate(
-                    "the answer would come too late by the last batches' times "
-                    "(setting shed_late_requests)"
-                )
-            )
-        return taken
-
-    def _is_late(self, item: Item, size: int, now: float, spreads: float) -> bool:
-        if not self.limits.shed_late or item.deadline is None:
-            return False
-        return now + (self.costs.predict(size, spreads) or 0.0) > item.deadline
-
-    def _predict(self, ahead: int, spreads: float = 0.0) -> float | None:
-        load = self.load()
-        return self.costs.predict_done(
-            ahead, load.running, load.instances, load.max_batch_size, spreads
-        )
-
-
-# What answering takes once an image has been inferred, learnt from the last answers.
+        self.model.users.leave()
+        if outcome == "ok":
+            images = [timings.seconds for timings in self.timings]
+            self.model.statistics.add_success(seconds, images)
+        elif self.is_failure:
+            self.model.statistics.add_failure(seconds)
 
 
 class AnswerCosts:
-    """Seconds to restore and encode, by model and forms: of an answer, and of a megapixel."""
+    """What restoring and encoding an answer takes in seconds, by model and output formats.
+
+    It is learnt from the last answers, for an answer and for a megapixel.
+    """
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, ...], Average] = {}
         self._megapixels: dict[tuple[str, ...], Average] = {}
 
     @contextmanager
-    def measure(self, model: str, forms: Sequence[str], pixels: int) -> Iterator[None]:
-        """Notes how long the block takes to make an answer of ``pixels``, unless it raises."""
+    def measure(self, model: str, formats: Sequence[str], pixels: int) -> Iterator[None]:
+        """Learns how long the block takes to make an answer of ``pixels``, unless it raises."""
         start = perf_counter()
         yield
-        seconds, key = perf_counter() - start, _key(model, forms)
+        seconds, key = perf_counter() - start, _key(model, formats)
         self._answers.setdefault(key, Average()).learn(seconds)
         self._megapixels.setdefault(key, Average()).learn(seconds / pixels * 1e6)
 
-    def predict_least(self, model: str, forms: Sequence[str]) -> float:
-        """Of an image whose size is not known yet: rather too little, as sizes differ."""
-        known = self._answers.get(_key(model, forms))
+    def predict_least(self, model: str, formats: Sequence[str]) -> float:
+        """Returns the seconds for an image of unknown size: rather too few, as sizes differ."""
+        known = self._answers.get(_key(model, formats))
         return known.predict(-1.0) or 0.0 if known else 0.0
 
-    def predict(self, model: str, forms: Sequence[str], pixels: int) -> float:
-        """Of an answer of ``pixels``; 0 where nothing is known."""
-        known = self._megapixels.get(_key(model, forms))
+    def predict(self, model: str, formats: Sequence[str], pixels: int) -> float:
+        """Returns the seconds for an answer of ``pixels``; 0 where nothing is known."""
+        known = self._megapixels.get(_key(model, formats))
         return (known.predict() or 0.0) * pixels / 1e6 if known else 0.0
 
 
-def _key(model: str, forms: Sequence[str]) -> tuple[str, ...]:
+def _key(model: str, formats: Sequence[str]) -> tuple[str, ...]:
     # Both are known to the server, so there are not many.
-    return model, *sorted(set(forms))
+    return model, *sorted(set(formats))
+
+
+class Admission:
+    """The admission to one server; ``costs`` are what its answers have taken."""
+
+    def __init__(self, registry: Registry, metrics: Metrics, settings: Settings) -> None:
+        self.costs = AnswerCosts()
+        self.inflight = 0
+        self._registry = registry
+        self._metrics = metrics
+        self._max_requests = settings.max_inflight_requests
+        self._max_megapixels = settings.max_inflight_megapixels
+        self._pixels = 0
+        self._pixels_lock = threading.Lock()
+
+    def check_head(self, head: RequestHead, transport: str) -> None:
+        """Returns if the request may continue, which promises nothing.
+
+        A refusal is counted and timed as one that comes later would be.
+
+        Raises:
+            QueueFull, PredictedLate, ModelNotFound, NotReady: as ``Segmenter.segment``.
+        """
+        if head.timeout_s is not None and head.timeout_s <= 0.0:
+            return
+        try:
+            model = self._registry.get(head.model, head.version)
+        except SegserveError as error:
+            # Of a family the image's size chooses the model.
+            if not head.is_certain or self._registry.is_family(head.model):
+                return
+            with self.enter(head.model, transport, head.request_bytes):
+                raise error
+        refusal: TooManyRequests | None = None
+        if self.inflight < self._max_requests:
+            refusal = self._find_refusal(model, head)
+            if refusal is None:
+                return
+        # Refuses by itself where too many requests are in flight.
+        with self.enter(head.model, transport, head.request_bytes) as request:
+            request.hold(model)
+            if refusal is not None:
+                raise refusal
+
+    def _find_refusal(self, model: Model, head: RequestHead) -> TooManyRequests | None:
+        try:
+            model.batcher.check(
+                model.input_bytes,
+                timeout_s=head.timeout_s,
+                priority=head.priority,
+                answer_s=self.costs.predict_least(model.name, head.formats),
+            )
+        except TooManyRequests as error:
+            return error
+        except SegserveError:
+            return None
+        return None
+
+    @contextmanager
+    def enter(self, name: str, transport: str, request_bytes: int) -> Iterator[RequestInFlight]:
+        """Counts and times one request for ``name``, a model or a family, however it ends.
+
+        Raises:
+            QueueFull: too many are in flight.
+        """
+        start, request, context = time.perf_counter(), RequestInFlight(), current_context.get()
+        outcome = "ok"
+        self.inflight += 1
+        self._metrics.inflight.set(self.inflight)
+        try:
+            if self.inflight > self._max_requests:
+                raise QueueFull(
+                    f"{self._max_requests} requests are being worked on already "
+                    f"(setting max_inflight_requests); try again later",
+                    reason="inflight",
+                )
+            if context is not None:
+                context.count_request()
+            yield request
+        except SegserveError as error:
+            outcome = error.code
+            request.is_failure = error.is_failure
+            raise
+        except asyncio.CancelledError:
+            outcome = CANCELLED
+            raise
+        except Exception:
+            outcome = INTERNAL
+            raise
+        finally:
+            seconds = time.perf_counter() - start
+            self._release_pixels(request)
+            request.finish(outcome, seconds)
+            model = request.model
+            if context is not None and model is not None:
+                context.note_images(model.name, model.version, request.timings)
+            self.inflight -= 1
+            self._metrics.inflight.set(self.inflight)
+            self._metrics.observe_request(
+                self._registry.label(name if model is None else model.name),
+                transport,
+                outcome,
+                seconds,
+                request_bytes,
+                request.response_bytes,
+            )
+
+    def reserve_pixels(self, request: RequestInFlight, pixels: int) -> None:
+        """Reserves room for a decoded image until the request is done. Any thread may call it.
+
+        A small file can hold a large image: requests alone would bound memory badly.
+
+        Raises:
+            QueueFull: the images of all requests have too many pixels; one alone always fits.
+            ClientGone: the request has ended while a thread was still at its image.
+        """
+        limit = self._max_megapixels
+        with self._pixels_lock:
+            if request.is_done:
+                raise ClientGone("the request ended before its image was decoded")
+            if self._pixels and self._pixels + pixels > limit * 1e6:
+                raise QueueFull(
+                    f"images of {self._pixels / 1e6:.1f} megapixels are being worked on already, "
+                    f"the limit is {limit:g} (setting max_inflight_megapixels); try again later",
+                    reason="inflight_megapixels",
+                )
+            self._pixels += pixels
+            request.pixels += pixels
+
+    def _release_pixels(self, request: RequestInFlight) -> None:
+        with self._pixels_lock:
+            self._pixels -= request.pixels
+            request.pixels = 0
+            request.is_done = True

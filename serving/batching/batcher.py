@@ -1,10 +1,10 @@
 """The dynamic batcher, the only scheduler between requests and an engine.
 
 An image waits in one queue until an instance is free; the instance takes as many as the model's
-``dynamic_batching`` says. The future lives in the queue item and is asked whether it is done before
-it is set, so a caller who leaves, or whose deadline passes, never disturbs its batch mates.
+``dynamic_batching`` says. The future lives in the queue item and is only set if it is not done, so
+a caller who leaves, or whose deadline passes, never disturbs the others of its batch.
 
-Where the engine breaks (``batching/engine_slot.py``), what waits goes on waiting for the next one.
+Where the engine breaks (``batching/engine_runner.py``), what waits keeps waiting for the next one.
 
 Everything here runs on one event loop; only ``engine.run`` is on threads of its own.
 """
@@ -18,9 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from serving.admission.admission import Admission, Place
+from serving.batching.admission import CostModel, QueueAdmission, Reservation
 from serving.batching.batch import BatchLimits, BatchObserver, Inferred
-from serving.batching.cost_model import CostModel
 from serving.batching.engine_runner import EngineSlot
 from serving.batching.queue import Answers, RequestQueue, WaitLimits
 from serving.batching.workers import Workers
@@ -33,11 +32,10 @@ log = logging.getLogger("segserve")
 
 
 class Batcher:
-    """Batches single images for one engine. Create it, ``start()`` it, ``await drain()`` it.
+    """A batcher of single images for one engine. Create it, ``start()`` it, ``await drain()`` it.
 
     Args:
         on_broken: called once when the engine breaks, with the reason.
-        on_failure: called for each run that failed, with one of ``ENGINE_FAILURES``.
     """
 
     def __init__(
@@ -47,49 +45,46 @@ class Batcher:
         observer: BatchObserver,
         clock: Callable[[], float],
         on_broken: Callable[[str], None] = lambda reason: None,
-        on_failure: Callable[[str], None] = lambda kind: None,
     ) -> None:
         self.limits = limits
         self.observer = observer
-        self.clock = clock
-        self.on_broken = on_broken
-        self.costs = CostModel()
-        self._slot = EngineSlot(
-            engine, limits.max_failures, lambda why: self.on_broken(why), on_failure
-        )
+        self._slot = EngineSlot(engine, limits.max_failures, on_broken)
         self._queue = RequestQueue(limits)
+        self._admission = QueueAdmission(self._queue, self._slot, limits, observer, clock)
         self._answers = Answers(preserve_ordering=limits.scheduling.preserve_ordering)
         self._workers = Workers(
-            self._slot, self._queue, self._answers, self.costs, limits, observer, clock
+            self._slot, self._queue, self._admission, self._answers, limits, observer, clock
         )
         self._waits = WaitLimits(self._queue, limits, observer, self._workers.note_queue)
-        self._admission = Admission(
-            self._queue, limits, self.costs, observer, clock, self._workers.read_load
-        )
         self._closing = False
 
     @property
     def engine(self) -> Engine:
-        """The one that images go to now."""
+        """Returns the one that images go to now."""
         return self._slot.engine
 
     @property
     def broken(self) -> str | None:
-        """Why the engine is to be replaced; None while it works."""
+        """Returns why the engine has to be replaced; None while it works."""
         return self._slot.broken
 
     @property
+    def costs(self) -> CostModel:
+        """Returns what has been learnt of the times of batches."""
+        return self._admission.costs
+
+    @property
     def waiting(self) -> int:
-        """Images in the queue."""
+        """Returns how many images are in the queue."""
         return len(self._queue)
 
     def is_closing(self) -> bool:
-        """Whether it takes no more images."""
+        """Returns whether it takes no more images."""
         return self._closing
 
     def start(self) -> None:
         """Starts one worker an instance, on the running event loop."""
-        self._workers.start(self._admission)
+        self._workers.start()
 
     async def submit(
         self,
@@ -99,7 +94,7 @@ class Batcher:
         policy_timeout_s: float | None = None,
         priority: int = 0,
         answer_s: float = 0.0,
-        place: Place | None = None,
+        reservation: Reservation | None = None,
         labels_suffice: bool = False,
     ) -> Inferred:
         """Infers one image, uint8 ``[H,W,3]`` of the engine's size.
@@ -109,8 +104,9 @@ class Batcher:
             policy_timeout_s: the request's parameter ``timeout``, which the level's queue policy
                 may not allow, or may answer by a delay.
             priority: 1 goes first; 0 is the model's default.
-            answer_s: what the caller does afterwards takes so long, of ``timeout_s``.
-            place: what :meth:`reserve` gave; left here. Its images' time was looked at.
+            answer_s: the part of ``timeout_s`` that the caller needs afterwards, for its answer.
+            reservation: what :meth:`reserve` returned for the image, or for the image that it is a
+                view of; released here. Without one it is made here.
             labels_suffice: the caller is content with a ``mask`` where the engine would give
                 ``logits``; it may get these all the same.
 
@@ -127,23 +123,21 @@ class Batcher:
         deadlines = [timeout_s, None if policy.delays else policy_timeout_s]
         deadline_s = min((d for d in deadlines if d is not None), default=None)
         self._check_open(deadline_s)
-        # The policy's timeout, as Triton's, is about the wait alone: nothing is predicted for it.
-        if place is None:
+        if reservation is None:
+            # The policy's timeout, as Triton's, is about the wait alone: nothing is predicted.
             self._admission.check(image.nbytes, level, timeout_s, answer_s)
-        else:
-            place.leave()
-            self._admission.check_room(image.nbytes, level)
-        item = self._queue.add(image, self.clock(), level)
+            reservation = Reservation(self._admission)
+        item = self._admission.enter(image, level, reservation)
         if timeout_s is not None:
             item.deadline = item.arrived + timeout_s - answer_s
         item.labels_suffice = labels_suffice
         self._answers.expect(item)
         self._waits.start(item, policy, timeout_s, policy_timeout_s)
-        self._workers.tell_arrival()
+        self._workers.note_arrival()
         try:
             return await item.future
         finally:
-            # A caller that was cancelled leaves its place in the queue.
+            # A caller that was cancelled leaves the queue.
             if self._queue.remove(item):
                 self._workers.note_queue()
             self._answers.release()
@@ -155,28 +149,29 @@ class Batcher:
         timeout_s: float | None = None,
         priority: int = 0,
         answer_s: float = 0.0,
-    ) -> Place:
-        """A place for an image of ``size`` bytes, asked for before it is decoded: what would be
-        refused costs nothing then. Give it to :meth:`submit`, or leave it.
+    ) -> Reservation:
+        """Reserves room for an image of ``size`` bytes before it is decoded: what is refused then
+        costs nothing. Give the reservation to :meth:`submit`, or release it.
 
         Raises:
             SegserveError: as ``submit``, whose arguments these are.
         """
         self._check_open(timeout_s)
         level = self.limits.scheduling.level(priority)
-        return self._admission.reserve(size, level, timeout_s, answer_s)
+        self._admission.check(size, level, timeout_s, answer_s)
+        return Reservation(self._admission)
 
     def check(
         self, size: int, *, timeout_s: float | None, priority: int | None, answer_s: float
     ) -> None:
-        """Whether :meth:`reserve` would refuse now.
+        """Checks whether :meth:`reserve` would refuse now.
 
         Args:
             priority: None where it is not known yet: then only what holds for each counts.
 
         Raises:
-            SegserveError: as ``reserve``, whose other arguments these are; nothing is said of a
-                deadline that has passed.
+            SegserveError: as ``reserve``, whose other arguments these are; a deadline that has
+                passed is not an error here.
         """
         self._check_open(None)
         scheduling = self.limits.scheduling
@@ -186,7 +181,7 @@ class Batcher:
         self._admission.check(size, level, timeout_s, answer_s)
 
     def check_time(self, images: int, timeout_s: float | None, answer_s: float) -> None:
-        """Whether ``images`` of one request would be answered in time.
+        """Checks whether ``images`` of one request would be answered in time.
 
         Raises:
             PredictedLate: rather none of them than some (``shed_late``).
@@ -208,7 +203,7 @@ class Batcher:
         await self._slot.replace(engine)
 
     async def drain(self, timeout_s: float | None = None) -> None:
-        """Takes no more images, answers those it has, frees the engine.
+        """Stops taking images, answers those it has, frees the engine.
 
         After ``timeout_s``, or with an engine that is broken, what is left is refused.
         """
@@ -218,9 +213,10 @@ class Batcher:
                 await asyncio.wait_for(self._workers.idle.wait(), timeout_s)
             except asyncio.TimeoutError:
                 log.warning("images left after %g s are refused", timeout_s)
-        left = [*self._queue.take(len(self._queue)), *self._workers.items]
+        running = [item for batch in self._slot.batches for item in batch.items]
+        left = [*self._queue.take(len(self._queue)), *running]
         self._answers.fail(left, NotReady("the model is being unloaded; try again shortly"))
-        busy = not self._slot.calm.is_set() or self._slot.hangs
+        is_busy = not self._slot.idle.is_set() or self._slot.has_stuck_run
         await self._workers.stop()
-        if not busy:
+        if not is_busy:
             self.engine.close()

@@ -1,66 +1,115 @@
-"""The engine behind a batcher: how it fares, and what takes its place.
+"""Runs an engine: the state that it is in, the thread that calls it, and the check of its answer.
 
-An engine that fails ``max_failures`` times in a row, hangs, or ends its thread is broken: nothing
-more is given to it, and ``replace`` puts another one in its place.
+An engine that fails ``max_failures`` times in a row, is stuck, or ends its thread is broken:
+nothing more is given to it, and ``replace`` puts another one in its place.
+
+An engine whose answer differs from its ``spec``, or is not finite, has failed: interpolation and
+argmax would make a label map of it all the same, mostly of class 0.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from serving.engine import Engine
+import numpy as np
+import numpy.typing as npt
+
+from serving.batching.queue import Item
+from serving.engine import Engine, EngineSpec, LabelEngine
+from serving.errors import EngineFailed
+from serving.imaging.jit import compiled, read_only
+from serving.imaging.restore import Prediction
 
 Result = TypeVar("Result")
 
+# All ones in a float32's exponent: infinite, or not a number.
+_EXPONENT = np.uint32(0x7F800000)
 
-class EngineSlot:
-    """One engine at a time, on one event loop.
 
-    Attributes:
-        broken: why nothing is given to the engine; None while it works.
-        usable: set while ``broken`` is None.
-        calm: set while no run is under way; those who run engines set and clear it.
-    """
+@dataclass(eq=False)
+class Batch:
+    """The images of one run, and when it began, on the batcher's clock."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        max_failures: int,
-        on_broken: Callable[[str], None],
-        on_failure: Callable[[str], None] = lambda kind: None,
-    ) -> None:
-        self.engine = engine
-        self.broken: str | None = None
-        self.usable = asyncio.Event()
-        self.usable.set()
-        self.calm = asyncio.Event()
-        self.calm.set()
-        self._max_failures = max_failures
-        self._on_broken = on_broken
-        self._on_failure = on_failure
-        self._failures = 0
-        self._hanging: set[object] = set()
+    items: list[Item]
+    start: float
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What the engine does now: size, and seconds since its start, of every batch that runs."""
+
+    running: Sequence[tuple[int, float]]
+    instances: int
+    max_batch_size: int
 
     @property
-    def hangs(self) -> bool:
-        """Whether a run that was left behind has not ended."""
-        return bool(self._hanging)
+    def is_idle(self) -> bool:
+        """Returns whether an instance is free."""
+        return len(self.running) < self.instances
+
+    @property
+    def free(self) -> int:
+        """Returns how many images would run at once."""
+        return max(0, self.instances - len(self.running)) * self.max_batch_size
+
+
+class EngineSlot:
+    """The engine behind a batcher, one at a time, on one event loop.
+
+    Attributes:
+        batches: those that are running.
+        broken: why nothing is given to the engine; None while it works.
+        healthy: set while ``broken`` is None.
+        idle: set while no batch is running.
+    """
+
+    def __init__(self, engine: Engine, max_failures: int, on_broken: Callable[[str], None]) -> None:
+        self.engine = engine
+        self.batches: list[Batch] = []
+        self.broken: str | None = None
+        self.healthy = asyncio.Event()
+        self.healthy.set()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._max_failures = max_failures
+        self._on_broken = on_broken
+        self._failures = 0
+        self._stuck: set[object] = set()
+
+    @property
+    def has_stuck_run(self) -> bool:
+        """Returns whether a run that was left behind has not ended."""
+        return bool(self._stuck)
+
+    def begin(self, batch: Batch) -> None:
+        """Adds a batch that runs from now on."""
+        self.batches.append(batch)
+        self.idle.clear()
+
+    def end(self, batch: Batch) -> None:
+        """Removes a batch that runs no more."""
+        self.batches.remove(batch)
+        if not self.batches:
+            self.idle.set()
+
+    def read_load(self, now: float) -> EngineLoad:
+        """Returns what the engine does at ``now``, on the batcher's clock."""
+        running = tuple((len(batch.items), now - batch.start) for batch in self.batches)
+        spec = self.engine.spec
+        return EngineLoad(running, spec.instances, spec.max_batch_size)
 
     def count_success(self, engine: Engine) -> None:
-        """A run ended well; ``engine`` may have been replaced meanwhile, here and below."""
+        """Counts a run that ended well; ``engine`` may have been replaced since, here and below."""
         if engine is self.engine:
             self._failures = 0
 
-    def report_failure(self, kind: str) -> None:
-        """A run gave at least one image no answer; ``kind`` is one of ``ENGINE_FAILURES``."""
-        self._on_failure(kind)
-
     def count_failure(self, engine: Engine, reason: str) -> None:
-        """A run failed, and the engine answered."""
+        """Counts a run that failed in an engine that still answers."""
         if engine is not self.engine:
             return
         self._failures += 1
@@ -68,46 +117,44 @@ class EngineSlot:
             self.give_up(engine, f"{self._failures} runs in a row failed, the last with: {reason}")
 
     def give_up(self, engine: Engine, reason: str) -> None:
-        """The engine is broken."""
+        """Marks the engine as broken."""
         if engine is self.engine and self.broken is None:
             self.broken = reason
-            self.usable.clear()
+            self.healthy.clear()
             self._on_broken(reason)
 
-    def leave_behind(self, call: asyncio.Future[Result], engine: Engine) -> None:
-        """Forgets a run that hangs; should it ever end, its engine is closed then."""
-        self._hanging.add(call)
+    def leave_behind(self, run: asyncio.Future[Result], engine: Engine) -> None:
+        """Abandons a run that is stuck; should it ever end, its engine is closed then."""
+        self._stuck.add(run)
 
         def finish(ended: asyncio.Future[Result]) -> None:
-            self._hanging.discard(ended)
-            # Asked for, or asyncio logs an exception that nobody saw.
+            self._stuck.discard(ended)
+            # Retrieved, or asyncio logs an exception that nobody saw.
             if not ended.cancelled():
                 ended.exception()
-            if engine is not self.engine and not self._hanging:
+            if engine is not self.engine and not self._stuck:
                 engine.close()
 
-        call.add_done_callback(finish)
+        run.add_done_callback(finish)
 
     async def replace(self, engine: Engine) -> None:
         """Puts an engine of the same ``spec`` in the broken one's place."""
         broken, self.engine = self.engine, engine
         # Instances that still work finish before their engine is closed.
-        await self.calm.wait()
-        if not self._hanging:
+        await self.idle.wait()
+        if not self._stuck:
             broken.close()
         self._failures = 0
         self.broken = None
-        self.usable.set()
-
-
-# A thread that runs one call at a time for the event loop, and may be left behind.
-#
-# The threads of an executor cannot: one that hangs in an engine would keep the process from
-# ending.
+        self.healthy.set()
 
 
 class EngineThread(Generic[Result]):
-    """Runs calls in the order in which they come; ends after one that raises no Exception."""
+    """A thread that runs one call at a time for the event loop, in the order in which they come.
+
+    It may be left behind: a thread of an executor that is stuck in an engine would keep the process
+    from ending. It ends after a call that raises something else than an Exception.
+    """
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Callable[[], Result], asyncio.Future[Result]] | None]
@@ -117,7 +164,7 @@ class EngineThread(Generic[Result]):
         self._thread.start()
 
     def call(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
-        """The future of ``function()``, on the event loop."""
+        """Runs ``function`` on the thread; returns its future, on the event loop."""
         future: asyncio.Future[Result] = self._loop.create_future()
         self._calls.put((function, future))
         return future
@@ -133,22 +180,22 @@ class EngineThread(Generic[Result]):
                 result = function()
             except BaseException as error:
                 dead = not isinstance(error, Exception)
-                self._tell(_set_error, future, error)
+                self._report(_set_error, future, error)
                 if dead:
                     return
             else:
-                self._tell(_set_result, future, result)
+                self._report(_set_result, future, result)
             del item, function, future
 
-    def _tell(self, tell: Callable[..., None], *arguments: object) -> None:
+    def _report(self, report: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(tell, *arguments)
+            self._loop.call_soon_threadsafe(report, *arguments)
         except RuntimeError:
             return  # The loop has ended: nobody waits.
 
 
 class EngineThreadDied(Exception):
-    """The call raised what is no Exception (``SystemExit``): its thread has ended."""
+    """The call raised something else than an Exception (``SystemExit``): its thread has ended."""
 
 
 def _set_result(future: asyncio.Future[Result], result: Result) -> None:
@@ -163,3 +210,92 @@ def _set_error(future: asyncio.Future[Result], error: BaseException) -> None:
         future.set_exception(error)
     else:
         future.set_exception(EngineThreadDied(f"{type(error).__name__}: {error}"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of one run: a batch's prediction, and what was found out about it.
+
+    Attributes:
+        assembled_s: what putting the images together took.
+        not_finite: the images whose logits are not finite, by their index in the batch.
+    """
+
+    prediction: Prediction
+    assembled_s: float
+    not_finite: frozenset[int]
+
+
+def infer(engine: Engine, items: Sequence[Item], clock: Callable[[], float]) -> Run:
+    """Runs ``engine`` on the images of ``items``; on the engine's thread.
+
+    Raises:
+        EngineFailed: the run failed, or its answer is not of the engine's ``spec``.
+    """
+    start = clock()
+    batch = items[0].image[None]
+    if len(items) > 1:
+        batch = np.stack([item.image for item in items])
+    assembled = clock() - start
+    # One image that needs logits brings them for its batch mates too.
+    suffice = all(item.labels_suffice for item in items)
+    if suffice and isinstance(engine, LabelEngine) and engine.gives_labels:
+        prediction = engine.run_labels(batch)
+    else:
+        prediction = engine.run(batch)
+    check_prediction(prediction, engine.spec, len(items))
+    return Run(prediction, assembled, find_not_finite(prediction))
+
+
+def check_prediction(prediction: Prediction, spec: EngineSpec, n: int) -> None:
+    """Compares datatype and shape with what the engine's ``spec`` promises.
+
+    Raises:
+        EngineFailed: they differ; the message names the tensor.
+    """
+    found: npt.NDArray[np.generic]
+    datatype: np.dtype[np.generic]
+    expected: tuple[int, ...]
+    if prediction.logits is not None and spec.logits_size is not None:
+        name, found, datatype = "logits", prediction.logits, np.dtype(np.float32)
+        size = spec.logits_size
+        expected = (n, spec.num_classes, size.height, size.width)
+    elif prediction.mask is not None:
+        name, found, datatype = "mask", prediction.mask, np.dtype(np.uint8)
+        expected = (n, spec.size.height, spec.size.width)
+    else:
+        raise EngineFailed("the engine gave neither logits nor a mask", kind="wrong_answer")
+    if found.dtype != datatype or found.shape != expected:
+        raise EngineFailed(
+            f"the engine gave {name} as {found.dtype} {list(found.shape)}; expected {datatype} "
+            f"{list(expected)}",
+            kind="wrong_answer",
+        )
+
+
+def find_not_finite(prediction: Prediction) -> frozenset[int]:
+    """Returns the images of a batch whose logits hold an infinity or a NaN, by index.
+
+    One pass over the bits: 0.14 ms for 19 classes at 256x512, where the network takes over 100.
+    """
+    if prediction.logits is None:
+        return frozenset()
+    return frozenset(
+        index
+        for index, logits in enumerate(prediction.logits)
+        if _largest_exponent(read_only(logits).reshape(-1).view(np.uint32)) == _EXPONENT
+    )
+
+
+def warm() -> None:
+    """Compiles the loop of this module (once), so that no request waits for it."""
+    find_not_finite(Prediction(np.zeros((1, 1, 1, 1), np.float32), None))
+
+
+@compiled
+def _largest_exponent(bits: npt.NDArray[np.uint32]) -> np.uint32:
+    # Without a branch it is vectorised; one that stopped at the first would not be.
+    largest = np.uint32(0)
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & _EXPONENT)
+    return largest

@@ -1,7 +1,8 @@
-"""Images that wait for an engine, in the order in which they will run, bounded by count and bytes.
+"""Images that wait for an engine: their order, how long they may wait, and how they are answered.
 
-A priority level goes before those below it; within a level, images that have outwaited a DELAY
-policy go behind those that have not; among equals, first in is first out.
+The queue is bounded by count and bytes. A priority level goes before those below it; within a
+level, images that have outwaited a DELAY policy go behind those that have not; among equals, first
+in is first out.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import BatchLimits, BatchObserver, Inferred
-from serving.batching.queue_policy import QueuePolicy
+from serving.batching.batch import BatchLimits, BatchObserver, Inferred, QueuePolicy
 from serving.errors import DeadlineExceeded, SegserveError
 
 Image = npt.NDArray[np.uint8]
@@ -25,7 +25,7 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(eq=False)
 class Item:
-    """One image that waits; its place in the queue follows from ``key``.
+    """One image that waits; its position in the queue follows from ``key``.
 
     ``deadline`` is when it must have been inferred for its caller's, on the batcher's clock.
     """
@@ -45,7 +45,7 @@ class Item:
         return self.level, self.delayed, self.number
 
     def stop_timers(self) -> None:
-        """It waits no longer."""
+        """Stops its timers: it waits no longer."""
         for timer in self.timers:
             timer.cancel()
 
@@ -68,23 +68,25 @@ class RequestQueue:
 
     @property
     def oldest(self) -> float:
-        """When the image that has waited longest arrived; the queue is not empty."""
+        """Returns when the image that has waited longest arrived; the queue must not be empty."""
         return min(item.arrived for item in self._items)
 
     def count_before(self, level: int | None) -> int:
-        """Images that run before one that comes to ``level`` now; None: to the first level."""
+        """Counts the images that run before one that comes to ``level`` now; None: the first."""
         if level is None:
             level = self.limits.scheduling.first_level
         return bisect_left(self._items, (level, True, 0), key=_key)
 
-    def find_lack(self, size: int, level: int | None, coming: int = 0) -> tuple[str, str] | None:
-        """Why an image of ``size`` bytes has no room: a reason for metrics, and the error's text;
-        None where it has. ``coming`` others will be there before it; with ``level`` None what the
-        levels' own policies say is left out."""
+    def find_lack(self, size: int, level: int | None, reserved: int = 0) -> tuple[str, str] | None:
+        """Returns why an image of ``size`` bytes has no room: a reason for metrics, and a text.
+
+        None means that it has. ``reserved`` others will be there before it; with ``level`` None
+        the limits of the levels' own policies are left out.
+        """
         limits = self.limits
-        if len(self) + coming >= limits.max_queue_size:
+        if len(self) + reserved >= limits.max_queue_size:
             return "queue_size", (
-                f"{len(self) + coming} images wait already (setting max_queue_size)"
+                f"{len(self) + reserved} images wait already (setting max_queue_size)"
             )
         if level is not None and (policy := limits.scheduling.policy(level)).max_size:
             waiting = sum(item.level == level for item in self._items)
@@ -110,7 +112,7 @@ class RequestQueue:
         insort(self._items, item, key=_key)
 
     def remove(self, item: Item) -> bool:
-        """Takes an item out; False where it is out already."""
+        """Removes an item; returns False where it was removed before."""
         item.stop_timers()
         if item not in self._items:
             return False
@@ -129,11 +131,11 @@ class RequestQueue:
         return taken
 
 
-# Gives images their answers, with ``preserve_ordering`` in the order in which they came.
-
-
 class Answers:
-    """Sets the futures of items; one whose caller has left is passed over."""
+    """The answers to items, with ``preserve_ordering`` in the order in which these came.
+
+    An item whose caller has left is passed over.
+    """
 
     def __init__(self, *, preserve_ordering: bool) -> None:
         self._ordered = preserve_ordering
@@ -146,7 +148,7 @@ class Answers:
             self._expected.append(item)
 
     def give(self, item: Item, result: Inferred | SegserveError) -> None:
-        """Answers an item, or holds the answer back until its elders have theirs."""
+        """Answers an item, or holds the answer back until earlier requests have theirs."""
         # What nobody waits for is not kept: no later release would find it.
         if self._ordered and not item.future.done():
             self._finished[item] = result
@@ -160,7 +162,7 @@ class Answers:
             self.give(item, error)
 
     def release(self) -> None:
-        """Gives what is held back and need not be: elders were answered, or have left."""
+        """Gives the answers that need not be held back any more."""
         while self._expected:
             item = self._expected[0]
             if not item.future.done():
@@ -180,11 +182,8 @@ def _set(item: Item, result: Inferred | SegserveError) -> None:
         item.future.set_result(result)
 
 
-# How long an image may wait in a queue: timers, which fire while the engine is busy too.
-
-
 class WaitLimits:
-    """Ends the wait of an image, or puts it back, when its time has passed.
+    """Timers that end an image's wait, or put it back, also while the engine is busy.
 
     Args:
         on_removed: called after an image was taken out of the queue.
@@ -209,7 +208,7 @@ class WaitLimits:
         timeout_s: float | None,
         policy_timeout_s: float | None,
     ) -> None:
-        """Starts an image's timers; the server's own, the caller's, and its level's policy's."""
+        """Starts an image's timers: the server's, the caller's, and that of its level's policy."""
         self._end_after(item, self.limits.queue_timeout_ms / 1000.0, "setting queue_timeout_ms")
         if timeout_s is not None:
             self._end_after(item, timeout_s, "the request's own deadline")

@@ -9,7 +9,7 @@ import typer
 from segserve_client import SegserveError, Tls
 from segserve_client.errors import UNAUTHENTICATED
 
-KEY_REMEDY = "give a key that the server knows with --api-key or in SEGSERVE_API_KEY"
+KEY_REMEDY = "set a valid one with --api-key or SEGSERVE_API_KEY"
 
 ApiKey = Annotated[
     str | None,
@@ -17,28 +17,33 @@ ApiKey = Annotated[
         "--api-key",
         envvar="SEGSERVE_API_KEY",
         show_default=False,
-        help="sent with every call; in the environment no list of processes shows it",
+        help="API key. Prefer SEGSERVE_API_KEY: command lines are visible in `ps`",
     ),
 ]
 TlsAuthority = Annotated[
     Path | None,
-    typer.Option("--tls-ca", help="PEM of who signed the server's certificate; turns TLS on"),
+    typer.Option("--tls-ca", help="CA certificate (PEM) used to verify the server; enables TLS"),
 ]
 TlsCertificate = Annotated[
-    Path | None, typer.Option("--tls-certificate", help="PEM to show to the server (mutual TLS)")
+    Path | None, typer.Option("--tls-certificate", help="client certificate (PEM) for mutual TLS")
 ]
 TlsKey = Annotated[
-    Path | None, typer.Option("--tls-key", help="PEM key of it, unless in the same file")
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        help="private key (PEM) of the client certificate, unless it is in the same file",
+    ),
 ]
 
 
 def choose_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
-    """The connection is plain where no file is named."""
+    """Returns the TLS credentials of the given files; None without files: the connection is
+    plain."""
     return Tls(ca, certificate, key) if ca or certificate or key else None
 
 
-def tell(error: Exception) -> str:
-    """The error's text, in the words of the command line where the client's own differ."""
+def describe(error: Exception) -> str:
+    """Returns the error's text, in the words of the command line where the client's own differ."""
     text = str(error)
     if isinstance(error, SegserveError) and error.code == UNAUTHENTICATED:
         return f"{text}; {KEY_REMEDY}"

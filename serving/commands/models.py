@@ -25,7 +25,9 @@ from serving.settings import Settings
 
 
 def models(
-    repository: Annotated[Path, typer.Option(help="folder of models")] = Path("model_repository"),
+    repository: Annotated[Path, typer.Option(help="model repository: a folder of models")] = Path(
+        "model_repository"
+    ),
 ) -> None:
     """List the models of a repository: what would be served, and why something would not."""
     table = Table("model", "version", "family", "input", "precision", "classes")
@@ -64,7 +66,8 @@ def models(
                 f"[red]{escape(show_name(path))} is not served: {escape(str(error))}[/red]"
             )
     notes += [
-        f"{escape(ascii(str(path)))} is not a model: it has no {CONFIG_FILE}" for path in others
+        f"{escape(ascii(str(path)))} is not a model: expected a {CONFIG_FILE} in it"
+        for path in others
     ]
     console = Console()
     console.print(table)

@@ -21,7 +21,7 @@ from serving.commands.connection import (
     TlsCertificate,
     TlsKey,
     choose_tls,
-    tell,
+    describe,
 )
 from serving.requests import OutputSize
 
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of the server for every photo."""
+    """The options that go to the server with every photo."""
 
     formats: tuple[str, ...]
     size: OutputSize
@@ -65,35 +65,62 @@ class Options:
 
 def segment(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER", exists=True, show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="PHOTO_OR_FOLDER...",
+            exists=True,
+            show_default=False,
+            help="photos, and folders that are searched for photos",
+        ),
     ],
-    model: Annotated[str, typer.Option(help="a model that the server has")],
+    model: Annotated[str, typer.Option(help="name of a model, or of a family, on the server")],
     format: Annotated[
-        str, typer.Option(help=f"one or several, by comma: {', '.join(ENDINGS)}")
+        str, typer.Option(help=f"output formats, comma-separated: {', '.join(ENDINGS)}")
     ] = "overlay",
     out: Annotated[Path, typer.Option(help="folder for the answers")] = Path("out"),
-    server: Annotated[str, typer.Option(help="host and gRPC port")] = "localhost:8001",
-    size: Annotated[str, typer.Option(help="of the answer: original, model")] = "original",
+    server: Annotated[str, typer.Option(help="HOST:GRPC_PORT of the server")] = "localhost:8001",
+    size: Annotated[
+        str, typer.Option(help="size of the label map: original (the photo's) or model")
+    ] = "original",
     smooth: Annotated[
-        bool | None, typer.Option("--smooth/--no-smooth", help="interpolate logits, not ids")
+        bool | None,
+        typer.Option("--smooth/--no-smooth", help="interpolate scores instead of class ids"),
     ] = None,
-    classes: Annotated[str, typer.Option(help="keep these: names or ids, by comma")] = "",
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="classes to keep, names or ids, comma-separated; others become the ignore label"
+        ),
+    ] = "",
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="add it to npy (then npz), stats, rle, polygons")
+        bool,
+        typer.Option(
+            "--confidence", help="add the confidence to npy (then npz), stats, rle and polygons"
+        ),
     ] = False,
-    tta: Annotated[str, typer.Option(help="flip and scales, by comma: flip,0.75,1.25")] = "",
-    image: Annotated[str, typer.Option(help="of an overlay: png, jpeg")] = "png",
+    tta: Annotated[
+        str, typer.Option(help="test-time augmentation, comma-separated: flip,0.75,1.25")
+    ] = "",
+    image: Annotated[str, typer.Option(help="file format of the overlay: png or jpeg")] = "png",
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="of an overlay as JPEG")
+        int | None, typer.Option(min=1, max=100, help="JPEG quality of the overlay")
     ] = None,
     opacity: Annotated[
-        float | None, typer.Option(min=0, max=1, help="of an overlay's colours")
+        float | None, typer.Option(min=0, max=1, help="opacity of the overlay's colours")
     ] = None,
-    legend: Annotated[bool, typer.Option("--legend", help="below an overlay")] = False,
-    tolerance: Annotated[float | None, typer.Option(min=0, help="of polygons, in pixels")] = None,
-    min_area: Annotated[int | None, typer.Option(min=0, help="of polygons, in pixels")] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="photos on their way at once")] = 4,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds a photo")] = 60.0,
+    legend: Annotated[
+        bool, typer.Option("--legend", help="draw a legend below the overlay")
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="simplify polygons by up to this many pixels")
+    ] = None,
+    min_area: Annotated[
+        int | None, typer.Option(min=0, help="leave out polygons of fewer pixels")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="number of concurrent requests")] = 4,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", help="seconds that one photo may take")
+    ] = 60.0,
     api_key: ApiKey = None,
     tls_ca: TlsAuthority = None,
     tls_certificate: TlsCertificate = None,
@@ -105,7 +132,7 @@ def segment(
     choices += [("size", size, tuple(SIZES)), ("image", image, tuple(PICTURES))]
     for name, value, known in choices:
         if value not in known:
-            sys.exit(f"segserve segment: --{name} is {value!r}; known: {', '.join(known)}")
+            sys.exit(f"segserve segment: --{name} is {value!r}: expected {' or '.join(known)}")
     options = Options(
         formats,
         SIZES[size],
@@ -122,7 +149,7 @@ def segment(
             client.describe()  # no server or no such model: said once, not for every photo
             failed = run_jobs(client, jobs, options, parallel)
     except (SegserveError, ValueError, OSError) as error:
-        sys.exit(f"segserve segment: {tell(error)}")
+        sys.exit(f"segserve segment: {describe(error)}")
     done = len(jobs) - failed
     print(f"{done} of {len(jobs)} written to {out}" if failed else f"{done} written to {out}")
     if failed:
@@ -130,7 +157,7 @@ def segment(
 
 
 def find_ending(format: str, options: Options) -> str:
-    """What follows the photo's stem in the name of that format's file."""
+    """Returns what follows the photo's stem in the name of that format's file."""
     if format == "overlay" and options.form.image == "jpeg":
         return "_overlay.jpg"
     if format == "npy" and options.confidence:
@@ -139,7 +166,7 @@ def find_ending(format: str, options: Options) -> str:
 
 
 def plan_jobs(sources: list[Path], out: Path, endings: list[str]) -> tuple[Job, ...]:
-    """Where each answer goes: below a folder, in the same subfolder of ``out``.
+    """Returns where each answer goes: below a folder, in the same subfolder of ``out``.
 
     Photos that differ only in their suffix keep it: ``a.jpg`` and ``a.png`` become ``a.jpg.png``
     and ``a.png.png``.
@@ -174,7 +201,8 @@ def plan_jobs(sources: list[Path], out: Path, endings: list[str]) -> tuple[Job, 
 
 
 def find_photos(source: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Photos, each with its path relative to the folder that was named; none out of ``out``."""
+    """Yields photos, each with its path relative to the folder that was named; none from
+    ``out``."""
     if not source.is_dir():
         yield source, Path(source.name)
         return

@@ -27,28 +27,60 @@ OPEN_FILES = 65_536
 
 
 def serve(
-    repository: Annotated[Path | None, typer.Option(help="folder of models")] = None,
-    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
-    http_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="0 takes a free one")] = None,
-    engine: Annotated[str | None, typer.Option(help="onnxruntime or triton")] = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="model repository: a folder of models", show_default="model_repository"),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="address to listen on", show_default="127.0.0.1")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="HTTP port; 0 picks a free port", show_default="8000")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="gRPC port; 0 picks a free port", show_default="8001")
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="port of Prometheus metrics; 0 picks a free port", show_default="8002"),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="where models run: onnxruntime (here) or triton", show_default="onnxruntime"
+        ),
+    ] = None,
     cpu_engine: Annotated[
-        str | None, typer.Option(help="auto, onnxruntime or openvino: what infers on CPUs")
+        str | None,
+        typer.Option(
+            help="engine that runs models on CPUs: auto, onnxruntime or openvino",
+            show_default="auto",
+        ),
     ] = None,
     triton_url: Annotated[
-        str | None, typer.Option(help="HOST:GRPC_PORT of Triton servers, by comma")
+        str | None, typer.Option(help="HOST:GRPC_PORT of Triton servers, comma-separated")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="cores for inference")] = None,
-    drain_seconds: Annotated[float | None, typer.Option(help="not ready, still answering")] = None,
-    strict: Annotated[bool, typer.Option(help="stop where a model cannot be loaded")] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU cores for inference", show_default="all")
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help='seconds to keep answering after SIGTERM while reporting "not ready"',
+            show_default="1",
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="exit if any model fails to load")] = False,
     watch_repository: Annotated[
-        bool, typer.Option("--watch-repository", help="follow the folder as it changes")
+        bool,
+        typer.Option(
+            "--watch-repository", help="load, reload and unload models when the folder changes"
+        ),
     ] = False,
 ) -> None:
     """Serve a model repository over HTTP, gRPC and Prometheus metrics.
 
-    Every setting can also be given as SEGSERVE_NAME in the environment.
+    Every setting can also be given in the environment, as SEGSERVE_NAME.
     """
     given: dict[str, object] = {
         "repository": repository,
@@ -118,7 +150,7 @@ async def serve_until_signal(settings: Settings, log_stream: LogStream | None = 
 
 
 def greeting(server: Server) -> str:
-    """Addresses, models, and a line to paste."""
+    """Returns what the terminal shows at the start: addresses, models, and a command to paste."""
     host, ports = server.settings.host, server.ports
     http, grpc, metrics = (join_address(host, p) for p in (ports.http, ports.grpc, ports.metrics))
     scheme = "https" if server.tls else "http"

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
 from serving.engines.devices import Device
@@ -43,6 +43,7 @@ from serving.engines.onnxruntime_session import (
 )
 from serving.engines.providers import has_cuda_graphs, without_cuda_graphs
 from serving.errors import EngineFailed, InvalidModel
+from serving.imaging.restore import Prediction
 
 log = logging.getLogger("segserve")
 
@@ -111,7 +112,7 @@ class AcceleratedEngine:
 
     @property
     def gives_labels(self) -> bool:
-        """Whether ``run_labels`` can be called: the graph has both outputs."""
+        """Returns whether ``run_labels`` can be called: the graph has both outputs."""
         return self._outputs == (LOGITS, MASK)
 
     def warm(self) -> None:
@@ -132,7 +133,7 @@ class AcceleratedEngine:
         return self._predict(batch, self._outputs[0])
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """As ``run``, but answers ``mask``: labels at the model's size.
+        """Runs a batch like ``run`` and returns ``mask``, labels at the model's size.
 
         Raises:
             EngineFailed: the run failed; the engine can still be used.

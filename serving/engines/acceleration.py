@@ -1,4 +1,4 @@
-"""What ``config.pbtxt`` says about how a model is run: engine, devices, providers, threads.
+"""Reads how a model is to be run from ``config.pbtxt``: engine, devices, providers, threads.
 
 Keys and values are those of Triton's onnxruntime backend; what is not done here is refused by name.
 ``cpu_engine`` among the parameters and those of the accelerator "openvino" are this server's own.
@@ -97,7 +97,7 @@ class OpenVinoOptions:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How a model wants to be run.
+    """The execution settings of one model.
 
     Attributes:
         device: ``cpu``, ``gpu`` (an error where there is none), or ``auto``: a GPU where one is.
@@ -238,7 +238,8 @@ def _read_openvino(
 
 
 def _read_groups(where: Path, config: ModelConfig) -> tuple[str, tuple[int, ...]]:
-    """The device, and the GPU of each instance: Triton makes ``count`` on each of ``gpus``."""
+    """Returns the device, and the GPU of each instance: Triton makes ``count`` on each of
+    ``gpus``."""
     devices = {_DEVICES.get(group.kind, AUTO) for group in config.instance_group}
     if len(devices) > 1:
         raise InvalidModel(f"{where}: instance_group: one kind for all groups of a model")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from serving.engine import Engine, Prediction
+from serving.engine import Engine
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import (
     INPUT,
@@ -26,6 +26,7 @@ from serving.engines.graph import (
 from serving.engines.onnxruntime_session import CPU, open_session, session_options
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 
 LEAST_AGREEMENT = 0.995
 # int8 engines round differently; to float32 OpenVINO may be farther by so much than ONNX Runtime.

@@ -30,7 +30,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Of one image."""
+        """Returns the size of one image in bytes."""
         return self.dtype.itemsize * int(np.prod(self.shape))
 
 
@@ -73,8 +73,8 @@ class BoundSession:
     def run(
         self, batch: npt.NDArray[np.uint8], dtype: np.dtype[np.generic] | None = None
     ) -> npt.NDArray[np.generic]:
-        """The output for uint8 ``[n,H,W,3]``, a new array ``[n,...]`` of the output's own type, or
-        of ``dtype``."""
+        """Returns the output for uint8 ``[n,H,W,3]``, a new array ``[n,...]`` of the output's own
+        type, or of ``dtype``."""
         n = len(batch)
         sent = self._images_here[: n * self._image.nbytes]
         received = self._results_here[: n * self._result.nbytes]
@@ -117,12 +117,12 @@ class BoundSession:
 
 
 def image_tensor(height: int, width: int) -> Tensor:
-    """``image`` of the contract."""
+    """Returns the contract's tensor ``image``."""
     return Tensor(INPUT, np.dtype(np.uint8), (height, width, 3))
 
 
 def result_tensor(model: onnx.ModelProto, spec: EngineSpec) -> Tensor:
-    """The one output of a graph that is cut to it."""
+    """Returns the one output of a graph that is cut to it."""
     output = model.graph.output[0]
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type))
     if output.name == LOGITS and spec.logits_size is not None:

@@ -1,4 +1,4 @@
-"""Where an engine's tensors lie, and how they get there and back: the host, or a CUDA GPU.
+"""Holds an engine's tensors on the host or on a CUDA GPU and copies them there and back.
 
 CUDA is reached through its runtime library, which ONNX Runtime's provider has loaded already.
 Copies and kernels of an instance share one stream, so they follow each other without the host
@@ -44,15 +44,15 @@ class Device(Protocol):
     stream: int
 
     def enter(self) -> None:
-        """Before a thread works with the device."""
+        """Makes the device current; each thread calls it before its first work there."""
         ...
 
     def host(self, size: int) -> Bytes:
-        """Host memory that copies are fast from and to."""
+        """Returns host memory that the device copies from and to quickly."""
         ...
 
     def allocate(self, size: int) -> Block:
-        """Memory of the device."""
+        """Returns memory of the device."""
         ...
 
     def upload(self, source: Bytes, target: Block) -> None:
@@ -182,7 +182,7 @@ class CudaDevice:
 def load_cuda_runtime(
     names: Sequence[str] = RUNTIMES, load: Callable[[str], ctypes.CDLL] = ctypes.CDLL
 ) -> ctypes.CDLL:
-    """The CUDA runtime library, the newest first.
+    """Returns the CUDA runtime library, the newest first.
 
     Raises:
         EngineFailed: none of ``names`` can be loaded.

@@ -1,4 +1,8 @@
-"""Reads an ONNX graph of the contract: which outputs it has, what goes in and comes out."""
+"""Reads ONNX graphs of the contract and cuts them to the output that is wanted.
+
+ONNX Runtime executes every node whichever outputs are fetched, so a mask head that nobody reads
+would still cost its time.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ CHANNELS = 3
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The whole graph of a ``model.onnx``.
+    """Returns the whole graph of a ``model.onnx``.
 
     Raises:
         InvalidModel: not readable, or neither ``logits`` nor ``mask`` among its outputs.
@@ -33,13 +37,13 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 
 def outputs_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Of ``logits`` and ``mask``, in this order, those that the graph has."""
+    """Returns which of ``logits`` and ``mask``, in this order, the graph has."""
     present = {value.name for value in model.graph.output}
     return tuple(name for name in (LOGITS, MASK) if name in present)
 
 
 def cut_to(path: Path, model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """The graph with one output, and nothing that this does not need.
+    """Returns the graph with one output, and nothing that this does not need.
 
     Raises:
         InvalidModel: it has no such output.
@@ -53,7 +57,7 @@ def cut_to(path: Path, model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 def read_spec(
     path: Path, model: onnx.ModelProto, instances: int, max_batch_size: int
 ) -> EngineSpec:
-    """What an engine needs to know of a graph that is cut to ``logits``, or to ``mask``.
+    """Returns what an engine needs to know of a graph that is cut to ``logits``, or to ``mask``.
 
     Raises:
         InvalidModel: it is not of the contract; the message names what differs.
@@ -104,18 +108,13 @@ def read_spec(
 
 
 def _static_shape(tensor: onnx.TypeProto.Tensor) -> list[int]:
-    """Dimensions, 0 where symbolic."""
+    """Returns a tensor's dimensions, 0 where they are symbolic."""
     return [dimension.dim_value for dimension in tensor.shape.dim]
 
 
-# Cuts an ONNX graph to what one output needs.
-#
-# ONNX Runtime executes every node whichever outputs are fetched, so a mask head that nobody reads
-# would still cost its time.
-
-
 def cut_graph(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """A copy with ``output`` as its only output, and without nodes and weights it does not need.
+    """Returns a copy with ``output`` as its only output, and without nodes and weights it does not
+    need.
 
     Raises:
         ValueError: the graph has no such output.
@@ -147,7 +146,8 @@ def cut_graph(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 
 
 def find_precision(model: onnx.ModelProto) -> str:
-    """``int8`` with quantised nodes, ``fp16`` with half-precision weights, else ``fp32``."""
+    """Returns ``int8`` with quantised nodes, ``fp16`` with half-precision weights, else
+    ``fp32``."""
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
     if any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer):

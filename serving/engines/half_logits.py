@@ -8,7 +8,7 @@ from serving.engines.graph import LOGITS, find_precision
 
 
 def narrow_half_logits(model: onnx.ModelProto) -> onnx.ModelProto:
-    """For a GPU: fp16 graphs' float32 logits as float16, for half the bytes to carry.
+    """Returns an fp16 graph whose float32 logits are float16: half the bytes leave the GPU.
 
     Args:
         model: with one output; returned as it is where that is not ``logits`` or the graph is

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import CHANNELS, INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
 from serving.engines.onnxruntime_session import CPU, open_session, session_options
 from serving.engines.winograd import apply_winograd
 from serving.errors import EngineFailed
+from serving.imaging.restore import Prediction
 
 
 class OnnxEngine:

@@ -57,7 +57,7 @@ def open_session(
     options: onnxruntime.SessionOptions,
     providers: Sequence[Provider],
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph, on the first of ``providers``.
+    """Returns a session of a graph, on the first of ``providers``.
 
     Raises:
         InvalidModel: ONNX Runtime refuses the graph, or the provider does not start.

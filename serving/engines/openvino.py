@@ -30,11 +30,12 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from serving.cache import cache_folder
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import CHANNELS, INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
 from serving.engines.openvino_core import import_openvino, open_core
 from serving.errors import EngineFailed, InvalidModel
+from serving.imaging.restore import Prediction
 
 log = logging.getLogger("segserve")
 

@@ -37,7 +37,8 @@ TENSORRT_DEFAULTS = {
 
 
 def wants_gpu(where: Path, acceleration: Acceleration) -> bool:
-    """Whether a model is to run on a GPU: where it says so, or leaves it open and one is there.
+    """Returns whether a model is to run on a GPU: where it says so, or leaves it open and one is
+    there.
 
     Raises:
         InvalidModel: it says so, and this ONNX Runtime cannot.
@@ -62,7 +63,7 @@ def wants_gpu(where: Path, acceleration: Acceleration) -> bool:
 def gpu_providers(
     acceleration: Acceleration, spec: EngineSpec, gpu: int, stream: int, cache: Path | None = None
 ) -> list[Provider]:
-    """TensorRT where it is asked for, CUDA, and the CPU, with their options.
+    """Returns the providers with their options: TensorRT where configured, then CUDA and the CPU.
 
     Args:
         spec: of the graph; its sizes bound TensorRT's shapes.
@@ -95,7 +96,8 @@ def gpu_providers(
 
 
 def without_cuda_graphs(providers: list[Provider]) -> list[Provider]:
-    """The same providers, launching kernel after kernel: for graphs with nodes off the GPU."""
+    """Returns the same providers, launching kernel after kernel: for graphs with nodes off the
+    GPU."""
     switches = ("enable_cuda_graph", "trt_cuda_graph_enable")
     return [
         (name, {key: "0" if key in switches else value for key, value in options.items()})
@@ -104,19 +106,19 @@ def without_cuda_graphs(providers: list[Provider]) -> list[Provider]:
 
 
 def has_cuda_graphs(providers: list[Provider]) -> bool:
-    """Whether the first of the providers captures its runs."""
+    """Returns whether the first of the providers captures its runs."""
     _, options = providers[0]
     switches = (options.get("enable_cuda_graph"), options.get("trt_cuda_graph_enable"))
     return any(value in ("1", "true", "True") for value in switches)
 
 
 def tensorrt_cache() -> Path:
-    """Where built engines are kept."""
+    """Returns where built engines are kept."""
     return cache_folder() / "tensorrt"
 
 
 def _profile_shapes(spec: EngineSpec) -> dict[str, str]:
-    """One engine for batches of 1 to the largest, made fastest for the largest."""
+    """Returns one engine for batches of 1 to the largest, made fastest for the largest."""
 
     def shape(n: int) -> str:
         return f"{INPUT}:{n}x{spec.size.height}x{spec.size.width}x{CHANNELS}"

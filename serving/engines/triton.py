@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from serving.engine import EngineSpec, Prediction
+from serving.engine import EngineSpec
 from serving.engines.triton_connection import AWAY, Stub, TritonConnection
 from serving.engines.triton_memory import SharedTensor, is_local
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 
 log = logging.getLogger("segserve")
 
@@ -189,7 +190,7 @@ class TritonEngine:
         return request
 
     def _check(self, response: service_pb2.ModelInferResponse, n: int) -> tuple[int, ...]:
-        """The shape of the one output that was asked for.
+        """Returns the shape of the one output that was asked for.
 
         Raises:
             EngineFailed: the answer is of another model, version, name, datatype or shape.
@@ -212,7 +213,7 @@ class TritonEngine:
 
 
 def read_spec(config: model_config_pb2.ModelConfig) -> EngineSpec:
-    """What a model of the contract takes and gives, from its configuration alone.
+    """Returns what a model of the contract takes and gives, from its configuration alone.
 
     Raises:
         InvalidModel: sizes that vary, or an output of another rank; the message names it.

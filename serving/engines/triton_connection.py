@@ -60,7 +60,7 @@ class TritonConnection:
         self._lock = threading.Lock()
 
     def call(self, ask: Callable[[Stub, str], Answer]) -> Answer:
-        """``ask(stub, url)`` at the first server that is there and has what is asked for.
+        """Calls ``ask(stub, url)`` for the first server that answers and has the model.
 
         Raises:
             NotReady: none is; the message has each one's reason.
@@ -94,15 +94,17 @@ class TritonConnection:
                 self._preferred = index
 
     def has_started(self) -> bool:
-        """Whether one server has loaded its models, or given up on those it could not load."""
+        """Returns whether one server has loaded its models, or given up on those it could not
+        load."""
         return any(_ask(_has_started, stub) for stub in self._stubs)
 
     def is_ready(self, models: Sequence[str]) -> bool:
-        """Whether one server has all the models ready, whatever becomes of its other ones."""
+        """Returns whether one server has all the models ready, whatever becomes of its other
+        ones."""
         return any(_ask(_has_ready, stub, *models) for stub in self._stubs)
 
     def stub(self, url: str) -> Stub:
-        """The stub of one of ``urls``."""
+        """Returns the stub of one of ``urls``."""
         stub: Stub = self._stubs[self.urls.index(url)]
         return stub
 

@@ -25,7 +25,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 def is_local(url: str) -> bool:
-    """Whether ``host:port`` is this machine for certain."""
+    """Returns whether ``host:port`` is this machine for certain."""
     return url.rpartition(":")[0] in LOCAL_HOSTS
 
 
@@ -73,7 +73,7 @@ class SharedTensor:
     def read(
         self, dtype: type[np.float32] | type[np.uint8], shape: tuple[int, ...]
     ) -> npt.NDArray[np.generic]:
-        """A copy of the tensor at the region's beginning."""
+        """Returns a copy of the tensor at the region's beginning."""
         count = int(np.prod(shape))
         return np.frombuffer(self._map, dtype, count).reshape(shape).copy()
 

@@ -50,7 +50,8 @@ class Rewritten:
 
 
 def apply_winograd(model: onnx.ModelProto) -> Rewritten:
-    """A copy with each convolution replaced that becomes faster; ``model`` itself where none does.
+    """Returns a copy with each convolution replaced that becomes faster; ``model`` itself where
+    none does.
 
     Left as they are: other sizes of kernel, strides, groups, padding that changes the size, dynamic
     heights and widths, weights that are not float32 initializers, and layers that
@@ -62,7 +63,7 @@ def apply_winograd(model: onnx.ModelProto) -> Rewritten:
 def replace_convolutions(
     model: onnx.ModelProto, choose: Callable[[Layer], Plan | None]
 ) -> Rewritten:
-    """The same, where ``choose`` says which layers gain, and in which pieces."""
+    """Returns the same, where ``choose`` says which layers gain, and in which pieces."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     # Shapes cost a copy of all weights: not for graphs in int8 or fp16, which have no such layer.
     if not any(_has_filters(node, weights) for node in model.graph.node):
@@ -192,7 +193,7 @@ class _Replacement:
         return self._op("Reshape", source, self._constant(np.array(shape)))
 
     def _constant(self, value: Constant) -> str:
-        """The name of an initializer with this value; equal ones are kept once."""
+        """Returns the name of an initializer with this value; equal ones are kept once."""
         key = str(value.shape).encode() + value.tobytes()
         if key not in self._constants:
             name = f"{self._stem}_constant_{len(self._constants)}"
@@ -206,7 +207,7 @@ def _single(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _has_filters(node: onnx.NodeProto, weights: Mapping[str, TensorProto]) -> bool:
-    """Whether it is a convolution with 3x3 filters in float32."""
+    """Returns whether it is a convolution with 3x3 filters in float32."""
     if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
         return False
     weight = weights.get(node.input[1])
@@ -222,7 +223,8 @@ def _read_layer(
     weights: Mapping[str, TensorProto],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Layer | None:
-    """None where it is no convolution of the kind, or its size is not known."""
+    """Returns the layer of a node; None where Winograd's form does not apply, or a size is
+    unknown."""
     if not _has_filters(node, weights):
         return None
     weight, shape = weights[node.input[1]], shapes.get(node.input[0], ())
@@ -243,7 +245,7 @@ def _read_layer(
 
 
 def _read_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Of each tensor, 0 for what is not static; nothing where ONNX cannot tell."""
+    """Returns each tensor's shape, 0 for what is not static; without those ONNX cannot infer."""
     try:
         inferred = shape_inference.infer_shapes(model)
     except Exception as error:  # a file beyond 2 GB, or operators that it does not know

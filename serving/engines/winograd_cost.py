@@ -1,8 +1,8 @@
-"""Whether a convolution gains from Winograd's form, and in which pieces it is worked off.
+"""Estimates whether a convolution gains from Winograd's form, and in which pieces to compute it.
 
 Costs are counted in multiplications of a direct convolution. The weights below were estimated with
 ONNX Runtime 1.31 on two cores with AVX-512, on layers of 128 to 2048 channels; ``python -m
-benchmarks.winograd`` sets what they expect beside what is measured.
+benchmarks.studies.winograd`` sets what they expect beside what is measured.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Plan:
 
 
 def choose_plan(layer: Layer) -> Plan | None:
-    """The cheapest pieces; None where a direct convolution is about as fast."""
+    """Returns the cheapest pieces; None where a direct convolution is about as fast."""
     plans = [
         Plan(rows, columns)
         for rows, columns in product(
@@ -70,7 +70,7 @@ def choose_plan(layer: Layer) -> Plan | None:
 
 
 def estimate(layer: Layer, plan: Plan) -> float:
-    """What an image costs by Winograd's form, in multiplications of the direct one."""
+    """Returns what an image costs by Winograd's form, in multiplications of the direct one."""
     total = 0.0
     for top in range(0, layer.height, plan.rows):
         total += _estimate_strip(layer, min(plan.rows, layer.height - top), plan.columns)
@@ -98,7 +98,7 @@ def _estimate_strip(layer: Layer, rows: int, columns: int) -> float:
 
 
 def count_tiles(outputs: int, dilation: int) -> int:
-    """Of a stretch of an axis."""
+    """Returns how many tiles cover a stretch of an axis."""
     return sum(
         -(-len(range(residue, outputs, dilation)) // OUTPUTS)
         for residue in range(min(dilation, outputs))

@@ -47,7 +47,8 @@ class Minimal:
 
 @cache
 def minimal() -> Minimal:
-    """F(4, 3) by Toom and Cook: evaluate at :data:`POINTS`, multiply, interpolate; transposed."""
+    """Returns F(4, 3) by Toom and Cook: evaluate at :data:`POINTS`, multiply, interpolate;
+    transposed."""
     enter, taps, leave = [], [], []
     for point in POINTS:
         others = [other for other in POINTS if other != point]
@@ -81,7 +82,7 @@ class Stretch:
 
 
 def tile_stretch(outputs: int, dilation: int) -> Stretch:
-    """The matrices of a stretch; inputs outside of the image are to be zero."""
+    """Returns the matrices of a stretch; inputs outside of the image are to be zero."""
     firsts = [
         first
         for residue in range(min(dilation, outputs))
@@ -106,7 +107,7 @@ def tile_stretch(outputs: int, dilation: int) -> Stretch:
 
 
 def transform_filters(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``[K, C, 3, 3]`` -> ``[36, C, K]``: the factors of the products, rounded once.
+    """Returns the factors of the products, rounded once: ``[K, C, 3, 3]`` -> ``[36, C, K]``.
 
     They begin at a cache line, as ONNX Runtime's own constants do: its kernels read whole lines.
     """

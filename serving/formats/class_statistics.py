@@ -1,4 +1,4 @@
-"""Pixels of each class, their share of the image, and how sure the network was of them."""
+"""Counts each class's pixels, their share of the image, and the network's confidence in them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def class_statistics(
     names: Sequence[str],
     confidence: npt.NDArray[np.uint8] | None = None,
 ) -> tuple[ClassShare, ...]:
-    """Every class of ``names`` in the order of the ids, those without pixels too.
+    """Returns every class of ``names`` in the order of the ids, those without pixels too.
 
     Ids that have no name, the ignore label among them, get no entry; they count in the total, so
     that the shares then sum to less than 1.
@@ -105,13 +105,12 @@ def _sum_confidence(
     return counts, sums
 
 
-# How many pixels each class has, as JSON.
-
 MEDIA_TYPE = "application/json"
 
 
 def write_stats(view: MaskView, options: MaskOptions) -> Encoded:
-    """Every class in the order of the ids: pixels, share and, with ``confidence``, its mean."""
+    """Returns every class in the order of the ids: pixels, share and, with ``confidence``, its
+    mean."""
     classes: list[dict[str, object]] = []
     confidence = view.certain() if options.confidence else None
     for share in class_statistics(view.labels, view.names, confidence):

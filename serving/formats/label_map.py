@@ -1,7 +1,9 @@
-"""What the forms of an answer are written from, and how the caller wants them."""
+"""Holds what every output format is written from; writes the label map as an array or bare
+bytes."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +21,11 @@ MAX_TOLERANCE_PIXELS = 1000.0
 
 @dataclass(frozen=True)
 class MaskView:
-    """Everything that a form may show of one segmented image.
+    """Everything that an output format may show of one segmented image.
 
     ``labels`` are the class ids, uint8 ``[H,W]``; ``names[i]`` and ``colors[i]`` (RGB) belong to
     id i. ``image``, RGB uint8 ``[H,W,3]``, and ``confidence``, uint8 ``[H,W]`` with 255 for
-    certain, are there if a form needs them or the caller asked for them.
+    certain, are there if a format needs them or the caller asked for them.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -34,22 +36,22 @@ class MaskView:
     confidence: npt.NDArray[np.uint8] | None = None
 
     def certain(self) -> npt.NDArray[np.uint8]:
-        """The confidence.
+        """Returns the confidence.
 
         Raises:
             ValueError: there is none, or it has another size than the labels.
         """
         if self.confidence is None or self.confidence.shape != self.labels.shape:
-            raise ValueError("this form needs the confidence, in the size of the labels")
+            raise ValueError("this format needs the confidence, in the size of the labels")
         return self.confidence
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How forms are written; None, or False, where the caller did not say.
+    """The options of the output formats; None, or False, where the caller did not say.
 
     Attributes:
-        confidence: adds the network's confidence to the forms that can hold it.
+        confidence: adds the network's confidence to the formats that can hold it.
         image: what an overlay is written as; PNG unless given.
         quality: of a JPEG, 1 to 100; 90 unless given.
         opacity: of the colours in an overlay, 0 to 1; 0.5 unless given.
@@ -80,7 +82,7 @@ class MaskOptions:
         _check("min_area", self.min_area, 0, 2**31)
 
     def given(self) -> tuple[str, ...]:
-        """The names of the options that the caller set."""
+        """Returns the names of the options that the caller set."""
         asked = {
             "confidence": self.confidence,
             "image": self.image is not None,
@@ -95,7 +97,7 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One form of an answer: its bytes and their media type."""
+    """An answer in one output format: its bytes and their media type."""
 
     body: bytes
     media_type: str
@@ -105,3 +107,22 @@ def _check(name: str, value: float | None, least: float, most: float) -> None:
     # Written so that NaN is refused.
     if value is not None and not least <= value <= most:
         raise InvalidRequest(f"{name} is {value:g}, expected {least:g} to {most:g}")
+
+
+NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
+
+
+def write_npy(view: MaskView, options: MaskOptions) -> Encoded:
+    """Class ids, uint8 ``[H,W]``; with ``confidence`` an npz that holds ``mask`` and it."""
+    buffer = io.BytesIO()
+    labels = np.ascontiguousarray(view.labels)
+    if options.confidence:
+        np.savez(buffer, mask=labels, confidence=view.certain())
+        return Encoded(buffer.getvalue(), NPZ)
+    np.save(buffer, labels, allow_pickle=False)
+    return Encoded(buffer.getvalue(), NPY)
+
+
+def write_raw(view: MaskView, options: MaskOptions) -> Encoded:
+    """Writes H x W bytes, row by row: the class ids and nothing else."""
+    return Encoded(view.labels.tobytes(), RAW)

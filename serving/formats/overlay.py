@@ -1,4 +1,4 @@
-"""The photo with the classes' colours over it, as PNG or JPEG, with a legend below if wanted."""
+"""Draws the classes' colours over the photo, with a legend below where one is wanted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ LONGEST_JPEG = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 
 def write_overlay(view: MaskView, options: MaskOptions) -> Encoded:
-    """Each class's colour with ``opacity`` over the photo; pixels of no class stay as they are.
+    """Returns each class's colour with ``opacity`` over the photo; pixels of no class stay as they
+    are.
 
     The legend lies below the picture, which it makes higher.
 
@@ -87,7 +88,7 @@ def blend(
 
 
 def warm() -> None:
-    """Compiles the loop of this form, so that no request waits for it."""
+    """Compiles the loop of this format, so that no request waits for it."""
     pixel = np.zeros((1, 1, 3), np.uint8)
     blend(pixel, np.zeros((1, 1), np.uint8), ((0, 0, 0),), 0.5, np.empty_like(pixel))
 
@@ -106,15 +107,13 @@ def _blend(
             out[y, x, blue] = (image[y, x, 2] * kept + mixed[label, 2]) >> np.uint32(8)
 
 
-# A strip with the names and colours of classes, to put below a picture.
-
 BACKGROUND: Color = (255, 255, 255)
 TEXT: Color = (0, 0, 0)
 SMALLEST_FONT, LARGEST_FONT = 11, 40
 
 
 def draw_legend(entries: Sequence[tuple[str, Color]], width: int) -> npt.NDArray[np.uint8]:
-    """RGB uint8 ``[h,width,3]``: a swatch and the name of each of ``entries``, in lines.
+    """Draws a swatch and the name of each of ``entries``, in lines: RGB uint8 ``[h,width,3]``.
 
     Letters grow with the width. A name that is wider than the strip is cut off at its edge. No
     entries give no lines, ``h`` 0.

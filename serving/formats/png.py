@@ -1,4 +1,4 @@
-"""Writes 8-bit PNGs: class ids with a palette, gray, and RGB.
+"""Writes 8-bit PNGs: class ids with a palette, confidence as gray, and RGB.
 
 Every row is stored as its difference to the row above (PNG's filter Up), which leaves mostly zeros
 of a label map; ISA-L deflates those several times faster than zlib.
@@ -23,7 +23,7 @@ _UP = 2
 
 
 def indexed(labels: npt.NDArray[np.uint8], plte: bytes) -> bytes:
-    """A palette PNG whose pixel values are ``labels``, uint8 ``[H,W]``.
+    """Returns a palette PNG whose pixel values are ``labels``, uint8 ``[H,W]``.
 
     ``plte`` holds the colours, 3 bytes for each of up to 256 values; every value that occurs must
     have one.
@@ -39,7 +39,7 @@ def indexed(labels: npt.NDArray[np.uint8], plte: bytes) -> bytes:
 
 
 def gray(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """A grayscale PNG of ``pixels``, uint8 ``[H,W]``.
+    """Returns a grayscale PNG of ``pixels``, uint8 ``[H,W]``.
 
     Raises:
         ValueError: ``pixels`` of another shape.
@@ -50,7 +50,7 @@ def gray(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def rgb(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """An RGB PNG of ``pixels``, uint8 ``[H,W,3]``.
+    """Returns an RGB PNG of ``pixels``, uint8 ``[H,W,3]``.
 
     Raises:
         ValueError: ``pixels`` of another shape.
@@ -81,16 +81,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))
 
 
-# PNGs whose pixel values are the data: class ids, or the network's confidence.
-
 MEDIA_TYPE = "image/png"
 
 
 def write_png(view: MaskView, options: MaskOptions) -> Encoded:
-    """An indexed PNG: pixel values are the class ids, PLTE holds the colours."""
+    """Returns an indexed PNG: pixel values are the class ids, PLTE holds the colours."""
     return Encoded(png.indexed(view.labels, plte(view.colors, view.ignore_label)), MEDIA_TYPE)
 
 
 def write_confidence(view: MaskView, options: MaskOptions) -> Encoded:
-    """A gray PNG of the confidence, 255 is certain."""
+    """Returns a gray PNG of the confidence, 255 is certain."""
     return Encoded(png.gray(view.certain()), MEDIA_TYPE)

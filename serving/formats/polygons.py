@@ -26,7 +26,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def write_polygons(view: MaskView, options: MaskOptions) -> Encoded:
-    """A FeatureCollection; drawn back at tolerance 0 it gives the label map again.
+    """Returns a FeatureCollection; drawn back at tolerance 0 it gives the label map again.
 
     Pixels without a class, the ignore label among them, get no polygon. ``score`` is the mean
     confidence of the region's pixels, 0 to 1; ``id`` numbers the regions whatever the options.
@@ -56,7 +56,7 @@ def write_polygons(view: MaskView, options: MaskOptions) -> Encoded:
 
 
 def warm() -> None:
-    """Compiles the loops of this form, so that no request waits for it."""
+    """Compiles the loops of this format, so that no request waits for it."""
     boundaries.warm()
     simplification.warm()
     labels = np.eye(2, dtype=np.uint8)
@@ -95,7 +95,7 @@ def _features(rings: Rings, regions: Regions, view: MaskView, scored: bool) -> l
 
 @compiled
 def _doubled_areas(x: Indices, y: Indices, first: Indices) -> Counts:
-    """Twice the signed area of each ring."""
+    """Returns twice the signed area of each ring."""
     areas = np.zeros(len(first) - 1, np.int64)
     for ring in range(len(areas)):
         before = first[ring + 1] - 1
@@ -107,7 +107,7 @@ def _doubled_areas(x: Indices, y: Indices, first: Indices) -> Counts:
 
 @compiled
 def _write(x: Indices, y: Indices, first: Indices) -> tuple[Bytes, Counts]:
-    """Each ring as JSON, its first point again at its end; and where each text ends."""
+    """Returns each ring as JSON, its first point again at its end; and where each text ends."""
     rings = len(first) - 1
     # Twice "[,]," and ten digits at most, for each point.
     text = np.empty((len(x) + rings) * 24 + 2 * rings, np.uint8)
@@ -132,7 +132,7 @@ def _write(x: Indices, y: Indices, first: Indices) -> tuple[Bytes, Counts]:
 
 @compiled
 def _write_number(number: int, text: Bytes, at: int) -> int:
-    """Decimal digits of a number that is not negative; returns the place behind them."""
+    """Writes the decimal digits of a number that is not negative; returns the index behind them."""
     digits, rest = 1, number // 10
     while rest:
         digits, rest = digits + 1, rest // 10

@@ -36,7 +36,7 @@ class Regions:
 
 
 def find_regions(labels: Labels, confidence: Labels | None = None) -> Regions:
-    """The regions of ``labels``, uint8 ``[H,W]``; ``confidence`` is uint8 ``[H,W]``."""
+    """Returns the regions of ``labels``, uint8 ``[H,W]``; ``confidence`` is uint8 ``[H,W]``."""
     nothing = np.empty((0, 0), np.uint8)
     certain = nothing if confidence is None else confidence
     return Regions(*_find(read_only(labels), read_only(certain)))
@@ -79,7 +79,7 @@ def _find(
 
 @compiled
 def _end(start: Indices, k: int, row_end: int, width: int) -> int:
-    """The column after the end of run ``k``, of a row whose runs end before ``row_end``."""
+    """Returns the column after the end of run ``k``, of a row whose runs end before ``row_end``."""
     return start[k + 1] if k + 1 < row_end else width
 
 

@@ -1,4 +1,4 @@
-"""The forms of an answer, by name and by media type."""
+"""The output formats, by name and by media type."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 from serving.errors import InvalidRequest
 from serving.formats import class_statistics as stats
+from serving.formats import label_map as arrays
 from serving.formats import overlay, polygons, rle
 from serving.formats import png as pictures
-from serving.formats import raw as arrays
 from serving.formats.label_map import Encoded, MaskOptions, MaskView
 
 __all__ = ["FORMATS", "Encoded", "MaskOptions", "MaskView", "check_options", "encode", "warm"]
@@ -20,7 +20,7 @@ NO_OPTIONS = MaskOptions()
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """One form of an answer.
+    """One output format.
 
     Attributes:
         media_types: by which ``Accept`` asks for it; the first unless the options say otherwise.
@@ -86,7 +86,7 @@ def encode(view: MaskView, format: str, options: MaskOptions = NO_OPTIONS) -> En
 
 
 def find_format(name: str) -> MaskFormat:
-    """The format of that name.
+    """Returns the format of that name.
 
     Raises:
         InvalidRequest: there is none; the message lists the known ones.
@@ -98,12 +98,12 @@ def find_format(name: str) -> MaskFormat:
 
 
 def needs_image(formats: Sequence[str]) -> bool:
-    """Whether one of ``formats`` shows the photo."""
+    """Returns whether one of ``formats`` shows the photo."""
     return any(find_format(name).needs_image for name in formats)
 
 
 def needs_confidence(formats: Sequence[str], options: MaskOptions) -> bool:
-    """Whether one of ``formats`` shows the confidence, or the caller asked for it."""
+    """Returns whether one of ``formats`` shows the confidence, or the caller asked for it."""
     return options.confidence or any(find_format(name).needs_confidence for name in formats)
 
 
@@ -132,7 +132,7 @@ def check_options(formats: Sequence[str], options: MaskOptions) -> None:
 
 
 def warm() -> None:
-    """Compiles the loops of all forms (once), so that no request waits for them."""
+    """Compiles the loops of all output formats (once), so that no request waits for them."""
     overlay.warm()
     rle.warm()
     polygons.warm()

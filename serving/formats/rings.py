@@ -50,7 +50,7 @@ class Rings:
 
 
 def trace_rings(labels: Labels, regions: Regions, wanted: Selection, junctions: bool) -> Rings:
-    """The rings of the regions for which ``wanted``, bool ``[regions]``, is True.
+    """Returns the rings of the regions for which ``wanted``, bool ``[regions]``, is True.
 
     Args:
         labels: uint8 ``[H,W]``, of which ``regions`` are.
@@ -130,7 +130,7 @@ def _trace(
 def _walk(
     padded: Padded, x: int, y: int, junctions: bool, traced: Selection, path: Indices
 ) -> tuple[Indices, int]:
-    """Once around from the point ``x, y``, a corner of the pixel right below it.
+    """Walks once around from the point ``x, y``, a corner of the pixel right below it.
 
     Returns x, y and flags of each corner in ``[3,*]``, in ``path`` where they fit, and their
     number. Notes in ``traced`` the upper edges that it passes.
@@ -180,7 +180,7 @@ def _cut(path: Indices, begin: int, end: int, rings: Indices, points: int, place
 
 @compiled
 def _grown(table: Indices) -> Indices:
-    """The same columns with as many again free ones."""
+    """Returns the same columns with as many again free ones."""
     grown = np.empty((table.shape[0], 2 * table.shape[1]), np.int32)
     grown[:, : table.shape[1]] = table
     return grown

@@ -29,7 +29,7 @@ MOST_CHARACTERS = 7
 
 
 def write_rle(view: MaskView, options: MaskOptions) -> Encoded:
-    """``segmentation`` of each entry is what ``pycocotools.mask.decode`` takes.
+    """Writes JSON whose entries' ``segmentation`` is what ``pycocotools.mask.decode`` takes.
 
     Only classes that occur have an entry: its area in pixels, its bbox ``[x, y, width, height]``,
     and with ``confidence`` its score, the mean confidence of its pixels, 0 to 1.
@@ -63,13 +63,13 @@ def write_rle(view: MaskView, options: MaskOptions) -> Encoded:
 
 
 def warm() -> None:
-    """Compiles the loops of this form, so that no request waits for it."""
+    """Compiles the loops of this format, so that no request waits for it."""
     _encode_columns(read_only(np.zeros((1, 1), np.uint8)))
 
 
 @compiled
 def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
-    """All classes' counts, from the transposed label map ``[W,H]``.
+    """Returns all classes' counts, from the transposed label map ``[W,H]``.
 
     Returns the text, where each id's part begins in it ``[257]``, and each id's first and last
     column and row, ``[256,4]`` as left, top, right, bottom.
@@ -135,7 +135,7 @@ def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
 
 @compiled
 def _write_count(number: int, text: Bytes, at: int) -> int:
-    """One count; returns the place behind it."""
+    """Returns one count; returns the place behind it."""
     while True:
         low = number & 31
         number >>= 5

@@ -22,7 +22,8 @@ SQUARE = 16
 
 
 def simplify(rings: Rings, tolerance: float) -> Rings:
-    """``rings``, traced with their junctions, with points at most ``tolerance`` pixels off dropped.
+    """Drops the points of ``rings``, traced with their junctions, that lie within ``tolerance``
+    pixels.
 
     A ring of which fewer than three points are left is dropped whole.
     """
@@ -44,7 +45,7 @@ def warm() -> None:
 
 @compiled
 def _choose(x: Indices, y: Indices, junction: Flags, first: Indices, tolerance: float) -> Bools:
-    """Which points stay."""
+    """Returns which points stay."""
     kept = np.zeros(len(x), np.bool_)
     longest = 0
     for ring in range(len(first) - 1):
@@ -97,7 +98,8 @@ def _precedes(x: Indices, y: Indices, a: int, b: int) -> bool:
 
 @compiled
 def _farthest(x: Indices, y: Indices, arc: Indices, length: int) -> int:
-    """The place in a closed arc that is farthest from its start; the first in order of several."""
+    """Returns the place in a closed arc that is farthest from its start; the first in order of
+    several."""
     best, most = 0, np.int64(-1)
     for k in range(1, length - 1):
         dx, dy = np.int64(x[arc[k]]) - x[arc[0]], np.int64(y[arc[k]]) - y[arc[0]]
@@ -137,7 +139,7 @@ def _simplify_arc(
 
 @compiled
 def _distance(px: int, py: int, ax: int, ay: int, bx: int, by: int) -> float:
-    """From a point to the segment from a to b."""
+    """Returns the distance from a point to the segment from a to b."""
     dx, dy = float(bx - ax), float(by - ay)
     ex, ey = float(px - ax), float(py - ay)
     along = (ex * dx + ey * dy) / (dx * dx + dy * dy)
@@ -149,7 +151,8 @@ def _distance(px: int, py: int, ax: int, ay: int, bx: int, by: int) -> float:
 def _encloses_another(
     x: Indices, y: Indices, piece: Indices, reach: float, square_first: Indices, members: Indices
 ) -> bool:
-    """Whether a point of another line lies between ``piece`` and its chord, or on the chord."""
+    """Returns whether a point of another line lies between ``piece`` and its chord, or on the
+    chord."""
     last = len(piece) - 1
     ax, ay, bx, by = x[piece[0]], y[piece[0]], x[piece[last]], y[piece[last]]
     left, right, top, bottom = ax, ax, ay, ay
@@ -177,7 +180,8 @@ def _encloses_another(
 
 @compiled
 def _is_between(x: Indices, y: Indices, piece: Indices, px: int, py: int) -> bool:
-    """Whether a point lies within the polygon of ``piece`` and its chord, or on the chord."""
+    """Returns whether a point lies within the polygon of ``piece`` and its chord, or on the
+    chord."""
     for k in piece:
         if x[k] == px and y[k] == py:
             return False  # it is one of the piece's own, or of the same boundary's other side
@@ -197,7 +201,8 @@ def _is_between(x: Indices, y: Indices, piece: Indices, px: int, py: int) -> boo
 
 @compiled
 def _sort_into_squares(x: Indices, y: Indices) -> tuple[Indices, Indices]:
-    """The points of each square, row by row: where they begin in ``members``, and ``members``."""
+    """Returns the points of each square, row by row: where they begin in ``members``, and
+    ``members``."""
     across = down = 1
     for k in range(len(x)):
         across, down = max(across, x[k] // SQUARE + 1), max(down, y[k] // SQUARE + 1)

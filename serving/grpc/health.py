@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
 from serving.errors import ServiceNotFound
-from serving.grpc.endings import Context
+from serving.grpc.status import Context
 
 # How soon a watcher hears of a change.
 WATCH_SECONDS = 0.2
@@ -40,14 +40,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802
         self, request: pb.HealthCheckRequest, context: Context
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        told = None
+        reported = None
         while True:
             # Before the status: a stop that comes while that is sent is still to be seen.
             is_last = self.stopping.is_set()
             status = self._status(request.service)
-            if status != told:
+            if status != reported:
                 yield pb.HealthCheckResponse(status=status)
-                told = status
+                reported = status
             if is_last:
                 return
             await asyncio.sleep(WATCH_SECONDS)

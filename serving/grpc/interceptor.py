@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from segserve_client.proto import segserve_pb2 as pb
 from tritonclient.grpc import service_pb2 as oip
 
+from serving.admission.admission import Admission
 from serving.errors import (
     DeadlineExceeded,
     HeaderTooLarge,
@@ -27,7 +29,8 @@ from serving.errors import (
     code_of_grpc,
     drop_traceback,
 )
-from serving.grpc.endings import (
+from serving.grpc.open_calls import Lane, OpenCall, OpenCalls
+from serving.grpc.status import (
     INLINE_BYTES,
     MARGIN_S,
     Context,
@@ -37,11 +40,9 @@ from serving.grpc.endings import (
     run_sized,
     time_left,
 )
-from serving.grpc.open_calls import Lane, OpenCall, OpenCalls
-from serving.grpc.wire import NOT_A_MESSAGE, Shape, list_wanted, read_announced, scan, shape_of
-from serving.observability.middleware import Calls
-from serving.observability.request_context import Call
-from serving.service import Segmenter
+from serving.grpc.wire import NOT_A_MESSAGE, Shape, list_wanted, read_head, scan, shape_of
+from serving.observability.middleware import RequestContexts
+from serving.observability.request_context import RequestContext, report_error
 from serving.settings import Settings
 
 # What an entry takes beside its letters, as HTTP/2 counts (RFC 7541, 4.1).
@@ -80,22 +81,28 @@ class _Method:
 
     @property
     def takes_images(self) -> bool:
-        """Whether its messages may be as large as images."""
+        """Returns whether its messages may be as large as images."""
         return self.request.name in IMAGE_MESSAGES
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Around every handler of the server; here its limits are, with names and counts.
+    """Wraps every handler of the server and applies the limits, named and counted.
 
     gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
     """
 
     def __init__(
-        self, calls: Calls, settings: Settings, segmenter: Segmenter, open_calls: OpenCalls
+        self,
+        contexts: RequestContexts,
+        settings: Settings,
+        admission: Admission,
+        pool: Executor,
+        open_calls: OpenCalls,
     ) -> None:
-        self.calls = calls
+        self.contexts = contexts
         self.settings = settings
-        self.segmenter = segmenter
+        self.admission = admission
+        self.pool = pool
         self.open_calls = open_calls
         self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
         # A parser keeps the interpreter to itself: one at a time, and the loop runs in between.
@@ -139,21 +146,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     self._check_metadata(context)
                     if not method.is_open:
-                        self.calls.admit(call, read)
-                        opened.check_key = lambda: self.calls.check_key(call)
+                        self.contexts.admit(call, read)
+                        opened.check_key = lambda: self.contexts.check_key(call)
                     await self._serve(method, call, opened, context)
-                except TooManyRequests as error:
-                    # Nothing of the message is kept while its refusal waits.
-                    drop_traceback(error)
-                    left = context.time_remaining()
-                    longest_s = math.inf if left is None else left / 2.0
-                    await self.calls.delay_refusal(call, longest_s)
+                except SegserveError as error:
+                    report_error(error, opened.model)
+                    if isinstance(error, TooManyRequests):
+                        # Nothing of the message is kept while its refusal waits.
+                        drop_traceback(error)
+                        left = context.time_remaining()
+                        longest_s = math.inf if left is None else left / 2.0
+                        await self.contexts.delay_refusal(call, longest_s)
                     raise
             except SegserveError as error:
+                if opened is None:
+                    report_error(error)
                 await end_call(context, error)
             except asyncio.CancelledError:
                 if opened is not None and opened.error is not None:
                     cancelled_by_itself(opened.task)
+                    report_error(opened.error)
                     await end_call(context, opened.error)
                     return
                 self._note_cancelled(call, deadline)
@@ -166,10 +178,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # It holds this call's key and task, and they, by way of this frame, it.
                     opened.check_key = None
 
-    async def _serve(self, method: _Method, call: Call, opened: OpenCall, context: Context) -> None:
+    async def _serve(
+        self, method: _Method, call: RequestContext, opened: OpenCall, context: Context
+    ) -> None:
         handler = method.handler
         if method.is_stream:
-            await context.send_initial_metadata(call.marks)
+            await context.send_initial_metadata(call.response_headers)
             requests = self._receive_all(method, call, opened, context)
             if handler.response_streaming:
                 await self._send_all(handler.stream_stream(requests, context), handler, call,
@@ -180,18 +194,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return
         request = await self._receive_one(method, call, opened, context)
         if handler.response_streaming:
-            await context.send_initial_metadata(call.marks)
+            await context.send_initial_metadata(call.response_headers)
             await self._send_all(handler.unary_stream(request, context), handler, call, opened,
                                  context)  # fmt: skip
             return
         response = await handler.unary_unary(request, context)
-        await context.send_initial_metadata(call.marks)
+        await context.send_initial_metadata(call.response_headers)
         await self._send(response, handler, call, opened, context)
 
     @contextmanager
     def _call(
         self, method: _Method, context: Context
-    ) -> Iterator[tuple[Call, Callable[[str], str]]]:
+    ) -> Iterator[tuple[RequestContext, Callable[[str], str]]]:
         metadata = dict(context.invocation_metadata() or ())
 
         def read(name: str) -> str:
@@ -199,7 +213,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return value if isinstance(value, str) else ""
 
         address = read_address(context.peer())
-        with self.calls.call(
+        with self.contexts.begin(
             "grpc", "POST", method.name, address, read, is_probe=method.is_open
         ) as call:
             try:
@@ -210,16 +224,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if call.status != "OK" and call.code == "ok":
                     call.code = code_of_grpc(call.status)
 
-    def _note_cancelled(self, call: Call, deadline: float | None) -> None:
+    def _note_cancelled(self, call: RequestContext, deadline: float | None) -> None:
         """Notes why gRPC ended a call: its deadline passed, or its client left."""
         call.status, call.code = "CANCELLED", "cancelled"
         if has_passed(deadline):
             late = DeadlineExceeded("the call's deadline passed", reason="deadline")
             call.status, call.code = late.grpc_code.name, late.code
-            call.count_refusal(late)
+            call.count_refusal(late, "")
 
     async def _receive_one(
-        self, method: _Method, call: Call, opened: OpenCall, context: Context
+        self, method: _Method, call: RequestContext, opened: OpenCall, context: Context
     ) -> Message:
         """Returns the one message of a call, unless it is refused before it is parsed.
 
@@ -240,13 +254,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call.request_bytes = len(data)
         self._check_size(method, data)
         scanned = scan(data, method.request, list_wanted(method.name))
-        announced = read_announced(method.name, scanned.fields, time_left(context), len(data))
-        if announced is not None:
-            self.segmenter.door.check(announced, "grpc")
+        head = read_head(method.name, scanned.fields, time_left(context), len(data))
+        if head is not None:
+            opened.model = head.model
+            self.admission.check_head(head, "grpc")
         return await self._parse(method, scanned.data)
 
     async def _receive_all(
-        self, method: _Method, call: Call, opened: OpenCall, context: Context
+        self, method: _Method, call: RequestContext, opened: OpenCall, context: Context
     ) -> AsyncIterator[Message]:
         while (data := await context.read()) is not grpc.aio.EOF:
             opened.note_message()
@@ -269,13 +284,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if len(data) <= INLINE_BYTES:
             return parse(method.handler, data)
         async with self._parsing:
-            return await run_sized(self.segmenter.pool, False, parse, method.handler, data)
+            return await run_sized(self.pool, False, parse, method.handler, data)
 
     async def _send_all(
         self,
         answers: AsyncIterator[Message],
         handler: grpc.RpcMethodHandler,
-        call: Call,
+        call: RequestContext,
         opened: OpenCall,
         context: Context,
     ) -> None:
@@ -288,15 +303,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         response: Message,
         handler: grpc.RpcMethodHandler,
-        call: Call,
+        call: RequestContext,
         opened: OpenCall,
         context: Context,
     ) -> None:
         """Sends one answer; the client may take its time, up to ``send_timeout_s``."""
         is_small = response.ByteSize() <= INLINE_BYTES
-        data: bytes = await run_sized(
-            self.segmenter.pool, is_small, handler.response_serializer, response
-        )
+        data: bytes = await run_sized(self.pool, is_small, handler.response_serializer, response)
         call.response_bytes += len(data)
         opened.note_sending(done=False)
         await context.write(data)
@@ -351,13 +364,14 @@ def has_passed(deadline: float | None) -> bool:
 
 
 def read_address(peer: str) -> str:
-    """``ipv4:127.0.0.1:5000`` -> ``127.0.0.1``; ``ipv6:%5B::1%5D:5000`` -> ``::1``."""
+    """Returns a peer's address: ``ipv4:127.0.0.1:5000`` -> ``127.0.0.1``, ``ipv6:%5B::1%5D:5000``
+    -> ``::1``."""
     address = peer.partition(":")[2].rpartition(":")[0] or peer
     return address.removeprefix("%5B").removesuffix("%5D").removeprefix("[").removesuffix("]")
 
 
 def name_status(code: grpc.StatusCode | int | None) -> str:
-    """``OK``, ``NOT_FOUND``, ...; a call that has no code yet, or 0, is OK."""
+    """Returns ``OK``, ``NOT_FOUND``, ...; a call that has no code yet, or 0, is OK."""
     if isinstance(code, grpc.StatusCode):
         return str(code.name)
     known = {status.value[0]: status.name for status in grpc.StatusCode}

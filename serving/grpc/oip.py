@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as oip
 
 from serving.errors import SegserveError, drop_traceback
-from serving.grpc.endings import INLINE_BYTES, Context, run_sized, time_left
 from serving.grpc.oip_messages import build_infer_message, read_infer_request
-from serving.grpc.oip_stream import answer_in_order
 from serving.grpc.repository import ControlServicer
-from serving.models.model import Model
-from serving.models.statistics import Duration
+from serving.grpc.status import INLINE_BYTES, Context, run_sized, time_left
+from serving.grpc.stream import answer_in_order
+from serving.models.model import Duration, Model
+from serving.observability.request_context import count_refusal
 from serving.oip.dataplane import Dataplane
 from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
+from serving.settings import Settings
 
 
 class InferenceServicer(ControlServicer):
     """``inference.GRPCInferenceService``."""
 
     def __init__(
-        self, dataplane: Dataplane, is_ready: Callable[[], bool], stopping: asyncio.Event
+        self,
+        dataplane: Dataplane,
+        pool: Executor,
+        settings: Settings,
+        is_ready: Callable[[], bool],
+        stopping: asyncio.Event,
     ) -> None:
         super().__init__(dataplane)
+        self.pool = pool
+        self.settings = settings
         self.is_ready = is_ready
         self.stopping = stopping
 
@@ -39,7 +48,7 @@ class InferenceServicer(ControlServicer):
         return oip.ServerReadyResponse(ready=self.is_ready())
 
     async def ServerMetadata(self, request: Message, context: Context) -> Message:  # noqa: N802
-        extensions = list_extensions(self.dataplane.settings)
+        extensions = list_extensions(self.settings)
         return oip.ServerMetadataResponse(
             name=SERVER_NAME, version=SERVER_VERSION, extensions=extensions
         )
@@ -47,40 +56,12 @@ class InferenceServicer(ControlServicer):
     async def ModelReady(  # noqa: N802
         self, request: oip.ModelReadyRequest, context: Context
     ) -> Message:
-        return await self._ready(request)
+        loaded = self.dataplane.is_loaded(request.name, parse_version(request.version))
+        return oip.ModelReadyResponse(ready=loaded and self.is_ready())
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> Message:
-        return await self._metadata(request)
-
-    async def ModelConfig(  # noqa: N802
-        self, request: oip.ModelConfigRequest, context: Context
-    ) -> Message:
-        return await self._config(request)
-
-    async def ModelStatistics(  # noqa: N802
-        self, request: oip.ModelStatisticsRequest, context: Context
-    ) -> Message:
-        return await self._statistics(request)
-
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> Message:  # noqa: N802
-        return await self._infer(request, time_left(context))
-
-    def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
-    ) -> AsyncIterator[Message]:
-        async def work(index: int, request: oip.ModelInferRequest) -> Message:
-            return await self._infer_in_stream(request, time_left(context))
-
-        limit = self.dataplane.settings.max_stream_frames
-        return answer_in_order(requests, work, limit, self.stopping)
-
-    async def _ready(self, request: oip.ModelReadyRequest) -> Message:
-        loaded = self.dataplane.is_loaded(request.name, parse_version(request.version))
-        return oip.ModelReadyResponse(ready=loaded and self.is_ready())
-
-    async def _metadata(self, request: oip.ModelMetadataRequest) -> Message:
         found = self.dataplane.metadata(request.name, parse_version(request.version))
         tensor = oip.ModelMetadataResponse.TensorMetadata
         return oip.ModelMetadataResponse(
@@ -93,27 +74,42 @@ class InferenceServicer(ControlServicer):
             ],
         )
 
-    async def _config(self, request: oip.ModelConfigRequest) -> Message:
+    async def ModelConfig(  # noqa: N802
+        self, request: oip.ModelConfigRequest, context: Context
+    ) -> Message:
         config = self.dataplane.config(request.name, parse_version(request.version))
         return oip.ModelConfigResponse(config=config)
 
-    async def _statistics(self, request: oip.ModelStatisticsRequest) -> Message:
+    async def ModelStatistics(  # noqa: N802
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> Message:
         found = self.dataplane.statistics(request.name, parse_version(request.version))
         return oip.ModelStatisticsResponse(model_stats=[build_statistics(m) for m in found])
+
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> Message:  # noqa: N802
+        return await self._infer(request, time_left(context))
+
+    def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
+    ) -> AsyncIterator[Message]:
+        async def work(index: int, request: oip.ModelInferRequest) -> Message:
+            return await self._infer_in_stream(request, time_left(context))
+
+        limit = self.settings.max_stream_frames
+        return answer_in_order(requests, work, limit, self.stopping)
 
     async def _infer(self, request: oip.ModelInferRequest, time_left_s: float | None) -> Message:
         model = self.dataplane.find(
             request.model_name, parse_version(request.model_version), "grpc"
         )
-        pool = self.dataplane.segmenter.pool
         # A tensor in shared memory has any size, of which the message says nothing.
         is_small = request.raw_input_contents and request.ByteSize() <= INLINE_BYTES
         asked = await run_sized(
-            pool, is_small, read_infer_request, request, time_left_s, model, self.memory
+            self.pool, is_small, read_infer_request, request, time_left_s, model, self.memory
         )
         response = await self.dataplane.infer(asked, "grpc")
         size = sum(output.tensor.size for output in response.outputs)
-        return await run_sized(pool, size <= INLINE_BYTES, build_infer_message, response)
+        return await run_sized(self.pool, size <= INLINE_BYTES, build_infer_message, response)
 
     async def _infer_in_stream(
         self, request: oip.ModelInferRequest, time_left_s: float | None
@@ -121,6 +117,7 @@ class InferenceServicer(ControlServicer):
         try:
             response = await self._infer(request, time_left_s)
         except SegserveError as error:
+            count_refusal(error, request.model_name)
             drop_traceback(error)
             failed = oip.ModelInferResponse(id=request.id)
             return oip.ModelStreamInferResponse(error_message=str(error), infer_response=failed)
@@ -130,7 +127,7 @@ class InferenceServicer(ControlServicer):
 
 
 def build_statistics(model: Model) -> oip.ModelStatistics:
-    """The statistics extension's message for one version of a model."""
+    """Returns the statistics extension's message for one version of a model."""
     counts = model.statistics
 
     def show(duration: Duration) -> oip.StatisticDuration:

@@ -62,7 +62,7 @@ def read_infer_request(
 
 
 def read_parameters(given: Mapping[str, oip.InferParameter]) -> dict[str, ParameterValue]:
-    """The values of a parameter map; None where one is unset."""
+    """Returns the values of a parameter map; None where one is unset."""
     values: dict[str, ParameterValue] = {}
     for name, parameter in given.items():
         chosen = parameter.WhichOneof("parameter_choice")
@@ -157,7 +157,7 @@ def _beyond_range(item: InputTensor) -> InvalidRequest:
 
 
 def build_infer_message(response: InferResponse) -> oip.ModelInferResponse:
-    """The answer; an output in shared memory has empty contents."""
+    """Returns the answer; an output in shared memory has empty contents."""
     tensor = oip.ModelInferResponse.InferOutputTensor
     return oip.ModelInferResponse(
         model_name=response.model,

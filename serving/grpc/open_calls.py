@@ -29,6 +29,7 @@ class OpenCall:
     Attributes:
         is_stream: of several requests, each with one answer.
         last: when its last message came or went, on the event loop's clock.
+        model: that it asks for, once that is known.
         received, answered: messages; a stream is quiet while they are equal.
         sending: a message is on its way that the client does not take.
         check_key: raises where the caller's key is not valid any more.
@@ -40,6 +41,7 @@ class OpenCall:
     task: asyncio.Task[object]
     is_stream: bool
     last: float
+    model: str = ""
     received: int = 0
     answered: int = 0
     sending: bool = False
@@ -152,7 +154,7 @@ class OpenCalls:
 
     @property
     def limit(self) -> int:
-        """How many calls may be open together."""
+        """Returns how many calls may be open together."""
         return self.calls.limit + self.probes.limit + self.watches.limit
 
     def enter(self, lane: Lane, address: str, *, is_stream: bool) -> OpenCall:

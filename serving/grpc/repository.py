@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from serving.errors import Unsupported
-from serving.grpc.endings import Context
+from serving.grpc.status import Context
 from serving.oip.dataplane import Dataplane
 from serving.oip.messages import CUDA_REFUSED, LOG_REFUSED, TRACE_REFUSED
 from serving.oip.shared_memory import check_cuda_region
@@ -27,27 +27,43 @@ class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(  # noqa: N802
         self, request: oip.RepositoryIndexRequest, context: Context
     ) -> Message:
-        return await self._index(request)
+        refuse_repository(request.repository_name)
+        entry = oip.RepositoryIndexResponse.ModelIndex
+        states = await self.dataplane.index(ready=request.ready)
+        return oip.RepositoryIndexResponse(
+            models=[entry(name=s.name, version=s.version, state=s.state, reason=s.reason)
+                    for s in states]
+        )  # fmt: skip
 
     async def RepositoryModelLoad(  # noqa: N802
         self, request: oip.RepositoryModelLoadRequest, context: Context
     ) -> Message:
-        return await self._load(request)
+        refuse_repository(request.repository_name)
+        await self.dataplane.load(request.model_name, tuple(request.parameters))
+        return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(  # noqa: N802
         self, request: oip.RepositoryModelUnloadRequest, context: Context
     ) -> Message:
-        return await self._unload(request)
+        refuse_repository(request.repository_name)
+        await self.dataplane.unload(request.model_name)
+        return oip.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(  # noqa: N802
         self, request: oip.SystemSharedMemoryStatusRequest, context: Context
     ) -> Message:
-        return await self._shared_memory_status(request)
+        status = oip.SystemSharedMemoryStatusResponse()
+        for region in self.memory.status(request.name):
+            shown = status.regions[region.name]
+            shown.name, shown.key = region.name, region.key
+            shown.offset, shown.byte_size = region.offset, region.size
+        return status
 
     async def SystemSharedMemoryRegister(  # noqa: N802
         self, request: oip.SystemSharedMemoryRegisterRequest, context: Context
     ) -> Message:
-        return await self._register(request)
+        self.memory.register(request.name, request.key, request.offset, request.byte_size)
+        return oip.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(  # noqa: N802
         self, request: oip.SystemSharedMemoryUnregisterRequest, context: Context
@@ -58,7 +74,8 @@ class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
     async def CudaSharedMemoryStatus(  # noqa: N802
         self, request: oip.CudaSharedMemoryStatusRequest, context: Context
     ) -> Message:
-        return await self._cuda_status(request)
+        check_cuda_region(request.name)
+        return oip.CudaSharedMemoryStatusResponse()
 
     async def CudaSharedMemoryRegister(self, request: Message, context: Context) -> Message:  # noqa: N802
         raise Unsupported(CUDA_REFUSED)
@@ -71,41 +88,6 @@ class ControlServicer(oip_grpc.GRPCInferenceServiceServicer):
 
     async def LogSettings(self, request: Message, context: Context) -> Message:  # noqa: N802
         raise Unsupported(LOG_REFUSED)
-
-    async def _index(self, request: oip.RepositoryIndexRequest) -> Message:
-        refuse_repository(request.repository_name)
-        entry = oip.RepositoryIndexResponse.ModelIndex
-        states = await self.dataplane.index(ready=request.ready)
-        return oip.RepositoryIndexResponse(
-            models=[entry(name=s.name, version=s.version, state=s.state, reason=s.reason)
-                    for s in states]
-        )  # fmt: skip
-
-    async def _load(self, request: oip.RepositoryModelLoadRequest) -> Message:
-        refuse_repository(request.repository_name)
-        await self.dataplane.load(request.model_name, tuple(request.parameters))
-        return oip.RepositoryModelLoadResponse()
-
-    async def _unload(self, request: oip.RepositoryModelUnloadRequest) -> Message:
-        refuse_repository(request.repository_name)
-        await self.dataplane.unload(request.model_name)
-        return oip.RepositoryModelUnloadResponse()
-
-    async def _shared_memory_status(self, request: oip.SystemSharedMemoryStatusRequest) -> Message:
-        status = oip.SystemSharedMemoryStatusResponse()
-        for region in self.memory.status(request.name):
-            shown = status.regions[region.name]
-            shown.name, shown.key = region.name, region.key
-            shown.offset, shown.byte_size = region.offset, region.size
-        return status
-
-    async def _register(self, request: oip.SystemSharedMemoryRegisterRequest) -> Message:
-        self.memory.register(request.name, request.key, request.offset, request.byte_size)
-        return oip.SystemSharedMemoryRegisterResponse()
-
-    async def _cuda_status(self, request: oip.CudaSharedMemoryStatusRequest) -> Message:
-        check_cuda_region(request.name)
-        return oip.CudaSharedMemoryStatusResponse()
 
 
 def refuse_repository(name: str) -> None:

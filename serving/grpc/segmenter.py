@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 
 from google.protobuf.message import Message
 from segserve_client.proto import segserve_pb2 as pb
@@ -12,11 +13,12 @@ from segserve_client.proto import segserve_pb2_grpc
 from serving.errors import InvalidRequest, SegserveError, drop_traceback
 from serving.formats import registry as mask
 from serving.formats.label_map import MaskOptions, Picture
-from serving.grpc.endings import INLINE_BYTES, Context, run_sized, time_left
-from serving.grpc.oip_stream import answer_in_order
-from serving.models.families import find_described
+from serving.grpc.status import INLINE_BYTES, Context, run_sized, time_left
+from serving.grpc.stream import answer_in_order
+from serving.observability.request_context import count_refusal
 from serving.requests import OutputSize, SegmentOptions, SegmentRequest
 from serving.service import Segmenter
+from serving.settings import Settings
 
 SIZES: dict[int, OutputSize] = {pb.SIZE_ORIGINAL: "original", pb.SIZE_MODEL: "model"}
 PICTURES: dict[str, Picture | None] = {"": None, "png": "png", "jpeg": "jpeg"}
@@ -25,8 +27,12 @@ PICTURES: dict[str, Picture | None] = {"": None, "png": "png", "jpeg": "jpeg"}
 class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
     """``segserve.v1.Segmenter``."""
 
-    def __init__(self, segmenter: Segmenter, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, segmenter: Segmenter, pool: Executor, settings: Settings, stopping: asyncio.Event
+    ) -> None:
         self.segmenter = segmenter
+        self.pool = pool
+        self.settings = settings
         self.stopping = stopping
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> Message:  # noqa: N802
@@ -39,22 +45,37 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
             try:
                 response = await self._segment(request, time_left(context))
             except SegserveError as error:
+                count_refusal(error, request.model)
                 drop_traceback(error)
                 failed = pb.FrameError(code=error.code, message=str(error))
                 return pb.SegmentStreamResponse(index=index, error=failed)
             return pb.SegmentStreamResponse(index=index, response=response)
 
-        limit = self.segmenter.settings.max_stream_frames
+        limit = self.settings.max_stream_frames
         return answer_in_order(requests, work, limit, self.stopping)
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> Message:  # noqa: N802
-        return await self._describe(request)
+        known = self.segmenter.describe(request.model, request.version or None)
+        labels = known.labels
+        return pb.DescribeResponse(
+            model=known.name,
+            version=known.version,
+            classes=[
+                pb.Class(id=index, name=name, color=color[0] << 16 | color[1] << 8 | color[2])
+                for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
+            ],
+            ignore_label=labels.ignore_label,
+            height=known.size.height if known.size else 0,
+            width=known.size.width if known.size else 0,
+            has_logits=known.has_logits,
+            formats=list(mask.FORMATS),
+        )
 
     async def _segment(self, request: pb.SegmentRequest, timeout_s: float | None) -> Message:
         options = read_options(request)
         # A copy: of megabytes, not on the event loop.
         is_small = request.ByteSize() <= INLINE_BYTES
-        image: bytes = await run_sized(self.segmenter.pool, is_small, getattr, request, "image")
+        image: bytes = await run_sized(self.pool, is_small, getattr, request, "image")
         result = await self.segmenter.segment(
             SegmentRequest(request.model, image, options, request.version or None, timeout_s),
             "grpc",
@@ -78,26 +99,9 @@ class SegmenterServicer(segserve_pb2_grpc.SegmenterServicer):
             ],
         )
 
-    async def _describe(self, request: pb.DescribeRequest) -> Message:
-        known = find_described(self.segmenter.registry, request.model, request.version or None)
-        labels = known.labels
-        return pb.DescribeResponse(
-            model=known.name,
-            version=known.version,
-            classes=[
-                pb.Class(id=index, name=name, color=color[0] << 16 | color[1] << 8 | color[2])
-                for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
-            ],
-            ignore_label=labels.ignore_label,
-            height=known.size.height if known.size else 0,
-            width=known.size.width if known.size else 0,
-            has_logits=known.has_logits,
-            formats=list(mask.FORMATS),
-        )
-
 
 def read_options(request: pb.SegmentRequest) -> SegmentOptions:
-    """What the message asks for.
+    """Returns what the message asks for.
 
     Raises:
         InvalidRequest: an option of no known value; the message names it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -12,12 +13,13 @@ from segserve_client.proto import segserve_pb2, segserve_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
+from serving.admission.admission import Admission
 from serving.grpc.health import HealthServicer
 from serving.grpc.interceptor import CallInterceptor
 from serving.grpc.oip import InferenceServicer
 from serving.grpc.open_calls import OpenCalls
 from serving.grpc.segmenter import SegmenterServicer
-from serving.observability.middleware import Calls
+from serving.observability.middleware import RequestContexts
 from serving.oip.dataplane import Dataplane
 from serving.security.tls import open_grpc_tls
 from serving.service import Segmenter
@@ -41,12 +43,14 @@ COMPRESSION = {
 def build_grpc_server(
     segmenter: Segmenter,
     dataplane: Dataplane,
+    admission: Admission,
+    contexts: RequestContexts,
+    pool: Executor,
     settings: Settings,
-    calls: Calls,
     is_ready: Callable[[], bool],
     stopping: asyncio.Event,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server bound to ``settings.grpc_port`` and not started, with the port it got.
+    """Returns a server bound to ``settings.grpc_port`` and not started, with the port it got.
 
     ``stopping`` ends streams, which may otherwise stay open for ever.
 
@@ -70,15 +74,15 @@ def build_grpc_server(
             ("grpc.max_connection_idle_ms", int(settings.grpc_connection_idle_s * 1000)),
             *_list_keepalive_options(settings),
         ),
-        interceptors=(CallInterceptor(calls, settings, segmenter, open_calls),),
+        interceptors=(CallInterceptor(contexts, settings, admission, pool, open_calls),),
         maximum_concurrent_rpcs=OWN_LIMITS * open_calls.limit,
         compression=COMPRESSION[settings.grpc_compression],
     )
     segserve_pb2_grpc.add_SegmenterServicer_to_server(
-        SegmenterServicer(segmenter, stopping), server
+        SegmenterServicer(segmenter, pool, settings, stopping), server
     )
     oip_grpc.add_GRPCInferenceServiceServicer_to_server(
-        InferenceServicer(dataplane, is_ready, stopping), server
+        InferenceServicer(dataplane, pool, settings, is_ready, stopping), server
     )
     health_pb2_grpc.add_HealthServicer_to_server(
         HealthServicer(SERVICES, is_ready, stopping), server

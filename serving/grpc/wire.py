@@ -21,6 +21,9 @@ Fields of type ``bytes`` (images, tensors) are skipped, not read: their length i
 ``max_request_bytes`` alone. A walk is over after ``MAX_FIELDS`` steps whatever the bytes are.
 
 Source: protobuf.dev/programming-guides/encoding.
+
+What a message says of the inference that it asks for is found in the same walk: a refusal by the
+request's head must not cost a copy of its tensors.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from google.protobuf.message import Message
 from segserve_client.proto import segserve_pb2 as pb
 from tritonclient.grpc import service_pb2 as oip
 
-from serving.admission.request_head import Announced
+from serving.admission.admission import RequestHead
 from serving.errors import InvalidRequest, TooLarge
 from serving.oip.messages import parse_version
 
@@ -77,7 +80,7 @@ NOT_A_MESSAGE = "the bytes are not a message of this call; see the .proto file"
 
 @dataclass(frozen=True)
 class Shape:
-    """What a message type may hold, by a field's tag (number and wire type in one).
+    """The fields that a message type may hold, by their tag (number and wire type in one).
 
     Attributes:
         messages: the shapes of fields that hold messages.
@@ -96,7 +99,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a walk found.
+    """The result of a walk over one message.
 
     Attributes:
         fields: those that were wanted; of one that is repeated, the last.
@@ -285,10 +288,6 @@ class _Walk:
         raise InvalidRequest(NOT_A_MESSAGE)
 
 
-# What a gRPC message tells of the inference that it asks for, found without parsing it.
-#
-# A message is in memory before anybody is asked; parsing it copies its tensors once more.
-
 SEGMENT = "/segserve.v1.Segmenter/Segment"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -306,13 +305,13 @@ _WANTED = {SEGMENT: _SEGMENT, INFER: _INFER}
 
 
 def list_wanted(method: str) -> tuple[Key, ...]:
-    """Returns the fields that :func:`read_announced` needs of a method's messages."""
+    """Returns the fields that :func:`read_head` needs of a method's messages."""
     return _WANTED.get(method, ())
 
 
-def read_announced(
+def read_head(
     method: str, fields: Fields, timeout_s: float | None, size: int
-) -> Announced | None:
+) -> RequestHead | None:
     """Returns the inference that a message of ``size`` bytes asks for; None where the call is none,
     or not one that can be answered."""
     try:
@@ -325,17 +324,17 @@ def read_announced(
     return None
 
 
-def _read_segment(fields: Fields, timeout_s: float | None, size: int) -> Announced:
+def _read_segment(fields: Fields, timeout_s: float | None, size: int) -> RequestHead:
     model, version, format = (fields.get(key) for key in _SEGMENT)
     formats = tuple(_text(format).split(",")) if format else ("png",)
     number = version if isinstance(version, int) and version else None
-    return Announced(_text(model), number, timeout_s, 0, formats, size, is_certain=True)
+    return RequestHead(_text(model), number, timeout_s, 0, formats, size, is_certain=True)
 
 
-def _read_infer(fields: Fields, timeout_s: float | None, size: int) -> Announced:
+def _read_infer(fields: Fields, timeout_s: float | None, size: int) -> RequestHead:
     model, version = (_text(fields.get(key)) for key in _INFER)
     number = parse_version(version)
-    return Announced(model, number, timeout_s, request_bytes=size, is_certain=True)
+    return RequestHead(model, number, timeout_s, request_bytes=size, is_certain=True)
 
 
 def _text(value: bytes | int | None) -> str:

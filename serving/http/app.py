@@ -1,9 +1,18 @@
-"""HTTP: thin converters over the service and the dataplane."""
+"""Builds the HTTP application: its routes, its error handlers, and the pages of other origins.
+
+The routes are thin converters over the service and the dataplane. Where ``allowed_origins`` is
+empty a browser keeps the answers from every page but the server's own (CORS). Preflight requests
+carry no key, so CORS stands before the middleware that asks for one.
+
+Source: Fetch standard (WHATWG), section 3.2.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,20 +22,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 
+from serving.admission.admission import Admission
 from serving.errors import InvalidRequest, SegserveError, code_of_http, shorten
 from serving.http.body import TIMEOUT_HEADER, BodyReader
 from serving.http.middleware import CallMiddleware, route_method, show
-from serving.http.oip import add_health, add_infer, add_models
+from serving.http.oip import MODEL_ERRORS, add_health, add_infer, add_models
 from serving.http.oip_json import HEADER_LENGTH
 from serving.http.openapi import complete_openapi
 from serving.http.page import add_docs, add_page
 from serving.http.repository import add_refusals, add_repository, add_shared_memory
 from serving.http.segment import add_segment
-from serving.models.families import find_described
 from serving.observability.metrics import Metrics
 from serving.observability.metrics_server import MetricsPage
-from serving.observability.middleware import Calls
-from serving.observability.request_context import note_error
+from serving.observability.middleware import RequestContexts
+from serving.observability.request_context import note_error, report_error
 from serving.oip.dataplane import Dataplane
 from serving.oip.messages import SERVER_VERSION, parse_version
 from serving.palette import format_palette
@@ -37,17 +46,20 @@ from serving.settings import Settings
 def build_app(
     segmenter: Segmenter,
     dataplane: Dataplane,
+    admission: Admission,
+    contexts: RequestContexts,
+    metrics: Metrics,
     metrics_page: MetricsPage,
+    pool: Executor,
     settings: Settings,
-    calls: Calls,
     is_ready: Callable[[], bool],
 ) -> FastAPI:
-    """The application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
+    """Returns the application; ``/`` is a page to try a model, ``/docs`` the OpenAPI page."""
     app = FastAPI(title="segserve", version=SERVER_VERSION, docs_url=None, redoc_url=None)
-    app.add_middleware(CallMiddleware, calls=calls, door=segmenter.door)
+    app.add_middleware(CallMiddleware, contexts=contexts, admission=admission)
     allow_origins(app, settings)
-    bodies = BodyReader(settings, segmenter.pool)
-    add_error_handlers(app, segmenter, segmenter.metrics)
+    bodies = BodyReader(settings, pool, metrics.count_ignored)
+    add_error_handlers(app)
     add_health(app, settings, is_ready)
     add_models(app, dataplane, is_ready)
     add_classes(app, segmenter)
@@ -70,14 +82,12 @@ def build_app(
     return app
 
 
-def add_error_handlers(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> None:
-    """Every error is ``{"error": text, "code": name}``."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error's body ``{"error": text, "code": name}``."""
 
     @app.exception_handler(SegserveError)
     async def show_error(request: Request, error: SegserveError) -> JSONResponse:
-        note_error(error.code)
-        model = request.path_params.get("model", "")
-        metrics.count_refusal(error, segmenter.registry.label(model))
+        report_error(error, request.path_params.get("model", ""))
         return show(error)
 
     @app.exception_handler(RequestValidationError)
@@ -121,13 +131,15 @@ def find_methods(app: FastAPI, path: str) -> set[str]:
 
 
 def add_classes(app: FastAPI, segmenter: Segmenter) -> None:
-    """What the pixels of an answer mean."""
+    """Adds the routes that say what the pixels of an answer mean."""
 
-    @app.get("/v2/models/{model}/classes", tags=["models"])
-    @app.get("/v2/models/{model}/versions/{version}/classes", tags=["models"])
+    get = partial(app.get, tags=["models"], responses=MODEL_ERRORS)
+
+    @get("/v2/models/{model}/classes")
+    @get("/v2/models/{model}/versions/{version}/classes")
     async def classes(model: str, version: str = "") -> JSONResponse:
         """Id, name and colour (#rrggbb) of every class."""
-        labels = find_described(segmenter.registry, model, parse_version(version)).labels
+        labels = segmenter.describe(model, parse_version(version)).labels
         return JSONResponse(
             [
                 {"id": index, "name": name, "color": format_palette([color])}
@@ -135,13 +147,6 @@ def add_classes(app: FastAPI, segmenter: Segmenter) -> None:
             ]
         )
 
-
-# Pages of other addresses that may ask this server from a browser (CORS).
-#
-# Without it a browser keeps its answers from every page but the server's own. Preflights carry no
-# key, so this stands before the calls are admitted; what follows one is admitted like any other.
-#
-# Source: Fetch standard (WHATWG), section 3.2.
 
 SENT = (
     "Authorization", "X-API-Key", "Content-Type", "X-Request-Id", TIMEOUT_HEADER, HEADER_LENGTH,

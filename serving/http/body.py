@@ -1,12 +1,14 @@
-"""Reads the body of an HTTP request within limits of size and time.
+"""Reads the body of an HTTP request within limits of size and time, and ends its work with it.
 
-The event loop only collects what arrives: unpacking and cutting happen on a pool thread.
+The event loop only collects what arrives: unpacking and cutting happen on a pool thread. The
+deadline of ``X-Timeout-Ms`` counts from when the header came. When the client hangs up, its images
+leave the queue and its tiles are not begun.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,7 +28,7 @@ LENGTH = "Content-Length"
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """How many bytes a body may have, as sent and unpacked, and which setting says so."""
+    """The largest size of a body, as sent and unpacked, and the setting that holds it."""
 
     size: int
     setting: str
@@ -43,10 +45,16 @@ class BodyLimit:
 
 @dataclass(frozen=True)
 class BodyReader:
-    """Reads the bodies of one server; ``pool`` does what takes time."""
+    """Reads the bodies of one server.
+
+    Attributes:
+        pool: runs what takes time.
+        count_ignored: of the server's metrics.
+    """
 
     settings: Settings
     pool: Executor
+    count_ignored: Callable[[str, int], None]
 
     async def read(self, request: Request) -> bytes:
         """Returns the whole body of an inference; see ``read_within``."""
@@ -125,8 +133,6 @@ async def _collect(request: Request, limit: BodyLimit) -> bytes:
     return first if rest is None else rest.getvalue()
 
 
-# The header ``X-Timeout-Ms``: a deadline that counts from when the header came.
-
 TIMEOUT_HEADER = "X-Timeout-Ms"
 
 
@@ -148,11 +154,9 @@ def parse_timeout(text: str | None) -> float | None:
 
 
 def seconds_left(timeout_s: float | None, began: float) -> float | None:
-    """Of a timeout that counts from ``began``, on ``time.perf_counter``: an upload takes time."""
+    """Returns what is left of a timeout that counts from ``began``, on ``time.perf_counter``."""
     return None if timeout_s is None else timeout_s - (perf_counter() - began)
 
-
-# Work that ends when its client hangs up: its images leave the queue, its tiles are not begun.
 
 Answer = TypeVar("Answer")
 
@@ -178,6 +182,6 @@ async def while_connected(request: Request, work: Coroutine[None, None, Answer])
 
 
 async def _wait_for_disconnect(request: Request) -> None:
-    """ASGI tells of it by a message, behind those of the body."""
+    """Returns once ASGI sends ``http.disconnect``, which follows the messages of the body."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -26,9 +26,8 @@ from starlette.types import Scope
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from serving.http.exchange import Exchange, begin_answer
+from serving.http.exchange import Exchange, TrustedProxies, begin_answer, parse_address
 from serving.http.framing import ProtocolError, RequestHead, RequestReader
-from serving.http.proxies import TrustedProxies, parse_address
 from serving.observability.metrics import Metrics
 from serving.settings import Settings
 
@@ -131,7 +130,7 @@ class HttpConnection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> None:
-        """Half-closed: the transport closes."""
+        """Closes the transport of a client that has half-closed its side."""
 
     def pause_writing(self) -> None:
         if self._writable is None:
@@ -180,7 +179,7 @@ class HttpConnection(asyncio.Protocol):
             self._set_paused(False)
 
     def end_exchange(self) -> None:
-        """The answer is complete; what is left of the body is dropped."""
+        """Ends a complete answer and drops what is left of the request's body."""
         self._state.total_requests += 1
         exchange = self._exchange
         if exchange is None or self._transport.is_closing():
@@ -268,7 +267,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def _exchange_is_full(self) -> bool:
-        """Whether the application has more of a body to take than is read ahead of it."""
+        """Returns whether the application has more of a body to take than is read ahead of it."""
         exchange = self._exchange
         return (
             exchange is not None
@@ -277,7 +276,7 @@ class HttpConnection(asyncio.Protocol):
         )
 
     def _read_body(self) -> None:
-        """One step of it: a body of many small chunks lets others have their turn."""
+        """Reads one step of the body: one of many small chunks must let other connections run."""
         exchange = self._exchange
         assert exchange is not None
         if self._exchange_is_full:
@@ -303,7 +302,7 @@ class HttpConnection(asyncio.Protocol):
             self._schedule()
 
     def _end_request(self) -> None:
-        """After an answer and its request's body: closes, or waits for the next request."""
+        """Closes after an answer and its request's body, or waits for the next request."""
         self._exchange = None
         self._is_dropping = False
         if self._closes_after_body and self._reader.buffered:
@@ -444,7 +443,7 @@ def limit_connections(settings: Settings, metrics: Metrics) -> type[asyncio.Prot
 
 
 def _name_address(found: object) -> tuple[str, int] | None:
-    """Host and port of a socket's address; None where it has none."""
+    """Returns host and port of a socket's address; None where it has none."""
     if not isinstance(found, tuple) or len(found) < 2:
         return None
     return str(parse_address(str(found[0])) or found[0]), int(found[1])

@@ -3,6 +3,10 @@
 The head of an answer is held until its body's first part, and both are sent in one call of the
 kernel, which costs more than to make them.
 
+A request's client is who connected, or, behind ``trusted_proxies``, who ``X-Forwarded-For`` names.
+Anybody can write that header: it is read from the right, as each proxy adds the address it was
+asked from at the end, and believed only as far as those that wrote it are trusted.
+
 Source: ASGI specification 3.0, HTTP & WebSocket message format 2.3.
 """
 
@@ -13,6 +17,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -28,7 +33,7 @@ _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class Wire(Protocol):
-    """What an exchange needs of its connection."""
+    """The part of a connection that an exchange uses."""
 
     def write(self, *parts: bytes) -> None: ...
 
@@ -41,11 +46,12 @@ class Wire(Protocol):
         ...
 
     def end_exchange(self) -> None:
-        """The answer is complete."""
+        """Ends the exchange: the answer is complete."""
         ...
 
     def break_off(self) -> None:
-        """Closes: the answer cannot be completed, and the client must notice."""
+        """Closes the connection of an answer that cannot be completed, so that the client
+        notices."""
         ...
 
 
@@ -138,7 +144,7 @@ class Exchange:
         self._changed.set()
 
     async def receive(self) -> Message:
-        """ASGI's ``receive``: the body in parts, then ``http.disconnect``."""
+        """Implements ASGI's ``receive``: the body in parts, then ``http.disconnect``."""
         if self.awaits_continue and not self._is_gone:
             self.awaits_continue = False
             self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -160,7 +166,7 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not self._body_has_ended}
 
     async def send(self, message: Message) -> None:
-        """ASGI's ``send``; without effect once the client is gone."""
+        """Implements ASGI's ``send``; without effect once the client is gone."""
         await self._wire.drain()
         if self._is_gone:
             return
@@ -251,3 +257,75 @@ class Exchange:
         self.is_complete = True
         self._changed.set()
         self._wire.end_exchange()
+
+
+Address = IPv4Address | IPv6Address
+MAX_HOPS = 32
+
+
+class TrustedProxies:
+    """Finds the client's own address and scheme behind the proxies that are trusted.
+
+    Args:
+        networks: addresses or networks, as ``10.0.0.0/8`` or ``::1``.
+
+    Raises:
+        ValueError: one of them is neither.
+    """
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = tuple(ip_network(network) for network in networks)
+
+    def trusts(self, host: str) -> bool:
+        """Returns whether a peer of that address may say for whom it asks."""
+        if not self._networks:
+            return False
+        address = parse_address(host)
+        return address is not None and self._contains(address)
+
+    def find_client(self, peer: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """Returns the address of the last hop that is not trusted; the peer's where it is not.
+
+        An entry that is not an address ends the search at the proxy that passed it on.
+        """
+        if not self.trusts(peer):
+            return peer
+        values = b",".join(value for name, value in headers if name == b"x-forwarded-for")
+        client = peer
+        for entry in reversed(values.split(b",")[-MAX_HOPS:]):
+            address = parse_address(entry.decode("latin-1"))
+            if address is None:
+                break
+            client = str(address)
+            if not self._contains(address):
+                break
+        return client
+
+    def find_scheme(self, peer: str, scheme: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """Returns what the client speaks: ``X-Forwarded-Proto`` where a trusted proxy says so."""
+        if self.trusts(peer):
+            for name, value in reversed(headers):
+                if name == b"x-forwarded-proto":
+                    last = value.rpartition(b",")[2].strip().lower()
+                    return last.decode("ascii") if last in (b"http", b"https") else scheme
+        return scheme
+
+    def _contains(self, address: Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
+def parse_address(text: str) -> Address | None:
+    """Returns an address written alone, in brackets, or with a port; None for anything else.
+
+    IPv4 inside IPv6 (``::ffff:192.0.2.1``, what a socket of both sees) is IPv4.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,4 +1,4 @@
-"""Where HTTP/1.1 requests begin and end in a stream of bytes: RFC 9112, strictly, without I/O.
+"""Finds where HTTP/1.1 requests begin and end in a stream of bytes: RFC 9112, strict, without I/O.
 
 What two parsers could read differently is refused, because a proxy in front of this server may be
 the other one: a bare CR or LF, a blank before a colon, a folded header, Content-Length beside
@@ -118,17 +118,17 @@ class RequestReader:
 
     @property
     def in_body(self) -> bool:
-        """Whether a head was read whose body has not ended."""
+        """Returns whether a head was read whose body has not ended."""
         return self._state is not _State.HEAD
 
     @property
     def in_trailers(self) -> bool:
-        """Whether the last chunk has come and the message has not ended."""
+        """Returns whether the last chunk has come and the message has not ended."""
         return self._state is _State.TRAILERS
 
     @property
     def has_begun(self) -> bool:
-        """Whether something of the next head has come, be it a blank line."""
+        """Returns whether something of the next head has come, be it a blank line."""
         return self._state is _State.HEAD and bool(self._buffer or self._skipped)
 
     def feed(self, data: bytes) -> None:
@@ -383,7 +383,7 @@ def _split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, byte
 
 
 def _check_host(hosts: list[bytes], version: Literal["1.0", "1.1"]) -> None:
-    """RFC 9112, 3.2."""
+    """Checks the Host header by RFC 9112, section 3.2."""
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise ProtocolError(f"{len(hosts)} Host headers: expected one")
     if hosts and not _AUTHORITY.fullmatch(hosts[0]):

@@ -119,7 +119,7 @@ def read_files(name: str, text: Text, elements: int) -> tuple[bytes, ...]:
 def _explain(
     name: str, code: int, at: int, count: int, elements: int, wanted: str, text: Text
 ) -> InvalidRequest:
-    """The error that a loop's result stands for."""
+    """Returns the error that a loop's result stands for."""
     if code in (_DONE, _TOO_MANY):
         more = "more" if code == _TOO_MANY else f"{count}"
         return InvalidRequest(

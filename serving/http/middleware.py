@@ -1,4 +1,4 @@
-"""Every HTTP request passes here first: its id, its key, its span, its line in the log."""
+"""Wraps every HTTP request: its id, its key, its span, its line in the log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission.request_head import Announced, Door
+from serving.admission.admission import Admission, RequestHead
 from serving.errors import (
     INTERNAL,
     Internal,
@@ -23,8 +23,8 @@ from serving.errors import (
 )
 from serving.http.body import TIMEOUT_HEADER, parse_timeout
 from serving.http.options import read_formats
-from serving.observability.middleware import Calls
-from serving.observability.request_context import log_defect
+from serving.observability.middleware import RequestContexts
+from serving.observability.request_context import log_defect, report_error
 from serving.oip.messages import parse_version
 from serving.parsing import read_length
 
@@ -33,6 +33,10 @@ OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
 # Without a key: a browser has none to send before the page is there to type it into, and OPTIONS
 # of the whole server (``*``) tells nothing of it.
 KEYLESS_PATHS = frozenset({"/", "*"})
+# A request is refused by its head before FastAPI has matched a route, which would cost more than
+# the refusal; a test holds that this matches the routes of ``segment`` and ``infer`` alone.
+INFERENCE_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(segment|infer)")
+_TIMEOUT = TIMEOUT_HEADER.lower().encode()
 
 
 class CallMiddleware:
@@ -41,10 +45,10 @@ class CallMiddleware:
     What is refused here leaves its body unread: the connection drops it (``http/connection.py``).
     """
 
-    def __init__(self, app: ASGIApp, calls: Calls, door: Door) -> None:
+    def __init__(self, app: ASGIApp, contexts: RequestContexts, admission: Admission) -> None:
         self.app = app
-        self.calls = calls
-        self.door = door
+        self.contexts = contexts
+        self.admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,23 +66,23 @@ class CallMiddleware:
             return headers.get(name.encode(), "")
 
         client = scope["client"][0] if scope["client"] else ""
-        with self.calls.call("http", scope["method"], scope["path"], client, read) as call:
+        with self.contexts.begin("http", scope["method"], scope["path"], client, read) as context:
             is_begun = False
 
             async def receive_counted() -> Message:
                 message = await receive()
-                call.request_bytes += len(message.get("body", b""))
+                context.request_bytes += len(message.get("body", b""))
                 return message
 
             async def send_marked(message: Message) -> None:
                 nonlocal is_begun
                 if message["type"] == "http.response.start":
                     is_begun = True
-                    call.status = str(message["status"])
-                    if message["status"] >= 400 and call.code == "ok":
-                        call.code = code_of_http(message["status"])
+                    context.status = str(message["status"])
+                    if message["status"] >= 400 and context.code == "ok":
+                        context.code = code_of_http(message["status"])
                     marked = MutableHeaders(raw=message["headers"])
-                    for name, value in call.marks:
+                    for name, value in context.response_headers:
                         marked[name] = value
                     if "location" in marked:
                         # Of a path with a slash too many. Scheme and host stay the client's own:
@@ -86,19 +90,21 @@ class CallMiddleware:
                         marked["location"] = _drop_origin(marked["location"])
                     if message["status"] == 429:
                         longest_s = longest_wait(read(TIMEOUT_HEADER.lower()))
-                        await self.calls.delay_refusal(call, longest_s)
+                        await self.contexts.delay_refusal(context, longest_s)
                 elif message["type"] == "http.response.body" and scope["method"] != "HEAD":
-                    call.response_bytes += len(message.get("body", b""))
+                    context.response_bytes += len(message.get("body", b""))
                 await send(message)
 
+            model = ""
             try:
                 if scope["path"] not in KEYLESS_PATHS:
-                    self.calls.admit(call, read)
-                announced = read_announced(routed, headers)
-                if announced is not None:
-                    self.door.check(announced, "http")
+                    self.contexts.admit(context, read)
+                head = read_head(routed, headers)
+                if head is not None:
+                    model = head.model
+                    self.admission.check_head(head, "http")
             except SegserveError as error:
-                call.code = error.code
+                report_error(error, model)
                 await show(error)(routed, receive_counted, send_marked)
                 return
             try:
@@ -108,7 +114,7 @@ class CallMiddleware:
                 if is_begun:
                     raise
                 log_defect(error)
-                call.code = INTERNAL
+                context.code = INTERNAL
                 await show(Internal())(routed, receive_counted, send_marked)
 
 
@@ -136,7 +142,7 @@ def longest_wait(timeout_ms: str) -> float:
 
 
 def show(error: SegserveError) -> JSONResponse:
-    """The answer that an error becomes."""
+    """Returns the answer that an error becomes."""
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = error.retry_after
@@ -148,18 +154,13 @@ def show(error: SegserveError) -> JSONResponse:
 
 
 def _drop_origin(url: str) -> str:
-    """``http://host/path?query`` -> ``/path?query``."""
+    """Returns a URL without its origin: ``http://host/path?query`` -> ``/path?query``."""
     return urlunsplit(("", "", *urlsplit(url)[2:]))
 
 
-# What the head of an HTTP request tells of the inference that it announces.
-
-INFERENCE_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(segment|infer)")
-_TIMEOUT = TIMEOUT_HEADER.lower().encode()
-
-
-def read_announced(scope: Scope, headers: Mapping[bytes, str]) -> Announced | None:
-    """The inference; None where the request is none, or not one that can be answered."""
+def read_head(scope: Scope, headers: Mapping[bytes, str]) -> RequestHead | None:
+    """Returns what the head of an inference says; None where the request is not one, or not one
+    that can be answered."""
     path = INFERENCE_PATH.fullmatch(scope["path"])
     if path is None or scope["method"] != "POST":
         return None
@@ -174,5 +175,5 @@ def read_announced(scope: Scope, headers: Mapping[bytes, str]) -> Announced | No
     except InvalidRequest:
         return None
     if operation == "infer":
-        return Announced(model, number, timeout_s, request_bytes=request_bytes)
-    return Announced(model, number, timeout_s, 0, formats, request_bytes)
+        return RequestHead(model, number, timeout_s, request_bytes=request_bytes)
+    return RequestHead(model, number, timeout_s, 0, formats, request_bytes)

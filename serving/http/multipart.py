@@ -1,7 +1,11 @@
-"""A multipart form (RFC 7578): its one image and its options, cut out of the body in memory.
+"""Reads and writes ``multipart/form-data`` bodies (RFC 7578), in memory.
 
-The body is there as a whole, so a part ends where its delimiter is found: one search a part, in C,
-whatever the body holds. Parsers for streams look at each byte that may begin a delimiter.
+A request's form holds one image and options. It is there as a whole, so a part ends where its
+delimiter is found: one search a part, in C, whatever the body holds. Parsers for streams look at
+each byte that may begin a delimiter.
+
+An answer in several output formats is a form as well: unlike ``multipart/mixed`` its parts have
+names, and browsers read it with ``Response.formData()``.
 """
 
 from __future__ import annotations
@@ -58,12 +62,12 @@ class _Part:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Of its Content-Disposition."""
+        """Returns the parameters of the part's Content-Disposition."""
         return read_parameters(self.headers.get("content-disposition", ""))
 
 
 def is_form(content_type: str) -> bool:
-    """Whether a Content-Type says that the body is a form."""
+    """Returns whether a Content-Type says that the body is a form."""
     return content_type.partition(";")[0].strip().lower() == MEDIA_TYPE
 
 
@@ -128,7 +132,8 @@ def _read_boundary(content_type: str) -> bytes:
 
 
 def _split(body: bytes, boundary: bytes) -> list[_Part]:
-    """Where the parts lie; what is before the first and behind the last is skipped (RFC 2046)."""
+    """Returns where the parts lie; what is before the first and behind the last is skipped (RFC
+    2046)."""
     delimiter = b"\r\n--" + boundary
     at = 0 if body.startswith(delimiter[2:]) else _find(body, delimiter, 0) + 2
     if at == 1:
@@ -152,7 +157,7 @@ def _split(body: bytes, boundary: bytes) -> list[_Part]:
 
 
 def _find(body: bytes, wanted: bytes, start: int) -> int:
-    """As ``body.find``, but in pieces: near misses make a search slow."""
+    """Searches like ``body.find``, but in pieces: near misses make a search slow."""
     for at in range(start, len(body), PIECE_BYTES):
         found = body.find(wanted, at, at + PIECE_BYTES + len(wanted) - 1)
         if found >= 0:
@@ -161,7 +166,7 @@ def _find(body: bytes, wanted: bytes, start: int) -> int:
 
 
 def _cut(body: bytes, start: int, end: int) -> bytes:
-    """As ``body[start:end]``, copied in pieces."""
+    """Returns ``body[start:end]``, copied in pieces."""
     content, view = BytesIO(), memoryview(body)
     for at in range(start, end, PIECE_BYTES):
         content.write(view[at : min(end, at + PIECE_BYTES)])
@@ -169,7 +174,7 @@ def _cut(body: bytes, start: int, end: int) -> bytes:
 
 
 def _skip_line_end(body: bytes, at: int) -> int:
-    """Where the line behind a delimiter begins; blanks may fill it up."""
+    """Returns where the line behind a delimiter begins; blanks may fill it up."""
     end = body.find(b"\r\n", at, at + MAX_FIELD_BYTES)
     if end < 0 or body[at:end].strip(b" \t"):
         raise InvalidRequest(
@@ -180,7 +185,7 @@ def _skip_line_end(body: bytes, at: int) -> int:
 
 
 def _read_headers(body: bytes, at: int) -> tuple[dict[str, str], int]:
-    """A part's headers, and where its content begins."""
+    """Returns a part's headers, and where its content begins."""
     if body.startswith(b"\r\n", at):
         return {}, at + 2
     end = body.find(b"\r\n\r\n", at, at + MAX_PART_HEADER_BYTES)
@@ -209,7 +214,7 @@ def _is_file(part: _Part, parameters: Mapping[str, str], body: bytes) -> bool:
 
 
 def _file_name(parameters: Mapping[str, str]) -> str:
-    """As it was sent: only whether there is one matters."""
+    """Returns the file name as it was sent; only whether there is one matters."""
     extended = parameters.get("filename*", "").rpartition("'")[2]
     return extended or parameters.get("filename", "")
 
@@ -226,11 +231,6 @@ def _read_text(name: str, part: _Part, body: bytes) -> str:
         raise InvalidRequest(f"multipart form: field {name!r} is not UTF-8") from None
 
 
-# Several forms of one answer in one body: ``multipart/form-data`` (RFC 7578).
-#
-# Chosen over ``multipart/mixed`` because its parts have names, and because browsers read it with
-# ``Response.formData()``.
-
 SUFFIXES = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -243,7 +243,7 @@ SUFFIXES = {
 
 
 def join_parts(parts: Mapping[str, Encoded]) -> Encoded:
-    """One part a form, in order: its name, a file name, its media type and its bytes."""
+    """Returns one part a form, in order: its name, a file name, its media type and its bytes."""
     boundary = _boundary([part.body for part in parts.values()])
     pieces: list[bytes] = []
     for name, part in parts.items():
@@ -258,7 +258,7 @@ def join_parts(parts: Mapping[str, Encoded]) -> Encoded:
 
 
 def _boundary(bodies: Sequence[bytes]) -> str:
-    """A line that no body holds."""
+    """Returns a line that no body holds."""
     while True:
         boundary = f"segserve-{secrets.token_hex(16)}"
         if not any(boundary.encode() in body for body in bodies):

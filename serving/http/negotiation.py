@@ -1,4 +1,10 @@
-"""The HTTP header ``Accept`` (RFC 9110, section 12.5.1): which form of an answer it asks for."""
+"""Negotiates content: which output format ``Accept`` asks for, and gzip and deflate of bodies.
+
+Unpacking is bounded in size. ``deflate`` is the zlib format; some clients send it raw (RFC 1951),
+which is understood too. A gzip body may have several members.
+
+Source: RFC 9110, sections 8.4.1 and 12.5.1; RFC 1952, section 2.2.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +33,8 @@ class Choice:
 
 
 def choose(accept: str, formats: Sequence[MaskFormat]) -> Choice | None:
-    """What the header prefers of ``formats``; None where it takes none of their media types.
+    """Returns what the header prefers of ``formats``; None where it takes none of their media
+    types.
 
     The highest quality wins, then the more specific media range, then the earlier in the header,
     then the earlier format. Where all that an overlay's JPEG won by is its format, it is said.
@@ -46,7 +53,7 @@ def choose(accept: str, formats: Sequence[MaskFormat]) -> Choice | None:
 
 
 def _read_ranges(accept: str) -> dict[str, tuple[float, int]]:
-    """Quality and place of every media range; of one that is named twice the first."""
+    """Returns quality and position of every media range; of one that is named twice the first."""
     ranges: dict[str, tuple[float, int]] = {}
     for place, entry in enumerate(accept.split(",", MAX_RANGES)[:MAX_RANGES]):
         media_range, *parameters = entry.split(";", MAX_RANGES)
@@ -55,7 +62,7 @@ def _read_ranges(accept: str) -> dict[str, tuple[float, int]]:
 
 
 def _rank(media_type: str, ranges: Mapping[str, tuple[float, int]]) -> tuple[float, int, int]:
-    """Quality, specificity and place of the most specific range that ``media_type`` is in."""
+    """Returns quality, specificity and position of the most specific range of ``media_type``."""
     kind, _, subtype = media_type.partition("/")
     for specificity, name in ((2, f"{kind}/{subtype}"), (1, f"{kind}/*"), (0, "*/*")):
         if name in ranges:
@@ -70,11 +77,6 @@ def _quality(parameters: Sequence[str]) -> float:
             return read_quality(parameter)
     return 1.0
 
-
-# gzip and deflate of HTTP bodies, bounded.
-#
-# Source: RFC 9110, section 8.4.1 (``deflate`` is the zlib format; some clients send it raw, RFC
-# 1951, and are understood); RFC 1952, section 2.2 (a gzip body may have several members).
 
 # The window-bits argument of zlib, which also chooses the format.
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
@@ -159,7 +161,7 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
 
 
 def _window_bits(body: bytes, encoding: str) -> int:
-    """Of the format that the body has: a zlib header says so (RFC 1950, section 2.2)."""
+    """Returns zlib's window bits for the body's format, by its header (RFC 1950, section 2.2)."""
     is_zlib = len(body) < 2 or (body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0)
     return WINDOW_BITS[encoding] if encoding == "gzip" or is_zlib else RAW_DEFLATE_BITS
 

@@ -10,6 +10,7 @@ from time import perf_counter
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from serving.errors import InvalidRequest, ModelNotFound, NotReady
 from serving.http.body import (
     TIMEOUT_HEADER,
     BodyReader,
@@ -19,8 +20,16 @@ from serving.http.body import (
 )
 from serving.http.negotiation import choose_encoding, compress
 from serving.http.oip_json import HEADER_LENGTH, InferReader, build_infer_response, read_raw_request
-from serving.models.model import Model
-from serving.models.statistics import Duration
+from serving.http.openapi import (
+    BINARY,
+    JSON_BODY,
+    TIMEOUT,
+    WORK,
+    Responses,
+    describe_body,
+    list_errors,
+)
+from serving.models.model import Duration, Model
 from serving.oip.dataplane import Dataplane, ModelMetadata, TensorMetadata
 from serving.oip.messages import (
     SERVER_NAME,
@@ -33,29 +42,35 @@ from serving.oip.messages import (
 from serving.oip.model_config import config_json
 from serving.settings import Settings
 
-INFER_ANSWERS: Mapping[int | str, dict[str, object]] = {
+INFER_ANSWERS: Responses = {
+    **list_errors(*WORK),
     200: {
         "description": "the outputs: JSON, or JSON and behind it binary data",
         "content": {"application/json": {}, "application/octet-stream": {}},
-    }
+    },
 }
+# The readiness of the server, and of a model.
+NOT_READY: Responses = {
+    503: {"description": "not ready", "content": {"application/json": {"schema": {}}}}
+}
+MODEL_ERRORS = list_errors(InvalidRequest, ModelNotFound, NotReady)
 
 
 def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -> None:
-    """Liveness, readiness and the server's own metadata."""
+    """Adds liveness, readiness and the server's own metadata."""
 
     @app.get("/v2/health/live", tags=["health"])
     async def live() -> JSONResponse:
         """200 while the process answers."""
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready", tags=["health"])
+    @app.get("/v2/health/ready", tags=["health"], responses=NOT_READY)
     async def ready() -> JSONResponse:
         """200 once all loadable models are warm, 503 before and while draining."""
         found = is_ready()
         return JSONResponse({"ready": found}, 200 if found else 503)
 
-    @app.get("/v2", tags=["server"])
+    @app.get("/v2", tags=["server"], responses=list_errors())
     async def metadata() -> JSONResponse:
         """Name, version and extensions of the server."""
         return JSONResponse(
@@ -68,33 +83,34 @@ def add_health(app: FastAPI, settings: Settings, is_ready: Callable[[], bool]) -
 
 
 def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool]) -> None:
-    """Metadata, configuration, readiness and statistics of models."""
+    """Adds metadata, configuration, readiness and statistics of models."""
+    get = partial(app.get, tags=["models"], responses=MODEL_ERRORS)
 
-    @app.get("/v2/models/stats", tags=["models"])
+    @get("/v2/models/stats")
     async def all_statistics() -> JSONResponse:
         """Counts and durations of every model."""
         return JSONResponse(show_statistics(dataplane.statistics("", None)))
 
-    @app.get("/v2/models/{model}/stats", tags=["models"])
-    @app.get("/v2/models/{model}/versions/{version}/stats", tags=["models"])
+    @get("/v2/models/{model}/stats")
+    @get("/v2/models/{model}/versions/{version}/stats")
     async def statistics(model: str, version: str = "") -> JSONResponse:
         """Counts and durations of a model."""
         return JSONResponse(show_statistics(dataplane.statistics(model, parse_version(version))))
 
-    @app.get("/v2/models/{model}", tags=["models"])
-    @app.get("/v2/models/{model}/versions/{version}", tags=["models"])
+    @get("/v2/models/{model}")
+    @get("/v2/models/{model}/versions/{version}")
     async def metadata(model: str, version: str = "") -> JSONResponse:
         """Inputs and outputs."""
         return JSONResponse(show_metadata(dataplane.metadata(model, parse_version(version))))
 
-    @app.get("/v2/models/{model}/config", tags=["models"])
-    @app.get("/v2/models/{model}/versions/{version}/config", tags=["models"])
+    @get("/v2/models/{model}/config")
+    @get("/v2/models/{model}/versions/{version}/config")
     async def config(model: str, version: str = "") -> JSONResponse:
         """The model's ``ModelConfig`` as JSON."""
         return JSONResponse(config_json(dataplane.config(model, parse_version(version))))
 
-    @app.get("/v2/models/{model}/ready", tags=["models"])
-    @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"])
+    @get("/v2/models/{model}/ready", responses={**MODEL_ERRORS, **NOT_READY})
+    @get("/v2/models/{model}/versions/{version}/ready", responses={**MODEL_ERRORS, **NOT_READY})
     async def ready(model: str, version: str = "") -> JSONResponse:
         """200 where requests to that model can be answered."""
         loaded = dataplane.is_loaded(model, parse_version(version)) and is_ready()
@@ -102,16 +118,19 @@ def add_models(app: FastAPI, dataplane: Dataplane, is_ready: Callable[[], bool])
 
 
 def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
-    """Open Inference Protocol inference."""
-    pool = dataplane.segmenter.pool
+    """Adds the inference of the Open Inference Protocol."""
     reader = InferReader(
         dataplane.memory,
-        dataplane.settings.max_json_bytes,
-        partial(dataplane.segmenter.metrics.count_ignored, "infer"),
+        bodies.settings.max_json_bytes,
+        partial(bodies.count_ignored, "infer"),
     )
 
     route = partial(
-        app.post, tags=["inference"], response_class=Response, responses=dict(INFER_ANSWERS)
+        app.post,
+        tags=["inference"],
+        response_class=Response,
+        responses=INFER_ANSWERS,
+        openapi_extra=describe_body({**JSON_BODY, "application/octet-stream": BINARY}, TIMEOUT),
     )
 
     @route("/v2/models/{model}/infer")
@@ -134,13 +153,13 @@ def add_infer(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
             return reader.read(found, number, body, header_length, timeout_s)
 
         # JSON of a whole image takes a while, in both directions.
-        parsed = await loop.run_in_executor(pool, parse)
+        parsed = await loop.run_in_executor(bodies.pool, parse)
         response = await while_connected(request, dataplane.infer(parsed, "http"))
-        return await loop.run_in_executor(pool, answer_infer, response, accepted)
+        return await loop.run_in_executor(bodies.pool, answer_infer, response, accepted)
 
 
 def answer_infer(response: InferResponse, encoding: str | None) -> Response:
-    """The answer with its headers, compressed where ``encoding`` is named."""
+    """Returns the answer with its headers, compressed where ``encoding`` is named."""
     content, header_length = build_infer_response(response)
     headers = {}
     if header_length is not None:
@@ -153,7 +172,7 @@ def answer_infer(response: InferResponse, encoding: str | None) -> Response:
 
 
 def show_metadata(found: ModelMetadata) -> dict[str, object]:
-    """The protocol's JSON form."""
+    """Returns the protocol's JSON form."""
 
     def show(tensor: TensorMetadata) -> dict[str, object]:
         return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
@@ -168,7 +187,8 @@ def show_metadata(found: ModelMetadata) -> dict[str, object]:
 
 
 def show_statistics(models: list[Model]) -> dict[str, object]:
-    """The statistics extension's JSON form; nothing is cached here, so those counts stay 0."""
+    """Returns the statistics extension's JSON form; nothing is cached here, so those counts stay
+    0."""
 
     def show(durations: Mapping[str, Duration]) -> dict[str, object]:
         return {name: {"count": d.count, "ns": d.ns} for name, d in durations.items()}

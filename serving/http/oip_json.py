@@ -125,7 +125,7 @@ def _count(given: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct]) -> int:
 
 @cache
 def _known_fields(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
-    """Each field's name, and where it is a list of structs (or null), their type."""
+    """Returns each field's name, and where it is a list of structs (or null), their type."""
     known: dict[str, type[msgspec.Struct] | None] = {}
     for field in msgspec.structs.fields(kind):
         info = msgspec.inspect.type_info(field.type)
@@ -237,7 +237,7 @@ class InferReader:
     def _read_input(
         self, item: _Input, model: Model, body: bytes, offset: int, json: CutJson
     ) -> tuple[Tensor, int]:
-        """One tensor, and where the next one's binary data begins."""
+        """Returns one tensor, and where the next one's binary data begins."""
         shape = tuple(item.shape)
         given = read_parameters(f"input {item.name!r}", item.parameters)
         place = read_place(item.name, given)
@@ -291,7 +291,7 @@ def _json_length(body: bytes, header_length: str | None) -> int:
 
 
 def _find_data(item: _Input, json: CutJson) -> npt.NDArray[np.uint8] | None:
-    """The JSON text of an input's data; None where there is none."""
+    """Returns the JSON text of an input's data; None where there is none."""
     text = bytes(item.data)
     if text == b"null":
         return None
@@ -329,7 +329,7 @@ def build_infer_response(response: InferResponse) -> tuple[bytes, int | None]:
 
 
 def _show_output(output: OutputTensor, binary: list[Buffer]) -> dict[str, object]:
-    """The JSON of one output; what goes behind the JSON is appended to ``binary``."""
+    """Returns the JSON of one output; what goes behind the JSON is appended to ``binary``."""
     tensor = output.tensor
     shown: dict[str, object] = {
         "name": tensor.name,

@@ -1,15 +1,16 @@
-"""What the OpenAPI page says beyond what the routes' signatures do: bodies, and every error.
+"""The parts of the OpenAPI page that FastAPI cannot read off a route: raw bodies, and every error.
 
-FastAPI documents its own validation error, which is never sent here, and takes routes that read a
-raw body for routes without one.
+FastAPI documents its own validation error, which this server never sends, and takes a route that
+reads a raw body for one without a body. So each route states its body and its errors beside its
+path, with the functions below.
 
 Source: OpenAPI 3.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -17,13 +18,10 @@ from serving.errors import (
     ClientGone,
     DeadlineExceeded,
     EngineFailed,
-    InvalidModel,
     InvalidRequest,
     ModelNotFound,
     NotReady,
     QueueFull,
-    RegionExists,
-    RegionNotFound,
     SegserveError,
     TooLarge,
     Unauthenticated,
@@ -32,118 +30,73 @@ from serving.errors import (
     UnsupportedOption,
     UploadTimeout,
 )
-from serving.http.middleware import OPEN_PATHS
-from serving.http.options import OPTIONS
 
-Errors = Sequence[type[SegserveError]]
 Json = dict[str, Any]
+Responses = dict[int | str, dict[str, Any]]
 
-UPLOAD: Errors = (InvalidRequest, UploadTimeout, TooLarge, Unsupported)
-WORK: Errors = (
+# Errors of every route that reads a body, and of those that run a model.
+UPLOAD: Final = (InvalidRequest, UploadTimeout, TooLarge, Unsupported)
+WORK: Final = (
     *UPLOAD, ModelNotFound, UnsupportedImageFormat, UnsupportedOption, QueueFull, ClientGone,
     NotReady, DeadlineExceeded, EngineFailed,
 )  # fmt: skip
-# By the first tag of a route.
-ERRORS: dict[str, Errors] = {
-    "models": (InvalidRequest, ModelNotFound, NotReady),
-    "segment": WORK,
-    "inference": WORK,
-    "repository": (*UPLOAD, ModelNotFound, NotReady, InvalidModel, EngineFailed),
-    "shared memory": (*UPLOAD, RegionNotFound, RegionExists),
-}
-BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
-JSON_BODY: Json = {"application/json": {"schema": {"type": "object"}}}
-IMAGE_BODY: Json = {
-    **{f"image/{kind}": BINARY for kind in ("jpeg", "png", "bmp", "webp")},
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "properties": {"image": {"type": "string", "format": "binary"}},
-            "required": ["image"],
-            # Fields may be options; an image's part and the option ``image`` share a name.
-            "additionalProperties": {"type": "string"},
-        }
-    },
-}
-# By the end of a path: what is sent, and whether it must be.
-BODIES: dict[str, tuple[Json, bool]] = {
-    "/segment": (IMAGE_BODY, True),
-    "/infer": ({**JSON_BODY, "application/octet-stream": BINARY}, True),
-    "/index": (JSON_BODY, False),
-    "/load": (JSON_BODY, False),
-    "/unload": (JSON_BODY, False),
-    "/register": (JSON_BODY, True),
-}
-# Answers that are a status alone.
-EMPTY = ("/load", "/unload", "/register", "/unregister")
-TIMEOUT: Json = {
+BINARY: Final[Json] = {"schema": {"type": "string", "format": "binary"}}
+JSON_BODY: Final[Json] = {"application/json": {"schema": {"type": "object"}}}
+TIMEOUT: Final[Json] = {
     "name": "X-Timeout-Ms",
     "in": "header",
     "required": False,
     "description": "longest wait for the engine, in milliseconds",
     "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
 }
-ERROR: Json = {
+_ERROR: Final[Json] = {
     "type": "object",
     "properties": {"error": {"type": "string"}, "code": {"type": "string"}},
     "required": ["error", "code"],
 }
+# Parameters of the path in one route of a pair; FastAPI takes them for a query's in the other.
+_PATH_PARAMETERS: Final = ("model", "version", "region")
+
+
+def list_errors(*errors: type[SegserveError]) -> Responses:
+    """Returns a route's ``responses``: these errors by status, and those of a missing key."""
+    by_status: dict[int, set[str]] = {}
+    shown: tuple[type[SegserveError], ...] = (*errors, Unauthenticated, QueueFull)
+    for error in shown:
+        by_status.setdefault(error.http_status, set()).add(error.__doc__ or "")
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        status: {"description": " ".join(sorted(texts)), "content": content}
+        for status, texts in by_status.items()
+    }
+
+
+def describe_body(
+    content: Mapping[str, Json], *parameters: Json, required: bool = True
+) -> dict[str, Any]:
+    """Returns a route's ``openapi_extra``: the body it reads by itself, and more parameters."""
+    extra: Json = {"requestBody": {"content": dict(content), "required": required}}
+    return {**extra, "parameters": list(parameters)} if parameters else extra
 
 
 def complete_openapi(app: FastAPI) -> None:
-    """Has ``app`` serve the completed page; call it once all routes are there."""
+    """Lets ``app`` serve the page without what FastAPI adds wrongly; call it after all routes."""
     draw = app.openapi
 
     def openapi() -> Json:
         if app.openapi_schema is None:
             page = draw()
-            page.setdefault("components", {})["schemas"] = {"Error": ERROR}
-            for path, operations in page["paths"].items():
+            page.setdefault("components", {})["schemas"] = {"Error": _ERROR}
+            for operations in page["paths"].values():
                 for operation in operations.values():
-                    _complete(path, operation)
+                    if "HTTPValidationError" in str(operation["responses"].get("422")):
+                        del operation["responses"]["422"]
+                    operation["parameters"] = [
+                        parameter
+                        for parameter in operation.get("parameters", ())
+                        if parameter["in"] != "query" or parameter["name"] not in _PATH_PARAMETERS
+                    ]
             app.openapi_schema = page
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _complete(path: str, operation: Json) -> None:
-    end = "/" + path.rpartition("/")[2]
-    responses: Json = {"200": operation["responses"]["200"], **dict(_errors(path, operation))}
-    if end in EMPTY:
-        responses["200"].pop("content", None)
-    if end == "/ready":
-        responses["503"] = {**responses["200"], "description": "not ready"}
-    operation["responses"] = responses
-    # A name that is in the path of one route of a pair is no option of the other.
-    asked = [p for p in operation.get("parameters", ()) if p["in"] != "query"]
-    operation["parameters"] = [*asked, *_options()] if end == "/segment" else asked
-    if end in BODIES:
-        content, required = BODIES[end]
-        operation["requestBody"] = {"content": content, "required": required}
-    if end in ("/segment", "/infer"):
-        operation["parameters"] = [*operation.get("parameters", ()), TIMEOUT]
-
-
-def _options() -> Iterator[Json]:
-    """The query of ``segment``."""
-    for name, option in OPTIONS.items():
-        yield {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": option.description,
-            "schema": option.schema,
-        }
-
-
-def _errors(path: str, operation: Json) -> Iterator[tuple[str, Json]]:
-    found = list(ERRORS.get(operation["tags"][0], ()))
-    if path not in OPEN_PATHS:
-        found += [Unauthenticated, QueueFull]
-    by_status: dict[int, set[str]] = {}
-    for error in found:
-        by_status.setdefault(error.http_status, set()).add(error.__doc__ or "")
-    for status, texts in sorted(by_status.items()):
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        yield str(status), {"description": " ".join(sorted(texts)), "content": content}
+    app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI's documentation extends it

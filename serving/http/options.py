@@ -56,7 +56,8 @@ def _only(name: str, texts: Sequence[str]) -> str:
 
 
 def _list(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """``format=png,stats`` and ``format=png&format=stats`` mean the same."""
+    """Returns a list's items: ``format=png,stats`` and ``format=png&format=stats`` mean the
+    same."""
     entries = tuple(entry for text in texts for entry in text.split(","))
     if len(entries) > MAX_ENTRIES:
         raise InvalidRequest(f"{name}: {len(entries)} entries, expected at most {MAX_ENTRIES}")
@@ -245,6 +246,7 @@ def read_formats(query: bytes, header: str) -> tuple[str, ...]:
 # Callers of one kind send the same; the strings are theirs, so only a few are kept.
 @lru_cache(maxsize=64)
 def choose(formats: tuple[str, ...], header: str) -> accept.Choice:
-    """What ``Accept`` says: of the formats asked for only how, if none was asked for also which."""
+    """Returns what ``Accept`` says: of the formats asked for only how, if none was asked for also
+    which."""
     found = accept.choose(header, [FORMATS[name] for name in formats or FORMATS])
     return found or accept.Choice("png")

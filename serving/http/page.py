@@ -1,7 +1,9 @@
-"""``/``: a page to try a model, one file without anything from elsewhere.
+"""Serves two pages for people: ``/``, to try a model, and ``/docs``, the OpenAPI page.
 
-It holds no data: what it shows it asks for by the calls that every client uses, with the key that
-is typed into it. So the page itself is open without a key.
+Each is one file without anything from elsewhere. They hold no data: what ``/`` shows it asks for by
+the requests that every client sends, with the key that is typed into it, so the page itself is open
+without a key. FastAPI's own ``/docs`` loads Swagger UI from a content delivery network: behind a
+firewall it stays blank, and elsewhere it runs a stranger's script beside the server's data.
 
 Source: Content Security Policy Level 3.
 """
@@ -45,7 +47,7 @@ def page_headers(text: str) -> dict[str, str]:
 
 
 def build_policy(text: str) -> str:
-    """A policy under which a page runs its own script and style and asks its own server."""
+    """Returns a policy under which a page runs its own script and style and asks its own server."""
     own = [f"{tag}-src {digest}" for tag in ("script", "style") for digest in _digests(text, tag)]
     return "; ".join(
         (
@@ -61,18 +63,12 @@ def build_policy(text: str) -> str:
 
 
 def _digests(text: str, tag: str) -> list[str]:
-    """Of the page's only script or style; none where it has none."""
+    """Returns the digests of the page's only script or style; none where it has none."""
     contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     assert len(contents) < 2
     digests = [hashlib.sha256(content.encode()).digest() for content in contents]
     return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
 
-
-# ``/docs``: the OpenAPI page as plain HTML, one file without scripts or anything from elsewhere.
-#
-# FastAPI's own page loads Swagger UI from a content delivery network: behind a firewall it stays
-# blank, and elsewhere it runs a stranger's script beside the server's data. To try a request there
-# is the page at ``/``; each operation here has its ``curl`` line.
 
 Json = Mapping[str, Any]
 
@@ -174,7 +170,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _describe_schema(schema: Json) -> str:
-    """A value in words: its type or choices, its range."""
+    """Returns a value in words: its type or choices, its range."""
     if "enum" in schema:
         text = " | ".join(map(str, schema["enum"]))
     elif schema.get("type") == "array":

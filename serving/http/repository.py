@@ -5,15 +5,25 @@ Source: Triton's extension_model_repository.md, extension_shared_memory.md.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from msgspec import Meta, Raw, Struct
 
-from serving.errors import Unsupported
+from serving.errors import (
+    EngineFailed,
+    InvalidModel,
+    ModelNotFound,
+    NotReady,
+    RegionExists,
+    RegionNotFound,
+    Unsupported,
+)
 from serving.http.body import BodyReader
 from serving.http.oip_json import BOM, NULL, Body, count_ignored, decode, read_parameters
+from serving.http.openapi import JSON_BODY, UPLOAD, describe_body, list_errors
 from serving.models.index import ModelState
 from serving.oip.dataplane import Dataplane
 from serving.oip.messages import CUDA_REFUSED, LOG_REFUSED, TRACE_REFUSED
@@ -36,10 +46,8 @@ class _Region(Struct, frozen=True):
     offset: Bytes | None = None
 
 
-async def read_json(
-    request: Request, bodies: BodyReader, dataplane: Dataplane, kind: type[Body]
-) -> Body:
-    """The JSON body, by default ``{}``. It is short enough to be decoded on the event loop.
+async def read_json(request: Request, bodies: BodyReader, kind: type[Body]) -> Body:
+    """Returns the JSON body, by default ``{}``. It is short enough to be decoded on the event loop.
 
     Raises:
         InvalidRequest: broken JSON, or a field that is wrong.
@@ -47,48 +55,59 @@ async def read_json(
     """
     body = (await bodies.read_control(request)).removeprefix(BOM).strip() or b"{}"
     found = decode(body, kind, request.url.path)
-    dataplane.segmenter.metrics.count_ignored("control", count_ignored(body, kind))
+    bodies.count_ignored("control", count_ignored(body, kind))
     return found
 
 
 def add_repository(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
-    """The index of the repository, and loading and unloading of its models."""
+    """Adds the index of the repository, and loading and unloading of its models."""
 
-    @app.post("/v2/repository/index", tags=["repository"])
+    post = partial(
+        app.post,
+        tags=["repository"],
+        responses=list_errors(*UPLOAD, ModelNotFound, NotReady, InvalidModel, EngineFailed),
+        openapi_extra=describe_body(JSON_BODY, required=False),
+    )
+
+    @post("/v2/repository/index")
     async def index(request: Request) -> JSONResponse:
         """Every model of the repository with its state; `{"ready": true}`: the loaded ones."""
-        asked = await read_json(request, bodies, dataplane, _Index)
+        asked = await read_json(request, bodies, _Index)
         states = await dataplane.index(ready=bool(asked.ready))
         return JSONResponse([show_state(state) for state in states])
 
-    @app.post("/v2/repository/models/{model}/load", tags=["repository"])
+    @post("/v2/repository/models/{model}/load", response_class=Response)
     async def load(request: Request, model: str) -> Response:
         """Loads a model, or loads it anew (setting `enable_model_control`)."""
-        asked = await read_json(request, bodies, dataplane, _Control)
+        asked = await read_json(request, bodies, _Control)
         await dataplane.load(model, tuple(read_parameters(request.url.path, asked.parameters)))
         return Response(media_type="application/json")
 
-    @app.post("/v2/repository/models/{model}/unload", tags=["repository"])
+    @post("/v2/repository/models/{model}/unload", response_class=Response)
     async def unload(request: Request, model: str) -> Response:
         """Unloads a model once its requests are answered (setting `enable_model_control`)."""
-        asked = await read_json(request, bodies, dataplane, _Control)
+        asked = await read_json(request, bodies, _Control)
         read_parameters(request.url.path, asked.parameters)
         await dataplane.unload(model)
         return Response(media_type="application/json")
 
 
 def show_state(state: ModelState) -> dict[str, str]:
-    """The extension's JSON form, without what is empty."""
+    """Returns the extension's JSON form, without what is empty."""
     fields = {"version": state.version, "state": state.state, "reason": state.reason}
     return {"name": state.name, **{name: text for name, text in fields.items() if text}}
 
 
 def add_shared_memory(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) -> None:
-    """System shared memory; CUDA shared memory, of which there never is any."""
+    """Adds system shared memory, and CUDA shared memory, of which there never is any."""
     memory = dataplane.memory
+    errors = list_errors(*UPLOAD, RegionNotFound, RegionExists)
+    get = partial(app.get, tags=["shared memory"], responses=errors)
+    post = partial(app.post, tags=["shared memory"], responses=errors, response_class=Response)
+    register_body = describe_body(JSON_BODY)
 
-    @app.get("/v2/systemsharedmemory/status", tags=["shared memory"])
-    @app.get("/v2/systemsharedmemory/region/{region}/status", tags=["shared memory"])
+    @get("/v2/systemsharedmemory/status")
+    @get("/v2/systemsharedmemory/region/{region}/status")
     async def status(region: str = "") -> JSONResponse:
         """The registered regions."""
         return JSONResponse(
@@ -98,34 +117,34 @@ def add_shared_memory(app: FastAPI, dataplane: Dataplane, bodies: BodyReader) ->
             ]
         )
 
-    @app.post("/v2/systemsharedmemory/region/{region}/register", tags=["shared memory"])
+    @post("/v2/systemsharedmemory/region/{region}/register", openapi_extra=register_body)
     async def register(request: Request, region: str) -> Response:
         """Opens POSIX shared memory under a name (setting `enable_shared_memory`)."""
-        asked = await read_json(request, bodies, dataplane, _Region)
+        asked = await read_json(request, bodies, _Region)
         memory.register(region, asked.key, asked.offset or 0, asked.byte_size)
         return Response(media_type="application/json")
 
-    @app.post("/v2/systemsharedmemory/unregister", tags=["shared memory"])
-    @app.post("/v2/systemsharedmemory/region/{region}/unregister", tags=["shared memory"])
+    @post("/v2/systemsharedmemory/unregister")
+    @post("/v2/systemsharedmemory/region/{region}/unregister")
     async def unregister(region: str = "") -> Response:
         """Forgets one region, or all."""
         memory.unregister(region)
         return Response(media_type="application/json")
 
-    @app.get("/v2/cudasharedmemory/status", tags=["shared memory"])
-    @app.get("/v2/cudasharedmemory/region/{region}/status", tags=["shared memory"])
+    @get("/v2/cudasharedmemory/status")
+    @get("/v2/cudasharedmemory/region/{region}/status")
     async def cuda_status(region: str = "") -> JSONResponse:
         """There is none."""
         check_cuda_region(region)
         return JSONResponse([])
 
-    @app.post("/v2/cudasharedmemory/unregister", tags=["shared memory"])
-    @app.post("/v2/cudasharedmemory/region/{region}/unregister", tags=["shared memory"])
+    @post("/v2/cudasharedmemory/unregister")
+    @post("/v2/cudasharedmemory/region/{region}/unregister")
     async def cuda_unregister(region: str = "") -> Response:
         """Nothing to forget."""
         return Response(media_type="application/json")
 
-    @app.post("/v2/cudasharedmemory/region/{region}/register", tags=["shared memory"])
+    @post("/v2/cudasharedmemory/region/{region}/register", openapi_extra=register_body)
     async def cuda_register(region: str) -> Response:
         """Refused: images and masks are in the host's memory."""
         raise Unsupported(CUDA_REFUSED)

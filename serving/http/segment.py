@@ -1,10 +1,10 @@
-"""``segment`` over HTTP: options from the query or a form, the answer in one form or several."""
+"""Serves ``segment`` over HTTP: options from the query or a form, one output format or several."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from concurrent.futures import Executor
 from functools import partial
 from time import perf_counter
 from urllib.parse import quote
@@ -13,8 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from serving.errors import InvalidImage, SegserveError, UnsupportedImageFormat
-from serving.formats.label_map import Encoded
-from serving.formats.raw import NPZ
+from serving.formats.label_map import NPZ, Encoded
 from serving.formats.registry import FORMATS
 from serving.http.body import (
     TIMEOUT_HEADER,
@@ -24,6 +23,7 @@ from serving.http.body import (
     while_connected,
 )
 from serving.http.multipart import join_parts
+from serving.http.openapi import BINARY, TIMEOUT, WORK, Responses, describe_body, list_errors
 from serving.http.options import MULTIPART, OPTIONS, merge_options, read_options, read_query
 from serving.oip.messages import parse_version
 from serving.requests import SegmentRequest, SegmentResult
@@ -31,9 +31,22 @@ from serving.service import Segmenter
 
 # Printable ASCII stands for itself in a header, but for the sign that begins an encoded byte.
 HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-ANSWERS: Mapping[int | str, dict[str, object]] = {
+IMAGE_BODY = {
+    **{f"image/{kind}": BINARY for kind in ("jpeg", "png", "bmp", "webp")},
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"image": {"type": "string", "format": "binary"}},
+            "required": ["image"],
+            # Fields may be options; an image's part and the option ``image`` share a name.
+            "additionalProperties": {"type": "string"},
+        }
+    },
+}
+ANSWERS: Responses = {
+    **list_errors(*WORK),
     200: {
-        "description": "the label map, in the form asked for; several forms as parts of one body",
+        "description": "the label map in the format asked for; several are parts of one body",
         "content": {
             media_type: {}
             for media_type in (
@@ -42,13 +55,29 @@ ANSWERS: Mapping[int | str, dict[str, object]] = {
                 MULTIPART,
             )
         },
-    }
+    },
 }
 
 
 def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
-    """An image in, a label map out."""
-    route = partial(app.post, tags=["segment"], response_class=Response, responses=dict(ANSWERS))
+    """Adds ``segment``: an image in, a label map out."""
+    query = (
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": option.description,
+            "schema": option.schema,
+        }
+        for name, option in OPTIONS.items()
+    )
+    route = partial(
+        app.post,
+        tags=["segment"],
+        response_class=Response,
+        responses=ANSWERS,
+        openapi_extra=describe_body(IMAGE_BODY, *query, TIMEOUT),
+    )
 
     @route("/v2/models/{model}/segment")
     async def segment(request: Request, model: str) -> Response:
@@ -69,14 +98,14 @@ def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
         form = await bodies.read_image(request, OPTIONS)
         if form.options:
             options = read_options(merge_options(query, form.options), accepted)
-        segmenter.metrics.count_ignored("form", form.ignored)
+        bodies.count_ignored("form", form.ignored)
         left_s = seconds_left(timeout_s, began)
         asked = SegmentRequest(model, form.image, options, version, left_s)
         try:
             result = await while_connected(request, segmenter.segment(asked, "http"))
         except (InvalidImage, UnsupportedImageFormat) as error:
             raise _explain(error, form.image, request.headers.get("content-type", "")) from None
-        encoded = await join(result, segmenter)
+        encoded = await join(result, bodies.pool)
         return Response(
             encoded.body,
             media_type=encoded.media_type,
@@ -96,21 +125,20 @@ def quote_header(text: str) -> str:
     return quote(text, safe=HEADER_SAFE, errors="replace")
 
 
-async def join(result: SegmentResult, segmenter: Segmenter) -> Encoded:
+async def join(result: SegmentResult, pool: Executor) -> Encoded:
     """Returns the answer itself where there is one, else a body of several parts."""
     if len(result.parts) == 1:
         return result.only
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(segmenter.pool, join_parts, result.parts)
+    return await loop.run_in_executor(pool, join_parts, result.parts)
 
 
 def _explain(error: SegserveError, data: bytes, content_type: str) -> SegserveError:
-    """The error, and what to do where the body is something that people send for an image."""
+    """Returns the error, and what to do where the body is something that people send for an
+    image."""
     hint = find_hint(data, content_type)
     return type(error)(f"{error}; {hint}", reason=error.reason) if hint else error
 
-
-# What people send in place of an image's bytes, recognised so that the error says what to do.
 
 # The magic bytes of the image formats that are decoded, and how their base64 begins.
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")

@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.imaging import restore
-from serving.imaging.geometry import Plan, Size, plan
+from serving.imaging.geometry import Axis, Plan, Size, Window, plan
 from serving.imaging.interpolation import Fractions, Indices, Labels, Logits, fill_largest
 from serving.imaging.jit import compiled, read_only
-from serving.imaging.windows import Axis, Window
 
 # What is added up at once: rows enough to share the reading of logits, bytes that a cache holds.
 BLOCK_ROWS = 16
@@ -43,7 +42,7 @@ class Reading:
     weight: Fractions
 
     def within(self, pixels: range) -> Reading:
-        """The part that reads these pixels; empty where it reads none of them."""
+        """Returns the part that reads these pixels; empty where it reads none of them."""
         first, end = max(self.first, pixels.start), min(self.end, pixels.stop)
         part = slice(first - self.first, max(first, end) - self.first)
         return Reading(first, end, self.cell[part], self.fraction[part], self.weight[part])
@@ -77,13 +76,13 @@ class Blender:
 
     @property
     def complete_rows(self) -> int:
-        """How many rows of the label map, from its top, no missing view shows."""
+        """Returns how many rows of the label map, from its top, no missing view shows."""
         firsts = (self._rows[self._views[k].rows].first for k in self._waiting)
         return min(firsts, default=len(self.labels))
 
     @property
     def can_advance(self) -> bool:
-        """Whether rows are complete that are not labels yet."""
+        """Returns whether rows are complete that are not labels yet."""
         return self.complete_rows > self._finished
 
     def add(self, index: int, logits: Logits) -> None:
@@ -220,7 +219,7 @@ def add_view(
 def _read_row(
     row: Fractions, x_cell: Indices, x_fraction: Fractions, x_weight: Fractions, out: Fractions
 ) -> None:
-    """A row of logits, interpolated across, times the weights."""
+    """Writes a row of logits, interpolated across, times the weights."""
     last = len(row) - 1
     for x in range(len(x_cell)):
         left = row[x_cell[x]]

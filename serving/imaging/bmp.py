@@ -32,7 +32,7 @@ _BAND_PIXELS = 1 << 16
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the pixels of a BMP are, and what their bits mean."""
+    """The position of a BMP's pixels in its file, and what their bits mean."""
 
     width: int
     height: int
@@ -129,7 +129,7 @@ def _check_masks(masks: tuple[int, int, int], bits: int) -> None:
 
 
 def _is_run(mask: int) -> bool:
-    """Whether the bits that are set are neighbours, and at least one."""
+    """Returns whether the bits that are set are neighbours, and at least one."""
     shifted = mask // (mask & -mask) if mask else 0
     return shifted > 0 and shifted & (shifted + 1) == 0
 
@@ -163,7 +163,7 @@ def _bands(layout: Layout) -> Iterator[slice]:
 
 
 def _palette(data: memoryview, layout: Layout) -> _Bytes:
-    """256 colours, black where the file has fewer."""
+    """Returns 256 colours, black where the file has fewer."""
     palette = np.zeros((256, 3), np.uint8)
     stored = np.frombuffer(
         data, np.uint8, layout.colors * layout.palette_entry, layout.palette_start
@@ -173,7 +173,7 @@ def _palette(data: memoryview, layout: Layout) -> _Bytes:
 
 
 def _convert(stored: _Bytes, layout: Layout, palette: _Bytes) -> _Bytes:
-    """Stored rows to ``[rows,W,3]``."""
+    """Converts stored rows to ``[rows,W,3]``."""
     if layout.bits <= 8:
         if layout.bits == 1:
             indices = np.unpackbits(stored, axis=1)
@@ -190,7 +190,7 @@ def _convert(stored: _Bytes, layout: Layout, palette: _Bytes) -> _Bytes:
 
 
 def _field(words: npt.NDArray[np.unsignedinteger[Any]], mask: int) -> _Bytes:
-    """One colour of each word, 0 to 255."""
+    """Returns one colour of each word, 0 to 255."""
     shift = (mask & -mask).bit_length() - 1
     most = mask >> shift
     values = (words.astype(np.uint64) & mask) >> shift

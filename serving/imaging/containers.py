@@ -121,7 +121,8 @@ def walk_jpeg(data: memoryview) -> StillImage:
 
 
 def _find_marker(codes: npt.NDArray[np.uint8], position: int) -> int | None:
-    """Index of the next FF with a marker behind it. NumPy, which lets other threads run."""
+    """Returns the index of the next FF with a marker behind it, by NumPy, which lets other threads
+    run."""
     step, last = 256, len(codes) - 1
     while position < last:
         end = min(position + step, last)
@@ -137,7 +138,7 @@ def _find_marker(codes: npt.NDArray[np.uint8], position: int) -> int | None:
 
 
 def _read_sof(body: memoryview) -> tuple[StillImage, frozenset[int]]:
-    """What a SOF segment says, and the names of its components."""
+    """Returns what a SOF segment says, and the names of its components."""
     precision, height, width, count = struct.unpack_from(">BHHB", body)
     if precision != 8:
         raise BrokenImage(f"has {precision} bits a sample; JPEGs of 8 are decoded here")
@@ -321,7 +322,7 @@ def walk_webp(data: memoryview) -> StillImage:
 
 
 def _bitstream_size(kind: bytes, body: memoryview) -> tuple[int, int]:
-    """Width and height by the bitstream's own header."""
+    """Returns width and height by the bitstream's own header."""
     if kind == b"VP8 ":
         tag, start, width, height = struct.unpack_from("<B2x3sHH", body)
         if tag & 1 or start != b"\x9d\x01\x2a":
@@ -334,14 +335,14 @@ def _bitstream_size(kind: bytes, body: memoryview) -> tuple[int, int]:
 
 
 def _still_webp(chunk: memoryview, width: int, height: int, complete: bool) -> StillImage:
-    """A file of one chunk; ``chunk`` is its head and body."""
+    """Returns a file of one chunk; ``chunk`` is its head and body."""
     padding = b"\0" * (len(chunk) % 2)
     head = struct.pack("<4sI4s", b"RIFF", 4 + len(chunk) + len(padding), b"WEBP")
     return StillImage("WEBP", width, height, parts=(head, chunk, padding), complete=complete)
 
 
 def _first_frame(frame: memoryview, width: int, height: int) -> StillImage:
-    """The picture of an ANMF chunk, on its canvas of ``width`` and ``height``."""
+    """Returns the picture of an ANMF chunk, on its canvas of ``width`` and ``height``."""
     numbers = struct.unpack_from("<HBHBHBHB", frame)
     x, y, w, h = (numbers[2 * k] + (numbers[2 * k + 1] << 16) for k in range(4))
     place = Frame(2 * x, 2 * y, w + 1, h + 1)
@@ -368,7 +369,7 @@ def _first_frame(frame: memoryview, width: int, height: int) -> StillImage:
 
 
 def read_orientation(exif: memoryview) -> int:
-    """Tag 0x0112 of the first directory of a TIFF block; 1 where it is absent or broken."""
+    """Returns tag 0x0112 of the first directory of a TIFF block; 1 where it is absent or broken."""
     order = {b"II": "<", b"MM": ">"}.get(bytes(exif[:2]))
     if order is None:
         return 1

@@ -105,7 +105,7 @@ def check_still(still: StillImage, max_megapixels: float) -> None:
 
 
 def needs_memory(still: StillImage) -> TooLarge:
-    """The error for an image that takes more memory than a decoder may have."""
+    """Returns the error for an image that takes more memory than a decoder may have."""
     return TooLarge(
         f"decoding the {still.format} image takes over {still.memory_bytes >> 20} MiB, more than"
         " its pixels account for; send it in another format, or encoded anew",

@@ -242,19 +242,20 @@ class DecoderPool:
                 self._zygote = None
 
     def processes(self) -> list[int]:
-        """The decoders that are idle now."""
+        """Returns the decoders that are idle now."""
         with self._changed:
             return [decoder.process for decoder in self._idle]
 
     @property
     def zygote(self) -> int:
-        """The process that decoders are forked from; 0 where there is none."""
+        """Returns the process that decoders are forked from; 0 where there is none."""
         with self._starting:
             return self._zygote.process.pid if self._zygote is not None else 0
 
     @staticmethod
     def _fill(decoder: Decoder, still: StillImage) -> shared_memory.Buffer:
-        """A buffer of the decoder with the image's file in it, behind the room for its pixels."""
+        """Returns a buffer of the decoder with the image's file in it, behind the room for its
+        pixels."""
         try:
             buffer = decoder.buffers.take(3 * still.pixels + still.stream_bytes)
         except (OSError, MemoryError) as error:
@@ -270,7 +271,7 @@ class DecoderPool:
         buffer: shared_memory.Buffer,
         ends: float,
     ) -> bytes:
-        """The decoder's answer.
+        """Returns the decoder's answer.
 
         Raises:
             _Lost: there is none by ``ends``, on ``time.monotonic``.
@@ -297,7 +298,7 @@ class DecoderPool:
     def _read(
         answer: bytes, decoder: Decoder, buffer: shared_memory.Buffer, still: StillImage
     ) -> npt.NDArray[np.uint8] | SegserveError:
-        """What an answer means: pixels, whose buffer is the decoder's again after them."""
+        """Returns what an answer means: pixels, whose buffer is the decoder's again after them."""
         if answer[0] != child.DONE:
             decoder.buffers.give_back(buffer)
             if answer[0] == child.NO_MEMORY:
@@ -311,7 +312,7 @@ class DecoderPool:
         return pixels.reshape(height, width, 3)
 
     def _take(self, deadline: float | None) -> Decoder:
-        """An idle decoder, or a new one where one is missing."""
+        """Returns an idle decoder, or a new one where one is missing."""
         ends = time.monotonic() + START_TIMEOUT_S if deadline is None else deadline
         while True:
             with self._changed:
@@ -331,7 +332,7 @@ class DecoderPool:
             self._discard(decoder, "")
 
     def _replace(self) -> Decoder:
-        """A new decoder, which counts as alive already."""
+        """Returns a new decoder, which counts as alive already."""
         try:
             return self._spawn()
         except OSError as error:
@@ -413,7 +414,7 @@ class DecoderPool:
         return reason
 
     def _spawn(self) -> Decoder:
-        """A new decoder; of a new zygote, where the old one has ended.
+        """Returns a new decoder; of a new zygote, where the old one has ended.
 
         Raises:
             OSError: none can be started.

@@ -61,7 +61,8 @@ ENVIRONMENT = {
 
 
 def pack_request(still: StillImage, timeout_s: float, buffer: shared_memory.Buffer) -> bytes:
-    """The message that asks for ``still``, whose stream lies in ``buffer`` behind its pixels."""
+    """Returns the message that asks for ``still``, whose stream lies in ``buffer`` behind its
+    pixels."""
     frame = still.frame or Frame(0, 0, still.width, still.height)
     return REQUEST.pack(
         still.memory_bytes, timeout_s,
@@ -72,7 +73,7 @@ def pack_request(still: StillImage, timeout_s: float, buffer: shared_memory.Buff
 
 
 def main(control_fd: int, with_filter: bool) -> None:
-    """The zygote: forks decoders, and ends and buries them, as the server asks."""
+    """Runs the zygote: it forks decoders, ends them and reaps them when the server says so."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A terminal and systemd send these to all processes; the server decides when to end.
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""How an image reaches the model's size and where its pixels lie in the logits: pure arithmetic.
+"""Plans how an image reaches the model's size and where its pixels lie in the logits.
 
 A plan resizes the image to one canvas a scale (``cv2.INTER_LINEAR``, half-pixel centres) and shows
 the network views of it: windows of exactly its input size, as they are and perhaps mirrored.
@@ -10,7 +10,13 @@ the network views of it: windows of exactly its input size, as they are and perh
 
 Test-time augmentation multiplies the canvas by each scale, and mirrors every view. What then does
 not fit into the network's input is tiled, what is smaller is padded, whatever the way to resize.
-Where a pixel lies in a view: :mod:`serving.imaging.windows`.
+
+A canvas that is longer than the network's input is covered by several windows, spread evenly, that
+overlap; a shorter one is centred in its window, with padding on both sides. Along one axis a pixel
+x0 of an image of length N lies at ``u = (x0 + 0.5) * canvas / N - 0.5`` on the canvas, at
+``x = u - start + offset`` in the window's input of length ``model`` (at ``model - 1 - x`` if that
+is mirrored), and at ``x * (logits - 1) / (model - 1)`` among the network's logits, whose corners
+are aligned.
 """
 
 from __future__ import annotations
@@ -18,12 +24,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-
-from serving.imaging.windows import Axis, Window
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -77,7 +82,7 @@ class Augmentation:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is more than the plain image."""
+        """Returns whether there is more than the plain image."""
         return self.flip or len(self.scales) > 1
 
 
@@ -86,7 +91,7 @@ PLAIN = Augmentation()
 
 @dataclass(frozen=True)
 class View:
-    """What the network is shown at once: a window of a canvas, mirrored or not.
+    """One input of the network: a window of a canvas, mirrored or not.
 
     ``share`` is its part in the mean over scales and mirror images.
     """
@@ -98,7 +103,7 @@ class View:
 
     @property
     def canvas(self) -> Size:
-        """The size that the image is resized to before the window is cut."""
+        """Returns the size that the image is resized to before the window is cut."""
         return Size(self.rows.canvas, self.columns.canvas)
 
     @property
@@ -112,7 +117,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """The canvas is the network's input, with nothing beside it."""
+        """Returns whether the canvas is the network's input, with nothing beside it."""
         return self.rows.whole and self.columns.whole
 
 
@@ -126,7 +131,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one image of size ``original`` is brought to a network whose input is ``model``.
+    """The way of one image of size ``original`` to a network whose input is ``model``.
 
     One grid a scale; each of its windows is a view, or two with ``flip``.
     """
@@ -138,12 +143,13 @@ class Plan:
 
     @property
     def view_count(self) -> int:
-        """How many views there are, without making them."""
+        """Returns how many views there are, without making them."""
         return (1 + self.flip) * sum(grid.rows.count * grid.columns.count for grid in self.grids)
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """All views from the top of the image to its bottom, so that its rows finish in order."""
+        """Returns all views from the top of the image to its bottom, so that its rows finish in
+        order."""
         sides = (False, True) if self.flip else (False,)
         share = 1.0 / (len(sides) * len(self.grids))
         views = [
@@ -157,7 +163,7 @@ class Plan:
 
     @property
     def only_view(self) -> View:
-        """The view of a plan that has one.
+        """Returns the view of a plan that has one.
 
         Raises:
             ValueError: there are several.
@@ -175,7 +181,8 @@ def plan(
     tile_overlap: float = DEFAULT_TILE_OVERLAP,
     augmentation: Augmentation = PLAIN,
 ) -> Plan:
-    """The plan for an image of size ``original`` (after EXIF) and a model of size ``model``.
+    """Returns the plan for an image of size ``original`` (after EXIF) and a model of size
+    ``model``.
 
     Args:
         resize: one of :data:`RESIZES`.
@@ -208,7 +215,8 @@ def plan(
 
 
 def prepare(image: Pixels, plan: Plan) -> Pixels:
-    """The network's input, uint8 ``[H,W,3]``, of an image uint8 ``[H0,W0,3]`` with a single view.
+    """Returns the network's input, uint8 ``[H,W,3]``, of an image uint8 ``[H0,W0,3]`` with a single
+    view.
 
     Returns ``image`` itself when nothing is to be done, else a new array.
 
@@ -222,7 +230,8 @@ def prepare(image: Pixels, plan: Plan) -> Pixels:
 
 
 def scale(image: Pixels, canvas: Size) -> Pixels:
-    """``image``, uint8 ``[H0,W0,3]``, in the size of ``canvas``; itself where it has that size."""
+    """Resizes ``image``, uint8 ``[H0,W0,3]``, to ``canvas``; returns itself where it has that
+    size."""
     if image.shape[:2] == (canvas.height, canvas.width):
         return image
     size = (canvas.width, canvas.height)
@@ -230,7 +239,7 @@ def scale(image: Pixels, canvas: Size) -> Pixels:
 
 
 def cut(canvas: Pixels, view: View) -> Pixels:
-    """The network's input for ``view``, uint8 ``[H,W,3]``, contiguous, padded with PADDING.
+    """Returns the network's input for ``view``, uint8 ``[H,W,3]``, contiguous, padded with PADDING.
 
     Returns ``canvas`` itself where it is the input.
     """
@@ -249,9 +258,129 @@ def cut(canvas: Pixels, view: View) -> Pixels:
 
 
 def source_positions(original: int, model: int, logits: int) -> npt.NDArray[np.float64]:
-    """Where each of ``original`` pixels along one stretched axis lies among ``logits`` positions.
+    """Returns where each of ``original`` pixels along one stretched axis lies among ``logits``
+    positions.
 
     ``model`` is the length of the same axis at the model's input. Returns float64 ``[original]``,
     ascending, within ``[0, logits - 1]``.
     """
     return Window(model, model, 0, model).positions(original, logits)
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Canvas pixels ``start`` to ``start + length``, at ``offset`` of an input of ``model`` pixels.
+
+    ``rise`` and ``fall`` are how many of them the window before and the one after show too.
+    """
+
+    canvas: int
+    model: int
+    start: int
+    length: int
+    offset: int = 0
+    rise: int = 0
+    fall: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Returns whether the canvas is the network's input, with nothing beside it."""
+        return self.canvas == self.model
+
+    @property
+    def begin(self) -> float:
+        """Returns where the window begins, as a part of the canvas, 0 to 1."""
+        return self.start / self.canvas
+
+    def positions(self, pixels: int, logits: int, mirrored: bool = False) -> Floats:
+        """Returns where each of ``pixels`` along the image's axis lies among ``logits`` positions.
+
+        Returns float64 ``[pixels]`` within ``[0, logits - 1]``; a pixel outside of the window
+        reads the window's nearest.
+        """
+        if logits == 1 or self.model == 1:
+            return np.zeros(pixels, np.float64)
+        inside = np.clip(self._canvas_positions(pixels) - self.start, 0.0, self.length - 1.0)
+        inside += self.offset
+        if mirrored:
+            inside = self.model - 1 - inside
+        return np.clip(inside * (logits - 1) / (self.model - 1), 0.0, logits - 1.0)
+
+    def reach(self, pixels: int) -> tuple[int, int]:
+        """Returns the first of ``pixels`` along the image's axis that this window shows, and the
+        end.
+
+        A window shows what is nearer to its pixels than to others: from half a pixel before its
+        first to half a pixel behind its last. The range may be empty where windows are shorter
+        than a pixel of the image.
+        """
+        where = self._canvas_positions(pixels)
+        edges = (self.start - 0.5, self.start + self.length - 0.5)
+        first, end = np.searchsorted(where, edges)
+        return int(first), int(end)
+
+    def taper(self, pixels: int) -> Floats:
+        """Returns the window's weight at its :meth:`reach`: 1, falling to 0 over what it shares.
+
+        Squared sines, so that two windows' weights add up to 1.
+        """
+        first, end = self.reach(pixels)
+        where = self._canvas_positions(pixels)[first:end] - (self.start - 0.5)
+        weight = np.ones(end - first, np.float64)
+        for shared, distance in ((self.rise, where), (self.fall, self.length - where)):
+            if shared:
+                weight *= np.sin(np.pi / 2 * np.clip(distance / shared, 0.0, 1.0)) ** 2
+        return weight
+
+    def _canvas_positions(self, pixels: int) -> Floats:
+        centres = (np.arange(pixels, dtype=np.float64) + 0.5) * self.canvas / pixels - 0.5
+        return np.clip(centres, 0.0, self.canvas - 1.0)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A canvas of ``canvas`` pixels under windows of ``model``, at least ``overlap`` shared."""
+
+    canvas: int
+    model: int
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        if self.canvas < 1 or self.model < 1 or not 0 <= self.overlap < self.model:
+            raise ValueError(f"windows overlap by less than their length, not {self}")
+
+    @property
+    def count(self) -> int:
+        """Returns how many windows it takes."""
+        beyond = max(0, self.canvas - self.model)
+        return 1 + -(-beyond // (self.model - self.overlap))
+
+    def windows(self) -> tuple[Window, ...]:
+        """Returns the windows, in ascending order: together they show every pixel of the canvas."""
+        count, beyond = self.count, self.canvas - self.model
+        if count == 1:
+            length = min(self.canvas, self.model)
+            return (Window(self.canvas, self.model, 0, length, (self.model - length) // 2),)
+        starts = [k * beyond // (count - 1) for k in range(count)]
+        shared = [a + self.model - b for a, b in pairwise(starts)]
+        return tuple(
+            Window(self.canvas, self.model, start, self.model, 0, rise, fall)
+            for start, rise, fall in zip(starts, [0, *shared], [*shared, 0], strict=True)
+        )
+
+    def weights(self, pixels: int) -> tuple[npt.NDArray[np.float32], ...]:
+        """Returns each window's weight at its :meth:`Window.reach`; over all windows they add up to
+        1."""
+        windows = self.windows()
+        total = np.zeros(pixels, np.float64)
+        tapers = [window.taper(pixels) for window in windows]
+        for window, taper in zip(windows, tapers, strict=True):
+            first, end = window.reach(pixels)
+            total[first:end] += taper
+        return tuple(
+            (taper / total[slice(*window.reach(pixels))]).astype(np.float32)
+            for window, taper in zip(windows, tapers, strict=True)
+        )

@@ -11,8 +11,9 @@ from serving.errors import InvalidImage, UnsupportedImageFormat
 from serving.imaging import bmp
 from serving.imaging.containers import walk_jpeg, walk_png, walk_webp
 from serving.imaging.still import BrokenImage, StillImage
+from serving.settings import IMAGE_FORMATS
 
-DEFAULT_FORMATS = frozenset({"JPEG", "PNG", "BMP", "WEBP"})
+DEFAULT_FORMATS = IMAGE_FORMATS
 
 _MAGIC = (
     ("JPEG", re.compile(rb"\xff\xd8\xff", re.DOTALL)),
@@ -46,7 +47,7 @@ _WALKS: dict[str, Callable[[memoryview], StillImage]] = {
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the headers of an image say.
+    """The facts in an image's headers.
 
     ``width`` and ``height`` are in pixels, of the upright image: after ``orientation``, EXIF's 1
     to 8, is applied. ``complete`` is false for a file that ends too early.
@@ -100,7 +101,7 @@ def read_still(
 
 
 def describe(still: StillImage) -> ImageHeader:
-    """What callers are to know of an image: its size is that of the upright one."""
+    """Returns what callers are to know of an image: its size is that of the upright one."""
     width, height = still.width, still.height
     if still.orientation >= 5:
         width, height = height, width

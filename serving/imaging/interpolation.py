@@ -127,7 +127,7 @@ def fill_labels(
 
 @compiled
 def _first_pixels(cells: Indices, count: int) -> Indices:
-    """The first pixel of each of ``count`` cells and, at the end, the number of pixels."""
+    """Returns the first pixel of each of ``count`` cells and, at the end, the number of pixels."""
     first = np.zeros(count + 1, np.int32)
     for x in range(len(cells)):
         first[cells[x] + 1] += 1
@@ -138,7 +138,8 @@ def _first_pixels(cells: Indices, count: int) -> Indices:
 
 @compiled
 def _gather_candidates(logits: Logits, i: int, j: int, corners: Logits, candidate: Indices) -> int:
-    """The classes that can win in cell ``i, j``, ascending, and their four corners' logits."""
+    """Returns the classes that can win in cell ``i, j``, ascending, and their four corners'
+    logits."""
     classes, height, width = logits.shape
     below, beside = min(i + 1, height - 1), min(j + 1, width - 1)
     floor = np.float32(-np.inf)  # at every point some class reaches at least this

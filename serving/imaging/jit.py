@@ -26,7 +26,7 @@ def compiled(loop: Loop) -> Loop:
 
 
 def read_only(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    """A contiguous view that no one writes through.
+    """Returns a contiguous view that no one writes through.
 
     Numba compiles writable and read-only arguments apart; with this there is one kind to warm.
     """

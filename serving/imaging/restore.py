@@ -1,4 +1,4 @@
-"""Predictions back to the original size: bilinear logits and argmax, exact, or nearest on ids.
+"""Restores predictions to the original size: bilinear logits and argmax, exact, or nearest ids.
 
 Logits are float32 ``[C,h,w]`` without NaN, 1 to 255 classes. Equal logits give the lowest id, as
 argmax does.
@@ -6,10 +6,11 @@ argmax does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from serving.engine import Prediction
 from serving.imaging.geometry import Size, View, source_positions
 from serving.imaging.interpolation import (
     Fractions,
@@ -25,10 +26,30 @@ from serving.imaging.jit import read_only
 Positions = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a network predicts: one of the two, for a batch or (first axis gone) for one image.
+
+    Attributes:
+        logits: float32 ``[n,C,h,w]``.
+        mask: uint8 ``[n,H,W]``, class ids.
+    """
+
+    logits: npt.NDArray[np.float32] | None
+    mask: npt.NDArray[np.uint8] | None
+
+    def __getitem__(self, index: int) -> Prediction:
+        """Returns the prediction of one image of the batch (a view)."""
+        return Prediction(
+            None if self.logits is None else self.logits[index],
+            None if self.mask is None else self.mask[index],
+        )
+
+
 def labels_from_logits(
     logits: Logits, model: Size, original: Size, out: Labels | None = None
 ) -> Labels:
-    """The label map, uint8 ``[H0,W0]``, at the size of ``original``.
+    """Returns the label map, uint8 ``[H0,W0]``, at the size of ``original``.
 
     Each pixel reads the logits, bilinearly, at its
     :func:`~serving.imaging.geometry.source_positions`, and takes the class with the largest.
@@ -49,7 +70,7 @@ def labels_from_logits(
 def labels_at(
     logits: Logits, y_positions: Positions, x_positions: Positions, out: Labels | None = None
 ) -> Labels:
-    """The label map, uint8 ``[H0,W0]``, read from ``logits`` at these rows and columns.
+    """Returns the label map, uint8 ``[H0,W0]``, read from ``logits`` at these rows and columns.
 
     Args:
         logits: float32 ``[C,h,w]``.
@@ -73,7 +94,8 @@ def labels_at(
 
 
 def model_labels(logits: Logits, model: Size) -> Labels:
-    """The label map at the model's own size, uint8 ``[H,W]``: what an in-graph argmax gives."""
+    """Returns the label map at the model's own size, uint8 ``[H,W]``: what an in-graph argmax
+    gives."""
     return labels_from_logits(logits, model, model)
 
 
@@ -92,7 +114,7 @@ def labels_nearest(labels: Labels, original: Size) -> Labels:
 
 
 def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[Labels, Labels]:
-    """:func:`labels_from_logits`, and how sure the network is of each pixel's class, in one pass.
+    """Returns :func:`labels_from_logits` and each pixel's confidence, in one pass.
 
     The confidence is uint8 ``[H0,W0]``, 255 is certain: the largest softmax probability of the
     interpolated logits, times 255, rounded.
@@ -107,7 +129,7 @@ def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[
 def labels_and_confidence_at(
     logits: Logits, y_positions: Positions, x_positions: Positions
 ) -> tuple[Labels, Labels]:
-    """:func:`labels_and_confidence`, at the rows and columns that :func:`labels_at` takes.
+    """Returns :func:`labels_and_confidence` at the rows and columns that :func:`labels_at` takes.
 
     Raises:
         ValueError: ``logits`` of another shape, or more than 255 classes.
@@ -121,7 +143,7 @@ def labels_and_confidence_at(
 
 
 def confidence_from_logits(logits: Logits, model: Size, original: Size) -> Labels:
-    """The confidence of :func:`labels_and_confidence` alone."""
+    """Returns the confidence of :func:`labels_and_confidence` alone."""
     return labels_and_confidence(logits, model, original)[1]
 
 
@@ -135,12 +157,12 @@ def warm() -> None:
 
 
 def labels_reference(logits: npt.NDArray[np.float32], model: Size, original: Size) -> Labels:
-    """:func:`labels_from_logits` in float64 NumPy, one operation after the other: clear, slow."""
+    """Computes :func:`labels_from_logits` in float64 NumPy, one operation after the other: slow."""
     return np.asarray(_interpolated(logits, model, original).argmax(axis=0), np.uint8)
 
 
 def confidence_reference(logits: npt.NDArray[np.float32], model: Size, original: Size) -> Labels:
-    """:func:`confidence_from_logits` in float64 NumPy."""
+    """Computes :func:`confidence_from_logits` in float64 NumPy."""
     values = _interpolated(logits, model, original)
     powers = np.exp(values - values.max(axis=0))
     return np.asarray(np.rint(255.0 / powers.sum(axis=0)), np.uint8)
@@ -176,7 +198,7 @@ def _check_logits(logits: Logits) -> None:
 
 
 def _positions(logits: Logits, model: Size, original: Size) -> tuple[Positions, Positions]:
-    """Where the rows and the columns of ``original`` lie in the logits."""
+    """Returns where the rows and the columns of ``original`` lie in the logits."""
     _, height, width = logits.shape
     return (
         source_positions(original.height, model.height, height),
@@ -187,13 +209,13 @@ def _positions(logits: Logits, model: Size, original: Size) -> tuple[Positions, 
 def _places(
     logits: Logits, y_positions: Positions, x_positions: Positions
 ) -> tuple[Indices, Fractions, Indices, Fractions]:
-    """Each pixel's cell and fraction down, then across."""
+    """Returns each pixel's cell and fraction down, then across."""
     _, height, width = logits.shape
     return (*_cells(y_positions, height), *_cells(x_positions, width))
 
 
 def _cells(positions: Positions, logits: int) -> tuple[Indices, Fractions]:
-    """For each pixel its cell, between two positions of the logits, and where in it (0 to 1)."""
+    """Returns each pixel's cell, between two positions of the logits, and where in it (0 to 1)."""
     cells = np.minimum(positions.astype(np.int32), max(logits - 2, 0))
     return cells, (positions - cells).astype(np.float32)
 
@@ -204,7 +226,7 @@ def _nearest(original: int, source: int) -> Indices:
 
 
 def labels_suffice(view: View, target: Size, smooth: bool | None = None) -> bool:
-    """Whether a label map of ``target`` can be read off labels at the network's input size.
+    """Returns whether a label map of ``target`` can be read off labels at the network's input size.
 
     So it can where ids are asked for (``smooth`` is False), and where no pixel lies between two.
     """
@@ -217,7 +239,7 @@ def labels_suffice(view: View, target: Size, smooth: bool | None = None) -> bool
 def restore_labels(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
 ) -> Labels:
-    """The label map of the whole image, uint8 ``[H0,W0]`` of the size of ``target``.
+    """Returns the label map of the whole image, uint8 ``[H0,W0]`` of the size of ``target``.
 
     Args:
         prediction: of one image.
@@ -238,7 +260,7 @@ def restore_labels(
 def restore_labels_and_confidence(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
 ) -> tuple[Labels, Labels]:
-    """:func:`restore_labels`, and the confidence of each pixel, uint8 ``[H0,W0]``.
+    """Returns :func:`restore_labels` and the confidence of each pixel, both uint8 ``[H0,W0]``.
 
     The confidence is that of the interpolated logits; the prediction must have them.
     """

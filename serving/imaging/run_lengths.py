@@ -29,7 +29,7 @@ _NO_END = "is truncated: its run lengths have no end"
 
 @dataclass
 class _Cursor:
-    """Where the next run begins in the image, rows counted from the first that is stored."""
+    """The position of the next run in the image, rows counted from the first that is stored."""
 
     x: int = 0
     y: int = 0
@@ -70,7 +70,8 @@ def unpack_runs(data: memoryview, indices: _Bytes, nibbles: bool) -> None:
 
 
 def _is_whole(codes: _Bytes, pair: int, nibbles: bool) -> bool:
-    """Whether the file holds all that the command at ``pair`` needs; padding may be missing."""
+    """Returns whether the file holds all that the command at ``pair`` needs; padding may be
+    missing."""
     count, value = int(codes[2 * pair]), int(codes[2 * pair + 1])
     if count or value < _JUMP:
         return True
@@ -79,7 +80,7 @@ def _is_whole(codes: _Bytes, pair: int, nibbles: bool) -> bool:
 
 
 def _find_commands(stretch: _Bytes, nibbles: bool) -> tuple[_Integers, int]:
-    """Which pairs are commands, and the pair behind the last one and what belongs to it."""
+    """Returns which pairs are commands, and the pair behind the last one and what belongs to it."""
     length = len(stretch)
     values = stretch[:, 1].astype(np.int64)
     longer = np.flatnonzero((stretch[:, 0] == 0) & (values >= _JUMP))

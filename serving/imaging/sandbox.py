@@ -1,4 +1,4 @@
-"""What a decoder process may still do once it is confined: compute, and answer.
+"""Confines a decoder process: afterwards it can compute and answer, and nothing else.
 
 Resource limits hold on any Unix. On Linux a seccomp filter is added by libseccomp, through ctypes:
 system calls that are not listed here fail with EPERM. None that is listed opens a file or a

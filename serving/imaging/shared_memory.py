@@ -154,7 +154,7 @@ class Buffer:
         return np.frombuffer(memoryview(owner), np.uint8)
 
     def close_descriptor(self) -> None:
-        """What is mapped stays; the buffer cannot be sent any more."""
+        """Closes the descriptor; what is mapped stays, but the buffer cannot be sent any more."""
         self._close()
 
     def discard(self) -> None:
@@ -177,7 +177,8 @@ class BufferSlots:
         self._returned: deque[Buffer] = deque()
 
     def take(self, size: int) -> Buffer:
-        """A buffer of at least ``size`` bytes: one that is free, a new one, or one for this once.
+        """Returns a buffer of at least ``size`` bytes: one that is free, a new one, or one for this
+        once.
 
         Raises:
             OSError, MemoryError: there is no room for it.

@@ -38,7 +38,8 @@ class BrokenImage(ValueError):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies on its canvas, in pixels: an animation's first frame may be smaller."""
+    """The position of a picture on its canvas, in pixels: an animation's first frame may be
+    smaller."""
 
     x: int
     y: int
@@ -81,12 +82,12 @@ class StillImage:
 
     @property
     def stream_bytes(self) -> int:
-        """Length of ``parts``."""
+        """Returns the length of ``parts``."""
         return sum(len(part) for part in self.parts)
 
     @property
     def memory_bytes(self) -> int:
-        """The most memory that decoding takes at a time, output and file included."""
+        """Returns the most memory that decoding takes at a time, output and file included."""
         per_pixel = 3 + _EXTRA_BYTES_PER_PIXEL[self.format]
         return (
             FIXED_MEMORY_BYTES
@@ -97,7 +98,8 @@ class StillImage:
 
 
 def most_memory_bytes(max_megapixels: float, max_file_bytes: int) -> int:
-    """The largest ``memory_bytes`` of images within these limits: four components, turned."""
+    """Returns the largest ``memory_bytes`` of images within these limits: four components,
+    turned."""
     per_pixel = 3 + max(_EXTRA_BYTES_PER_PIXEL.values())
     return FIXED_MEMORY_BYTES + max_file_bytes + int(per_pixel * max_megapixels * 1e6)
 
@@ -121,5 +123,5 @@ class Parts:
             self._stretches.append([start, end])
 
     def views(self) -> tuple[memoryview, ...]:
-        """What was kept, in order, without copies."""
+        """Returns what was kept, in order, without copies."""
         return tuple(self._data[start:end] for start, end in self._stretches)

@@ -45,7 +45,7 @@ class Decoder:
     buffers: shared_memory.BufferSlots
 
     def is_usable(self) -> bool:
-        """An idle decoder has nothing to say: what is readable is its end."""
+        """Returns whether the decoder can be used: from an idle one, only its end can be read."""
         return not wait_readable(self.socket, 0.0)
 
 
@@ -57,7 +57,7 @@ class Zygote:
         self._is_lost = False
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).resolve().parents[2])
-        path = [entry for entry in sys.path if os.path.isabs(entry)] + [root]
+        path = [root, *(entry for entry in sys.path if os.path.isabs(entry))]
         environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
         with theirs:
             self.process = subprocess.Popen(
@@ -75,11 +75,11 @@ class Zygote:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked. One that ends closes its socket before it is gone."""
+        """Returns whether it can be asked. One that ends closes its socket before it is gone."""
         return not self._is_lost and self.process.poll() is None
 
     def spawn(self, max_memory_bytes: int, kept_bytes: int) -> tuple[Decoder, bytes]:
-        """A new decoder, and what it said first.
+        """Returns a new decoder, and what it said first.
 
         Raises:
             OSError: the zygote has ended, or cannot fork.
@@ -142,14 +142,15 @@ class Zygote:
 
 
 def wait_readable(waited: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read, or an end. Unlike ``select`` it takes any descriptor."""
+    """Returns whether there is something to read, or an end. Unlike ``select`` it takes any
+    descriptor."""
     poll = select.poll()
     poll.register(waited, select.POLLIN)
     return bool(poll.poll(math.ceil(max(0.0, seconds) * 1000)))
 
 
 def find_reason(status: int | None) -> str:
-    """Why a decoder ended by itself, by how it ended."""
+    """Returns why a decoder ended by itself, by how it ended."""
     if status is None:
         return "killed"
     if os.WIFSIGNALED(status):

@@ -1,15 +1,40 @@
-"""The repository index: every model of the repository, and the state of its versions.
+"""What is known of each model of the repository, and the index that clients are shown.
 
 Source: Triton's extension_model_repository.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from serving.errors import SegserveError
+from serving.models.model import Model
 from serving.models.sources import ModelSource
+
+
+@dataclass
+class ModelEntry:
+    """What is known of one model of the repository.
+
+    Attributes:
+        versions: those that answer; replaced as a whole, never changed.
+        failure: why it could not be loaded.
+        refused: versions that could not replace one, and why; "" is the folder itself.
+        unloaded: versions that a client had unloaded.
+        changing: ``LOADING`` or ``UNLOADING`` while that lasts.
+    """
+
+    versions: Mapping[int, Model] = field(default_factory=dict)
+    failure: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unloaded: tuple[int, ...] = ()
+    changing: str = ""
+
+    @property
+    def newest(self) -> Model | None:
+        """Returns its highest version; None where none answers."""
+        return self.versions[max(self.versions)] if self.versions else None
 
 
 @dataclass(frozen=True)
@@ -22,51 +47,43 @@ class ModelState:
     reason: str = ""
 
 
-def build_index(
-    source: ModelSource,
-    loaded: Mapping[str, Mapping[int, str]],
-    changing: Mapping[str, str],
-    failures: Mapping[str, str],
-    unloaded: Mapping[str, Iterable[int]],
-    refused: Mapping[str, Mapping[str, str]],
-) -> list[ModelState]:
-    """One entry a version, or a model where there are none, by name.
+def build_index(source: ModelSource, entries: Mapping[str, ModelEntry]) -> list[ModelState]:
+    """Returns one state a version, or a model where there are none, by name. May block.
 
     Args:
         source: of the repository's models.
-        loaded: versions that answer, each with an empty text, or why its engine does not.
-        changing: ``LOADING`` or ``UNLOADING``.
-        failures: why a model could not be loaded.
-        unloaded: versions that a client had unloaded.
-        refused: versions of loaded models that could not replace one, and why; an empty version
-            is the folder itself.
+        entries: by name; they must not change meanwhile.
     """
-    states: list[ModelState] = []
-    for name in sorted({*source.names(), *loaded, *unloaded}):
-        if name in loaded:
-            states += [
-                ModelState(name, str(v), "UNAVAILABLE" if why else "READY", why)
-                for v, why in sorted(loaded[name].items())
-            ]
-            states += [
-                ModelState(name, v, "UNAVAILABLE", why) for v, why in refused.get(name, {}).items()
-            ]
-        elif name in changing:
-            states.append(ModelState(name, state=changing[name]))
-        elif name in failures:
-            reason = failures[name]
-            versions = _tried_versions(source, name)
-            states += [ModelState(name, v, "UNAVAILABLE", reason) for v in versions]
-        elif name in unloaded:
-            versions = tuple(str(v) for v in sorted(unloaded[name]))
-            states += [ModelState(name, v, "UNAVAILABLE", "unloaded") for v in versions]
-        else:
-            states.append(ModelState(name))
-    return states
+    known = {name for name, entry in entries.items() if entry.versions or entry.unloaded}
+    return [
+        ModelState(name, *state)
+        for name in sorted({*source.names(), *known})
+        for state in _list_states(source, name, entries.get(name, ModelEntry()))
+    ]
+
+
+def _list_states(source: ModelSource, name: str, entry: ModelEntry) -> list[tuple[str, str, str]]:
+    """Returns version, state and reason of every version of a model."""
+    if entry.newest is not None:
+        states = []
+        for version, model in sorted(entry.versions.items()):
+            why = model.batcher.broken or ""
+            states.append((str(version), "UNAVAILABLE" if why else "READY", why))
+        # Folders that are not versions, and changes that failed.
+        refused = {**entry.newest.folder.ignored, **entry.refused}
+        return states + [(version, "UNAVAILABLE", why) for version, why in refused.items()]
+    if entry.changing:
+        return [("", entry.changing, "")]
+    if entry.failure:
+        versions = _tried_versions(source, name)
+        return [(version, "UNAVAILABLE", entry.failure) for version in versions]
+    if entry.unloaded:
+        return [(str(v), "UNAVAILABLE", "unloaded") for v in sorted(entry.unloaded)]
+    return [("", "", "")]
 
 
 def _tried_versions(source: ModelSource, name: str) -> tuple[str, ...]:
-    """Versions that a model that failed has; one empty string where they cannot be told."""
+    """Returns the versions of a model that failed; one empty text where they cannot be read."""
     try:
         return tuple(str(version) for version in source.read(name).versions)
     except SegserveError:

@@ -1,4 +1,4 @@
-"""Opens, checks and warms one version of a model; and opens its engine anew where it breaks."""
+"""Opens, checks and warms one version of a model, and reopens its engine where it breaks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from dataclasses import replace
 
 from serving.batching.batch import BatchLimits
 from serving.batching.batcher import Batcher
-from serving.batching.workers import warm as warm_checks
+from serving.batching.engine_runner import warm as warm_checks
 from serving.engine import Engine, EngineSpec
 from serving.errors import InvalidModel, SegserveError
-from serving.models.model import Model
+from serving.models.model import InferenceStatistics, Model, ModelObserver
 from serving.models.repository import CONFIG_FILE, ModelConfig, ModelFolder
-from serving.models.statistics import InferenceStatistics
 from serving.models.warmup import warm_up
 from serving.observability.metrics import Metrics
 from serving.settings import Settings
@@ -29,7 +28,7 @@ LONGEST_RETRY_S = 60.0
 
 
 class ModelLoader:
-    """Makes models of folders. ``close()`` ends the attempts to open broken engines anew."""
+    """A loader of models from their folders. ``close()`` ends its attempts to reopen engines."""
 
     def __init__(self, settings: Settings, metrics: Metrics, open_engine: OpenEngine) -> None:
         self.settings = settings
@@ -40,7 +39,7 @@ class ModelLoader:
     async def load(
         self, folder: ModelFolder, version: int, pool: Executor, old: Model | None
     ) -> Model:
-        """A version, warm and ready for requests.
+        """Loads a version: warm, and ready for requests.
 
         Args:
             old: a version that is served; the new one must be of the same contract.
@@ -50,7 +49,8 @@ class ModelLoader:
             SegserveError: its engine failed.
         """
         loop = asyncio.get_running_loop()
-        engine, folder = await loop.run_in_executor(pool, self._open, folder, version, old)
+        served = None if old is None else (old.folder, old.spec)
+        engine, folder = await loop.run_in_executor(pool, self._open, folder, version, served)
         limits = BatchLimits(
             max_queue_size=self.settings.max_queue_size,
             max_queue_bytes=self.settings.max_queue_bytes,
@@ -60,25 +60,21 @@ class ModelLoader:
             max_failures=self.settings.max_engine_failures,
             run_timeout_s=self.settings.engine_timeout_s,
         )
-        statistics = InferenceStatistics()
-        observer = self.metrics.for_model(folder.name, statistics)
-        batcher = Batcher(
-            engine, limits, observer, time.monotonic, on_failure=observer.engine_failed
-        )
-        model = Model(folder, version, batcher, statistics)
 
         def recover(reason: str) -> None:
             log.error("model %s version %d is not ready: %s", folder.name, version, reason)
-            task = asyncio.create_task(self._recover(model, pool))
+            task = asyncio.create_task(self._recover(folder, version, batcher, pool))
             self._recoveries.add(task)
             task.add_done_callback(self._recoveries.discard)
 
-        batcher.on_broken = recover
+        statistics = InferenceStatistics()
+        observer = ModelObserver(self.metrics, folder.name, statistics)
+        batcher = Batcher(engine, limits, observer, time.monotonic, recover)
         batcher.start()
-        return model
+        return Model(folder, version, batcher, statistics)
 
     def _open(
-        self, folder: ModelFolder, version: int, old: Model | None
+        self, folder: ModelFolder, version: int, served: tuple[ModelFolder, EngineSpec] | None
     ) -> tuple[Engine, ModelFolder]:
         try:
             engine = self.open_engine(folder, version, self.settings)
@@ -89,8 +85,8 @@ class ModelLoader:
         try:
             spec = engine.spec
             folder = keep_given_outputs(folder, version, spec)
-            if old is not None:
-                check_contract(folder, version, spec, old.folder, old.spec)
+            if served is not None:
+                check_contract(folder, version, spec, *served)
             check_graph(folder, version, spec)
             warm_checks()
             warm_up(engine, folder)
@@ -101,30 +97,31 @@ class ModelLoader:
             raise
         return engine, folder
 
-    async def _recover(self, model: Model, pool: Executor) -> None:
-        """Opens the engine anew until it works, waiting longer after each failure."""
+    async def _recover(
+        self, folder: ModelFolder, version: int, batcher: Batcher, pool: Executor
+    ) -> None:
+        """Reopens the engine until it works, waiting longer after each failure."""
         wait_s = FIRST_RETRY_S
         loop = asyncio.get_running_loop()
-        while not model.batcher.is_closing():
+        while not batcher.is_closing():
+            served = (folder, batcher.engine.spec)
             try:
-                engine, _ = await loop.run_in_executor(
-                    pool, self._open, model.folder, model.version, model
-                )
+                engine, _ = await loop.run_in_executor(pool, self._open, folder, version, served)
             except Exception as error:
-                log.error("model %s: its engine does not open: %s", model.name, error)
+                log.error("model %s: its engine does not open: %s", folder.name, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, LONGEST_RETRY_S)
                 continue
-            if model.batcher.is_closing():
+            if batcher.is_closing():
                 engine.close()
                 return
-            await model.batcher.replace(engine)
-            self.metrics.engine_restarts.labels(model.name).inc()
-            log.warning("model %s version %d is ready again", model.name, model.version)
+            await batcher.replace(engine)
+            self.metrics.engine_restarts.labels(folder.name).inc()
+            log.warning("model %s version %d is ready again", folder.name, version)
             return
 
     async def close(self) -> None:
-        """Ends what goes on in the background."""
+        """Ends what is running in the background."""
         for task in tuple(self._recoveries):
             task.cancel()
         await asyncio.gather(*self._recoveries, return_exceptions=True)
@@ -135,7 +132,7 @@ def _unexpected(folder: ModelFolder, version: int, error: Exception) -> InvalidM
     return InvalidModel(f"{folder.graph(version)}: {type(error).__name__}: {error}")
 
 
-# What clients rely on: metadata that is true, and that versions of a model do not change it.
+# What clients rely on: metadata is true, and versions of a model do not change it.
 
 
 LOGITS = "logits"

@@ -1,6 +1,6 @@
-"""The segmentation facts that travel in a model's ``parameters``: classes, colours, geometry.
+"""Reads parts of a model's configuration: classes, colours, geometry and ``dynamic_batching``.
 
-``where`` is what errors name, the model's ``config.pbtxt``.
+The segmentation facts are in ``parameters``. ``where`` is what errors name: ``config.pbtxt``.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
+from tritonclient.grpc import model_config_pb2
+
+from serving.batching.batch import QueuePolicy, Scheduling
 from serving.errors import InvalidModel
 from serving.imaging.geometry import DEFAULT_TILE_OVERLAP, MAX_TILE_OVERLAP, RESIZES
 from serving.palette import MAX_CLASSES, LabelSet, default_palette, parse_palette
 from serving.parsing import read_text
+
+DynamicBatching: TypeAlias = model_config_pb2.ModelDynamicBatching
+PolicyMessage: TypeAlias = model_config_pb2.ModelQueuePolicy
 
 LABELS_FILE = "labels.txt"
 MAX_ID = 255
 
 
 def read_resize(where: Path, parameters: Mapping[str, str]) -> str:
-    """One of ``serving.imaging.geometry.RESIZES``; the first of them unless the model says another.
+    """Returns one of ``serving.imaging.geometry.RESIZES``, by default the first.
 
     Raises:
         InvalidModel: it says something else.
@@ -32,7 +39,7 @@ def read_resize(where: Path, parameters: Mapping[str, str]) -> str:
 
 
 def read_tile_overlap(where: Path, parameters: Mapping[str, str]) -> float:
-    """What neighbouring tiles share at least, as a part of their length.
+    """Returns what neighbouring tiles share at least, as a part of their length.
 
     Raises:
         InvalidModel: not from 0 to ``serving.imaging.geometry.MAX_TILE_OVERLAP``.
@@ -51,7 +58,7 @@ def read_tile_overlap(where: Path, parameters: Mapping[str, str]) -> float:
 
 
 def read_labels(where: Path, parameters: Mapping[str, str], folder: Path | None) -> LabelSet:
-    """From ``labels.txt``, or without a ``folder`` from the parameter ``classes`` alone.
+    """Reads ``labels.txt``, or without a ``folder`` the parameter ``classes`` alone.
 
     Raises:
         InvalidModel: the message names the file and the field.
@@ -106,3 +113,63 @@ def _read_names(file: Path) -> tuple[str, ...]:
     except ValueError as error:
         raise InvalidModel(str(error)) from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def read_scheduling(where: Path, queue: DynamicBatching, max_batch_size: int) -> Scheduling:
+    """Reads and checks ``dynamic_batching``.
+
+    Raises:
+        InvalidModel: levels or sizes that do not exist, or ``preserve_ordering`` with what
+            changes the order; Triton refuses the same.
+    """
+    levels = queue.priority_levels
+    lowest = 1 if levels else 0
+    if not lowest <= queue.default_priority_level <= levels:
+        raise InvalidModel(
+            f"{where}: dynamic_batching.default_priority_level is {queue.default_priority_level}; "
+            f"expected {lowest} to priority_levels, {levels}"
+        )
+    unknown = sorted(level for level in queue.priority_queue_policy if not 1 <= level <= levels)
+    if unknown:
+        raise InvalidModel(
+            f"{where}: dynamic_batching.priority_queue_policy names level {unknown[0]}; "
+            f"expected 1 to priority_levels, {levels}"
+        )
+    sizes = tuple(sorted(set(queue.preferred_batch_size)))
+    if sizes and not 1 <= sizes[0] <= sizes[-1] <= max_batch_size:
+        raise InvalidModel(
+            f"{where}: dynamic_batching.preferred_batch_size is {list(sizes)}; "
+            f"expected 1 to max_batch_size, {max_batch_size}"
+        )
+    default = _read_policy("default_queue_policy", queue.default_queue_policy)
+    policies = {
+        level: _read_policy(f"priority_queue_policy[{level}]", policy)
+        for level, policy in queue.priority_queue_policy.items()
+    }
+    if queue.preserve_ordering:
+        delaying = [p.field for p in (default, *policies.values()) if p.delays and p.timeout_s]
+        if levels > 1 or delaying:
+            other = "priority_levels" if levels > 1 else f"{delaying[0]}.timeout_action DELAY"
+            raise InvalidModel(
+                f"{where}: dynamic_batching.preserve_ordering and {other} contradict each other; "
+                f"leave one of them out"
+            )
+    return Scheduling(
+        delay_s=queue.max_queue_delay_microseconds / 1e6,
+        preferred_sizes=sizes,
+        preserve_ordering=queue.preserve_ordering,
+        priority_levels=levels,
+        default_level=queue.default_priority_level,
+        default_policy=default,
+        policies=policies,
+    )
+
+
+def _read_policy(field: str, policy: PolicyMessage) -> QueuePolicy:
+    return QueuePolicy(
+        field=field,
+        max_size=policy.max_queue_size,
+        timeout_s=policy.default_timeout_microseconds / 1e6,
+        delays=policy.timeout_action == PolicyMessage.DELAY,
+        allows_override=policy.allow_timeout_override,
+    )

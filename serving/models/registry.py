@@ -1,4 +1,4 @@
-"""The loaded models, by name and version."""
+"""The registry of models, by name and version: loads, replaces and unloads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
-from serving.models.index import ModelState, build_index
+from serving.models.index import ModelEntry, ModelState, build_index
 from serving.models.loader import ModelLoader, OpenEngine, keep_given_outputs
 from serving.models.model import Model
 from serving.models.repository import ModelFolder
@@ -22,7 +22,7 @@ log = logging.getLogger("segserve")
 
 
 class Registry:
-    """Loads every model of its source; one that fails does not stop the others.
+    """The models of one source; one that fails to load does not stop the others.
 
     ``source`` is the folder ``settings.repository`` unless another is given.
     """
@@ -38,14 +38,14 @@ class Registry:
         self.metrics = metrics
         self.loader = ModelLoader(settings, metrics, open_engine)
         self.source = LocalRepository(settings) if source is None else source
-        self.failures: dict[str, str] = {}
-        # Of models that are served all the same, by version; "" is the folder itself.
-        self.refused: dict[str, dict[str, str]] = {}
         self.ready = False
-        self._models: dict[str, dict[int, Model]] = {}
-        self._unloaded: dict[str, tuple[int, ...]] = {}
-        self._changing: dict[str, str] = {}
+        self._entries: dict[str, ModelEntry] = {}
         self._change = asyncio.Lock()
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Returns why models could not be loaded, by name."""
+        return {name: entry.failure for name, entry in self._entries.items() if entry.failure}
 
     async def load_all(self, pool: Executor) -> None:
         """Loads and warms all models; ``failures`` names those that cannot be.
@@ -61,18 +61,25 @@ class Registry:
             except SegserveError as error:
                 if self.settings.strict:
                     raise
-                self.failures[name] = str(error)
+                self._entry(name).failure = str(error)
                 log.error("model %s is not served: %s", name, error)
-        if not self._models:
+        if not self._names():
             raise InvalidModel(
                 f"no model of {self.source.title} can be served"
                 + "".join(f"; {name}: {why}" for name, why in self.failures.items())
             )
-        self._tell_hidden_families()
+        self._log_hidden_families()
         self.ready = True
 
-    def _tell_hidden_families(self) -> None:
-        for name in sorted(self._models):
+    def _entry(self, name: str) -> ModelEntry:
+        return self._entries.setdefault(name, ModelEntry())
+
+    def _names(self) -> list[str]:
+        """Returns the names of the models that answer, sorted."""
+        return sorted(name for name, entry in self._entries.items() if entry.versions)
+
+    def _log_hidden_families(self) -> None:
+        for name in self._names():
             others = [model.name for model in self.members(name) if model.name != name]
             if others:
                 log.info(
@@ -84,7 +91,7 @@ class Registry:
         """Loads all versions; they take requests together, or none does."""
         start = time.perf_counter()
         folder = await self._read(name, pool)
-        served = self._newest(name)
+        served = self._entry(name).newest
         versions: dict[int, Model] = {}
         try:
             for version in folder.versions:
@@ -94,10 +101,10 @@ class Registry:
             await asyncio.gather(*(model.batcher.drain() for model in versions.values()))
             raise
         self._serve(name, versions)
-        self._tell_loaded(name, time.perf_counter() - start)
+        self._log_loaded(name, time.perf_counter() - start)
 
     async def _read(self, name: str, pool: Executor) -> ModelFolder:
-        """The model's folder.
+        """Reads the model's folder.
 
         Raises:
             SegserveError: whatever is wrong with it; the others are not affected.
@@ -113,10 +120,6 @@ class Registry:
             log.warning("model %s: %s", name, why)
         return folder
 
-    def _newest(self, name: str) -> Model | None:
-        versions = self._models.get(name)
-        return versions[max(versions)] if versions else None
-
     def _serve(self, name: str, versions: dict[int, Model]) -> None:
         for model in versions.values():
             for label in {name, model.folder.family}:
@@ -124,27 +127,26 @@ class Registry:
             self.metrics.model_info.labels(
                 model.name, str(model.version), model.engine.name, model.spec.precision
             ).set(1)
-        self._models[name] = versions
-        self.failures.pop(name, None)
-        self.refused.pop(name, None)
-        self._unloaded.pop(name, None)
+        # Whatever else was known of it is out of date, but for a change that is going on.
+        self._entries[name] = ModelEntry(versions, changing=self._entry(name).changing)
 
-    def _tell_loaded(self, name: str, seconds: float) -> None:
+    def _log_loaded(self, name: str, seconds: float) -> None:
         self.metrics.model_load_seconds.labels(name).set(seconds)
-        versions = sorted(self._models[name])
+        versions = sorted(self._entries[name].versions)
         log.info("model %s: versions %s warm after %.1f s", name, versions, seconds)
 
     def get(self, name: str, version: int | None = None) -> Model:
-        """The model, of its highest served version unless one is named.
+        """Returns the model, of its highest served version unless one is named.
 
         Raises:
             ModelNotFound: the message lists what is loaded, or says why the model is not.
             NotReady: models are still being loaded.
         """
-        versions = self._models.get(name)
-        if versions is None:
-            if name in self.failures:
-                raise ModelNotFound(f"model {name!r} could not be loaded: {self.failures[name]}")
+        entry = self._entries.get(name, ModelEntry())
+        newest = entry.newest
+        if newest is None:
+            if entry.failure:
+                raise ModelNotFound(f"model {name!r} could not be loaded: {entry.failure}")
             if not self.ready:
                 raise NotReady("models are still being loaded; ask /v2/health/ready")
             members = ", ".join(model.name for model in self.members(name))
@@ -153,15 +155,15 @@ class Registry:
                     f"{name!r} is a family, which only segment without a version takes; "
                     f"its models: {members}"
                 )
-            known = ", ".join(sorted(self._models))
+            known = ", ".join(self._names())
             raise ModelNotFound(f"unknown model {name!r}; loaded: {known}")
         if version is None:
-            return versions[max(versions)]
-        if version not in versions:
+            return newest
+        if version not in entry.versions:
             raise ModelNotFound(
-                f"model {name!r} has no version {version}; served: {sorted(versions)}"
+                f"model {name!r} has no version {version}; served: {sorted(entry.versions)}"
             )
-        return versions[version]
+        return entry.versions[version]
 
     async def load(self, name: str, pool: Executor) -> None:
         """Loads a model of the repository, or loads it anew: warm it, swap, drain the old one.
@@ -178,18 +180,18 @@ class Registry:
                     f"failed to load {name!r}: {self.source.title} holds "
                     f"{', '.join(known) or 'no model'}"
                 )
-            before = self._models.get(name, {})
-            self._changing[name] = "LOADING"
+            before = self._entry(name).versions
+            self._entry(name).changing = "LOADING"
             try:
                 await self._load(name, pool)
             except SegserveError as error:
                 if not before:
-                    self.failures[name] = str(error)
+                    self._entry(name).failure = str(error)
                 log.error("model %s is not loaded: %s", name, error)
                 self.metrics.reload_failures.labels(self.label(name)).inc()
                 raise
             finally:
-                del self._changing[name]
+                self._entry(name).changing = ""
             await self._retire(before)
 
     async def refresh(self, name: str, changed: Collection[int] | None, pool: Executor) -> None:
@@ -203,10 +205,10 @@ class Registry:
         """
         async with self._change:
             start = time.perf_counter()
-            before = self._models.get(name, {})
+            before = self._entry(name).versions
             refused: dict[str, str] = {}
             versions: dict[int, Model] = {}
-            served = self._newest(name)
+            served = self._entry(name).newest
             try:
                 folder = await self._read(name, pool)
             except SegserveError as error:
@@ -235,85 +237,77 @@ class Registry:
                 log.error("model %s version %s is not served: %s", name, tried or "*", why)
                 self.metrics.reload_failures.labels(self.label(name)).inc()
             if not versions:
-                self.failures[name] = "; ".join(refused.values())
+                self._entry(name).failure = "; ".join(refused.values())
                 return
             self._serve(name, versions)
-            if refused:
-                self.refused[name] = refused
+            self._entry(name).refused = refused
             kept = {id(model.batcher) for model in versions.values()}
             if not kept <= {id(model.batcher) for model in before.values()}:
-                self._tell_loaded(name, time.perf_counter() - start)
+                self._log_loaded(name, time.perf_counter() - start)
             await self._retire({v: m for v, m in before.items() if id(m.batcher) not in kept})
 
     async def unload(self, name: str) -> None:
         """Takes a model out, and waits for the requests that it still answers.
 
-        A model that is not loaded is none already: no error, as in Triton.
+        A model that is not loaded is unloaded already: no error, as in Triton.
         """
         async with self._change:
-            versions = self._models.pop(name, {})
-            self.refused.pop(name, None)
-            self.failures.pop(name, None)
+            entry = self._entries.get(name)
+            if entry is None:
+                return
+            versions, entry.versions = entry.versions, {}
+            entry.refused, entry.failure = {}, ""
             if versions:
-                self._unloaded[name] = tuple(versions)
-                self._changing[name] = "UNLOADING"
+                entry.unloaded, entry.changing = tuple(versions), "UNLOADING"
             try:
                 await self._retire(versions)
             finally:
-                self._changing.pop(name, None)
+                entry.changing = ""
 
-    async def _retire(self, versions: dict[int, Model]) -> None:
+    async def _retire(self, versions: Mapping[int, Model]) -> None:
         for model in versions.values():
             await model.users.wait_for_none()
             await model.batcher.drain()
-            now = self._models.get(model.name, {}).get(model.version)
+            now = self._entries[model.name].versions.get(model.version)
             facts = (model.engine.name, model.spec.precision)
             if now is None or (now.engine.name, now.spec.precision) != facts:
                 self.metrics.forget_model(model.name, model.version, *facts)
 
     async def index(self) -> list[ModelState]:
-        """Every model of the source by name, with the state of its versions."""
-        return await asyncio.get_running_loop().run_in_executor(
-            None, build_index, self.source,
-            {name: {v: model.batcher.broken or "" for v, model in versions.items()}
-             for name, versions in self._models.items()},
-            dict(self._changing), dict(self.failures), dict(self._unloaded), self._list_refused(),
-        )  # fmt: skip
-
-    def _list_refused(self) -> dict[str, Mapping[str, str]]:
-        """By model, what is not served of one that is: folders that are no versions, and changes
-        that failed."""
-        return {
-            name: {**versions[max(versions)].folder.ignored, **self.refused.get(name, {})}
-            for name, versions in self._models.items()
-        }
+        """Returns every model of the source by name, with the state of its versions."""
+        entries = {name: replace(entry) for name, entry in self._entries.items()}
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, build_index, self.source, entries)
 
     @property
     def can_answer(self) -> bool:
-        """Whether any model works; without models nothing is broken."""
+        """Returns whether any model works; without models nothing is broken."""
         models = self.models()
         return not models or any(model.is_ready for model in models)
 
     def is_family(self, name: str) -> bool:
-        """Whether ``name`` stands for several models; a model's own name never does."""
-        return name not in self._models and bool(self.members(name))
+        """Returns whether ``name`` stands for several models; a model's own name never does."""
+        return not self._is_model(name) and bool(self.members(name))
 
     def members(self, family: str) -> list[Model]:
-        """The models of a family, each of its highest served version, by name."""
-        newest = (versions[max(versions)] for _, versions in sorted(self._models.items()))
-        return [model for model in newest if model.folder.family == family]
+        """Returns the models of a family, each of its highest served version, by name."""
+        newest = (entry.newest for _, entry in sorted(self._entries.items()))
+        return [model for model in newest if model is not None and model.folder.family == family]
 
     def models(self) -> list[Model]:
-        """All loaded versions, by name."""
+        """Returns all loaded versions, by name."""
         return [
-            self._models[name][version]
-            for name in sorted(self._models)
-            for version in sorted(self._models[name])
+            model
+            for _, entry in sorted(self._entries.items())
+            for _, model in sorted(entry.versions.items())
         ]
 
     def label(self, name: str) -> str:
-        """``name`` as a metric label; names of no model would be unbounded."""
-        return name if name in self._models or self.is_family(name) else UNKNOWN_MODEL
+        """Returns ``name`` as a metric label; names of no model would be unbounded."""
+        return name if self._is_model(name) or self.is_family(name) else UNKNOWN_MODEL
+
+    def _is_model(self, name: str) -> bool:
+        return name in self._entries and bool(self._entries[name].versions)
 
     async def drain(self) -> None:
         """Answers what is queued, then frees all engines."""
@@ -321,4 +315,5 @@ class Registry:
         await self.loader.close()
         limit_s = self.settings.stop_timeout_s
         await asyncio.gather(*(model.batcher.drain(limit_s) for model in self.models()))
-        self._models = {}
+        for entry in self._entries.values():
+            entry.versions = {}

@@ -20,10 +20,16 @@ from typing import TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.batching.queue_policy import Scheduling, read_scheduling
+from serving.batching.batch import Scheduling
 from serving.engines.acceleration import read_acceleration
 from serving.errors import InvalidModel
-from serving.models.parameters import LABELS_FILE, read_labels, read_resize, read_tile_overlap
+from serving.models.parameters import (
+    LABELS_FILE,
+    read_labels,
+    read_resize,
+    read_scheduling,
+    read_tile_overlap,
+)
 from serving.palette import LabelSet
 from serving.parsing import read_text
 

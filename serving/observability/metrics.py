@@ -8,16 +8,10 @@ in a counter that is born at 1, so that an alert would miss the first failure, m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from time import perf_counter
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from serving.batching.batch import Execution
-from serving.errors import ENGINE_FAILURES, SegserveError, list_codes
-from serving.models.statistics import InferenceStatistics
+from serving.errors import ENGINE_FAILURES, list_codes
+from serving.observability.request_context import STAGES, Timings
 
 UNKNOWN_MODEL = "_unknown"
 TRANSPORTS = ("http", "grpc")
@@ -30,9 +24,6 @@ REASONS = (
     "send_timeout", "unauthenticated", "key_limit", "invalid_request", "unsupported",
     "method_not_allowed", "http_version_not_supported",
 )  # fmt: skip
-STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
-# Its header is read before, to choose a model and to refuse what is too large.
-_IN_PARTS = "decode"
 # Requests whose unknown fields are ignored: JSON of inferences, of the repository and of shared
 # memory; multipart forms.
 IGNORING = ("infer", "control", "form")
@@ -173,12 +164,6 @@ class Metrics:
         if count:
             self.ignored_fields.labels(request).inc(count)
 
-    def count_refusal(self, error: SegserveError, model: str = UNKNOWN_MODEL) -> None:
-        """Notes an error that a limit caused, unless it was counted before."""
-        if error.reason:
-            self.reject(error.reason, model)
-            error.reason = ""
-
     def observe_request(
         self,
         model: str,
@@ -200,76 +185,6 @@ class Metrics:
         for stage, seconds in timings.seconds.items():
             self.stage_seconds.labels(model, stage).observe(seconds)
 
-    def for_model(self, model: str, statistics: InferenceStatistics) -> ModelMetrics:
-        """The batcher's observer for one version of a model."""
-        return ModelMetrics(self, model, statistics)
-
     def forget_model(self, model: str, version: int, engine: str, precision: str) -> None:
         """Takes a version that is no longer served off the list of loaded ones."""
         self.model_info.remove(model, str(version), engine, precision)
-
-
-@dataclass(frozen=True)
-class ModelMetrics:
-    """Writes a batcher's events under one model's name, and into its version's statistics."""
-
-    metrics: Metrics
-    model: str
-    statistics: InferenceStatistics
-
-    def queue_changed(self, length: int) -> None:
-        self.metrics.queue_length.labels(self.model).set(length)
-
-    def batch_done(self, execution: Execution) -> None:
-        self.metrics.batch_size.labels(self.model).observe(execution.size)
-        self.statistics.add_execution(execution)
-
-    def engine_failed(self, kind: str) -> None:
-        self.metrics.engine_failures.labels(self.model, kind).inc()
-
-    def rejected(self, reason: str) -> None:
-        self.metrics.rejected.labels(self.model, reason).inc()
-
-
-@dataclass(frozen=True)
-class Interval:
-    """One stretch of one stage; ``start`` is on ``time.perf_counter``."""
-
-    stage: str
-    start: float
-    seconds: float
-
-
-@dataclass
-class Timings:
-    """Seconds of each stage of one request, in the order of ``STAGES``."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    intervals: list[Interval] = field(default_factory=list)
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, perf_counter() - start)
-
-    def add(self, stage: str, seconds: float, *, ended_s_ago: float = 0.0) -> None:
-        """Adds a stretch that ended now, or ``ended_s_ago``."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        ended = perf_counter() - ended_s_ago
-        if stage == _IN_PARTS:
-            # One span, of the length of all parts, that ends with the last.
-            self.intervals = [known for known in self.intervals if known.stage != stage]
-            seconds = self.seconds[stage]
-        self.intervals.append(Interval(stage, ended - seconds, seconds))
-
-    @property
-    def server_timing(self) -> str:
-        """The ``Server-Timing`` header: milliseconds (W3C Server Timing)."""
-        return ", ".join(
-            f"{stage};dur={self.seconds[stage] * 1000:.2f}"
-            for stage in STAGES
-            if stage in self.seconds
-        )

@@ -1,43 +1,95 @@
-"""What both transports do around every call: an id, a key, a span, a line in the log."""
+"""What both transports do around every request: an id, a key, a span, a line in the log.
+
+Refusals are paced once they come in floods, so that they leave time for answers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from serving.admission.pacing import RefusalPacer
-from serving.errors import CANCELLED, INTERNAL, KeyLimitExceeded, Unauthenticated
+from serving.errors import CANCELLED, INTERNAL, SegserveError
 from serving.observability.access_log import AccessLog
 from serving.observability.log_stream import LogStream
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import UNKNOWN_MODEL, Metrics
 from serving.observability.request_context import (
     REQUEST_ID,
     TRACEPARENT,
-    Call,
+    RequestContext,
     Transport,
     choose_request_id,
-    current_call,
+    current_context,
 )
 from serving.observability.tracing import Tracing, open_tracing
 from serving.security.api_keys import KeyRing
 from serving.settings import Settings
 
 BEARER = "bearer "
+# A refusal waits no longer: many clients give up after five seconds, and would come back.
+MAX_DELAY_S = 4.0
+# Refusals that come at once, in seconds of the rate.
+BURST_S = 1.0
 
 
-class Calls:
-    """Begins, admits and ends the calls of one server.
+class RefusalPacer:
+    """A pacer that lets refusals leave at a bounded rate; the first of a burst are not held at all.
+
+    A caller that asks again as soon as it is refused, whatever Retry-After says, gets its next
+    refusal only after this one: who waits for a refusal does not ask meanwhile. So callers in a
+    closed loop cannot spend more of the server's time on refusals than the rate allows, however
+    many they are. Those that are held take a connection each and nothing more.
+
+    Args:
+        per_second: refusals that leave without delay.
+        clock: seconds, as ``time.monotonic``.
+    """
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = 1.0 / per_second
+        self._clock = clock
+        # When the bucket, which holds BURST_S, would be full again.
+        self._due = clock()
+
+    def reserve(self, longest_s: float) -> float:
+        """Counts a refusal; returns the seconds that it has to wait, at most ``longest_s``."""
+        now = self._clock()
+        longest_s = min(longest_s, MAX_DELAY_S)
+        delay_s = max(0.0, self._due - now - BURST_S)
+        self._due = max(self._due, now) + self._interval_s
+        # A flood that would have to wait longer leaves no debt behind.
+        self._due = min(self._due, now + BURST_S + MAX_DELAY_S)
+        return min(delay_s, longest_s)
+
+    async def wait(self, longest_s: float) -> None:
+        """Counts a refusal, and returns when it may leave."""
+        delay_s = self.reserve(longest_s)
+        if delay_s > 0.0:
+            await asyncio.sleep(delay_s)
+
+
+class RequestContexts:
+    """The contexts of one server's requests: begins, admits and ends them.
+
+    Args:
+        label: a model's name as a metric label.
 
     Raises:
         InvalidSetting: ``api_keys_file`` is broken, or ``tracing`` has no packages.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.metrics = metrics
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        label: Callable[[str], str] = lambda name: UNKNOWN_MODEL,
+    ) -> None:
+        self._metrics = metrics
+        self._label = label
         self.log_stream = LogStream(sys.stderr, metrics.log_lines_dropped.inc)
-        self.pacer = RefusalPacer(settings.refusals_per_second)
+        self._pacer = RefusalPacer(settings.refusals_per_second)
         self.keys = (
             KeyRing(settings.api_keys_file, time.monotonic) if settings.api_keys_file else None
         )
@@ -49,7 +101,7 @@ class Calls:
         self.tracing: Tracing | None = open_tracing() if settings.tracing else None
 
     @contextmanager
-    def call(
+    def begin(
         self,
         transport: Transport,
         method: str,
@@ -58,83 +110,85 @@ class Calls:
         read: Callable[[str], str],
         *,
         is_probe: bool = False,
-    ) -> Iterator[Call]:
-        """Runs one call inside a ``with``: its id, its span, and at the end its line.
+    ) -> Iterator[RequestContext]:
+        """Surrounds one request: its id, its span, and at the end its line.
 
         Args:
-            read: the value of a header or metadata of that lower-case name, or "".
+            read: returns the value of a header or metadata of that lower-case name, or "".
             is_probe: comes every few seconds: it has no span, and a line only where it fails.
         """
-        call = Call(transport, method, path, client, choose_request_id(read(REQUEST_ID)))
-        call.count_refusal = self.metrics.count_refusal
-        current_call.set(call)
+        context = RequestContext(
+            transport, method, path, client, choose_request_id(read(REQUEST_ID))
+        )
+        context.count_refusal = self._count_refusal
+        current_context.set(context)
         span = None
         if self.tracing is not None and not is_probe:
-            span = self.tracing.begin(call, read(TRACEPARENT), read("tracestate"))
+            span = self.tracing.begin(context, read(TRACEPARENT), read("tracestate"))
         try:
-            yield call
+            yield context
         except BaseException as error:
-            if not call.status:
-                call.code = INTERNAL if isinstance(error, Exception) else CANCELLED
+            if not context.status:
+                context.code = INTERNAL if isinstance(error, Exception) else CANCELLED
             raise
         finally:
-            self._release_key(call)
+            self._release_key(context)
             if self.tracing is not None and span is not None:
-                self.tracing.end(call, span)
-            if self.log is not None and not (is_probe and call.code in ("ok", "cancelled")):
-                self.log.write(call)
+                self.tracing.end(context, span)
+            if self.log is not None and not (is_probe and context.code in ("ok", "cancelled")):
+                self.log.write(context)
 
-    def admit(self, call: Call, read: Callable[[str], str]) -> None:
-        """Finds the caller's key and counts the call for it; without a key file all may call.
+    def _count_refusal(self, error: SegserveError, model: str) -> None:
+        if error.reason:
+            self._metrics.reject(error.reason, self._label(model))
+
+    def admit(self, context: RequestContext, read: Callable[[str], str]) -> None:
+        """Finds the caller's key and counts the request for it; without a key file all may ask.
 
         Raises:
             Unauthenticated: no key, or an unknown one.
-            KeyLimitExceeded: too many calls of that key.
+            KeyLimitExceeded: too many requests of that key.
         """
         if self.keys is None:
             return
-        try:
-            use = self.keys.find(present(read))
-            use.enter()
-        except (Unauthenticated, KeyLimitExceeded) as error:
-            self.metrics.count_refusal(error)
-            raise
+        use = self.keys.find(read_key(read))
+        use.enter()
         # Only now: what has not entered must not leave.
-        call.key = use
-        call.holds_key = True
+        context.key = use
+        context.holds_key = True
 
-    async def delay_refusal(self, call: Call, longest_s: float) -> None:
-        """Waits until a refusal may leave; meanwhile the call is none of its key's ``concurrent``.
+    async def delay_refusal(self, context: RequestContext, longest_s: float) -> None:
+        """Waits until a refusal may leave; its key's ``concurrent`` does not count it meanwhile.
 
         Args:
             longest_s: the longest wait that its caller has time for.
         """
-        self._release_key(call)
-        await self.pacer.wait(longest_s)
+        self._release_key(context)
+        await self._pacer.wait(longest_s)
 
-    def _release_key(self, call: Call) -> None:
-        if call.key is not None and call.holds_key:
-            call.holds_key = False
-            call.key.leave()
+    def _release_key(self, context: RequestContext) -> None:
+        if context.key is not None and context.holds_key:
+            context.holds_key = False
+            context.key.leave()
 
-    def check_key(self, call: Call) -> None:
-        """Checks that the key of a call that goes on for long is still in the file.
+    def check_key(self, context: RequestContext) -> None:
+        """Checks that the key of a request that lasts long is still in the file.
 
         Raises:
-            Unauthenticated: it was taken out of it.
+            Unauthenticated: it has been removed.
         """
-        if self.keys is not None and call.key is not None:
-            self.keys.check(call.key)
+        if self.keys is not None and context.key is not None:
+            self.keys.check(context.key)
 
     def close(self) -> None:
-        """Sends what spans are left, and writes what lines are."""
+        """Sends the spans and writes the lines that are left."""
         if self.tracing is not None:
             self.tracing.close()
         self.log_stream.close()
 
 
-def present(read: Callable[[str], str]) -> str:
-    """The key that a caller presents, "" for none."""
+def read_key(read: Callable[[str], str]) -> str:
+    """Returns the key that a caller presents, "" for none."""
     authorization = read("authorization")
     if authorization[: len(BEARER)].lower() == BEARER:
         return authorization[len(BEARER) :].strip()

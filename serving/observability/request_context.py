@@ -1,6 +1,7 @@
-"""One HTTP request or gRPC call: who asks, what became of it, where its time went.
+"""The context of one HTTP request or gRPC call: who asks, its outcome, where its time went.
 
-The call that is being worked on is known everywhere below the transport, without being passed on.
+The context of the request that is being worked on is known everywhere below the transport, without
+being passed on.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, time_ns
 from typing import Literal, TypeAlias
 
 from serving.errors import SegserveError, drop_traceback
-from serving.observability.metrics import Interval, Timings
 from serving.security.api_keys import KeyUse
 
 log = logging.getLogger("segserve")
@@ -25,27 +26,75 @@ Transport: TypeAlias = Literal["http", "grpc"]
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
 MAX_INTERVALS = 1000
+STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
+# Its header is read before, to choose a model and to refuse what is too large.
+_IN_PARTS = "decode"
 # Anything else could forge lines of a log.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A part of the time of one stage; ``start`` is on ``time.perf_counter``."""
+
+    stage: str
+    start: float
+    seconds: float
+
+
 @dataclass
-class Call:
-    """Filled in while it goes on.
+class Timings:
+    """The seconds of each stage of one image, in the order of ``STAGES``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the time that the block takes, also if it raises."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, perf_counter() - start)
+
+    def add(self, stage: str, seconds: float, *, ended_s_ago: float = 0.0) -> None:
+        """Adds an interval that ended now, or ``ended_s_ago``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        ended = perf_counter() - ended_s_ago
+        if stage == _IN_PARTS:
+            # One span, of the length of all parts, that ends with the last.
+            self.intervals = [known for known in self.intervals if known.stage != stage]
+            seconds = self.seconds[stage]
+        self.intervals.append(Interval(stage, ended - seconds, seconds))
+
+    @property
+    def server_timing(self) -> str:
+        """Returns the ``Server-Timing`` header: milliseconds (W3C Server Timing)."""
+        return ", ".join(
+            f"{stage};dur={self.seconds[stage] * 1000:.2f}"
+            for stage in STAGES
+            if stage in self.seconds
+        )
+
+
+@dataclass
+class RequestContext:
+    """What surrounds one request, filled in while it is worked on.
 
     Attributes:
         method: GET, POST, ...; of gRPC always POST.
         path: without the query.
         code: ``ok``, or the error's.
-        key, holds_key: the caller's, and whether the call counts among its concurrent ones.
+        key, holds_key: the caller's, and whether it counts the request among its concurrent ones.
         status: the HTTP status, or the name of the gRPC code.
         start, start_ns: when it began, on ``time.perf_counter`` and since the epoch.
         request_bytes, response_bytes: of the bodies or messages.
         images: that were answered.
-        count_refusal: of the server's metrics.
+        count_refusal: counts an error that a limit caused, under the name of a model.
         stages: seconds of each stage, over all images.
         intervals: what happened when, of the first images: a stream has no end.
-        traceparent: of the span that stands for the call; empty without tracing.
+        traceparent: of the request's span; empty without tracing.
     """
 
     transport: Transport
@@ -64,7 +113,7 @@ class Call:
     request_bytes: int = 0
     response_bytes: int = 0
     requests: int = 0
-    count_refusal: Callable[[SegserveError], None] = lambda error: None
+    count_refusal: Callable[[SegserveError, str], None] = lambda error, model: None
     images: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
@@ -75,13 +124,13 @@ class Call:
         return self.key.key.name if self.key else ""
 
     @property
-    def marks(self) -> tuple[tuple[str, str], ...]:
-        """What an answer carries of it: names, in lower case, and values."""
-        marks = ((REQUEST_ID, self.request_id), (TRACEPARENT, self.traceparent))
-        return marks if self.traceparent else marks[:1]
+    def response_headers(self) -> tuple[tuple[str, str], ...]:
+        """Returns what its answer carries of it: names, in lower case, and values."""
+        headers = ((REQUEST_ID, self.request_id), (TRACEPARENT, self.traceparent))
+        return headers if self.traceparent else headers[:1]
 
     def count_request(self) -> None:
-        """Each request of a stream counts for its key; the first was counted with the call.
+        """Counts one request for the key; the first of a stream was counted when it was opened.
 
         Raises:
             KeyLimitExceeded: one too many.
@@ -90,8 +139,8 @@ class Call:
         if self.key is not None and self.requests > 1:
             self.key.count()
 
-    def note(self, model: str, version: int, timings: Sequence[Timings]) -> None:
-        """Notes the model that answered and where the time went."""
+    def note_images(self, model: str, version: int, timings: Sequence[Timings]) -> None:
+        """Adds the images of a request, the model that answered and where the time went."""
         self.model, self.version = model, version
         self.images += len(timings)
         for image in timings:
@@ -101,33 +150,41 @@ class Call:
                 self.intervals += image.intervals
 
 
-current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+current_context: ContextVar[RequestContext | None] = ContextVar("current_context", default=None)
+
+
+def report_error(error: SegserveError, model: str = "") -> None:
+    """Reports the error that the current request is answered with; call it once, where it is
+    written. Arguments as for :func:`count_refusal`.
+    """
+    note_error(error.code)
+    count_refusal(error, model)
 
 
 def note_error(code: str) -> None:
-    """Notes an error's code in the call that is being worked on."""
-    call = current_call.get()
-    if call is not None:
-        call.code = code
+    """Sets the code of the current request."""
+    context = current_context.get()
+    if context is not None:
+        context.code = code
+
+
+def count_refusal(error: SegserveError, model: str = "") -> None:
+    """Counts an error that a limit caused, for the ``model`` that was asked for, where known."""
+    context = current_context.get()
+    if context is not None:
+        context.count_refusal(error, model)
 
 
 def log_defect(error: Exception) -> None:
-    """Logs what broke the call that is being worked on, with the call's id, in one record."""
-    call = current_call.get()
+    """Logs what broke the request that is being worked on, with its id, in one record."""
+    context = current_context.get()
     # Paths are percent-decoded, so a caller could put line ends into them.
-    name = f"{call.path!a}, request {call.request_id}" if call else "a call"
+    name = f"{context.path!a}, request {context.request_id}" if context else "a call"
     # As text: a record that a handler keeps would keep the frames, and the request in them.
     log.error("%s: %s", name, "".join(traceback.format_exception(error)).rstrip())
     drop_traceback(error)
 
 
-def note_refusal(error: SegserveError) -> None:
-    """Counts an error that a limit caused, before the client knows of it."""
-    call = current_call.get()
-    if call is not None:
-        call.count_refusal(error)
-
-
 def choose_request_id(given: str) -> str:
-    """The client's own id where it is harmless, else a new one."""
+    """Returns the client's own id where it is harmless, else a new one."""
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

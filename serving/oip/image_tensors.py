@@ -20,7 +20,7 @@ from serving.imaging import restore
 from serving.imaging.geometry import Plan, Size, View, plan
 from serving.imaging.restore import restore_labels
 from serving.models.model import Model
-from serving.observability.metrics import Timings
+from serving.observability.request_context import Timings
 from serving.oip.messages import InferRequest, OutputTensor, RequestedOutput
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Tensor
@@ -45,7 +45,7 @@ class Answer:
 
 
 def choose_outputs(request: InferRequest, model: Model) -> tuple[RequestedOutput, ...]:
-    """What to give, each once, in the order of the model's configuration.
+    """Returns what to give, each once, in the order of the model's configuration.
 
     Raises:
         InvalidRequest: an unknown output.
@@ -110,7 +110,7 @@ def check_input(name: str, datatype: str, shape: tuple[int, ...], model: Model) 
 def read_images(
     inputs: tuple[Tensor, ...], model: Model
 ) -> tuple[bytes | npt.NDArray[np.uint8], ...]:
-    """The images of a request, encoded or as pixels ``[H,W,3]``.
+    """Returns the images of a request, encoded or as pixels ``[H,W,3]``.
 
     Raises:
         InvalidRequest: not exactly one input ``image`` of the model's shape.
@@ -126,7 +126,8 @@ def build_outputs(
     model: Model,
     memory: SharedMemory,
 ) -> tuple[OutputTensor, ...]:
-    """The asked-for tensors, batched, in shared memory where they go. Runs on a pool thread.
+    """Returns the asked-for tensors, batched, in shared memory where they go. Runs on a pool
+    thread.
 
     Raises:
         InvalidRequest: one does not fit its shared memory.
@@ -159,7 +160,7 @@ def _build_output(name: str, answers: list[Answer], model: Model) -> Tensor:
 
 
 def _stack(arrays: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
-    """One array of several; of a single one a view."""
+    """Returns one array of several; of a single one a view."""
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 

@@ -1,4 +1,8 @@
-"""What the Open Inference Protocol's ``infer`` is asked and answers, on either transport."""
+"""The Open Inference Protocol's ``infer``, as a request and an answer without a transport.
+
+Facts of the protocol that both transports need stand here too: names, versions, and the texts for
+the extensions that Triton has and this server refuses.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +70,6 @@ class InferResponse:
     outputs: tuple[OutputTensor, ...]
 
 
-# Small facts of the Open Inference Protocol that both transports need.
-
 SERVER_NAME = "segserve"
 SERVER_VERSION = version("segserve")
 # Of extensions that Triton has and this server refuses.
@@ -78,7 +80,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 def list_extensions(settings: Settings) -> tuple[str, ...]:
-    """Triton's extensions that this server has, by Triton's names."""
+    """Returns Triton's extensions that this server has, by Triton's names."""
     shared_memory = ("system_shared_memory",) if settings.enable_shared_memory else ()
     return (
         "model_repository",
@@ -92,7 +94,7 @@ def list_extensions(settings: Settings) -> tuple[str, ...]:
 
 
 def parse_version(text: str) -> int | None:
-    """A version from a path or message; None for the empty string.
+    """Returns a version from a path or message; None for the empty string.
 
     Raises:
         InvalidRequest: not a positive integer without leading zeros.

@@ -18,7 +18,7 @@ Json: TypeAlias = str | int | float | bool | list["Json"] | dict[str, "Json"]
 
 
 def complete_config(folder: ModelFolder) -> ModelConfig:
-    """A copy with the defaults that the file leaves out."""
+    """Returns a copy with the defaults that the file leaves out."""
     config = ModelConfig()
     config.CopyFrom(folder.config)
     config.backend = "onnxruntime"
@@ -41,7 +41,8 @@ def complete_config(folder: ModelFolder) -> ModelConfig:
 
 
 def config_json(message: Message) -> dict[str, Json]:
-    """A message with its defaults, numbers as numbers (protobuf's own JSON has int64 as text)."""
+    """Returns a message with its defaults, numbers as numbers (protobuf's own JSON has int64 as
+    text)."""
     shown: dict[str, Json] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)

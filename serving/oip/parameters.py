@@ -26,7 +26,7 @@ LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class RequestParameters:
-    """What a request's parameters ask for; ``timeout_s`` None where they set no limit."""
+    """The values of a request's parameters; ``timeout_s`` is None where they set no limit."""
 
     timeout_s: float | None
     priority: int
@@ -58,7 +58,7 @@ def read_request_parameters(given: Parameters) -> RequestParameters:
 
 
 def read_place(tensor: str, given: Parameters) -> RegionSlice | None:
-    """Where in shared memory a tensor is or goes; None where it does not.
+    """Returns where in shared memory a tensor is or goes; None where it does not.
 
     Raises:
         InvalidRequest: incomplete, or a value of another type.
@@ -84,7 +84,7 @@ def refuse_classification(output: str, given: Parameters) -> None:
 
 
 def read_count(given: Parameters, name: str) -> int | None:
-    """A number from 0 to 2**63 - 1, None where it is absent.
+    """Returns a number from 0 to 2**63 - 1, None where it is absent.
 
     Raises:
         InvalidRequest: anything else.
@@ -98,7 +98,7 @@ def read_count(given: Parameters, name: str) -> int | None:
 
 
 def read_flag(given: Parameters, name: str) -> bool | None:
-    """True or false, None where it is absent.
+    """Returns a flag, None where it is absent.
 
     Raises:
         InvalidRequest: anything else.

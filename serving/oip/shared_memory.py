@@ -40,7 +40,7 @@ class Region:
 
 @dataclass(frozen=True)
 class RegionSlice:
-    """Where in a region a tensor is; bytes."""
+    """The position of a tensor in a region, in bytes."""
 
     region: str
     offset: int
@@ -107,7 +107,7 @@ class SharedMemory:
                     os.close(region.descriptor)
 
     def status(self, name: str) -> list[Region]:
-        """One region, or with an empty name all.
+        """Returns one region, or with an empty name all.
 
         Raises:
             RegionNotFound: no such name.

@@ -40,13 +40,13 @@ class Tensor:
         return self.data.nbytes
 
     def to_buffer(self) -> Buffer:
-        """The protocol's binary form: of an array its own memory, not a copy."""
+        """Returns the protocol's binary form: of an array its own memory, not a copy."""
         if isinstance(self.data, tuple):
             return b"".join(struct.pack("<I", len(item)) + item for item in self.data)
         return np.ascontiguousarray(self.data).data.cast("B")
 
     def to_bytes(self) -> bytes:
-        """The same as bytes."""
+        """Returns the same as bytes."""
         return bytes(self.to_buffer())
 
 
@@ -56,7 +56,7 @@ DATATYPES_HINT = "expected UINT8 (pixels) or BYTES (encoded images)"
 def read_tensor(
     name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview
 ) -> Tensor:
-    """A tensor from its binary form.
+    """Returns a tensor from its binary form.
 
     Raises:
         InvalidRequest: another datatype, or a length that does not fit the shape.
@@ -76,7 +76,7 @@ def read_tensor(
 
 
 def bytes_tensor(name: str, shape: tuple[int, ...], items: Sequence[bytes]) -> Tensor:
-    """A BYTES tensor of items that are apart already.
+    """Returns a BYTES tensor of items that are apart already.
 
     Raises:
         InvalidRequest: another count than the shape's.
@@ -124,7 +124,7 @@ def _split_bytes(name: str, elements: int, raw: bytes | memoryview) -> tuple[byt
 
 
 def _hint(raw: bytes | memoryview) -> str:
-    """What is to be done where the data is a file itself, without the length before it."""
+    """Returns what is to be done where the data is a file itself, without the length before it."""
     if not bytes(raw[:12]).startswith(_FILES):
         return ""
     return (

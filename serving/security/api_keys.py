@@ -38,7 +38,7 @@ class ApiKey:
 
 
 class KeyUse:
-    """What one key has used of its limits: a token bucket that holds a second's worth.
+    """The use of one key's limits: a token bucket that holds a second's worth.
 
     Attributes:
         key: its line as the file has it now; calls that are open go on with new limits.
@@ -119,7 +119,7 @@ class KeyRing:
         self._read()
 
     def find(self, presented: str) -> KeyUse:
-        """The key that was presented; compares with every one, in constant time.
+        """Returns the key that was presented; compares with every one, in constant time.
 
         Raises:
             Unauthenticated: none was, or it is not in the file.
@@ -139,7 +139,7 @@ class KeyRing:
                     found = use
         if found is None:
             raise Unauthenticated(
-                "the API key is not known (setting api_keys_file)", reason="unauthenticated"
+                "unknown API key (setting api_keys_file)", reason="unauthenticated"
             )
         return found
 
@@ -203,7 +203,7 @@ class KeyRing:
 
 
 def parse_keys(text: str, path: Path) -> list[ApiKey]:
-    """The keys of a file's text.
+    """Returns the keys of a file's text.
 
     Raises:
         InvalidSetting: the message names the line, never the key; or there is no key.

@@ -16,7 +16,7 @@ from serving.settings import Settings
 
 
 def open_http_tls(settings: Settings) -> ssl.SSLContext | None:
-    """The context of the HTTP port: TLS 1.2 or later; None without certificate.
+    """Returns the context of the HTTP port: TLS 1.2 or later; None without certificate.
 
     Raises:
         InvalidSetting: a file is missing or broken, or does not belong to the others.
@@ -56,7 +56,7 @@ def open_http_tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 def open_grpc_tls(settings: Settings) -> grpc.ServerCredentials | None:
-    """The credentials of the gRPC port, of the same files; None without certificate.
+    """Returns the credentials of the gRPC port, of the same files; None without certificate.
 
     Raises:
         InvalidSetting: as :func:`open_http_tls`.
@@ -83,7 +83,7 @@ def _read(name: str, path: Path) -> bytes:
 
 
 def _check_certificate(path: Path) -> None:
-    """Alone first, so that an error of the pair is the key's."""
+    """Checks the certificate alone first, so that an error of the pair is the key's."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError as error:

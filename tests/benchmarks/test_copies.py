@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.copies import Step, table, trace_request, write_small_model
+from benchmarks.studies.copies import Step, table, trace_request, write_small_model
 from serving.imaging.geometry import Size
 from serving.tiling import Views
 

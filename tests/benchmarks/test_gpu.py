@@ -7,12 +7,10 @@ import onnxruntime
 import pytest
 
 from benchmarks import gpu
-from benchmarks.device_profile import profile_graph
-from benchmarks.energy import EnergyMeter
-from benchmarks.node_profile import NodeProfile, NodeTime, read_profile
-from benchmarks.onnx_subject import OnnxSubject, check_provider
-from benchmarks.speed import PUBLISHED_TIMES, measure_speed
-from benchmarks.subject import Case, EngineMissing
+from benchmarks.engines.node_profile import NodeProfile, NodeTime, profile_graph, read_profile
+from benchmarks.engines.onnxruntime import OnnxSubject, check_provider
+from benchmarks.engines.speed import PUBLISHED_TIMES, EnergyMeter, measure_speed
+from benchmarks.engines.subject import Case, EngineMissing
 from export.passes.build import build_model
 from export.symbols.graph import Entry, Graph, Node
 from export.symbols.initial import random_params

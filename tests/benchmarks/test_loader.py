@@ -1,4 +1,4 @@
-"""``python -m benchmarks.loader`` prints a row a setting; what its numbers mean."""
+"""``python -m benchmarks.studies.loader`` prints a row a setting; what its numbers mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.loader import LoaderTiming, main, measure
+from benchmarks.studies.loader import LoaderTiming, main, measure
 from export.symbols.normalisation import IMAGENET
 from training.datasets import Sample
 from training.loader import Loader, Mixture

@@ -12,19 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from benchmarks.loadgen import cli
-from benchmarks.loadgen.arrivals import draw_poisson
-from benchmarks.loadgen.driver import Record, Run, drive_closed, drive_open
-from benchmarks.loadgen.grpc_target import GrpcTarget
-from benchmarks.loadgen.http_target import HttpTarget
+from benchmarks import load
+from benchmarks.contest.processes import read_cpu_seconds
+from benchmarks.loadgen.driver import Record, Run, draw_poisson, drive_closed, drive_open
 from benchmarks.loadgen.images import read_folder, render_images
 from benchmarks.loadgen.measurement import Load, Timing, measure_load
-from benchmarks.loadgen.process_time import read_cpu_seconds
 from benchmarks.loadgen.server_metrics import Distribution, parse_metrics
 from benchmarks.loadgen.summary import summarise
-from benchmarks.loadgen.target import Outcome, Target
+from benchmarks.loadgen.targets import GrpcTarget, HttpTarget, Outcome, Target
 from tests.support.band_model import Served, bands, encode, serve_bands
 from tests.support.waiting import until
 
@@ -245,7 +243,7 @@ def test_images_of_a_folder_and_rendered_ones(tmp_path: Path) -> None:
     assert read_folder(tmp_path) == [IMAGES[1], IMAGES[0]]
     assert read_folder(tmp_path / "b.png") == [IMAGES[0]]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no JPEG"):
+    with pytest.raises(FileNotFoundError, match="expected JPEG"):
         read_folder(tmp_path / "empty")
     first, second = render_images(60, 80, 2)
     assert first != second
@@ -264,8 +262,8 @@ def test_images_of_a_folder_and_rendered_ones(tmp_path: Path) -> None:
 def test_the_command_drives_and_writes(
     served: Served, tmp_path: Path, transport: str, asked: list[str], names: list[str]
 ) -> None:
-    app = cli.typer.Typer()
-    app.command()(cli.load)
+    app = typer.Typer()
+    app.command()(load.load)
     arguments = [
         "--server", f"http://{served.http}", "--model", "bands", "--size", "60x80",
         "--seconds", "0.3", "--skip", "0.05", "--rest", "0", "--results", str(tmp_path),
@@ -291,8 +289,8 @@ def test_the_command_drives_and_writes(
 
 
 def test_the_command_asks_for_a_load() -> None:
-    app = cli.typer.Typer()
-    app.command()(cli.load)
+    app = typer.Typer()
+    app.command()(load.load)
     done = CliRunner().invoke(app, [])
     assert done.exit_code == 2
     assert "--concurrency" in done.output

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overhead
 from benchmarks.contest import cases
 from benchmarks.contest.cases import CASES, Case
-from benchmarks.copies import write_small_model
-from benchmarks.server_profile import read_stacks
+from benchmarks.studies import overhead
+from benchmarks.studies.copies import write_small_model
+from benchmarks.studies.server_profile import read_stacks
 from serving.imaging.geometry import Size
 
 STACKS = """\
@@ -28,9 +28,9 @@ run (serving/cli.py:1);RequestResponseCycle.send (uvicorn/protocols/http/httptoo
 
 def test_stacks_become_shares_of_stages() -> None:
     assert read_stacks(STACKS) == {
-        "serving/engines/onnxruntime.py run": 0.4,
-        "serving/formats/png.py write_png": 0.3,
-        "serving/service.py segment": 0.2,
+        "serving/engines/onnxruntime.py": 0.4,
+        "serving/formats/png.py": 0.3,
+        "serving/service.py": 0.2,
         "event loop and the rest": 0.1,
     }
     assert read_stacks("") == {}

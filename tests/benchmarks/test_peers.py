@@ -17,17 +17,19 @@ import pytest
 import typer
 from PIL import Image
 
-from benchmarks.contest import cases, cli
+from benchmarks import peers
+from benchmarks.contest import cases
 from benchmarks.contest.cases import Case, Files, build_files
 from benchmarks.contest.contestants import CONTESTANTS, Setting
 from benchmarks.contest.environments import has_environment
 from benchmarks.contest.measure import Load, Row, answer_rate
 from benchmarks.contest.plot import plot_summaries
 from benchmarks.contest.processes import Unavailable, free_ports, run_process
-from benchmarks.contest.services.photo import read_photo, write_mask
-from benchmarks.contest.summary import summarise, tables
+from benchmarks.contest.services.network import read_photo, write_mask
+from benchmarks.contest.summary import Results, read_results, summarise, tables
 from benchmarks.contest.wire import count_bytes
-from benchmarks.copies import write_small_model
+from benchmarks.machine import read_machine, write_result
+from benchmarks.studies.copies import write_small_model
 from export.precision.half import widen
 from serving.imaging.geometry import Size
 from tests.support.triton_server import install_triton
@@ -73,11 +75,11 @@ def files(case: Case, photo: bytes, tmp_path_factory: pytest.TempPathFactory) ->
         return made
 
 
-def measure(names: str, case: Case, files: Files, photo: bytes, folder: Path) -> cli.Results:
-    kept = cli.Results()
+def measure(names: str, case: Case, files: Files, photo: bytes, folder: Path) -> Results:
+    kept = Results()
     setting = Setting(files, 1, folder)
     loads = [Load(1), Load(2), Load(None)]
-    cli.measure_round(case, setting, [photo], cli.choose(names, ""), loads, 0, kept)
+    peers.measure_round(case, setting, [photo], peers.choose(names, ""), loads, 0, kept)
     return kept
 
 
@@ -89,7 +91,7 @@ def test_servers_answer_the_same_mask_and_are_measured(
     names = "segserve-fp32,triton,segserve-triton,plain,mxnet,triton-rewritten"
     kept = measure(names, case, files, photo, tmp_path)
     assert kept.left_out == {
-        "mxnet": "of the shipped model there are no MXNet files",
+        "mxnet": "the shipped model has no MXNet files",
         "triton-rewritten": "the shipped graph has these rewrites already",
     }
     assert [(r.contestant, r.load) for r in kept.rows] == [
@@ -138,8 +140,8 @@ def test_rounds_are_kept_summed_up_and_drawn(tmp_path: Path) -> None:
         "left_out": {"mxnet": "no"},
         "subject": {"edges": 0.5},
     }
-    cli.write_result("peers", content, cli.read_machine(), tmp_path)
-    kept = cli.read_results(path)
+    write_result("peers", content, read_machine(), tmp_path)
+    kept = read_results(path)
     assert kept.rows == rows
     assert (kept.runs, kept.left_out) == ([{"command": "once"}], {"mxnet": "no"})
     assert kept.edges == 0.5
@@ -155,7 +157,7 @@ def test_rounds_are_kept_summed_up_and_drawn(tmp_path: Path) -> None:
     figure = plot_summaries("a network", [ours, theirs])
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["segserve int8", "Triton\n(Python-based backend) fp32"]
-    assert cli.read_results(tmp_path / "absent.json").rows == []
+    assert read_results(tmp_path / "absent.json").rows == []
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_edges_of_a_label_map(tmp_path: Path) -> None:
     labels = np.zeros((5, 5), np.uint8)
     labels[2:, :] = 1
     Image.fromarray(labels).save(tmp_path / "map.png")
-    assert cli.count_edges(tmp_path / "map.png") == 0.25
+    assert peers.count_edges(tmp_path / "map.png") == 0.25
 
 
 def test_halves_become_floats() -> None:
@@ -259,15 +261,15 @@ def test_halves_become_floats() -> None:
 
 
 def test_names_that_are_not_known() -> None:
-    assert cli.choose("", "") == list(CONTESTANTS)
-    assert [c.name for c in cli.choose("triton,plain", "plain")] == ["triton"]
+    assert peers.choose("", "") == list(CONTESTANTS)
+    assert [c.name for c in peers.choose("triton,plain", "plain")] == ["triton"]
     with pytest.raises(typer.BadParameter, match="trito"):
-        cli.choose("trito", "")
+        peers.choose("trito", "")
 
 
 def test_the_written_summary_is_json(tmp_path: Path) -> None:
     content = {"summaries": summarise([row("triton", 0, 1.0)])}
-    path = cli.write_result("peers", content, cli.read_machine(), tmp_path)
+    path = write_result("peers", content, read_machine(), tmp_path)
     (summary,) = json.loads(path.read_text())["summaries"]
     assert summary["title"] == "Triton (Python-based backend) fp32"
     assert summary["ratio"]["median"] == 1.0

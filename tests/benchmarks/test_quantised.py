@@ -5,10 +5,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.quantised import LOGITS, MASK, graphs
-from benchmarks.quantised import session as one_thread
+from benchmarks.engines.onnxruntime import open_on_cpu
+from benchmarks.studies.quantised import LOGITS, MASK, graphs
 from export.symbols.graph import Entry, Graph, Node
-from serving.engines.graph import find_precision
+from serving.engines.graph import cut_graph, find_precision
 from training.datasets.synthetic import render_scene
 
 SIZE = (32, 64)
@@ -54,12 +54,12 @@ def test_compares_one_network_in_three_forms(tmp_path, network, image):
         "int8": "int8",
     }
     masks = [
-        one_thread(model, output).run(None, {"image": image})[0]
+        open_on_cpu(cut_graph(model, output), 1).run(None, {"image": image})[0]
         for (_, output), model in found.items()
         if output == MASK
     ]
     assert np.mean(masks[0] == masks[1]) >= 0.9999
     assert all(np.mean(mask == masks[0]) > 0.8 for mask in masks[2:])
-    logits = one_thread(found["int8", LOGITS], LOGITS)
+    logits = open_on_cpu(cut_graph(found["int8", LOGITS], LOGITS), 1)
     assert isinstance(logits, onnxruntime.InferenceSession)
     assert [output.name for output in logits.get_outputs()] == [LOGITS]

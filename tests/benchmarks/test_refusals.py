@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import refusals
-from benchmarks.copies import write_small_model
+from benchmarks.studies import refusals
+from benchmarks.studies.copies import write_small_model
 from serving.imaging.geometry import Size
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.built_graphs import symbol_of
+from benchmarks.engines.graphs import symbol_of
 from benchmarks.machine import read_machine, write_result
 from benchmarks.scaling import app, curves
-from benchmarks.scaling_engine import NETWORK, Point, Setting, measure_apart, read_point
-from benchmarks.scaling_server import Callers, Steady, arrive, simulate_queue
+from benchmarks.studies.scaling_engine import NETWORK, Point, Setting, measure_apart, read_point
+from benchmarks.studies.scaling_server import Callers, Steady, arrive, simulate_queue
 from benchmarks.timing import Spread
 from export.passes.build import number_of_classes
 
@@ -36,7 +36,7 @@ def test_curves_vary_one_thing() -> None:
 
 def test_a_point_survives_its_process() -> None:
     made = point(Setting(batch=2))
-    assert read_point(json.dumps(asdict(made))) == made
+    assert read_point(json.loads(json.dumps(asdict(made)))) == made
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import settings, winograd
-from benchmarks.peak import Peak, count_gmacs
-from benchmarks.plain_graph import plain_model
+from benchmarks.engines.graphs import plain_model
+from benchmarks.studies import settings, winograd
+from benchmarks.studies.peak import Peak, count_gmacs
 from benchmarks.tables import winograd_table
 from export.passes.build import build_model
 from export.symbols.find import PUBLISHED

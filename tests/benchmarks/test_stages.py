@@ -12,9 +12,18 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from benchmarks import obvious
-from benchmarks.stage_subjects import SIZE, Subjects, make_subjects, mixed_share
-from benchmarks.stages import Comparison, comparisons, logits_cases, measure, summarize
-from benchmarks.timing import MIN_TURNS, Turns, time_in_turn
+from benchmarks.stages import (
+    SIZE,
+    Comparison,
+    Subjects,
+    comparisons,
+    logits_cases,
+    make_subjects,
+    measure,
+    mixed_share,
+    summarize,
+)
+from benchmarks.timing import MIN_TURNS, Timing, time_in_turn
 from serving.formats.registry import encode
 from serving.imaging import restore
 
@@ -82,8 +91,8 @@ def test_a_row_tells_both_times(subjects: Subjects) -> None:
 
 def test_photos_are_put_together_and_told_apart() -> None:
     stage = Comparison("stage", list, "other", list)
-    fast, slow = Turns((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)), Turns((8.0,) * 3, (4.0,) * 3)
-    faster = Turns((1.0,) * 3, (0.5,) * 3)
+    fast, slow = Timing((2.0, 2.0, 2.0), (1.0, 1.0, 1.0)), Timing((8.0,) * 3, (4.0,) * 3)
+    faster = Timing((1.0,) * 3, (0.5,) * 3)
     row = summarize(stage, [(fast, slow), (faster, slow)])
     assert (row.ours, row.theirs, row.runs) == (750.0, 4000.0, 6)
     assert row.ours_wall == 1500.0

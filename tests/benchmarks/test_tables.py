@@ -8,8 +8,8 @@ from pathlib import Path
 from benchmarks.contest.measure import Row as Turn
 from benchmarks.machine import read_machine, write_result
 from benchmarks.scaling import curves
-from benchmarks.scaling_engine import Point, Setting
-from benchmarks.settings import Row
+from benchmarks.studies.scaling_engine import Point, Setting
+from benchmarks.studies.settings import Row
 from benchmarks.tables import fill, plot_settings
 from benchmarks.timing import Spread
 

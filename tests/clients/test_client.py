@@ -194,7 +194,7 @@ def test_options_reach_the_server(client, image, servicer):
 
 
 def test_wrong_options_are_refused_here(client, image):
-    with pytest.raises(ValueError, match="expected one of original, model"):
+    with pytest.raises(ValueError, match="expected original or model"):
         client.segment(image, size="huge")
     with pytest.raises(ValueError, match=r"\('road',\)"):
         client.segment(image, classes="road")
@@ -281,7 +281,7 @@ def test_colours_are_the_servers_for_every_ignored_label(ignore_label, tmp_path)
 def test_a_label_map_is_an_indexed_or_gray_file(image):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    with pytest.raises(ValueError, match="not RGB"):
+    with pytest.raises(ValueError, match="of mode RGB"):
         decode_map(buffer.getvalue())
     gray = io.BytesIO()
     Image.fromarray(image[..., 0]).save(gray, "PNG")
@@ -475,11 +475,11 @@ def test_waiting_has_one_deadline_however_often_it_asks(client, health, monkeypa
 
 def test_a_model_must_be_named(address, image):
     with Client(address) as client:
-        with pytest.raises(ValueError, match="name a model"):
+        with pytest.raises(ValueError, match="no model is given"):
             client.segment(image)
         assert client.segment(image, model="icnet").model == "icnet"
 
 
 def test_an_http_address_is_refused():
-    with pytest.raises(ValueError, match="gRPC port"):
+    with pytest.raises(ValueError, match="gRPC address"):
         Client("http://localhost:8000")

@@ -46,7 +46,8 @@ def error(result):
 
 def test_exports_a_run_folder_at_another_size(run, run_folder, tmp_path):
     result = run("--model", "tiny", "--params", run_folder / "best.params", "--size", "64x48",
-                 "--accuracy", "1 %", "--provenance", "a test", "--no-verify")  # fmt: skip
+                 "--accuracy", "1 %", "--provenance", "a test", "--no-verify",
+                 "--pixels", "signed")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "tiny version 1, 5 classes, 64x48" in result.stdout
     model = read_model(tmp_path / "repository" / "tiny")
@@ -80,7 +81,7 @@ def test_says_that_the_comparison_was_skipped(run, run_folder, monkeypatch):
 
 def test_compares_with_mxnet(run, run_folder, run_mxnet):
     result = run("--symbol", run_folder / "network-symbol.json",
-                 "--params", run_folder / "best.params")  # fmt: skip
+                 "--params", run_folder / "best.params", "--pixels", "imagenet")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "of MXNet 1.9" in result.stderr
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +17,22 @@ from typer.testing import CliRunner
 from export import cli
 from export.datasets import GROUP, find_dataset, known_datasets
 from export.errors import ImagesMissing, InvalidLabels
+from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.precision.images import DatasetSplit
 from export.repository.labels import find_labels
-from export.symbols.graph import write_symbol
+from export.symbols.find import PUBLISHED, NetworkName, published_symbol
+from export.symbols.graph import read_symbol, write_symbol
+from export.symbols.networks import MODEL_ALIASES, NETWORKS
 from export.symbols.params import write_params
+from export.symbols.sizes import built_size
 from export.weights.zoo import DATASETS as ZOO_DATASETS
+from export.weights.zoo import zoo_networks
 from serving.models.repository import read_model
 from serving.palette import ALIASES, LABELLED_AS, canonical_name
 from training.datasets import KNOWN, dataset_labels
 from training.options import parse_options
 
+DOCS = Path(__file__).parents[2] / "docs"
 SIZE = (16, 16)
 NAMES = ("thing", "other thing")
 DOCUMENTED = sorted((*KNOWN, *ALIASES))
@@ -110,12 +119,12 @@ def test_every_name_works_with_every_command(
     arguments = ["--model", "tiny", "--params", str(root / "best.params"), "--dataset", name]
     if own_root is not None:
         arguments += ["--labels", str(own_root / "labels.txt")]  # a root is scored on
-    arguments += ["--no-verify", "--repository", str(root / "repository")]
+    arguments += ["--pixels", "imagenet", "--no-verify", "--repository", str(root / "repository")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     written = read_model(root / "repository" / "tiny")
     assert written.labels.names == labels.names
-    assert written.family == f"tiny_{name}"
+    assert written.config.parameters["dataset"].string_value == canonical_name(name)
 
 
 @pytest.mark.parametrize("zoo_name", ZOO_DATASETS)
@@ -142,6 +151,55 @@ def test_pretrained_weights_bring_their_dataset(
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert read_model(root / "models" / "fcn").labels == labels
+
+
+def documented(page: str, start: str, end: str) -> list[str]:
+    """Returns the names in code of a part of a page, its braces expanded."""
+    text = (DOCS / page).read_text("utf-8").partition(start)[2].partition(end)[0]
+    names = []
+    for code in re.findall("`([^` ]+)`", text):
+        parts = [part.split(",") for part in re.split("[{}]", code)]
+        names += ["".join(chosen) for chosen in product(*parts)]
+    return names
+
+
+def test_documented_datasets_are_known() -> None:
+    table = documented("datasets.md", "| name (also)", "A label is a class")
+    assert set(DOCUMENTED) <= set(table)
+    rows = (DOCS / "datasets.md").read_text("utf-8").partition("| name (also)")[2].splitlines()[2:]
+    for row in rows[: len(KNOWN)]:
+        name, *also = re.findall("`([^`]+)`", row.split("|")[1])
+        assert name in KNOWN
+        assert [canonical_name(other) for other in also] == [name] * len(also)
+
+
+@pytest.mark.parametrize("name", sorted((*NETWORKS, *MODEL_ALIASES)))
+def test_every_network_name_finds_the_same_symbol(name: str) -> None:
+    assert name in documented("export.md", "| `--model` |", "`icnet`, `pspnet`, `fcn`")
+    model = MODEL_ALIASES.get(name, name)
+    asked, known = NetworkName(name, "resnet50", 1.0, "cityscapes"), (model, "resnet50", 1.0)
+    assert asked.stem == NetworkName(*known, "citys").stem
+    assert published_symbol(asked) == published_symbol(NetworkName(*known, "citys"))
+    has_one = model in ("icnet", "pspnet", "fcn", "deeplabv3")
+    assert (published_symbol(asked) is not None) == has_one
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.iterdir()), ids=lambda path: path.name)
+def test_published_symbols_have_the_classes_of_their_dataset(path: Path) -> None:
+    dataset = path.name.removesuffix(".json.gz").rpartition("_")[2]
+    graph = read_symbol(path)
+    classes = cut_at_logits(prune_heads(graph), *(built_size(graph) or (0, 0))).classes
+    assert classes == len(dataset_labels(dataset).names)
+
+
+def test_documented_weights_are_in_the_zoo() -> None:
+    if importlib.util.find_spec("gluoncv") is None:
+        pytest.skip("GluonCV, whose table names the weights, is not installed (extra 'training')")
+    names = documented("weights.md", "## GluonCV's zoo", "The names and their SHA-1")
+    assert sorted(names) == sorted(zoo_networks())
+    for network in zoo_networks().values():
+        assert network.model in NETWORKS
+        assert network.dataset in KNOWN
 
 
 @pytest.mark.usefixtures("other_package")

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from export import cli
 from export.errors import UnsupportedPrecision
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
-from export.passes.onnx_graph import is_half
+from export.passes.onnx_graph import is_half, name_nodes
 from export.precision.half import to_half, widen
 from export.repository.files import onnx_files
 from export.repository.triton import ModelFacts, write_version

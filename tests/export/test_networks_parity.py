@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx
 import pytest
 
-from benchmarks.parity import NETWORKS, compare, read_rows, write_rows
+from benchmarks.studies.parity import NETWORKS, compare, read_rows, write_rows
 from export.errors import IllegalSize, TracingFailed
 from export.passes.build import build_model
 from export.passes.cut_at_logits import prune_heads

@@ -13,10 +13,9 @@ from onnx import ModelProto
 from export.onnx_import.network import ImportOptions, InputFormat, import_network
 from export.onnx_import.source import read_network
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
-from export.precision.calibration import calibrate
+from export.passes.onnx_graph import name_nodes
 from export.precision.half import to_half
-from export.precision.quantise import Recipe, quantise
+from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import PUBLISHED, NetworkSpec
 from export.symbols.graph import Graph, read_symbol
 from export.symbols.initial import random_params

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +37,18 @@ def run_folder(tmp_path: Path, make_network, make_params) -> Path:
 def test_a_request_becomes_a_version(run_folder: Path, tmp_path: Path) -> None:
     target = Target(tmp_path / "models", name="net", family="nets", max_batch_size=2)
     request = ExportRequest(
-        "tiny", params=run_folder / "best.params", size=(64, 48), check=False, target=target
+        "tiny",
+        params=run_folder / "best.params",
+        size=(64, 48),
+        check=False,
+        target=target,
+        pixels="unit",
     )
     written = export_symbol(request)
     assert written == Written(
         tmp_path / "models" / "net" / "1", "model.onnx", 5, (64, 48), "fp32", ("mask", "logits"),
-        ("classes without names; --dataset or --labels gives them some", "not compared with MXNet"),
+        ("sees RGB mean 0,0,0 std 1,1,1 (unit): as the options say",
+         "classes without names; --dataset or --labels gives them some", "not compared with MXNet"),
     )  # fmt: skip
     model = read_model(tmp_path / "models" / "net")
     assert (model.family, model.max_batch_size) == ("nets", 2)
@@ -64,13 +72,36 @@ def test_what_was_written_is_one_line(run_folder: Path, tmp_path: Path) -> None:
 def test_a_model_of_the_repository_in_another_precision(run_folder: Path, tmp_path: Path) -> None:
     target = Target(tmp_path / "models")
     export_symbol(ExportRequest("tiny", params=run_folder / "best.params", check=False,
-                                target=target))  # fmt: skip
+                                pixels="unit", target=target))  # fmt: skip
     half = export_symbol(
         ExportRequest(existing="tiny", precision=PrecisionOptions("fp16"), target=target)
     )
     assert half.folder == tmp_path / "models" / "tiny_fp16" / "1"
     assert half.precision == "fp16"
     assert half.notes == ("not judged: no images were named",)
+
+
+def test_no_family_unless_asked_for(run_folder: Path, tmp_path: Path) -> None:
+    """Models of one name's beginning, network or dataset are not the same network."""
+    target = Target(tmp_path / "models")
+    export = partial(ExportRequest, params=run_folder / "best.params", check=False, pixels="unit")
+    names = ("net", "icnet", "net-symbol", "net.v2")
+    for name in names:
+        export_symbol(export("icnet", target=replace(target, name=name)))
+    families = {read_model(target.repository / name).family for name in names}
+    assert families == set(names)
+    # The same weights in another precision: the family that their model was given, or none.
+    half = PrecisionOptions("fp16")
+    export_symbol(ExportRequest(existing="net", precision=half, target=target))
+    assert read_model(target.repository / "net_fp16").family == "net_fp16"
+    # A next version without a family keeps it: people may have edited it.
+    grouped = replace(target, name="net", family="nets")
+    assert export_symbol(export("icnet", target=grouped)).folder.name == "2"
+    assert export_symbol(export("icnet", target=replace(target, name="net"))).folder.name == "3"
+    export_symbol(
+        ExportRequest(existing="net", precision=half, target=replace(target, name="half"))
+    )
+    assert [read_model(target.repository / name).family for name in ("net", "half")] == ["nets"] * 2
 
 
 @pytest.mark.parametrize(
@@ -107,7 +138,7 @@ def test_numbers_of_the_normalisation_are_numbers(run_folder: Path, tmp_path: Pa
 
 def test_nothing_is_printed_unless_asked(run_folder: Path, tmp_path: Path, capsys) -> None:
     export_symbol(
-        ExportRequest("tiny", params=run_folder / "best.params", check=False,
+        ExportRequest("tiny", params=run_folder / "best.params", check=False, pixels="unit",
                       target=Target(tmp_path / "models"))
     )  # fmt: skip
     assert capsys.readouterr() == ("", "")

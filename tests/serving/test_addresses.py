@@ -17,9 +17,9 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 from serving.commands.serve import greeting
-from serving.http.proxies import TrustedProxies, parse_address
+from serving.http.exchange import TrustedProxies, parse_address
 from serving.observability.access_log import AccessLog, Style
-from serving.observability.request_context import Call
+from serving.observability.request_context import RequestContext
 from serving.server import Server
 from serving.settings import Settings, join_address
 from serving.testing import FakeEngine, ServerThread
@@ -159,7 +159,7 @@ def run_logged(
     )
     with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
         written = io.StringIO()
-        server.calls.log = AccessLog(style, written)
+        server.contexts.log = AccessLog(style, written)
         yield server, written
 
 
@@ -235,7 +235,7 @@ def test_words_of_the_text_log_are_quoted() -> None:
     written = io.StringIO()
     log = AccessLog("text", written)
     odd = 'a b"\n\x1b[31m\x7f\u2028é'
-    call = Call("http", "GE\nT", "/" + odd, odd, odd, model=odd, version=1)
+    call = RequestContext("http", "GE\nT", "/" + odd, odd, odd, model=odd, version=1)
     log.write(call)
     (line,) = written.getvalue().splitlines()
     assert line.isascii()

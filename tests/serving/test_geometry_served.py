@@ -215,7 +215,7 @@ def test_a_cancelled_call_takes_its_tiles_out_of_the_queue(server: Server) -> No
             call.cancel()
             # The engine is still busy with the first tiles; those behind them are gone.
             wait_for(lambda: not model.batcher.waiting)
-            wait_for(lambda: server.segmenter.observer.inflight == 0)
+            wait_for(lambda: server.admission.inflight == 0)
     finally:
         model.engine.hold.set()
 

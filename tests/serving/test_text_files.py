@@ -15,8 +15,8 @@ from serving.palette import read_labels
 from serving.parsing import read_text
 from serving.security.api_keys import KeyRing
 from tests.support.band_model import CLASSES, write_model
-from training.datasets.pascal_voc import read_names
-from training.flags import parse_class_weights
+from training.class_weights import parse_class_weights
+from training.datasets.pascal import read_names
 
 BOM = "\ufeff".encode()
 

@@ -8,10 +8,11 @@ import json
 import sys
 
 import numpy as np
+import numpy.typing as npt
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
 
-async def ask(address: str, pixels: np.ndarray) -> dict[str, object]:
+async def ask(address: str, pixels: npt.NDArray[np.uint8]) -> dict[str, object]:
     """Readiness by every call there is, and the mask by JSON and by binary data."""
     client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0, timeout=60))
     told: dict[str, object] = {

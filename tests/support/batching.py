@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ class Notes:
 
     rejections: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     queue: int = 0
 
     def queue_changed(self, length: int) -> None:
@@ -32,12 +33,18 @@ class Notes:
     def rejected(self, reason: str) -> None:
         self.rejections.append(reason)
 
+    def engine_failed(self, kind: str) -> None:
+        self.failures.append(kind)
+
 
 @asynccontextmanager
 async def batching(
-    engine: FakeEngine, limits: BatchLimits = LIMITS, notes: Notes | None = None
+    engine: FakeEngine,
+    limits: BatchLimits = LIMITS,
+    notes: Notes | None = None,
+    on_broken: Callable[[str], None] = lambda reason: None,
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic)
+    batcher = Batcher(engine, limits, notes or Notes(), time.monotonic, on_broken)
     batcher.start()
     try:
         yield batcher

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.engine import Prediction
 from serving.engines.agreement import agreement, read_picture
 from serving.engines.cpu_choice import has_openvino
 from serving.engines.onnxruntime import OnnxEngine
 from serving.engines.openvino import OpenVinoEngine
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 
 needs_openvino = pytest.mark.skipif(
     not has_openvino(), reason="OpenVINO is not installed (extra 'openvino')"

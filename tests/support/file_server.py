@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from training.datasets.archive import Archive
+from training.datasets.preparation import Archive
 
 
 class Files:

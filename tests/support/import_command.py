@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from export.onnx_import import cli as import_cli
 from serving.engines.cpu_choice import has_openvino

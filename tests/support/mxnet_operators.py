@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
 def write_cases(
-    cases: Mapping[str, Callable[..., object]], folder: Path, size: tuple[int, int]
+    cases: Mapping[str, Callable[..., Any]], folder: Path, size: tuple[int, int]
 ) -> None:
     """Writes ``NAME.json``, ``NAME.params``, ``NAME-data.npy`` [2,3,*size] and
     ``NAME-output.npy`` for each; a case is called with ``mxnet`` and the variable ``data``."""

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2
 
 from serving.models.repository import ModelFolder
 from serving.server import Server
@@ -77,15 +79,16 @@ def index_of(client: Client) -> list[tuple[str, str, str]]:
     return [(e["name"], e.get("version", ""), e.get("state", "")) for e in entries]
 
 
-def statistics_of(client: Client, name: str = "") -> list[dict]:
+def statistics_of(client: Client, name: str = "") -> list[dict[str, Any]]:
     """The statistics extension's entries, numbers as numbers."""
     if isinstance(client, tritonclient.http.InferenceServerClient):
-        return client.get_inference_statistics(name)["model_stats"]
+        entries: list[dict[str, Any]] = client.get_inference_statistics(name)["model_stats"]
+        return entries
     return [_numbers(stats) for stats in client.get_inference_statistics(name).model_stats]
 
 
-def _numbers(stats: object) -> dict:
-    def durations(message: object) -> dict:
+def _numbers(stats: service_pb2.ModelStatistics) -> dict[str, Any]:
+    def durations(message: Message) -> dict[str, dict[str, int]]:
         return {
             d.name: {"count": value.count, "ns": value.ns}
             for d in message.DESCRIPTOR.fields

@@ -24,7 +24,7 @@ def run_perf_analyzer(*arguments: str, table: Path) -> dict[str, str]:
     binary = folder / "perf_analyzer"
     if not binary.exists():
         unavailable(f"{WHEEL} holds no perf_analyzer")
-    command = [
+    command: list[str | Path] = [
         binary, *arguments, "-f", table,
         "--measurement-mode", "count_windows", "--measurement-request-count", "10",
         "-s", "1000", "-r", "3", "--verbose-csv",

@@ -3,15 +3,18 @@
 import io
 import struct
 import zlib
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 HEIGHT, WIDTH = 30, 44
+Samples: TypeAlias = npt.NDArray[Any]
 
 
-def scene(channels=3, dtype=np.uint8):
+def scene(channels: int = 3, dtype: type[np.uint8 | np.uint16] = np.uint8) -> Samples:
     """A gradient with a bright corner: smooth enough for JPEG, and no symmetry."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     planes = [x * 4, y * 6, 200 - 3 * x, 255 - y * 3][:channels]
@@ -19,19 +22,20 @@ def scene(channels=3, dtype=np.uint8):
     pixels[:8, :8] = 250
     if dtype == np.uint16:
         pixels = pixels * 257 + np.arange(WIDTH)[None, :, None] * 3
-    return pixels.clip(0, np.iinfo(dtype).max).astype(dtype).squeeze()
+    samples: Samples = pixels.clip(0, np.iinfo(dtype).max).astype(dtype).squeeze()
+    return samples
 
 
 PHOTO = Image.fromarray(scene())
 
 
-def encoded(image, format, **options):
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def png_chunk(kind, body):
+def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
@@ -67,10 +71,10 @@ LOSSY = {
 }
 
 
-def interlaced_png():
+def interlaced_png() -> bytes:
     """Adam7, written here since Pillow only reads it."""
-    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4))
-    passes = (*passes, (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    coarse = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4))
+    passes = (*coarse, (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     rows = b"".join(
         b"\0" + row.tobytes()
         for y, x, down, across in passes
@@ -82,13 +86,13 @@ def interlaced_png():
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
-def exif(orientation):
+def exif(orientation: int) -> bytes:
     tags = Image.Exif()
     tags[0x0112] = orientation
     return tags.tobytes()
 
 
-def turned(pixels, orientation):
+def turned(pixels: Samples, orientation: int) -> Samples:
     """What the EXIF standard says each value means, written as array operations."""
     return {
         1: pixels,
@@ -102,7 +106,7 @@ def turned(pixels, orientation):
     }[orientation]
 
 
-def sixteen_bit_png(channels):
+def sixteen_bit_png(channels: int) -> bytes:
     """The scene in 16 bits a channel: gray, RGB or RGBA."""
     deep = scene(channels, np.uint16)
     stored = deep if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -58,11 +59,12 @@ class Prometheus:
         answer = httpx.get(f"{self.address}/api/v1/rules").json()
         return [rule for group in answer["data"]["groups"] for rule in group["rules"]]
 
-    def query(self, expression: str) -> list[dict[str, object]]:
+    def query(self, expression: str) -> list[dict[str, Any]]:
         """The instant vector of an expression."""
         answer = httpx.get(f"{self.address}/api/v1/query", params={"query": expression}).json()
         assert answer["status"] == "success", answer
-        return answer["data"]["result"]
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
 
     def wait_for_alert(self, name: str, **labels: str) -> dict[str, str]:
         """Until it fires, with these labels among its own."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import httpx
 import numpy as np
 import numpy.typing as npt
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from tests.support.protocol_grpc_cases import GrpcCase
@@ -51,7 +52,7 @@ def read_differences(page: Path) -> list[Difference]:
         if re.match(r"\| request +\| field +\| Triton +\| segserve +\|", line):
             break
     next(lines)
-    rows = []
+    rows: list[Difference] = []
     for line in lines:
         if not line.startswith("|"):
             return rows
@@ -87,7 +88,7 @@ def ask_http(client: httpx.Client, case: HttpCase) -> Fields:
     return fields | _flatten(body)
 
 
-def _http_tensors(outputs: list[dict], binary: bytes) -> Fields:
+def _http_tensors(outputs: list[dict[str, Any]], binary: bytes) -> Fields:
     # Their order is Triton's own, and varies from start to start.
     fields: Fields = {"outputs": sorted(output["name"] for output in outputs)}
     for output in outputs:
@@ -113,7 +114,7 @@ def ask_grpc(stub: oip_grpc.GRPCInferenceServiceStub, case: GrpcCase) -> Fields:
     return {"code": "OK", **message_fields(message)}
 
 
-def message_fields(message: object) -> Fields:
+def message_fields(message: Message) -> Fields:
     """Every field of a message, tensors as arrays."""
     fields: Fields = {}
     for output, raw in zip(
@@ -177,7 +178,9 @@ def _same(field: str, theirs: object, own: object) -> bool:
 def _close(theirs: npt.NDArray[np.generic], own: npt.NDArray[np.generic]) -> bool:
     if theirs.dtype == np.uint8:
         return bool((theirs == own).mean() >= AGREEMENT)
-    return bool(np.abs(theirs - own).max(initial=0) <= RELATIVE * np.abs(theirs).max(initial=0))
+    expected, found = theirs.astype(np.float64), own.astype(np.float64)
+    largest = np.abs(expected).max(initial=0)
+    return bool(np.abs(expected - found).max(initial=0) <= RELATIVE * largest)
 
 
 def _show(value: object) -> str:

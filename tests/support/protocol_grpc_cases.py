@@ -134,8 +134,9 @@ def _grpc_infer(image: npt.NDArray[np.uint8]) -> list[GrpcCase]:
     add("of version x", infer_message(image, model_version="x"), "x")
     add("for an unknown output", infer_message(image, "depth"), "depth", "icnet")
     add("with another name", infer_message(image), "foo", "icnet").inputs[0].name = "foo"
-    add("with another datatype", infer_message(image), "image", "FP32").inputs[0].datatype = "FP32"
-    cases[-1].message.raw_input_contents[0] = image.tobytes() * 4
+    datatype = add("with another datatype", infer_message(image), "image", "FP32")
+    datatype.inputs[0].datatype = "FP32"
+    datatype.raw_input_contents[0] = image.tobytes() * 4
     add("with another shape", infer_message(image[:, :4, :4]), "image", "icnet")
     add("with too large a batch", infer_message(np.repeat(image, 5, 0)), "icnet", "4")
     few = add("with too few bytes", infer_message(image), "image", "10")

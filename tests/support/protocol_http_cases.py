@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -165,7 +166,7 @@ def _http_mistakes(image: npt.NDArray[np.uint8]) -> list[HttpCase]:
     data, right = image.tobytes(), _input(image)
     outputs: list[Json] = [{"name": "mask", "parameters": {"binary_data": True}}]
 
-    def one(name: str, changes: Json, sent: bytes = data, *names: str) -> HttpCase:
+    def one(name: str, changes: Mapping[str, object], sent: bytes = data, *names: str) -> HttpCase:
         item = {k: v for k, v in {**right, **changes}.items() if v is not None}
         return _pack(f"infer with {name}", {"inputs": [item], "outputs": outputs}, sent, *names)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from segserve_client.proto import segserve_pb2
@@ -118,6 +119,6 @@ def part(number: int, body: bytes) -> bytes:
     return tag(number, 2) + varint(len(body)) + body
 
 
-def number_of(message: type, name: str) -> int:
+def number_of(message: type[Message], name: str) -> int:
     """A field's number."""
     return int(message.DESCRIPTOR.fields_by_name[name].number)

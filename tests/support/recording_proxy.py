@@ -26,7 +26,7 @@ class Recording:
     inferences: list[service_pb2.ModelInferRequest] = field(default_factory=list)
 
 
-class _Forward(grpc.GenericRpcHandler):
+class _Forward(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     def __init__(self, channel: grpc.Channel, recording: Recording) -> None:
         self.channel = channel
         self.recording = recording
@@ -38,10 +38,11 @@ class _Forward(grpc.GenericRpcHandler):
             if method == "ModelInfer":
                 self.recording.inferences.append(service_pb2.ModelInferRequest.FromString(message))
             try:
-                return self.channel.unary_unary(details.method)(message, timeout=60)
+                answer: bytes = self.channel.unary_unary(details.method)(message, timeout=60)
             except grpc.RpcError as error:
                 context.abort(error.code(), error.details())
                 raise
+            return answer
 
         return grpc.unary_unary_rpc_method_handler(forward)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -21,9 +22,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 @dataclass
 class Tensor:
     tensor_name: str
-    array: np.ndarray
+    array: npt.NDArray[np.uint8]
 
-    def as_numpy(self) -> np.ndarray:
+    def as_numpy(self) -> npt.NDArray[np.uint8]:
         return self.array
 
 
@@ -35,7 +36,7 @@ class InferenceResponse:
 
 @dataclass
 class Request:
-    image: np.ndarray
+    image: npt.NDArray[np.uint8]
     names: list[str]
 
     def requested_output_names(self) -> list[str]:
@@ -44,14 +45,19 @@ class Request:
 
 def main(folder: Path, images: Path, outputs: Path) -> None:
     interface = types.ModuleType("triton_python_backend_utils")
-    interface.Tensor = Tensor
-    interface.InferenceResponse = InferenceResponse
-    interface.TritonError = str
-    interface.Logger = types.SimpleNamespace(log_warn=print)
-    interface.get_input_tensor_by_name = lambda request, name: Tensor(name, request.image)
+    for name, value in {
+        "Tensor": Tensor,
+        "InferenceResponse": InferenceResponse,
+        "TritonError": str,
+        "Logger": types.SimpleNamespace(log_warn=print),
+        "get_input_tensor_by_name": lambda request, name: Tensor(name, request.image),
+    }.items():
+        setattr(interface, name, value)
     sys.modules[interface.__name__] = interface
     path = folder / "1" / "model.py"
     spec = importlib.util.spec_from_file_location("model", path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), ModelConfig())

@@ -51,8 +51,9 @@ class TensorFlowDeepLab:
             # A map of one pixel has none.
             spread = flat.var(1) if flat.shape[1] > 1 else torch.full(shape, 0.05)
             self.variables[variance] = (spread.numpy() * factor + 1e-3).astype(np.float32)
-        statistics = (torch.from_numpy(self.variables[name]).double() for name in (mean, variance))
-        return functional.batch_norm(x, *statistics, gamma, beta, eps=epsilon)
+        average = torch.from_numpy(self.variables[mean]).double()
+        spread = torch.from_numpy(self.variables[variance]).double()
+        return functional.batch_norm(x, average, spread, gamma, beta, eps=epsilon)
 
     def conv(
         self, x: Tensor, scope: str, channels: int, kernel: int, epsilon: float, stride: int = 1
@@ -115,9 +116,9 @@ class TensorFlowDeepLab:
             depths = (self.scale(728),) * 3
             unit = f"middle_flow/block1/unit_{number}"
             x, _ = self.module(x, unit, depths, "sum", 1, rate)
-        deep = tuple(self.scale(n) for n in (728, 1024, 1024))
+        deep = (self.scale(728), self.scale(1024), self.scale(1024))
         x, _ = self.module(x, "exit_flow/block1/unit_1", deep, "conv", 1, rate)
-        deep = tuple(self.scale(n) for n in (1536, 1536, 2048))
+        deep = (self.scale(1536), self.scale(1536), self.scale(2048))
         x, _ = self.module(x, "exit_flow/block2/unit_1", deep, "none", 1, 2 * rate, inside=True)
         return self.head(x, skip, rate)
 

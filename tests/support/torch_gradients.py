@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from export.symbols.graph import read_symbol
 from export.symbols.params import read_params
 from training.trainers.symbol_module import SymbolModule
 
-Arrays: TypeAlias = Mapping[str, npt.NDArray[np.floating]]
+Arrays: TypeAlias = Mapping[str, npt.NDArray[np.floating[Any]]]
 
 
 def read_pass(name: str, folder: Path, dtype: str) -> Arrays:
@@ -68,8 +68,8 @@ def measure_distance(found: Arrays, expected: Arrays) -> float:
     names = [key for key in expected if key.startswith("grad:")]
     apart = sum(float(((found[key] - expected[key]) ** 2).sum()) for key in names)
     length = sum(float((expected[key] ** 2).sum()) for key in names)
-    return (apart / length) ** 0.5
+    return float(np.sqrt(apart / length))
 
 
-def _largest(array: npt.NDArray[np.floating]) -> float:
+def _largest(array: npt.NDArray[np.floating[Any]]) -> float:
     return float(np.abs(array).max(initial=0.0))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return functional.interpolate(x, size=size, mode="bilinear", align_corners=True)
+def enlarge(x: Tensor, like: Tensor) -> Tensor:
+    return functional.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
 def rescale(x: Tensor, factor: float) -> Tensor:
@@ -75,7 +75,7 @@ class Fusion(nn.Module):
         self.conv_low_cls = nn.Conv2d(128, classes, 1, bias=False)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        low = self.conv_low(enlarge(low, high.shape[2:]))
+        low = self.conv_low(enlarge(low, high))
         return torch.relu(low + self.conv_high(high))
 
 
@@ -89,7 +89,8 @@ class Head(nn.Module):
     def forward(self, sub1: Tensor, sub2: Tensor, sub4: Tensor) -> Tensor:
         """Logits at 1/4."""
         fused = self.cff_12(self.cff_24(sub4, sub2), sub1)
-        return self.conv_cls(rescale(fused, 2))
+        logits: Tensor = self.conv_cls(rescale(fused, 2))
+        return logits
 
 
 class Pyramid(nn.Module):
@@ -111,8 +112,9 @@ class Pyramid(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = [enlarge(part(x), x.shape[2:]) for part in self.stages]
-        return self.bottleneck(torch.cat([*branches, x], 1))
+        branches = [enlarge(part(x), x) for part in self.stages]
+        features: Tensor = self.bottleneck(torch.cat([*branches, x], 1))
+        return features
 
 
 class FastSegBackbone(nn.Module):
@@ -137,7 +139,8 @@ class FastSegBackbone(nn.Module):
             (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3),
         ):  # fmt: skip
             x = torch.relu(norm(conv(x)))
-        return self.maxpool(x)
+        pooled: Tensor = self.maxpool(x)
+        return pooled
 
 
 class FastSegICNet(nn.Module):
@@ -156,7 +159,9 @@ class FastSegICNet(nn.Module):
         b = self.backbone
         sub2 = b.layer2(b.layer1(b.stem(rescale(image, 0.5))))
         sub4 = b.head(b.layer4(b.layer3(rescale(sub2, 0.5))))
-        return self.head(self.conv_sub1(image), self.conv_sub2(sub2), self.conv_sub4(sub4))
+        parts = (self.conv_sub1(image), self.conv_sub2(sub2), self.conv_sub4(sub4))
+        logits: Tensor = self.head(*parts)
+        return logits
 
     @staticmethod
     def see(image: Tensor) -> Tensor:
@@ -186,7 +191,8 @@ class LiminnBackbone(nn.Module):
 
     def to_stage2(self, x: Tensor) -> Tensor:
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        return self.layer2(self.layer1(x))
+        features: Tensor = self.layer2(self.layer1(x))
+        return features
 
 
 class LiminnICNet(nn.Module):
@@ -204,8 +210,9 @@ class LiminnICNet(nn.Module):
         sub4 = b.layer4(b.layer3(b.to_stage2(rescale(image, 0.25))))
         total = sub4
         for bins in (1, 2, 3, 6):
-            total = total + enlarge(functional.adaptive_avg_pool2d(sub4, bins), sub4.shape[2:])
-        return self.head(self.conv_sub1(image), sub2, total)
+            total = total + enlarge(functional.adaptive_avg_pool2d(sub4, bins), sub4)
+        logits: Tensor = self.head(self.conv_sub1(image), sub2, total)
+        return logits
 
     @staticmethod
     def see(image: Tensor) -> Tensor:
@@ -223,6 +230,8 @@ def randomise(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.7, 1.3)
             nn.init.uniform_(module.bias, -0.2, 0.2)
+            assert module.running_mean is not None, "the norm tracks its statistics"
+            assert module.running_var is not None, "the norm tracks its statistics"
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return network.eval()

@@ -49,8 +49,12 @@ class Network(torch.nn.Module):
         self.second = torch.nn.Conv2d(8, 16, 3, 2, 1)
         self.classify = torch.nn.Conv2d(16, head.classes, 1)
         torch.nn.init.normal_(self.classify.weight, std=2)
-        torch.nn.init.uniform_(self.norm.running_mean, -0.3, 0.3)
-        torch.nn.init.uniform_(self.norm.running_var, 0.5, 2)
+        for statistic, low, high in (
+            (self.norm.running_mean, -0.3, 0.3),
+            (self.norm.running_var, 0.5, 2),
+        ):
+            assert statistic is not None, "the norm tracks its statistics"
+            torch.nn.init.uniform_(statistic, low, high)
         self.head, self.channels_last = head, channels_last
         self.eval()
 
@@ -67,7 +71,8 @@ class Network(torch.nn.Module):
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         features = torch.relu(self.norm(self.first(image)))
-        return self.classify(torch.relu(self.second(features)))
+        scores: torch.Tensor = self.classify(torch.relu(self.second(features)))
+        return scores
 
     def activate(self, scores: torch.Tensor) -> torch.Tensor:
         choices: dict[str, Callable[[], torch.Tensor]] = {
@@ -110,7 +115,8 @@ class AttentionNetwork(torch.nn.Module):
         coarse = F.interpolate(
             self.down(features), size=(height, width), mode="bilinear", align_corners=False
         )
-        return self.classify(torch.cat([features, coarse], 1))
+        scores: torch.Tensor = self.classify(torch.cat([features, coarse], 1))
+        return scores
 
 
 def run_network(

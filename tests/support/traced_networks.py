@@ -15,7 +15,7 @@ TRACE = """
 import json, sys
 from pathlib import Path
 from training.networks import build
-from training.symbols import write_symbol
+from training.networks.tracing import write_symbol
 for index, n in enumerate(json.loads(sys.argv[2])):
     network = build(n["model"], n["backbone"], n["classes"], n["rows"], n["columns"],
                     channel_multiplier=n["width"], aux=n["aux"],

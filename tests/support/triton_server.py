@@ -55,7 +55,14 @@ def model_input(
 
 def install_triton() -> None:
     """Installs the server and MXNet into the cache folder, once."""
-    command = [sys.executable, START, "--mxnet", "--setup-only", "--cache", _cache()]
+    command: list[str | Path] = [
+        sys.executable,
+        START,
+        "--mxnet",
+        "--setup-only",
+        "--cache",
+        _cache(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         unavailable(f"Triton cannot be installed: {done.stderr.strip()[-300:]}")
@@ -73,9 +80,11 @@ def run_triton(
     """
     http, free, metrics = free_ports(3)
     grpc = grpc_port or free
-    command = [sys.executable, START, "--mxnet", "--cache", _cache(), "--repository", repository,
-               "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
-               "--", "--exit-on-error=false", "--exit-timeout-secs=60", *arguments]  # fmt: skip
+    command: list[str | Path] = [
+        sys.executable, START, "--mxnet", "--cache", _cache(), "--repository", repository,
+        "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics),
+        "--", "--exit-on-error=false", "--exit-timeout-secs=60", *arguments,
+    ]  # fmt: skip
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:

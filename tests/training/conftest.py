@@ -16,6 +16,7 @@ import pytest
 from export.symbols.graph import read_symbol
 from training.datasets.synthetic import render_scene
 
+ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
 RunScript = Callable[..., str]
 WriteScenes = Callable[[Path, dict[str, int]], Path]
@@ -37,7 +38,8 @@ def run_script() -> RunScript:
 
     def run(name: str, *arguments: str | Path) -> str:
         command = [sys.executable, "-W", "ignore", SCRIPTS / f"{name}.py", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # Some compare with GluonCV, which benchmarks/ imports.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from training import recipe, train
-from training.balance import check_class_weights, weigh_classes
+from training.class_weights import check_class_weights, weigh_classes
 from training.options import parse_options
 from training.runs.checkpoint import RunFolder, RunState
 from training.runs.environment import read_environment

@@ -38,7 +38,7 @@ from export.weights.sources import rename_tf_variable as rename  # noqa: E402
 from serving.cli import SUMMARIES  # noqa: E402
 from tests.support.tf_deeplab import TensorFlowDeepLab  # noqa: E402
 from tests.support.torch_icnets import FastSegICNet, LiminnICNet, randomise  # noqa: E402
-from training.trained_heads import trained_heads  # noqa: E402
+from training.trainers.network_symbol import trained_heads  # noqa: E402
 from training.trainers.symbol_module import SymbolModule  # noqa: E402
 
 CLASSES, WIDTH = 7, 0.25

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.datasets import IGNORE_LABEL, Sample
 from export.symbols.normalisation import IMAGENET
-from training.datasets.base import IGNORE_LABEL, Sample
 from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation
 
@@ -99,7 +99,7 @@ def test_a_shard_reads_its_own_images_only() -> None:
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch size 4 cannot be shared out among 3"):
+    with pytest.raises(ValueError, match="batch size 4 cannot be shared equally among 3"):
         make_loader(Mixture(Plain(9), None, 0.0), shard=Shard(0, 3))
 
 

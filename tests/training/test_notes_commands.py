@@ -44,13 +44,12 @@ from tests.support.notes_lines import (
 )
 from tests.support.tiny_datasets import write_citys, write_mhp, write_pascal_aug
 from training.datasets import open_dataset
-from training.datasets.archive import Archive
 from training.datasets.cli import dataset
-from training.datasets.preparation import Preparation, prepare
+from training.datasets.preparation import Archive, Preparation, prepare
 from training.options import TrainOptions, parse_options
 from training.recipe import read_recipe
 from training.runs.checkpoint import RunFolder
-from training.runs.epoch_log import read_records
+from training.runs.log import read_records
 from training.schedules import make_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,7 +209,7 @@ def building(options: TrainOptions) -> Command:
         f"{CLASSES[options.dataset]} --size {side}x{side} --output-stride {options.output_stride} "
         f"--output {Path(symbol_of(options)).parent}"
     )
-    return Command("symbols", [*flags.split(), *(["--aux"] if options.aux else [])])
+    return Command("networks.tracing", [*flags.split(), *(["--aux"] if options.aux else [])])
 
 
 def source_of(line: Line) -> TrainOptions:

@@ -11,7 +11,7 @@ from training.datasets import canonical_name
 from training.flags import parse_size
 from training.options import TrainOptions, parse_options
 from training.runs.checkpoint import RunFolder, RunState
-from training.train import make_learner
+from training.trainers import make_learner
 
 ICNET_CITYS = (
     "--dataset citys --model icnet --backbone resnet50 --syncbn --ngpus 8"
@@ -123,7 +123,7 @@ def test_loss_weights_follow_the_auxiliary_weight_unless_given() -> None:
     ("line", "message"),
     [
         ("--loss-weights 1,2", "takes 3 numbers for icnet"),
-        ("--loss-weights 1,a,2", "no comma-separated list of numbers"),
+        ("--loss-weights 1,a,2", "not a comma-separated list of numbers"),
         ("--scale-range 2,1", "0 < LOW <= HIGH"),
         ("--scale-range 0,1", "0 < LOW <= HIGH"),
         ("--scale-range 1", "0 < LOW <= HIGH"),
@@ -137,9 +137,9 @@ def test_loss_weights_follow_the_auxiliary_weight_unless_given() -> None:
         ("--lr-steps 3", "no other schedule has them"),
         ("--schedule step --lr-steps 3,4 --lr-factor 1,2,3", "one for each of --lr-steps"),
         ("--trainer torch --dtype float16 --loss-scale 0", "a positive number nor dynamic"),
-        ("--trainer torch --loss-scale 128", "--loss-scale is of --dtype float16"),
+        ("--trainer torch --loss-scale 128", "--loss-scale needs --dtype float16"),
         ("--loss-scale 128", "--loss-scale needs --trainer torch"),
-        ("--freeze-bn --syncbn", "--freeze-bn has no statistics"),
+        ("--freeze-bn --syncbn", "exclude each other"),
         ("--legacy-loss-weights --loss-weights 1,1,1", "not both"),
         ("--no-such-flag", "unrecognized arguments"),
     ],
@@ -170,6 +170,6 @@ def test_weights_to_start_from_are_no_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_pytorch_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.train.find_spec", lambda name: None)
+    monkeypatch.setattr("training.trainers.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"segserve\[torch\]"):
         make_learner(parse("--trainer torch"), 11)

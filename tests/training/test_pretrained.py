@@ -22,7 +22,7 @@ from export.weights import zoo
 from export.weights.cli import import_weights_command
 from export.weights.zoo import find_zoo_network, obtain_weights, zoo_networks
 from tests.support.file_server import Files, serve_files
-from training.evaluation.weights_options import parse_evaluation
+from training.evaluation.options import parse_evaluation
 from training.options import parse_options
 
 NAME = "fcn_resnet101_voc"

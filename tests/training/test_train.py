@@ -112,7 +112,9 @@ def test_gpus_that_are_not_there_are_one_warning(
     finished: subprocess.CompletedProcess[str],
 ) -> None:
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == ("train.py: warning: --ngpus 8: no GPU here, training on the CPU\n")
+    assert finished.stderr == (
+        "train.py: warning: --ngpus 8: no GPU is available, training on the CPU\n"
+    )
 
 
 def test_the_run_folder_is_complete(whole: Path, scenes: Path) -> None:

@@ -13,7 +13,7 @@ from training.options import parse_options
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from training.trainers import torch_device  # noqa: E402
+from training.trainers import torch_replicas  # noqa: E402
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_symbol_that_is_none_is_named(say, tmp_path: Path, content, message: s
 
 
 def test_without_mxnet_the_other_trainer_is_named(monkeypatch: pytest.MonkeyPatch, say) -> None:
-    monkeypatch.setattr("training.train.find_spec", lambda name: None)
+    monkeypatch.setattr("training.trainers.find_spec", lambda name: None)
     said, _ = say("--dataset", "synthetic")
     assert "--trainer gluon needs MXNet: pip install 'segserve[training]'" in said
     assert "--trainer torch --symbol FILE" in said
@@ -81,20 +81,20 @@ def test_numbers_that_are_none_are_refused(say) -> None:
 def test_a_gpu_that_is_left_idle_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.warns(UserWarning, match="--ngpus 1 takes it, --no-cuda says not to"):
-        chosen = torch_device.choose_device(parse_options(["--trainer", "torch"]))
+    with pytest.warns(UserWarning, match="add --ngpus 1 or --no-cuda"):
+        chosen = torch_replicas.choose_device(parse_options(["--trainer", "torch"]))
     assert chosen.type == "cpu"
-    assert torch_device.choose_device(parse_options(["--no-cuda"])).type == "cpu"
+    assert torch_replicas.choose_device(parse_options(["--no-cuda"])).type == "cpu"
 
 
 def test_a_warning_is_a_line_of_words(capsys: pytest.CaptureFixture[str]) -> None:
-    train.tell_warning(UserWarning("only 4 here"), UserWarning, "train.py", 3)
+    train.print_warning(UserWarning("only 4 here"), UserWarning, "train.py", 3)
     assert capsys.readouterr().err == "train.py: warning: only 4 here\n"
 
 
 def test_a_full_gpu_tells_what_to_do() -> None:
     with (
         pytest.raises(ValueError, match="--accumulate N, or take a smaller --batch-size"),
-        torch_device.tell_remedy_of_memory(),
+        torch_replicas.explain_out_of_memory(),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")

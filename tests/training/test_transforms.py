@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.datasets import IGNORE_LABEL, Sample
 from export.symbols.normalisation import IMAGENET, pixels_of
 from serving.imaging.geometry import Size, plan, prepare
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pixels import resize_pair
+from training.datasets.files import resize_pair
 from training.transforms import (
     Augmentation,
     draw_class_pixel,

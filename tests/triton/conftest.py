@@ -16,9 +16,8 @@ from onnx import TensorProto, helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
-from export.precision.calibration import calibrate
-from export.precision.quantise import Recipe, quantise
+from export.passes.onnx_graph import name_nodes
+from export.precision.quantise import Recipe, calibrate, quantise
 from export.repository.labels import find_labels
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model

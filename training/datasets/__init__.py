@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
-from export.datasets import find_dataset
+from export.datasets import Sample, SegmentationDataset, find_dataset
 from serving.palette import LabelSet, canonical_name, load_labels
 from training.datasets.ade20k import ADE20K
-from training.datasets.base import Sample, SegmentationDataset
 from training.datasets.camvid import CamVid
 from training.datasets.cityscapes import Cityscapes
 from training.datasets.coco import COCO21
 from training.datasets.folder import FolderDataset, read_folder_labels
 from training.datasets.mhp import MHPv1
-from training.datasets.pascal_aug import PascalAug
-from training.datasets.pascal_voc import PascalVOC
+from training.datasets.pascal import PascalAug, PascalVOC
 from training.datasets.synthetic import SyntheticDataset
 
 # Enough that a network learns streets and not these streets; 0.7 MB and 40 ms each.
@@ -55,7 +53,7 @@ __all__ = [
 
 
 class KnownDataset(Enum):
-    """The datasets of this project: what the entry points ``segserve.datasets`` name."""
+    """The datasets of this project, which the entry points ``segserve.datasets`` name."""
 
     ade20k = "ade20k"
     camvid = "camvid"
@@ -83,12 +81,11 @@ def open_dataset(name: str, split: str, root: Path | None = None) -> Segmentatio
     """Opens ``split`` (``train``, ``val``, with some ``test``) of a dataset.
 
     Args:
-        root: the dataset's folder; :func:`default_root` unless told otherwise. ``folder`` has no
-            other.
+        root: the dataset's folder; None is :func:`default_root`. ``folder`` has no default.
 
     Raises:
-        ValueError: a dataset that is not known here.
-        FileNotFoundError: nothing there that looks like it; the message shows the layout.
+        ValueError: an unknown dataset.
+        FileNotFoundError: the dataset is not there; the message shows the layout.
     """
     name = canonical_name(name)
     if name == "synthetic":
@@ -101,7 +98,7 @@ def open_dataset(name: str, split: str, root: Path | None = None) -> Segmentatio
 
 
 def default_root(name: str) -> Path:
-    """``~/.mxnet/datasets/<name>``, with GluonCV's names of the folders."""
+    """Returns ``~/.mxnet/datasets/<name>``, with GluonCV's names of the folders."""
     name = canonical_name(name)
     return Path.home() / ".mxnet" / "datasets" / DEFAULT_FOLDERS.get(name, name)
 
@@ -123,5 +120,5 @@ def dataset_labels(name: str, root: Path | None = None) -> LabelSet:
 
 def _named_root(root: Path | None) -> Path:
     if root is None:
-        raise ValueError("dataset 'folder' is read from the folder named by --root")
+        raise ValueError("dataset 'folder' needs --root, the folder with your photos and masks")
     return root

@@ -16,20 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.base import Sample
-from training.datasets.pairs import pair_files
-from training.datasets.pixels import check_size, read_ids, read_photo
+from training.datasets.files import (
+    PairedFiles,
+    Pixels,
+    check_split,
+    pair_files,
+    read_ids,
+)
 
 FOLDERS = {"train": "training", "val": "validation"}
 TOP = "ADEChallengeData2016"
 
 
-class ADE20K:
-    """One split; 0 becomes 255, every other value one less."""
+class ADE20K(PairedFiles):
+    """A split of ADE20K; label 0 becomes 255, every other label one less."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
-        if split not in FOLDERS:
-            raise ValueError(f"no split {split!r} of ADE20K; known: {', '.join(FOLDERS)}")
+        check_split("ADE20K", split, FOLDERS)
         root = Path(root)
         self.root = root / TOP if (root / TOP).is_dir() else root
         photos, masks = (self.root / part / FOLDERS[split] for part in ("images", "annotations"))
@@ -42,14 +45,6 @@ class ADE20K:
             )
         self.pairs = pair_files(photos, masks)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        photo, mask = self.pairs[index]
+    def read_mask(self, path: Path) -> Pixels:
         # 0 wraps around to 255.
-        label = read_ids(mask) - np.uint8(1)
-        return check_size(read_photo(photo), label, mask)
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
+        return np.subtract(read_ids(path), 1, dtype=np.uint8)

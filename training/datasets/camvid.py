@@ -14,14 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pairs import pair_files
+from export.datasets import IGNORE_LABEL, Sample
+from training.datasets.files import PairedFiles, pair_files
 
 VOID = 11
 
 
-class CamVid:
-    """One split; void (11) becomes 255."""
+class CamVid(PairedFiles):
+    """A split of CamVid; void (11) becomes 255."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)
@@ -38,9 +38,6 @@ class CamVid:
             )
         self.pairs = pair_files(images, labels)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def __getitem__(self, index: int) -> Sample:
         photo, mask = self.pairs[index]
         image = cv2.imread(str(photo), cv2.IMREAD_COLOR)
@@ -53,6 +50,3 @@ class CamVid:
             cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
             np.where(label == VOID, np.uint8(IGNORE_LABEL), label),
         )
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])

@@ -12,19 +12,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.datasets.base import (
-    IGNORE_LABEL,
-    ImageFiles,
-    SegmentationDataset,
-    check_label_range,
-)
+from export.datasets import IGNORE_LABEL, SegmentationDataset
+from training.datasets.files import ImageFiles, check_label_range
 
 THREADS = 4
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds.
+    """A report of what one split contains.
 
     Attributes:
         images: pairs that were read, the damaged ones included.
@@ -47,13 +43,13 @@ class SplitReport:
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
-        """Of each class in the pixels that count, float64 ``[C]``; 0 where none do."""
+        """The share of each class in the pixels that count, float64 ``[C]``; 0 if none do."""
         return self.pixels / max(1, int(self.pixels.sum()))
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One pair: its size and the counts of its 256 labels, or what is wrong with it."""
+    """A pair: its size and the counts of its 256 labels, or what is wrong with it."""
 
     name: str
     size: tuple[int, int] | None = None
@@ -99,7 +95,7 @@ def check_split(
 
 
 def repeated_photos(parts: Sequence[SegmentationDataset]) -> tuple[tuple[Path, ...], ...]:
-    """Photos, byte for byte the same, that several of a dataset's splits hold.
+    """Returns the photos that several splits of a dataset contain, byte for byte the same.
 
     Only files of one length are read; datasets without files have none.
     """

@@ -6,7 +6,7 @@
     ROOT/gtFine/{train,val}/CITY/*_gtFine_labelIds.png       or *_gtFine_labelTrainIds.png
 
 Source: Cordts et al., "The Cityscapes Dataset", arXiv 1604.01685; ids of its cityscapesScripts.
-The images are behind a login and have terms of their own.
+The images need a login and have terms of their own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pairs import Pair, name_some
-from training.datasets.pixels import Pixels, check_size, read_ids, read_photo
+from export.datasets import IGNORE_LABEL
+from training.datasets.files import Pair, PairedFiles, Pixels, name_some, read_ids
 
 # The published ids of classes 0 to 18; all others are ignored.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -36,27 +35,21 @@ def _make_table() -> Pixels:
 TRAIN_IDS = _make_table()
 
 
-class Cityscapes:
-    """One split; ``labelIds`` are mapped to the 19 training ids, everything else is ignored."""
+class Cityscapes(PairedFiles):
+    """A split of Cityscapes; ``labelIds`` are mapped to the 19 training ids, everything else is
+    ignored.
+    """
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)
         self.pairs = find_pairs(self.root, split)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        photo, mask = self.pairs[index]
-        ids = read_ids(mask)
-        return check_size(read_photo(photo), _to_train_ids(ids, mask), mask)
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
+    def read_mask(self, path: Path) -> Pixels:
+        return _to_train_ids(read_ids(path), path)
 
 
 def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
-    """(photo, mask) of a split, by city and name.
+    """Returns (photo, mask) of a split, sorted by city and name.
 
     Raises:
         FileNotFoundError: another layout, or files without a partner; they are named.
@@ -80,7 +73,7 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
 
 
 def _by_key(folder: Path, ending: str) -> dict[str, Path]:
-    """Files by ``CITY/name`` without the ending."""
+    """Returns files by ``CITY/name`` without the ending."""
     return {
         f"{path.parent.name}/{path.name.removesuffix(ending)}": path
         for path in folder.glob(f"*/*{ending}")
@@ -93,5 +86,7 @@ def _to_train_ids(ids: Pixels, mask: Path) -> Pixels:
     # 255 is -1, the license plates.
     wrong = (ids > LAST_LABEL_ID) & (ids != IGNORE_LABEL)
     if wrong.any():
-        raise ValueError(f"{mask}: {int(ids[wrong][0])} is no Cityscapes id (0..{LAST_LABEL_ID})")
+        raise ValueError(
+            f"{mask}: {int(ids[wrong][0])} is not a Cityscapes id: expected 0..{LAST_LABEL_ID}"
+        )
     return np.asarray(TRAIN_IDS[ids], np.uint8)

@@ -1,4 +1,4 @@
-"""``segserve dataset``: fetch a dataset, and see if it is fit to train on."""
+"""``segserve dataset``: downloads a dataset, or checks that it is fit to train on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHOWN_SIZES = 3
 
 
 class Action(str, Enum):
-    """What ``segserve dataset`` does."""
+    """The actions of ``segserve dataset``."""
 
     check = "check"
     prepare = "prepare"
@@ -45,16 +45,23 @@ class Action(str, Enum):
 def dataset(
     action: Annotated[Action, typer.Argument(show_default=False)],
     name: Annotated[str, typer.Argument(help=", ".join(KNOWN), show_default=False)],
-    root: Annotated[Path | None, typer.Option(help="folder of the dataset")] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="only this one; may be repeated; default train and val")
+    root: Annotated[
+        Path | None, typer.Option(help="folder of the dataset; default: ~/.mxnet/datasets/<name>")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first of each split")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="split to check; may be repeated; default: train and val"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="check only this many images of each split")
+    ] = None,
 ) -> None:
-    """Check: read every image and mask: pairs, sizes, label range, share of each class; exits
-    with 1 where training would fail, and names the files.
+    """Check a dataset, or download it.
 
-    Prepare: fetch the published archives into ROOT, check their hashes and unpack them, or tell
+    check: read every image and mask (pairs, sizes, label range, share of each class); exits with 1
+    if training would fail, and names the files.
+
+    prepare: download the published archives into ROOT, check their hashes and unpack them, or say
     which files to put where.
     """
     console = Console()
@@ -85,7 +92,7 @@ def dataset(
 
 
 def prepare_with_progress(name: str, root: Path, console: Console) -> None:
-    """As :func:`training.datasets.preparation.prepare`, with a bar for each download."""
+    """Runs :func:`training.datasets.preparation.prepare` with a progress bar for each download."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
 
@@ -97,14 +104,16 @@ def prepare_with_progress(name: str, root: Path, console: Console) -> None:
             done = prepare(name, root, on_archive=watch)
         except (ValueError, OSError) as error:
             sys.exit(f"segserve dataset prepare: {error}")
-    told = "is ready" if done else "was ready before"
-    console.print(f"{root} {told}; try: segserve dataset check {name} --root {root}", markup=False)
+    outcome = "is ready" if done else "was ready already"
+    console.print(
+        f"{root} {outcome}; try: segserve dataset check {name} --root {root}", markup=False
+    )
 
 
 def check_with_progress(
     samples: SegmentationDataset, split: str, num_classes: int, limit: int | None
 ) -> SplitReport:
-    """As :func:`training.datasets.check.check_split`, with a progress bar."""
+    """Runs :func:`training.datasets.check.check_split` with a progress bar."""
     count = len(samples) if limit is None else min(limit, len(samples))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"reading {split}", total=count)
@@ -116,7 +125,9 @@ def check_with_progress(
 def print_reports(
     name: str, labels: LabelSet, reports: list[SplitReport], console: Console
 ) -> None:
-    """Sizes a split, then a table: share of pixels and number of images a class."""
+    """Prints the sizes of each split, then a table: share of pixels and number of images of each
+    class.
+    """
     for report in reports:
         sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.sizes[:SHOWN_SIZES])
         more = len(report.sizes) - SHOWN_SIZES
@@ -146,7 +157,7 @@ def print_reports(
 
 
 def find_warnings(labels: LabelSet, reports: list[SplitReport]) -> list[str]:
-    """What does not stop a training, and may still be a mistake."""
+    """Returns a line for each finding that does not stop a training, but may be a mistake."""
     lines = []
     for report in reports:
         absent = [labels.names[i] for i, count in enumerate(report.pixels.tolist()) if not count]
@@ -157,7 +168,7 @@ def find_warnings(labels: LabelSet, reports: list[SplitReport]) -> list[str]:
 
 
 def find_repeated(parts: list[SegmentationDataset]) -> list[str]:
-    """A line for each photo that is trained on and scored on."""
+    """Returns a line for each photo that is both trained on and scored on."""
     return [
         f"the same photo in several splits: {', '.join(map(str, photos))}"
         for photos in repeated_photos(parts)

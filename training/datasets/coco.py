@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.datasets.base import Sample
-from training.datasets.pixels import Pixels, check_size, read_photo
+from export.datasets import Sample
+from training.datasets.files import Pixels, check_size, check_split, read_photo
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -36,11 +36,10 @@ FOLDERS = {"train": "train2017", "val": "val2017"}
 
 
 class COCO21:
-    """One split; masks are painted when they are asked for."""
+    """A split of COCO; masks are painted when they are read."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
-        if split not in FOLDERS:
-            raise ValueError(f"no split {split!r} of COCO; known: {', '.join(FOLDERS)}")
+        check_split("COCO", split, FOLDERS)
         self.root = Path(root)
         self.folder = self.root / FOLDERS[split]
         self.annotations = self.root / "annotations" / f"instances_{FOLDERS[split]}.json"
@@ -76,7 +75,7 @@ class COCO21:
         return label
 
     def _read_kept(self) -> tuple[int, ...]:
-        """Ids of the images with enough pixels, from the file or counted now."""
+        """Returns the ids of the images with enough pixels, from the file or counted now."""
         digest = hashlib.sha256(self.annotations.read_bytes()).hexdigest()
         kept = self.annotations.with_name(f"voc21_{self.folder.name}.json")
         with contextlib.suppress(OSError, ValueError, KeyError):

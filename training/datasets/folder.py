@@ -1,4 +1,4 @@
-"""Anybody's photos and masks.
+"""Your own photos and masks.
 
 ::
 
@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from export.datasets import IGNORE_LABEL, Sample
 from serving.errors import SegserveError
 from serving.imaging.decode import decode, probe
 from serving.palette import IGNORE_COLOR, LabelSet, format_palette, parse_labels, read_labels
 from serving.parsing import read_text
-from training.datasets.base import IGNORE_LABEL, Sample
-from training.datasets.pairs import PHOTO_SUFFIXES, Pair, list_files, pair_files
+from training.datasets.files import PHOTO_SUFFIXES, Pair, PairedFiles, list_files, pair_files
 
 LABELS_FILE = "labels.txt"
 SPLITS = ("train", "val")
@@ -41,17 +41,14 @@ QUARTER_TURNS = 5
 Pixels = npt.NDArray[np.uint8]
 
 
-class FolderDataset:
-    """One split; photos are decoded as the server decodes them, EXIF orientation included."""
+class FolderDataset(PairedFiles):
+    """A split; photos are decoded as the server decodes them, EXIF orientation included."""
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self.root = Path(root)
         self.labels = read_folder_labels(self.root)
         self.split = split
         self.pairs = find_pairs(self.root, split)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         photo, mask = self.pairs[index]
@@ -69,9 +66,6 @@ class FolderDataset:
                 + (", upright by its EXIF orientation: turn the mask too" if turned else "")
             )
         return image, label
-
-    def name(self, index: int) -> str:
-        return str(self.pairs[index][1])
 
     def _read_mask(self, path: Path) -> Pixels:
         try:
@@ -103,7 +97,9 @@ class FolderDataset:
             )
 
     def _check_palette(self, ids: Pixels, image: Image.Image, path: Path) -> None:
-        """An editor that saves "indexed" makes an order of its own: colours right, ids wrong."""
+        """Raises ValueError if an editor that saves "indexed" has reordered the palette: colours
+        right, ids wrong.
+        """
         palette = image.getpalette() or []
         for index in np.unique(ids).tolist():
             color = tuple(palette[3 * index : 3 * index + 3])
@@ -125,20 +121,20 @@ class FolderDataset:
             color = format_palette([tuple(pixels[row, column].tolist())])
             raise ValueError(
                 f"{path}: colour {color} at row {row}, column {column} ({int(unknown.sum())} such "
-                f"pixels) is no class of {self.root / LABELS_FILE}; ignored pixels are "
+                f"pixels) is not in {self.root / LABELS_FILE}; ignored pixels are "
                 f"{format_palette([IGNORE_COLOR])}"
             )
         return np.asarray(ids[place], np.uint8)
 
     @cached_property
     def _own_ids(self) -> dict[tuple[int, ...], int]:
-        """Class ids by the colours that the file itself gives; none where it gives no colours."""
+        """The class ids by the colours that the file itself gives; empty if it gives no colours."""
         _, colors = parse_labels(read_text(self.root / LABELS_FILE))
         return {color: index for index, color in enumerate(colors)}
 
     @cached_property
     def _color_table(self) -> tuple[npt.NDArray[np.uint32], Pixels]:
-        """0xRRGGBB in ascending order, and the ids that belong to them."""
+        """The codes 0xRRGGBB in ascending order, and their ids."""
         by_color = {IGNORE_COLOR: IGNORE_LABEL}
         by_color |= {color: index for index, color in enumerate(self.labels.colors)}
         codes = {r << 16 | g << 8 | b: index for (r, g, b), index in by_color.items()}
@@ -147,11 +143,11 @@ class FolderDataset:
 
 
 def read_folder_labels(root: Path) -> LabelSet:
-    """Names and colours of ``ROOT/labels.txt``.
+    """Returns names and colours of ``ROOT/labels.txt``.
 
     Raises:
         FileNotFoundError: there is none; the message says what belongs in it.
-        ValueError: it is no list of classes, or two of them share a colour.
+        ValueError: it is not a list of classes, or two of them share a colour.
     """
     file = root / LABELS_FILE
     if not file.is_file():
@@ -167,7 +163,7 @@ def read_folder_labels(root: Path) -> LabelSet:
 
 
 def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
-    """(photo, mask) of a split, by its folder or by the names' hashes.
+    """Returns (photo, mask) of a split, by its folder or by the hashes of the names.
 
     Raises:
         FileNotFoundError: another layout, or files without a partner; the message says which.
@@ -176,14 +172,14 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
     images, masks = root / "images", root / "masks"
     if not images.is_dir() or not masks.is_dir():
         raise FileNotFoundError(
-            f"{root} holds no photos and masks: expected images/train/*.jpg with "
+            f"{root} does not contain photos and masks: expected images/train/*.jpg with "
             f"masks/train/*.png, the same for val, or images/*.jpg with masks/*.png; "
             f"name the folder with --root"
         )
     folders = [path for path in (images / name for name in SPLITS) if path.is_dir()]
     loose = next(list_files(images, PHOTO_SUFFIXES), None)
     if folders and loose is not None:
-        raise ValueError(f"{loose} lies beside {folders[0]}: is it for training or validation?")
+        raise ValueError(f"{loose} is beside {folders[0]}: move it into train or val")
     if folders or (images / split).is_dir():
         for folder in (images / split, masks / split):
             if not folder.is_dir():
@@ -193,19 +189,21 @@ def find_pairs(root: Path, split: str) -> tuple[Pair, ...]:
         raise ValueError(f"no split {split!r} in {images}: photos are split into train and val")
     pairs = pair_files(images, masks)
     if len(pairs) < len(SPLITS):
-        raise ValueError(f"{images} holds one photo; training and validation need one each")
+        raise ValueError(
+            f"{images} contains one photo: expected two or more, for training and validation"
+        )
     kept = validation_stems(tuple(photo.stem for photo, _ in pairs))
     return tuple(pair for pair in pairs if (pair[0].stem in kept) == (split == "val"))
 
 
 def validation_stems(stems: tuple[str, ...]) -> frozenset[str]:
-    """Names drawn for validation: a fifth on average, at least one, never all."""
+    """Returns the names drawn for validation: a fifth on average, at least one, never all."""
     order = sorted(stems, key=_draw)
     below = sum(_draw(stem) < VALIDATION_SHARE for stem in order)
     return frozenset(order[: min(max(below, 1), len(order) - 1)])
 
 
 def _draw(stem: str) -> float:
-    """A number in [0, 1) that depends on nothing but the name."""
+    """Returns a number in [0, 1) that depends on nothing but the name."""
     digest = hashlib.sha256(stem.encode()).digest()
     return float(int.from_bytes(digest[:6], "big")) / float(1 << 48)

@@ -21,9 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from training.datasets.base import Sample
-from training.datasets.pascal_voc import check_present, read_names
-from training.datasets.pixels import Pixels, check_size, read_ids, read_photo, resize_pair
+from export.datasets import Sample
+from training.datasets.files import (
+    Pixels,
+    check_present,
+    check_size,
+    check_split,
+    read_ids,
+    read_names,
+    read_photo,
+    resize_pair,
+)
 
 SHORT_EDGE = 768
 STEP = 8
@@ -33,13 +41,12 @@ TOP = "LV-MHP-v1"
 
 
 class MHPv1:
-    """One split; ``short_edge`` None leaves the photos as they are."""
+    """A split of MHP v1; ``short_edge`` None keeps the photos' own size."""
 
     def __init__(
         self, root: Path, split: str = "train", short_edge: int | None = SHORT_EDGE
     ) -> None:
-        if split not in LISTS:
-            raise ValueError(f"no split {split!r} of MHP v1; known: {', '.join(LISTS)}")
+        check_split("MHP v1", split, LISTS)
         root = Path(root)
         self.root = root / TOP if (root / TOP).is_dir() else root
         self.short_edge = short_edge
@@ -77,7 +84,7 @@ class MHPv1:
         return names
 
     def _find_persons(self) -> dict[str, tuple[Path, ...]]:
-        """Masks by the photo's name, in the order of the persons' numbers.
+        """Returns masks by the photo's name, in the order of the persons' numbers.
 
         Raises:
             FileNotFoundError: a photo without all the masks that their names promise.
@@ -97,7 +104,7 @@ class MHPv1:
 
 
 def merge_persons(masks: tuple[Path, ...]) -> Pixels:
-    """One map, uint8 ``[H,W]``: the first person that is not background keeps a pixel.
+    """Returns one map, uint8 ``[H,W]``: the first person that is not background keeps a pixel.
 
     Raises:
         ValueError: a mask that cannot be read, or is of another size than the first.

@@ -1,16 +1,144 @@
-"""How each dataset comes into its folder: archives with their hashes, or what to put where.
+"""Brings datasets into their folders: published archives, or what the user has to put where.
 
-Addresses and SHA-1 sums of VOC, SBD, ADE20K, COCO and Cityscapes: gluon-cv scripts/datasets.
+Archives are downloaded in parts, checked by SHA-1 and unpacked inside one folder only. Addresses
+and SHA-1 sums of VOC, SBD, ADE20K, COCO and Cityscapes: gluon-cv scripts/datasets.
 """
 
 from __future__ import annotations
 
+import shutil
+import stat
+import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 
+from export.weights.download import BLOCK, ArchiveError, Progress, download, sha1_of
 from training.datasets import canonical_name
-from training.datasets.archive import Archive, obtain, unpack
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive as it was published.
+
+    Attributes:
+        url: empty if it needs a login.
+        moved: (folder in the archive, folder to unpack it as).
+    """
+
+    file: str
+    sha1: str
+    url: str = ""
+    moved: tuple[str, str] = ("", "")
+
+
+def obtain(archive: Archive, folder: Path, progress: Progress = lambda done, total: None) -> Path:
+    """Returns the checked file in ``folder``; it is downloaded unless it exists.
+
+    An interrupted download is in ``FILE.part`` and continues where it ended.
+
+    Raises:
+        ArchiveError: no such address, or another content (which is deleted, unless the user put the
+            file there).
+    """
+    path = folder / archive.file
+    if path.is_file():
+        _check(path, archive)
+        return path
+    if not archive.url:
+        raise ArchiveError(f"{path} is missing")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    download(archive.url, part, progress)
+    try:
+        _check(part, archive)
+    except ArchiveError:
+        part.unlink()
+        raise
+    part.rename(path)
+    return path
+
+
+def unpack(path: Path, folder: Path, moved: tuple[str, str] = ("", "")) -> None:
+    """Unpacks a .zip, .tar or .tgz file into ``folder``; existing files are replaced.
+
+    Args:
+        moved: (folder in the archive, folder to unpack it as).
+
+    Raises:
+        ArchiveError: no such archive, or an entry that is a link or outside of the folder.
+            Nothing has been written then.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                _write(
+                    path, [_zip_entry(packed, info) for info in packed.infolist()], folder, moved
+                )
+        else:
+            with tarfile.open(path) as tar:
+                _write(path, [_tar_entry(tar, info) for info in tar.getmembers()], folder, moved)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise ArchiveError(f"{path} cannot be unpacked: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of an archive; ``content`` opens a file's, and is None for a folder."""
+
+    name: str
+    linked: bool
+    content: Callable[[], IO[bytes]] | None
+
+
+def _zip_entry(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Entry:
+    linked = stat.S_ISLNK(info.external_attr >> 16)
+    return _Entry(info.filename, linked, None if info.is_dir() else lambda: packed.open(info))
+
+
+def _tar_entry(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Entry:
+    def content() -> IO[bytes]:
+        opened = tar.extractfile(info)
+        assert opened is not None, "files have a content"
+        return opened
+
+    # Devices and pipes are as unwelcome as links.
+    linked = not info.isfile() and not info.isdir()
+    return _Entry(info.name, linked, None if info.isdir() else content)
+
+
+def _write(path: Path, entries: list[_Entry], folder: Path, moved: tuple[str, str]) -> None:
+    for entry in entries:
+        parts = PurePosixPath(entry.name.replace("\\", "/"))
+        outside = parts.is_absolute() or ".." in parts.parts or ":" in entry.name.split("/")[0]
+        if entry.linked or outside:
+            raise ArchiveError(
+                f"{path} holds {entry.name!r}, a link or a path outside of the folder"
+            )
+    source, target = moved
+    for entry in entries:
+        name = entry.name
+        if source and (name == source or name.startswith(source + "/")):
+            name = target + name[len(source) :]
+        place = folder / name
+        if entry.content is None:
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with entry.content() as opened, place.open("wb") as file:
+            shutil.copyfileobj(opened, file, BLOCK)
+
+
+def _check(path: Path, archive: Archive) -> None:
+    found = sha1_of(path)
+    if found != archive.sha1:
+        raise ArchiveError(
+            f"{path} has SHA-1 {found}, the published {archive.file} {archive.sha1}; "
+            f"remove it and fetch it again"
+        )
+
 
 DOWNLOADS = "downloads"
 MIT = "http://data.csail.mit.edu/places/ADEchallenge"
@@ -30,12 +158,12 @@ SBD = Archive(
 
 @dataclass(frozen=True)
 class Preparation:
-    """What makes a dataset's folder.
+    """The steps that make a dataset's folder.
 
     Attributes:
         archives: fetched (or, without an address, expected) in ``ROOT/downloads``, then unpacked
             into ``ROOT``.
-        by_hand: what nobody but the user can do; told where a file is missing.
+        by_hand: what only the user can do; reported if a file is missing.
     """
 
     archives: tuple[Archive, ...] = ()
@@ -85,18 +213,21 @@ def prepare(
     preparations: Mapping[str, Preparation] = PREPARATIONS,
     on_archive: OnArchive = lambda file: lambda done, total: None,
 ) -> bool:
-    """Fetches and unpacks what is missing; False where that was done before.
+    """Downloads and unpacks what is missing; returns False if nothing was.
 
     Args:
-        on_archive: is given each archive's name, and returns what is told of its download.
+        on_archive: called with each archive's name, returns a function that is called with its
+            progress.
 
     Raises:
-        ValueError: the dataset needs no folder, or what is to be done by hand.
+        ValueError: the dataset needs no folder, or the user has something to do first.
         ArchiveError: an archive cannot be fetched, or is not the published one.
     """
     name = canonical_name(name)
     if name not in preparations:
-        raise ValueError(f"nothing to prepare for {name!r}; known: {', '.join(preparations)}")
+        raise ValueError(
+            f"{name!r} cannot be downloaded; expected one of {', '.join(preparations)}"
+        )
     steps, downloads = preparations[name], root / DOWNLOADS
     left = [archive for archive in steps.archives if not _marker(downloads, archive).exists()]
     if steps.archives and not left:

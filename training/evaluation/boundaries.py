@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from export.datasets import IGNORE_LABEL
 from export.precision.confusion_matrix import mean_of_present
-from training.datasets.base import IGNORE_LABEL
 
 # Share of the image's diagonal: 4.5 pixels of 360x480, 17 of 1024x2048.
 DEFAULT_TOLERANCE = 0.0075
@@ -32,7 +32,7 @@ Labels = npt.NDArray[np.uint8]
 
 
 class BoundaryScore:
-    """The mean F of each class over the images that have its boundary."""
+    """A running mean of the F of each class over the images that have its boundary."""
 
     def __init__(self, num_classes: int) -> None:
         self.sums: npt.NDArray[np.float64] = np.zeros(num_classes)
@@ -51,21 +51,22 @@ class BoundaryScore:
 
     @property
     def classes(self) -> npt.NDArray[np.float64]:
-        """F a class, float64 ``[C]``; NaN where no image has a boundary of it."""
+        """The F of each class, float64 ``[C]``; NaN if no image has a boundary of it."""
         return np.divide(
             self.sums, self.images, out=np.full(len(self.sums), np.nan), where=self.images > 0
         )
 
     @property
     def mean(self) -> float:
-        """Over the classes that have one; NaN without any."""
+        """The mean over the classes that have an F; NaN without any."""
         return mean_of_present(self.classes)
 
 
 def boundary_f(
     truth: Labels, prediction: Labels, num_classes: int, tolerance: float = DEFAULT_TOLERANCE
 ) -> npt.NDArray[np.float64]:
-    """F of each class in one image, float64 ``[C]``; NaN where neither map has its boundary.
+    """Returns the F of each class in one image, float64 ``[C]``; NaN if neither map has its
+    boundary.
 
     Args:
         truth: class ids, uint8 ``[H,W]``, 255 ignored.
@@ -86,7 +87,7 @@ def boundary_f(
 
 
 def find_edges(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Pixels with one of their four neighbours in another class, bool ``[H,W]``."""
+    """Returns the pixels with one of their four neighbours in another class, bool ``[H,W]``."""
     edges = np.zeros(labels.shape, np.bool_)
     rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edges[1:] |= rows
@@ -97,7 +98,7 @@ def find_edges(labels: Labels) -> npt.NDArray[np.bool_]:
 
 
 def make_disk(radius: float) -> Labels:
-    """1 within ``radius`` pixels of the centre, uint8 ``[2r+1,2r+1]``."""
+    """Returns 1 within ``radius`` pixels of the centre, uint8 ``[2r+1,2r+1]``."""
     reach = int(radius)
     y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     return np.asarray(x * x + y * y <= radius * radius, np.uint8)

@@ -20,7 +20,7 @@ from serving.commands.connection import (
     TlsCertificate,
     TlsKey,
     choose_tls,
-    tell,
+    describe,
 )
 from training.datasets import (
     KNOWN,
@@ -30,8 +30,7 @@ from training.datasets import (
     open_dataset,
 )
 from training.evaluation.boundaries import DEFAULT_TOLERANCE
-from training.evaluation.example_grid import choose
-from training.evaluation.output import check_matplotlib, read_examples, write_output
+from training.evaluation.output import check_matplotlib, choose, read_examples, write_output
 from training.evaluation.report import Subject, print_evaluation, summarise, to_json
 from training.evaluation.scoring import (
     Predict,
@@ -47,41 +46,50 @@ DEFAULT_SERVER = "localhost:8000"
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="a model that the server has")],
-    dataset: Annotated[str, typer.Option(help=", ".join(KNOWN))],
+    model: Annotated[str, typer.Option(help="name of a model (or family) on the server")],
+    dataset: Annotated[str, typer.Option(help=f"one of {', '.join(KNOWN)}")],
     server: Annotated[
         str | None,
         typer.Option(
-            help=f"HTTP host:port, https:// or grpc://host:port; default {DEFAULT_SERVER}",
+            help=f"address of the server: HTTP host:port, https:// or grpc://host:port; default "
+            f"{DEFAULT_SERVER}",
             show_default=False,
         ),
     ] = None,
     repository: Annotated[
-        Path | None, typer.Option(help="run a model of this folder in here, without a server")
+        Path | None,
+        typer.Option(help="model repository to run in this process instead of a server"),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="folder of the dataset")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test")] = "val",
+    split: Annotated[str, typer.Option(help="split to score: train, val or test")] = "val",
     output: Annotated[
-        Path | None, typer.Option(help="write scores, confusion matrix and examples in here")
+        Path | None, typer.Option(help="folder for scores, confusion matrix and example pictures")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the scores here")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="file for the scores")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="score only this many images")] = None,
     boundary_tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="share of the diagonal; 0: no boundary score")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="tolerance of the boundary score, as a share of the diagonal; 0: no boundary "
+            "score",
+        ),
     ] = DEFAULT_TOLERANCE,
     examples: Annotated[
-        int, typer.Option(min=1, help="worst, median and best images of the picture, each")
+        int,
+        typer.Option(min=1, help="number of worst, of median and of best images in the picture"),
     ] = 2,
-    parallel: Annotated[int, typer.Option(min=1, help="images on their way at once")] = 4,
+    parallel: Annotated[int, typer.Option(min=1, help="number of concurrent requests")] = 4,
     legacy_miou: Annotated[
-        bool, typer.Option(help="also GluonCV's mean, in which absent classes are 0")
+        bool, typer.Option(help="also print GluonCV's mean, in which absent classes are 0")
     ] = False,
     api_key: ApiKey = None,
     tls_ca: TlsAuthority = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
 ) -> None:
-    """Score what is served: mIoU, accuracy, boundaries, each class; and show where it errs."""
+    """Score a served model on a dataset, and show the images with its errors."""
     console = Console(stderr=True)
     try:
         if output is not None:
@@ -112,17 +120,17 @@ def evaluate(
     except (
         ScoringError, ServerError, SegserveError, errors.SegserveError, ValueError, OSError,
     ) as error:  # fmt: skip
-        sys.exit(f"segserve evaluate: {tell(error)}")
+        sys.exit(f"segserve evaluate: {describe(error)}")
 
 
 @contextmanager
 def open_served(
     server: str | None, repository: Path | None, model: str, access: Access
 ) -> Iterator[ServedModel]:
-    """The model of a running server, or of a repository in this process.
+    """Opens the model of a running server, or of a repository in this process.
 
     Raises:
-        ValueError: both were named, or certificates without a server.
+        ValueError: both were given, or certificates without a server.
     """
     if repository is None:
         with open_model(server or DEFAULT_SERVER, model, access) as served:
@@ -143,7 +151,7 @@ def open_served(
 
 
 def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[str, ...]:
-    """Lines naming the ids that the dataset and the server call differently.
+    """Returns lines naming the ids that the dataset and the server name differently.
 
     Raises:
         ValueError: another number of classes, which no score could compare.
@@ -152,7 +160,7 @@ def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[s
         raise ValueError(
             f"the server's model has {len(served)} classes ({', '.join(served)}), "
             f"the dataset {len(expected)} ({', '.join(expected)}); "
-            f"was it trained on another dataset?"
+            f"choose the dataset that the model was trained on"
         )
     return tuple(
         f"class {index} is {ours!r} in the dataset and {theirs!r} on the server"
@@ -162,7 +170,7 @@ def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[s
 
 
 def ask_served(samples: SegmentationDataset, served: ServedModel) -> Predict:
-    """Sends an image as the file that it comes from, or as a PNG where it has none."""
+    """Returns a function that sends an image as its own file, or as a PNG if it has none."""
     return lambda index, image: served(encode_sample(samples, index, image))
 
 
@@ -175,7 +183,7 @@ def score_with_progress(
     tolerance: float,
     console: Console,
 ) -> Scores:
-    """As :func:`training.evaluation.scoring.score`, with a progress bar."""
+    """Runs :func:`training.evaluation.scoring.score` with a progress bar."""
     columns = TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         indices = first_indices(samples, limit)
@@ -192,7 +200,8 @@ def score_with_progress(
 
 
 def the_one_served(served: ServedModel) -> tuple[str, str]:
-    """Name and version behind all answers; of a family, the names and versions of its members.
+    """Returns name and version behind all answers; of a family, the names and versions of its
+    members.
 
     Raises:
         ServerError: two versions of one model: it was exchanged during the run.

@@ -1,4 +1,4 @@
-"""A model of a repository in this process: the server's own pipeline, no ports, no server."""
+"""A model of a repository, run in this process by the server's own pipeline, without ports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from serving.admission.admission import Admission
 from serving.models.embedded import open_onnx_engine
-from serving.models.families import find_described
-from serving.models.registry import OpenEngine, Registry
+from serving.models.loader import OpenEngine
+from serving.models.registry import Registry
 from serving.observability.metrics import Metrics
 from serving.requests import SegmentOptions, SegmentRequest
 from serving.server import warm_stages
@@ -26,7 +27,7 @@ Answer = TypeVar("Answer")
 
 
 class EmbeddedModel:
-    """``training.evaluation.served_model.ServedModel`` without a server.
+    """A ``ServedModel`` that needs no server.
 
     Images pass through decoding, batcher, engine and restore exactly as a request's do. Settings
     come from the environment (``SEGSERVE_THREADS``, ...), as the server's do.
@@ -43,7 +44,8 @@ class EmbeddedModel:
         settings, metrics = Settings(repository=repository), Metrics()
         self._pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self._registry = Registry(settings, metrics, open_engine)
-        self._segmenter = Segmenter(self._registry, metrics, settings, self._pool)
+        admission = Admission(self._registry, metrics, settings)
+        self._segmenter = Segmenter(self._registry, admission, metrics, settings, self._pool)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedded", daemon=True)
         self._thread.start()
@@ -65,7 +67,7 @@ class EmbeddedModel:
         return np.frombuffer(result.only.body, np.uint8).reshape(size.height, size.width)
 
     def classes(self) -> tuple[str, ...]:
-        return find_described(self._registry, self._model, None).labels.names
+        return self._segmenter.describe(self._model, None).labels.names
 
     def close(self) -> None:
         self._run(self._registry.drain())

@@ -1,30 +1,31 @@
-"""The scores of one model, named, as JSON, tables and text."""
+"""Reports the scores of one model as JSON, tables and text."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from training.evaluation.network_time import NetworkTime
 from training.evaluation.scoring import Scores
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores (0-1) of one class.
+    """The scores (0-1) of one class.
 
     Attributes:
         iou: None where neither a label nor an answer holds it.
         accuracy: share of its pixels that are right; None where no label holds it.
         share: of the labelled pixels.
-        boundary_f: None where no image has a boundary of it, or none was asked for.
+        boundary_f: None if no image has a boundary of it, or none was scored.
         boundary_images: how many images that is the mean of.
     """
 
@@ -39,7 +40,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Scores (0-1) of one image; None where every pixel is ignored."""
+    """The scores (0-1) of one image; None if every pixel is ignored."""
 
     name: str
     mean_iou: float | None
@@ -48,7 +49,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model, 0-1; None where there is nothing to count.
+    """The scores of one model, 0-1; None if there is nothing to count.
 
     Attributes:
         model: name and version of what answered; a family's members are all named.
@@ -89,7 +90,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was scored, on what, and how."""
+    """A description of what was scored, on what, and how."""
 
     model: str
     version: str
@@ -103,7 +104,7 @@ class Subject:
 def summarise(
     scores: Scores, names: tuple[str, ...], subject: Subject, time: NetworkTime | None = None
 ) -> Evaluation:
-    """The scores, named."""
+    """Returns the scores by name."""
     confusion, boundary = scores.confusion, scores.boundary
     ious = confusion.intersection_over_union.tolist()
     accuracies = confusion.class_accuracy.tolist()
@@ -151,7 +152,9 @@ def to_json(found: Evaluation) -> str:
 
 
 def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
-    """``evaluation.json``, ``classes.csv`` and ``images.csv``; scores 0-1, empty where none."""
+    """Writes ``evaluation.json``, ``classes.csv`` and ``images.csv``; scores are 0-1, empty if
+    there are none.
+    """
     files = folder / "evaluation.json", folder / "classes.csv", folder / "images.csv"
     files[0].write_text(to_json(found), "utf-8")
     for file, rows in ((files[1], found.classes), (files[2], found.per_image)):
@@ -163,7 +166,7 @@ def write_tables(found: Evaluation, folder: Path) -> tuple[Path, ...]:
 
 
 def print_evaluation(found: Evaluation, console: Console, legacy: bool = False) -> None:
-    """A table of the classes, then the totals; with ``legacy`` GluonCV's mean too."""
+    """Prints a table of the classes, then the totals; with ``legacy`` GluonCV's mean too."""
     table = Table("class", title=escape(found.title))
     columns = ["IoU", "accuracy", "share"] + (["boundary F"] if found.boundary_tolerance else [])
     for column in columns:
@@ -201,3 +204,48 @@ def percent(value: float | None) -> str:
 
 def _finite(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class NetworkTime:
+    """The network's time in milliseconds per image, all views of it one after the other.
+
+    Copies to and from the device are included, and it has finished; decoding, label maps and
+    scores are not. Each size of the network was warmed up before.
+
+    Attributes:
+        name: ``t_gpu`` or ``t_cpu``.
+    """
+
+    name: str
+    images: int
+    mean_ms: float
+    median_ms: float
+    p95_ms: float
+    p99_ms: float
+
+    def text(self) -> str:
+        """Returns one line for people."""
+        return (
+            f"{self.name} {self.mean_ms:.2f} ms an image, {1000 / self.mean_ms:.1f} fps "
+            f"(median {self.median_ms:.2f}, 95 % below {self.p95_ms:.2f}, "
+            f"99 % below {self.p99_ms:.2f})"
+        )
+
+
+def summarise_time(seconds: Sequence[float], on_gpu: bool) -> NetworkTime | None:
+    """Summarises the seconds that each image took, under the published tables' names; None without
+    any.
+    """
+    if not seconds:
+        return None
+    milliseconds = 1000 * np.asarray(seconds)
+    median, p95, p99 = np.percentile(milliseconds, (50, 95, 99)).tolist()
+    return NetworkTime(
+        "t_gpu" if on_gpu else "t_cpu",
+        len(seconds),
+        float(milliseconds.mean()),
+        median,
+        p95,
+        p99,
+    )

@@ -1,4 +1,4 @@
-"""Scores whatever turns an image into a label map against a dataset."""
+"""Scores anything that turns an image into a label map against a dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.precision.confusion_matrix import ConfusionMatrix
 from training.datasets import SegmentationDataset
-from training.datasets.base import ImageFiles
+from training.datasets.files import ImageFiles
 from training.evaluation.boundaries import DEFAULT_TOLERANCE, BoundaryScore, boundary_f
 
 Labels: TypeAlias = npt.NDArray[np.uint8]
@@ -24,12 +24,12 @@ Predict: TypeAlias = Callable[[int, npt.NDArray[np.uint8]], Labels]
 
 
 class ScoringError(Exception):
-    """An image that could not be scored; the text names it."""
+    """An image could not be scored; the text names it."""
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image's own mIoU (over the classes in its truth or its prediction) and accuracy, 0-1.
+    """The mIoU (over the classes in truth or prediction) and the accuracy of one image, 0-1.
 
     NaN where every pixel is ignored.
     """
@@ -42,7 +42,7 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of all images together, and of each one; no ``boundary`` where it was left out."""
+    """The scores of all images together, and of each one; ``boundary`` may be left out."""
 
     confusion: ConfusionMatrix
     boundary: BoundaryScore | None
@@ -66,7 +66,7 @@ def score(
     tolerance: float = DEFAULT_TOLERANCE,
     on_image: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Scores over the images ``indices`` (None: all).
+    """Scores the images ``indices`` (None: all).
 
     Args:
         predict: the label map of an image, of its own size; called from ``in_flight`` threads.
@@ -111,7 +111,7 @@ def score(
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:
-    """Of all parts of a dataset, each scored by itself; ``parts`` is not empty."""
+    """Joins the scores of all parts of a dataset; ``parts`` is not empty."""
     num_classes = parts[0].confusion.num_classes
     confusion = ConfusionMatrix(num_classes)
     boundary = BoundaryScore(num_classes) if parts[0].boundary else None
@@ -124,12 +124,12 @@ def join_scores(parts: Sequence[Scores]) -> Scores:
 
 
 def first_indices(dataset: SegmentationDataset, limit: int | None) -> range:
-    """Of the first ``limit`` images; None: of all."""
+    """Returns the indices of the first ``limit`` images; None: of all."""
     return range(len(dataset) if limit is None else min(limit, len(dataset)))
 
 
 def encode_sample(dataset: SegmentationDataset, index: int, image: npt.NDArray[np.uint8]) -> bytes:
-    """The image's own file where the dataset has files, else ``image`` as a PNG."""
+    """Returns the image's own file if the dataset has files, else ``image`` as a PNG."""
     if isinstance(dataset, ImageFiles):
         return dataset.pairs[index][0].read_bytes()
     buffer = io.BytesIO()

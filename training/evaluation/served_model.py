@@ -17,18 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from segserve_client import Client, Tls
-from segserve_client.channel import call_metadata
-from segserve_client.tls import open_context
+from segserve_client.channel import call_metadata, open_context
 
 from serving.commands.connection import KEY_REMEDY
 
 
 class ServerError(Exception):
-    """The server refused, answered something else, or cannot be reached."""
+    """The server rejected a request, answered something else, or cannot be reached."""
 
 
 class ServedModel(Protocol):
-    """Called with an encoded image, gives class ids, uint8 ``[H,W]`` of its own size.
+    """A model that turns an encoded image into class ids, uint8 ``[H,W]`` of its own size.
 
     Threads may share it. ``served`` holds each (model, version) that has answered so far.
     """
@@ -38,7 +37,7 @@ class ServedModel(Protocol):
     def __call__(self, image: bytes) -> npt.NDArray[np.uint8]: ...
 
     def classes(self) -> tuple[str, ...]:
-        """Names, by class id."""
+        """Returns the class names, by class id."""
         ...
 
     def close(self) -> None: ...
@@ -46,7 +45,7 @@ class ServedModel(Protocol):
 
 @dataclass(frozen=True)
 class Access:
-    """What a server may ask for before it answers; the key is in no repr."""
+    """The credentials that a server may require; the key is in no repr."""
 
     api_key: str | None = field(default=None, repr=False)
     tls: Tls | None = None
@@ -56,12 +55,12 @@ class Access:
 def open_model(
     server: str, model: str, access: Access, timeout_s: float = 120.0
 ) -> Iterator[ServedModel]:
-    """``host:port`` or ``http(s)://host:port`` by HTTP, ``grpc://host:port`` by gRPC.
+    """Opens ``host:port`` or ``http(s)://host:port`` over HTTP, ``grpc://host:port`` over gRPC.
 
     With ``access.tls`` the first and the last are TLS; ``https://`` is, with or without.
 
     Raises:
-        ServerError: an address that is none.
+        ServerError: not the address of a server.
         OSError, ValueError: the key, or a file of ``access.tls``, cannot be used.
     """
     opened: ServedModel
@@ -76,19 +75,22 @@ def open_model(
 
 
 class HttpModel:
-    """Over HTTP, a connection a request: a kept one may be closed by the server while it idles.
+    """A model over HTTP, with a connection per request: the server may close an idle one.
 
     Raises:
-        ServerError: an address that is no http(s) one, or a plain one with certificates.
+        ServerError: not an http(s) address, or a plain one with certificates.
     """
 
     def __init__(self, server: str, model: str, access: Access, timeout_s: float) -> None:
         scheme = "https" if access.tls else "http"
         url = urlsplit(server if "://" in server else f"{scheme}://{server}")
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ServerError(f"{server!r} is no server; expected host:port or grpc://host:port")
+            raise ServerError(
+                f"{server!r} is not the address of a server: expected host:port, "
+                "https://host:port or grpc://host:port"
+            )
         if url.scheme == "http" and access.tls:
-            raise ServerError(f"{server} is plain HTTP; with certificates it is https://")
+            raise ServerError(f"{server} is plain HTTP: expected https:// with certificates")
         self.server = server
         self.served: set[tuple[str, str]] = set()
         self._path = f"{url.path.rstrip('/')}/v2/models/{quote(model, safe='')}"
@@ -114,7 +116,7 @@ class HttpModel:
             return tuple(str(entry["name"]) for entry in entries)
         except (ValueError, KeyError, TypeError):
             raise ServerError(
-                f"{self.server} answers no list of classes; is it segserve?"
+                f"{self.server} did not answer with a list of classes: expected a segserve server"
             ) from None
 
     def close(self) -> None:
@@ -131,7 +133,7 @@ class HttpModel:
         except ssl.SSLError as error:
             raise ServerError(
                 f"TLS with {self.server} failed ({error}); --tls-ca names the authority that "
-                f"signed its certificate, --tls-certificate and --tls-key what it may ask for"
+                f"signed its certificate, --tls-certificate and --tls-key the client's own"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(
@@ -157,7 +159,7 @@ class HttpModel:
 
 
 class GrpcModel:
-    """Over gRPC, through the Python client."""
+    """A model over gRPC, through the Python client."""
 
     def __init__(self, address: str, model: str, access: Access, timeout_s: float) -> None:
         self.served: set[tuple[str, str]] = set()

@@ -1,4 +1,4 @@
-"""Several scales under overlapping windows, their probabilities averaged: GluonCV's protocol.
+"""Sliding windows at several scales, their probabilities averaged: GluonCV's protocol.
 
 At each scale the image's long edge has ``base_size`` times the scale pixels. What fits into the
 crop is padded to it and seen once; else windows of the crop's size follow each other at two thirds
@@ -6,7 +6,8 @@ of its length, the last one padded. Where windows overlap their mean counts; eve
 same, read at the image's own pixels.
 
 Two things differ from GluonCV's ``MultiEvalModel``. It adds ``exp(logits + mirrored logits)``,
-which is no probability and overflows for sure networks: here each view's softmax is averaged, as
+which is not a probability and overflows for confident networks: here each view's softmax is
+averaged, as
 PSPNet's own evaluation does it. And scales are read back with half-pixel centres, as the images
 were made, where GluonCV aligns corners.
 """
@@ -37,7 +38,7 @@ Network: TypeAlias = Callable[[Maps], Maps]
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """How an image is shown: sizes in pixels, scales of ``base_size``, mirrored too or not.
+    """A way to show an image: crop size in pixels, scales of ``base_size``, mirrored or not.
 
     ``pixels`` is what the network sees of them.
     """
@@ -49,7 +50,8 @@ class SlidingWindows:
     flip: bool = True
 
     def probabilities(self, image: npt.NDArray[np.uint8], network: Network) -> Maps:
-        """The mean over all views, float32 ``[C,H0,W0]``, of an image uint8 ``[H0,W0,3]`` RGB.
+        """Returns the mean over all views, float32 ``[C,H0,W0]``, of an image uint8 ``[H0,W0,3]``
+        RGB.
 
         Args:
             network: float32 ``[3,H,W]`` of the crop's size, normalised, to logits ``[C,h,w]``.
@@ -88,7 +90,7 @@ class SlidingWindows:
         return np.asarray(total / counts, np.float32)
 
     def _see(self, window: Maps, network: Network) -> Maps:
-        """Probabilities ``[C,H,W]`` of a window of the crop's size."""
+        """Returns probabilities ``[C,H,W]`` of a window of the crop's size."""
         seen = softmax(enlarge(network(window), self.crop))
         if self.flip:
             mirrored = network(np.ascontiguousarray(window[:, :, ::-1]))
@@ -98,7 +100,7 @@ class SlidingWindows:
 
 
 def scaled_size(original: Size, long_edge: float) -> Size:
-    """The long edge rounded up to whole pixels, the short one to the nearest in proportion."""
+    """Returns the size with the long edge rounded up and the short one in proportion."""
     long = math.ceil(long_edge)
     ratio = long / max(original.height, original.width)
     if original.height > original.width:
@@ -107,20 +109,22 @@ def scaled_size(original: Size, long_edge: float) -> Size:
 
 
 def window_starts(length: int, window: int) -> tuple[int, ...]:
-    """Where windows begin that cover ``length`` pixels; the last may reach beyond them."""
+    """Returns where windows start that cover ``length`` pixels; the last may reach beyond them."""
     stride = max(1, int(window * STRIDE))
     beyond = max(0, length - window)
     return tuple(k * stride for k in range(math.ceil(beyond / stride) + 1))
 
 
 def softmax(logits: Maps) -> Maps:
-    """Over the classes of ``[C,h,w]``; logits of any magnitude."""
+    """Returns the softmax over the classes of ``[C,h,w]``; logits may have any magnitude."""
     exponents = np.exp(logits - logits.max(0, keepdims=True))
     return np.asarray(exponents / exponents.sum(0, keepdims=True), np.float32)
 
 
 def enlarge(maps: Maps, size: Size) -> Maps:
-    """``[C,h,w]`` bilinearly, with aligned corners, to ``size``: what the networks end with."""
+    """Resizes ``[C,h,w]`` bilinearly, with aligned corners, to ``size``, as the networks do at
+    their end.
+    """
     if maps.shape[1:] == (size.height, size.width):
         return maps
     (y_cell, y_fraction), (x_cell, x_fraction) = (
@@ -137,7 +141,7 @@ def enlarge(maps: Maps, size: Size) -> Maps:
 
 
 def resize_maps(maps: Maps, size: Size) -> Maps:
-    """``[C,h,w]`` bilinearly, with half-pixel centres, to ``size``."""
+    """Resizes ``[C,h,w]`` bilinearly, with half-pixel centres, to ``size``."""
     if maps.shape[1:] == (size.height, size.width):
         return maps
     # One by one: OpenCV takes few channels, and wants them last.
@@ -146,7 +150,7 @@ def resize_maps(maps: Maps, size: Size) -> Maps:
 
 
 def _aligned(length: int, have: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Cells and fractions of ``length`` positions from the first of ``have`` to the last."""
+    """Returns cells and fractions of ``length`` positions, evenly over ``have``."""
     positions = np.linspace(0.0, have - 1.0, length)
     cells = np.minimum(positions.astype(np.int32), max(have - 2, 0))
     return cells, (positions - cells).astype(np.float32)

@@ -1,9 +1,10 @@
-"""Weights as ``training/evaluation/scoring.py`` asks for label maps: image in, classes out."""
+"""A file of weights as a model: image in, classes out, at whatever sizes are needed."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from export.symbols.normalisation import Pixels
 from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import labels_from_logits
+from training.evaluation.options import EvaluationOptions, at_size
 from training.evaluation.sliding_windows import SlidingWindows, softmax
-from training.learner import Learner
+from training.trainers import Learner, make_learner
 from training.transforms import normalize
 
 # Every network can have a multiple of it.
@@ -23,13 +25,13 @@ Logits = npt.NDArray[np.float32]
 
 
 class NetworkOfSize(Protocol):
-    """What :class:`training.evaluation.sized_networks.SizedNetworks` is."""
+    """What a model needs of :class:`SizedNetworks`."""
 
     def at(self, size: Size) -> Learner: ...
 
 
 class TrainedModel:
-    """``model.label(image)`` -> class ids, uint8 ``[H,W]`` of the image's own size.
+    """A model whose ``label(image)`` returns class ids, uint8 ``[H,W]`` of the image's own size.
 
     With ``windows`` the network sees those, of the crop's size. Else it sees the whole image at
     once, resized as the server does it: to ``size``, or without one to the multiple of 32 next to
@@ -38,7 +40,7 @@ class TrainedModel:
     Threads may share it: the network answers one at a time.
 
     Attributes:
-        seconds: of each image so far, spent in the network.
+        seconds: spent in the network, for each image so far.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class TrainedModel:
         self._turn = threading.Lock()
 
     def label(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Class ids of an image uint8 ``[H,W,3]`` RGB."""
+        """Returns the class ids of an image uint8 ``[H,W,3]`` RGB."""
         if self.windows is not None:
             return self._label_windows(image, self.windows)
         original = Size(*image.shape[:2])
@@ -99,5 +101,42 @@ class TrainedModel:
 
 
 def own_size(image: Size) -> Size:
-    """The size of ``image``, each edge to the nearest multiple of 32."""
+    """Returns the size of ``image``, each edge rounded to a multiple of 32."""
     return Size(*(max(STEP, round(edge / STEP) * STEP) for edge in (image.height, image.width)))
+
+
+WARM_RUNS = 2
+# Of a dataset whose images have many sizes; each holds all weights.
+MAX_KEPT = 8
+
+
+class SizedNetworks:
+    """A cache of one network for each size, warmed up; it keeps the last few. Not thread-safe."""
+
+    def __init__(self, options: EvaluationOptions, num_classes: int) -> None:
+        self.options = options
+        self.num_classes = num_classes
+        self._built: OrderedDict[Size, Learner] = OrderedDict()
+
+    def at(self, size: Size) -> Learner:
+        """Returns the network for images of ``size``.
+
+        Raises:
+            FileNotFoundError: no such weights.
+            ValueError: the network cannot have this size, or the weights are another's.
+        """
+        if size not in self._built:
+            learner = make_learner(at_size(self.options, size), self.num_classes)
+            learner.read_parameters(self.options.weights)
+            for _ in range(WARM_RUNS):
+                learner.logits(np.zeros((3, size.height, size.width), np.float32))
+            self._built[size] = learner
+            if len(self._built) > MAX_KEPT:
+                self._built.popitem(last=False)[1].close()
+        self._built.move_to_end(size)
+        return self._built[size]
+
+    def close(self) -> None:
+        """Closes all networks."""
+        while self._built:
+            self._built.popitem()[1].close()

@@ -9,18 +9,21 @@ from pathlib import Path
 from rich.console import Console
 
 from training.datasets import SegmentationDataset, dataset_labels
-from training.evaluation.evaluator import Evaluator, open_samples
-from training.evaluation.evaluators import Evaluators
-from training.evaluation.example_grid import choose
-from training.evaluation.network_time import summarise_time
-from training.evaluation.output import check_matplotlib, read_examples, write_output
-from training.evaluation.report import Evaluation, Subject, print_evaluation, summarise
+from training.evaluation.evaluator import Evaluator, Evaluators, open_samples
+from training.evaluation.options import EvaluationOptions
+from training.evaluation.output import check_matplotlib, choose, read_examples, write_output
+from training.evaluation.report import (
+    Evaluation,
+    Subject,
+    print_evaluation,
+    summarise,
+    summarise_time,
+)
 from training.evaluation.scoring import first_indices, join_scores
-from training.evaluation.weights_options import EvaluationOptions
 
 
 def run_evaluation(options: EvaluationOptions, console: Console) -> None:
-    """What ``test.py`` does.
+    """Runs ``test.py``.
 
     Raises:
         ValueError: a wrong option, image or file of weights; the message names it.
@@ -55,8 +58,7 @@ def score_weights(
     indices: Sequence[int],
     evaluators: Evaluators,
 ) -> Evaluation:
-    """Scores the images of ``indices``; with ``options.output`` tables and pictures are written
-    there."""
+    """Scores the images of ``indices``; writes tables and pictures if ``options.output`` is set."""
     run = options.run
     shares = evaluators.share(indices)
     parts = evaluators.map([partial(Evaluator.score, indices=share) for share in shares])
@@ -81,9 +83,9 @@ def score_weights(
 
 
 def write_predictions(
-    samples: SegmentationDataset, indices: range, evaluators: Evaluators, folder: Path
+    samples: SegmentationDataset, indices: Sequence[int], evaluators: Evaluators, folder: Path
 ) -> None:
-    """One indexed PNG an image, in the dataset's colours."""
+    """Writes one indexed PNG for each image, in the dataset's colours."""
     files = prediction_files(samples, indices, folder)
     evaluators.map(
         [
@@ -93,8 +95,10 @@ def write_predictions(
     )
 
 
-def prediction_files(samples: SegmentationDataset, indices: range, folder: Path) -> list[Path]:
-    """Named as the images; a name that came before has its number too."""
+def prediction_files(
+    samples: SegmentationDataset, indices: Sequence[int], folder: Path
+) -> list[Path]:
+    """Returns a file for each image, of its name; a repeated name gets its number too."""
     files, taken = [], set()
     for index in indices:
         stem = Path(samples.name(index)).stem

@@ -1,21 +1,143 @@
-"""Steps whose loss or gradients are not finite: told, kept for a second look, skipped or fatal."""
+"""Steps whose loss, gradients or statistics are not finite: reported, reproduced, skipped or fatal.
+
+A reproduction is one zip file: the step's batch, weights, optimizer, network and options.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from training.guard.finite import NonFiniteStep
-from training.guard.reproduction import write_reproduction
-from training.learner import Learner
 from training.loader import Batch
 from training.options import TrainOptions
+from training.runs.checkpoint import RunFolder, format_json
+from training.trainers import Learner
 
-# A reproduction holds all weights: some of them tell as much as all of them.
+# In the order in which a step computes them.
+QUANTITIES = ("input", "parameter", "activation", "loss", "gradient", "running statistic")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The first array that is not finite.
+
+    Attributes:
+        quantity: ``input``, ``parameter``, ``activation`` (forward), ``loss``, ``gradient``
+            (backward) or ``running statistic``.
+        name: the symbol's: of the layer, or of the array.
+    """
+
+    quantity: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.quantity} {self.name}"
+
+
+class NonFiniteStep(ArithmeticError):
+    """A step that was not taken: its loss, a gradient or a running statistic is not finite.
+
+    Weights, momenta, averages and running statistics are those from before. ``batch`` is the whole
+    one, of all processes.
+    """
+
+    def __init__(self, loss: float, finding: Finding, batch: Batch) -> None:
+        super().__init__(f"loss {loss}, first not finite: {finding}")
+        self.loss = loss
+        self.finding = finding
+        self.batch = batch
+
+
+@dataclass(frozen=True)
+class Symptoms:
+    """The names, in the symbol's order, of arrays that were not finite after the step."""
+
+    gradients: Sequence[str]
+    statistics: Sequence[str]
+
+
+def choose_finding(forward: Finding | None, loss_is_finite: bool, symptoms: Symptoms) -> Finding:
+    """Returns the first finding in the order in which a step computes.
+
+    Args:
+        forward: what a second forward pass found, layer by layer; None: all is finite there.
+    """
+    if forward is not None:
+        return forward
+    if not loss_is_finite:
+        return Finding("loss", "of finite logits")
+    if symptoms.gradients:
+        # The backward pass comes from the end.
+        return Finding("gradient", symptoms.gradients[-1])
+    if symptoms.statistics:
+        return Finding("running statistic", symptoms.statistics[0])
+    return Finding("gradient", "norm (every gradient by itself is finite)")
+
+
+def first_finding(findings: Sequence[Finding], layers: Sequence[str]) -> Finding:
+    """Returns the first of several processes' findings; ``layers`` are names in the order of
+    computation.
+    """
+    places = {name: index for index, name in enumerate(layers)}
+    return min(findings, key=lambda f: (QUANTITIES.index(f.quantity), places.get(f.name, -1)))
+
+
+PARAMETERS, OPTIMIZER = "network.params", "trainer.states"
+BATCH, INCIDENT = "batch.npz", "incident.json"
+
+
+def write_reproduction(
+    path: Path,
+    learner: Learner,
+    batch: Batch,
+    class_weights: npt.NDArray[np.float32],
+    options: Mapping[str, object],
+    incident: Mapping[str, object],
+) -> None:
+    """Writes the zip file under another name, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
+        run = RunFolder(folder)
+        learner.write_parameters(folder / PARAMETERS)
+        learner.write_optimizer(folder / OPTIMIZER)
+        learner.write_symbol(run.symbol)
+        run.options.write_text(format_json(options))
+        (folder / INCIDENT).write_text(format_json(incident))
+        np.savez(
+            folder / BATCH, images=batch.images, labels=batch.labels,
+            names=np.array(batch.names), class_weights=class_weights,
+        )  # fmt: skip
+        aside = path.with_name(path.name + ".part")
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, file.name)
+        os.replace(aside, path)
+
+
+def read_batch(folder: Path) -> tuple[Batch, npt.NDArray[np.float32]]:
+    """Returns the batch and the class weights of an unpacked reproduction."""
+    with np.load(folder / BATCH) as file:
+        names = tuple(str(name) for name in file["names"])
+        return Batch(file["images"], file["labels"], names), file["class_weights"]
+
+
+def read_incident(folder: Path) -> dict[str, object]:
+    """Returns what was reported of the step."""
+    incident: dict[str, object] = json.loads((folder / INCIDENT).read_text())
+    return incident
+
+
+# A reproduction has all weights: a few show as much as all of them.
 MOST_REPRODUCTIONS = 3
 
 
@@ -25,7 +147,7 @@ class TrainingStopped(ValueError):
 
 @dataclass(frozen=True)
 class Incident:
-    """One step that was not taken; ``epoch`` and ``iteration`` count from 1, as the log does."""
+    """A step that was not taken; ``epoch`` and ``iteration`` count from 1, as the log does."""
 
     epoch: int
     iteration: int
@@ -43,11 +165,11 @@ class Incident:
 
 
 class Guard:
-    """Takes a learner's steps; knows what to do where one is refused.
+    """A guard takes a learner's steps, and handles those that are refused.
 
     With ``options.on_nan`` ``stop`` the first such step ends the run; with ``skip`` it is left out,
     but more than ``options.max_skips`` in a row end the run too. Several processes refuse the same
-    steps; the first one tells and writes.
+    steps; the first one reports and writes.
     """
 
     def __init__(
@@ -60,7 +182,7 @@ class Guard:
         self.skipped_in_a_row = 0
 
     def step(self, batch: Batch, rate: float, epoch: int, index: int) -> float | None:
-        """The loss of iteration ``index`` of ``epoch`` (from 0); None where it was skipped.
+        """Returns the loss of iteration ``index`` of ``epoch`` (from 0); None if it was skipped.
 
         Raises:
             TrainingStopped: naming epoch, iteration, layer, images and the reproduction.
@@ -81,18 +203,18 @@ class Guard:
 
     def _refuse(self, incident: Incident, batch: Batch) -> None:
         leads = self.learner.shard.leads
-        kept = self._reproduce(incident, batch) if leads else "told by the first process"
+        kept = self._reproduce(incident, batch) if leads else "reported by the first process"
         # A process that ends takes the others with it, also one that still writes.
         self.learner.wait()
-        told = f"{incident}; {kept}"
+        report = f"{incident}; {kept}"
         if self.options.on_nan == "stop":
-            raise TrainingStopped(f"{told}; --on-nan skip leaves such steps out")
+            raise TrainingStopped(f"{report}; --on-nan skip leaves such steps out")
         self.skipped_in_a_row += 1
         most = self.options.max_skips
         if self.skipped_in_a_row > most:
-            raise TrainingStopped(f"{told}; more than --max-skips {most} in a row")
+            raise TrainingStopped(f"{report}; more than --max-skips {most} in a row")
         if leads:
-            print(f"step skipped: {told}", file=sys.stderr, flush=True)
+            print(f"step skipped: {report}", file=sys.stderr, flush=True)
 
     def _reproduce(self, incident: Incident, batch: Batch) -> str:
         path = self.folder / f"epoch-{incident.epoch}-iteration-{incident.iteration}.zip"

@@ -1,4 +1,4 @@
-"""Takes a refused step again: ``python -m training.guard.replay RUN/non-finite/FILE.zip``.
+"""Repeats a refused step: ``python -m training.guard.replay RUN/non-finite/FILE.zip``.
 
 The zip holds all it needs; the trainer is the one of the run. Dropout draws what it drew, but for a
 step of several processes.
@@ -13,14 +13,13 @@ import zipfile
 from pathlib import Path
 
 from export.errors import ExportError
-from training.guard.finite import NonFiniteStep
-from training.guard.reproduction import OPTIMIZER, PARAMETERS, read_batch, read_incident
+from training.guard.guard import OPTIMIZER, PARAMETERS, NonFiniteStep, read_batch, read_incident
 from training.options import parse_options
-from training.train import make_learner
+from training.trainers import make_learner
 
 
 def replay(path: Path) -> NonFiniteStep | float:
-    """The error that the step raises again, or its loss where it is finite here.
+    """Returns the error that the step raises again, or its loss if it is finite now.
 
     Raises:
         ValueError: no such reproduction, or one that does not fit this version.
@@ -31,7 +30,7 @@ def replay(path: Path) -> NonFiniteStep | float:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is no reproduction: {error}") from error
+            raise ValueError(f"{path} is not a reproduction of a step: {error}") from error
         options = parse_options(["--resume", str(folder)])
         batch, class_weights = read_batch(folder)
         learner = make_learner(options, len(class_weights))
@@ -48,7 +47,7 @@ def replay(path: Path) -> NonFiniteStep | float:
 
 
 def main() -> None:
-    """Tells what the step does here."""
+    """Prints what the step does now."""
     p = argparse.ArgumentParser("python -m training.guard.replay")
     p.add_argument("reproduction", type=Path)
     a = p.parse_args()

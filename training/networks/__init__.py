@@ -17,64 +17,65 @@ A network gives a tuple; its element 0 is the prediction, the others serve train
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
 from export.mxnet_import import mx
-from export.symbols.networks import BACKBONES, MODEL_ALIASES, NETWORKS
-from training.networks import deeplab_msra, deeplabv2, deeplabv3, deeplabv3plus, fcn, pspnet
-from training.networks.deeplab_msra import MSRADeepLab
-from training.networks.deeplabv2 import DeepLabV2
-from training.networks.deeplabv3 import DeepLabV3
-from training.networks.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusResNet
-from training.networks.fcn import FCN
-from training.networks.icnet import ICNet
-from training.networks.icnet_forms import FORMS
-from training.networks.layers import Norm
-from training.networks.pspnet import PSPNet
-from training.networks.sizes import SizeRule
+from export.symbols.networks import MODEL_ALIASES, NETWORKS, default_backbone
+from training.networks import caffe, deeplabv3, deeplabv3plus, fcn, icnet, pspnet
+from training.networks.layers import NetworkConfig, Norm, SizeRule
 
-__all__ = [
-    "FCN",
-    "MODEL_ALIASES",
-    "NETWORKS",
-    "DeepLabV2",
-    "DeepLabV3",
-    "DeepLabV3Plus",
-    "DeepLabV3PlusResNet",
-    "ICNet",
-    "MSRADeepLab",
-    "Network",
-    "PSPNet",
-    "build",
-    "size_rule",
-]
+# A ``mx.gluon.HybridBlock`` with ``full_output``: False, before ``hybridize``, leaves the resize to
+# full size out. MXNet has no types.
+Network: TypeAlias = mx.gluon.HybridBlock
 
-Network = (
-    ICNet | PSPNet | FCN | DeepLabV2 | DeepLabV3 | DeepLabV3Plus | DeepLabV3PlusResNet | MSRADeepLab
-)
 
-XCEPTION = "xception65"
+@dataclass(frozen=True)
+class Architecture:
+    """An entry of the mapping: how a network is built, and for which sizes (one rule, or one for
+    each output stride).
+    """
+
+    make: Callable[[NetworkConfig], Network]
+    sizes: SizeRule | Mapping[int, SizeRule]
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    **{
+        name: Architecture(partial(icnet.ICNet, form=form, prefix="icnet_"), form.sizes)
+        for name, form in icnet.FORMS.items()
+    },
+    "pspnet": Architecture(partial(pspnet.PSPNet, prefix="pspnet_"), pspnet.SIZES),
+    "fcn": Architecture(partial(fcn.FCN, prefix="fcn_"), fcn.SIZES),
+    "deeplabv2": Architecture(caffe.DeepLabV2, caffe.V2_SIZES),
+    "deeplabv3": Architecture(partial(deeplabv3.DeepLabV3, prefix="deeplabv3_"), deeplabv3.SIZES),
+    "deeplabv3plus": Architecture(deeplabv3plus.deeplabv3plus, deeplabv3plus.SIZES),
+    "deeplab_msra": Architecture(caffe.MSRADeepLab, caffe.MSRA_SIZES),
+    "deeplab_msra_dcn": Architecture(partial(caffe.MSRADeepLab, deformable=True), caffe.MSRA_SIZES),
+}
 
 
 def build(
     name: str,
-    backbone: str,
+    backbone: str | None,
     num_classes: int,
     height: int,
     width: int,
-    norm_layer: type | None = None,
-    norm_kwargs: dict[str, int] | None = None,
+    norm: Norm | None = None,
     channel_multiplier: float = 1.0,
     *,
     aux: bool = False,
     output_stride: int = 16,
 ) -> Network:
-    """A network for exactly ``height`` x ``width`` pixels.
+    """Returns a network for exactly ``height`` x ``width`` pixels.
 
     Args:
-        name: of ``NETWORKS``, or GluonCV's name for one.
+        name: of ``ARCHITECTURES``, or GluonCV's name for one.
         backbone: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``, or
-            ``xception65`` (DeepLabV3+ alone).
-        norm_layer: ``BatchNorm`` unless told otherwise; reaches every layer of the network.
-        norm_kwargs: for ``SyncBatchNorm`` ``{"num_devices": n}``.
+            ``xception65`` (DeepLabV3+ alone); None is the one that the network is published with.
+        norm: reaches every layer of the network; None is ``BatchNorm``.
         channel_multiplier: width of the backbone and the layers behind it (``--width``).
         aux: an auxiliary head on stage 3 (PSPNet, FCN and DeepLabV3; the others ignore it).
         output_stride: 8 or 16, of DeepLabV3+.
@@ -85,50 +86,20 @@ def build(
     """
     name = MODEL_ALIASES.get(name, name)
     size_rule(name, output_stride).check(name, height, width)
-    norm = Norm(norm_layer or mx.gluon.nn.BatchNorm, **(norm_kwargs or {}))
-    if name == "deeplabv3plus":
-        if backbone == XCEPTION:
-            return DeepLabV3Plus(
-                num_classes, height, width, norm, channel_multiplier, output_stride
-            )
-        if backbone not in BACKBONES:
-            known = ", ".join((XCEPTION, *BACKBONES))
-            raise ValueError(f"unknown backbone {backbone!r} for {name}; known: {known}")
-        return DeepLabV3PlusResNet(
-            backbone, num_classes, height, width, norm, channel_multiplier, output_stride,
-            prefix=f"{name}_",
-        )  # fmt: skip
-    if name == "deeplabv2":
-        return DeepLabV2(backbone, num_classes, height, width, norm, channel_multiplier)
-    if name.startswith("deeplab_msra"):
-        deformable = name.endswith("_dcn")
-        return MSRADeepLab(backbone, num_classes, norm, channel_multiplier, deformable)
-    if name in FORMS:
-        return ICNet(
-            backbone, num_classes, height, width, norm, channel_multiplier, FORMS[name],
-            prefix="icnet_",
-        )  # fmt: skip
-    segmenter = {"pspnet": PSPNet, "fcn": FCN, "deeplabv3": DeepLabV3}[name]
-    return segmenter(
-        backbone, num_classes, height, width, norm, channel_multiplier, aux, prefix=f"{name}_"
-    )
+    config = NetworkConfig(
+        backbone or default_backbone(name), num_classes, height, width,
+        norm or Norm(mx.gluon.nn.BatchNorm), channel_multiplier, aux, output_stride,
+    )  # fmt: skip
+    return ARCHITECTURES[name].make(config)
 
 
 def size_rule(name: str, output_stride: int = 16) -> SizeRule:
-    """The sizes that a network can have. Raises ValueError for an unknown name or stride."""
-    rules = {
-        **{form: facts.sizes for form, facts in FORMS.items()},
-        "pspnet": pspnet.SIZES,
-        "fcn": fcn.SIZES,
-        "deeplabv2": deeplabv2.SIZES,
-        "deeplabv3": deeplabv3.SIZES,
-        "deeplab_msra": deeplab_msra.SIZES,
-        "deeplab_msra_dcn": deeplab_msra.SIZES,
-    }
-    if name == "deeplabv3plus":
-        if output_stride not in deeplabv3plus.SIZES:
-            raise ValueError(f"output stride {output_stride}; {name} has 8 and 16")
-        return deeplabv3plus.SIZES[output_stride]
-    if name not in rules:
+    """Returns a network's legal sizes. Raises ValueError for an unknown name or output stride."""
+    if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(NETWORKS)}")
-    return rules[name]
+    sizes = ARCHITECTURES[name].sizes
+    if isinstance(sizes, SizeRule):
+        return sizes
+    if output_stride not in sizes:
+        raise ValueError(f"output stride {output_stride}; {name} has 8 and 16")
+    return sizes[output_stride]

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from export.mxnet_import import mx
 from training.networks.fcn import STRIDE, DilatedSegmenter
-from training.networks.layers import DROPOUT, Norm, conv_norm, conv_norm_relu, scale_channels
-from training.networks.sizes import SizeRule
+from training.networks.layers import (
+    DROPOUT,
+    Map,
+    NetworkConfig,
+    Norm,
+    Operators,
+    SizeRule,
+    conv_norm,
+    conv_norm_relu,
+)
 
 nn = mx.gluon.nn
 
@@ -20,7 +28,7 @@ PROJECTION_DROPOUT = 0.5
 
 
 class ImagePooling(mx.gluon.HybridBlock):
-    """The mean over the image, 1x1 convolution, repeated over ``height`` x ``width``."""
+    """A branch that repeats the image's mean, after a 1x1 convolution, over the map."""
 
     def __init__(
         self, in_channels: int, channels: int, height: int, width: int, norm: Norm, **scope: str
@@ -37,12 +45,12 @@ class ImagePooling(mx.gluon.HybridBlock):
                     nn.Activation("relu"),
                 )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return F.contrib.BilinearResize2D(self.gap(x), **self.size)
 
 
 class AtrousPyramid(mx.gluon.HybridBlock):
-    """ASPP: a 1x1 and three dilated 3x3 convolutions and image pooling, projected by a 1x1 one."""
+    """The ASPP: a 1x1 and three dilated 3x3 convolutions, image pooling, and a 1x1 projection."""
 
     def __init__(
         self, in_channels: int, channels: int, height: int, width: int, norm: Norm, **scope: str
@@ -65,12 +73,12 @@ class AtrousPyramid(mx.gluon.HybridBlock):
             with self.project.name_scope():
                 self.project.add(nn.Dropout(PROJECTION_DROPOUT))
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return self.project(self.concurent(x))
 
 
 class DeepLabHead(mx.gluon.HybridBlock):
-    """ASPP, 3x3 convolution, classifier."""
+    """The head: ASPP, 3x3 convolution, classifier."""
 
     def __init__(
         self,
@@ -93,22 +101,20 @@ class DeepLabHead(mx.gluon.HybridBlock):
                     nn.Conv2D(num_classes, 1, in_channels=channels, prefix="classifier_"),
                 )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return self.block(self.aspp(x))
 
 
 class DeepLabV3(DilatedSegmenter):
-    """``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and those of the auxiliary head where ``aux``."""
+    """DeepLabV3: ``[N,3,H,W]`` -> logits ``[N,C,H,W]``, and the auxiliary head's if ``aux``."""
 
-    def make_head(
-        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
-    ) -> DeepLabHead:
+    def make_head(self, config: NetworkConfig) -> DeepLabHead:
         return DeepLabHead(
             self.stage_channels[3],
-            scale_channels(HEAD_CHANNELS, channel_multiplier),
-            num_classes,
-            height // STRIDE,
-            width // STRIDE,
-            norm,
+            config.scale(HEAD_CHANNELS),
+            config.num_classes,
+            config.height // STRIDE,
+            config.width // STRIDE,
+            config.norm,
             prefix="head_",
         )

@@ -7,9 +7,16 @@ gluon-cv model_zoo/fcn.py and segbase.py, whose parameter names these networks h
 from __future__ import annotations
 
 from export.mxnet_import import mx
-from training.networks.layers import DROPOUT, Norm, conv_norm
-from training.networks.resnet import DilatedResNet
-from training.networks.sizes import SizeRule
+from training.networks.layers import (
+    DROPOUT,
+    Map,
+    NetworkConfig,
+    Norm,
+    Operators,
+    SizeRule,
+    conv_norm,
+)
+from training.networks.resnet import GLUONCV, DilatedResNet
 
 nn = mx.gluon.nn
 
@@ -18,7 +25,7 @@ STRIDE = 8
 
 
 class FCNHead(mx.gluon.HybridBlock):
-    """3x3 convolution to a quarter of the channels, ReLU, dropout, 1x1 classifier."""
+    """The head: 3x3 convolution to a quarter of the channels, ReLU, dropout, 1x1 classifier."""
 
     def __init__(self, in_channels: int, num_classes: int, norm: Norm, **scope: str) -> None:
         super().__init__(**scope)
@@ -32,46 +39,37 @@ class FCNHead(mx.gluon.HybridBlock):
                     nn.Conv2D(num_classes, 1, in_channels=channels, prefix="classifier_"),
                 )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         return self.block(x)
 
 
 class DilatedSegmenter(DilatedResNet):
-    """``[N,3,H,W]`` float32, normalised RGB -> logits ``[N,C,H,W]``, a tuple of one or two.
+    """The frame: ``[N,3,H,W]`` float32, normalised RGB -> logits ``[N,C,H,W]``, a tuple of one or
+    two.
 
     Output 0 is the prediction of ``self.head`` on stage 4; output 1, where ``aux``, that of
     ``auxlayer`` on stage 3. ``full_output = False`` (before ``hybridize``) leaves the final
     resizes out: the maps are then at 1/8. Subclasses make the head.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        height: int,
-        width: int,
-        norm: Norm,
-        channel_multiplier: float = 1.0,
-        aux: bool = False,
-        **scope: str,
-    ) -> None:
-        super().__init__(backbone, channel_multiplier, norm, **scope)
+    def __init__(self, config: NetworkConfig, **scope: str) -> None:
+        super().__init__(config.backbone, config.channel_multiplier, config.norm, GLUONCV, **scope)
         self.full_output = True
-        self.full = {"height": height, "width": width}
+        self.full = config.full
         self.auxlayer = None
-        if aux:
+        if config.aux:
             with self.name_scope():
-                self.auxlayer = FCNHead(self.stage_channels[2], num_classes, norm, prefix="aux_")
+                self.auxlayer = FCNHead(
+                    self.stage_channels[2], config.num_classes, config.norm, prefix="aux_"
+                )
         with self.name_scope():
-            self.head = self.make_head(num_classes, height, width, norm, channel_multiplier)
+            self.head = self.make_head(config)
 
-    def make_head(
-        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
-    ) -> mx.gluon.HybridBlock:
-        """The head on stage 4, at 1/8 of ``height`` x ``width``, without the final resize."""
+    def make_head(self, config: NetworkConfig) -> mx.gluon.HybridBlock:
+        """Returns the head on stage 4, at 1/8 of the image's size, without the final resize."""
         raise TypeError(f"{type(self).__name__} has no head")
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         stage3 = self.layer3(self.layer2(self.layer1(self.stem(F, x))))
         outputs = [self.head(self.layer4(stage3))]
         if self.auxlayer is not None:
@@ -82,9 +80,7 @@ class DilatedSegmenter(DilatedResNet):
 
 
 class FCN(DilatedSegmenter):
-    """Stage 4 and a convolutional head at 1/8; takes any size."""
+    """FCN: stage 4 and a convolutional head at 1/8; it takes any size."""
 
-    def make_head(
-        self, num_classes: int, height: int, width: int, norm: Norm, channel_multiplier: float
-    ) -> FCNHead:
-        return FCNHead(self.stage_channels[3], num_classes, norm, prefix="head_")
+    def make_head(self, config: NetworkConfig) -> FCNHead:
+        return FCNHead(self.stage_channels[3], config.num_classes, config.norm, prefix="head_")

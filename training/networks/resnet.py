@@ -14,7 +14,12 @@ from dataclasses import dataclass
 
 from export.mxnet_import import mx
 from export.symbols.networks import BACKBONES
-from training.networks.layers import Norm, scale_channels
+from training.networks.layers import (
+    Map,
+    Norm,
+    Operators,
+    scale_channels,
+)
 
 nn = mx.gluon.nn
 
@@ -24,7 +29,7 @@ STEM_CHANNELS = 64
 
 @dataclass(frozen=True)
 class ResNetForm:
-    """What differs between published dilated ResNets; the defaults are GluonCV's.
+    """A form of the dilated ResNet: what published ones differ in; the defaults are GluonCV's.
 
     Attributes:
         output_stride: 8, or 16: stage 3 strided, stage 4 dilated by 2.
@@ -39,7 +44,7 @@ class ResNetForm:
     stride_in_first: bool = False
 
     def stage_plan(self) -> tuple[tuple[int, int], ...]:
-        """(stride, dilation) of the four stages. Raises ValueError."""
+        """Returns (stride, dilation) of the four stages. Raises ValueError."""
         plans = {
             8: ((1, 1), (2, 1), (1, 2), (1, 4)),
             16: ((1, 1), (2, 1), (2, 1), (1, 2)),
@@ -106,7 +111,7 @@ class Block(mx.gluon.HybridBlock):
                         norm(out_channels),
                     )
 
-    def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+    def hybrid_forward(self, F: Operators, x: Map) -> Map:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -116,7 +121,7 @@ class Block(mx.gluon.HybridBlock):
 
 
 class DilatedResNet(mx.gluon.HybridBlock):
-    """Stem and four stages as attributes; subclasses wire them and add their heads."""
+    """A stem and four stages as attributes; subclasses wire them and add their heads."""
 
     def __init__(
         self,
@@ -173,6 +178,6 @@ class DilatedResNet(mx.gluon.HybridBlock):
                         in_channels = channels * spec.expansion
                 setattr(self, f"layer{number}", stage)
 
-    def stem(self, F, x):  # type: ignore[no-untyped-def]
-        """``[N,3,H,W]`` -> ``[N,2*stem,H/4,W/4]``."""
+    def stem(self, F: Operators, x: Map) -> Map:
+        """Returns the stem's output: ``[N,3,H,W]`` -> ``[N,2*stem,H/4,W/4]``."""
         return self.maxpool(F.relu(self.bn1(self.conv1(x))))

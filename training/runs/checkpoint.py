@@ -8,6 +8,7 @@ format, ``arg:``/``aux:`` and symbol names).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -29,7 +30,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class PartOfEpoch:
-    """The place in an epoch under way, and what is already there of its line in the log.
+    """A place within an epoch, and what its line in the log has so far.
 
     Attributes:
         iterations: done, of ``length``.
@@ -46,11 +47,11 @@ class PartOfEpoch:
 
     @property
     def mean_loss(self) -> float:
-        """NaN where no step was taken."""
+        """The mean loss of the steps; NaN if no step was taken."""
         return self.loss / self.steps if self.steps else math.nan
 
     def extended(self, loss: float | None, seconds: float) -> PartOfEpoch:
-        """By one iteration; ``loss`` None: its step was not taken."""
+        """Returns the part with one more iteration; ``loss`` None: its step was not taken."""
         return replace(
             self,
             iterations=self.iterations + 1,
@@ -62,7 +63,7 @@ class PartOfEpoch:
 
 @dataclass(frozen=True)
 class RunState:
-    """Epochs finished, and the best validation mIoU with its epoch (-1: none yet)."""
+    """The number of finished epochs, and the best validation mIoU with its epoch (-1: none yet)."""
 
     epochs_done: int = 0
     best_miou: float = 0.0
@@ -71,17 +72,18 @@ class RunState:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Epochs done, and iterations of the next one."""
+        """The number of epochs done, and of iterations of the next one."""
         return self.epochs_done, self.part.iterations
 
 
 class CheckpointNotWritten(OSError):
-    """No room, or no permission; names the run, the reason and what to do."""
+    """A checkpoint could not be written; names the run, the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and ``state.json``.
+    """A folder of ``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and
+    ``state.json``.
 
     They were written together and belong to one place in the run.
     """
@@ -105,13 +107,13 @@ class Checkpoint:
         return self.path / "state.json"
 
     def read_state(self) -> RunState:
-        told = json.loads(self.state.read_text())
-        return RunState(**{**told, "part": PartOfEpoch(**told.get("part", {}))})
+        saved = json.loads(self.state.read_text())
+        return RunState(**{**saved, "part": PartOfEpoch(**saved.get("part", {}))})
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in the run's folder, and its checkpoints; the newest one is always whole."""
+    """A run's folder: its paths and its checkpoints, of which the newest one is always whole."""
 
     path: Path
 
@@ -152,7 +154,8 @@ class RunFolder:
         return self.path / "best.params"
 
     def make_room(self) -> Path | None:
-        """For a fresh run: moves an earlier one that has weights aside, and returns where to.
+        """Makes room for a new run: renames an earlier one that has weights, and returns its new
+        name.
 
         What is left of one that never finished an epoch is removed.
         """
@@ -166,7 +169,7 @@ class RunFolder:
         return None
 
     def start(self, options: Mapping[str, object], environment: RunEnvironment) -> None:
-        """Creates the folder and notes the options; adds the command and the environment.
+        """Creates the folder and writes the options; adds the command and the environment.
 
         The weights that go by fixed names are those of the newest checkpoint afterwards.
         """
@@ -182,7 +185,7 @@ class RunFolder:
             self._publish(newest)
 
     def newest(self) -> Checkpoint | None:
-        """The last checkpoint; None where there is none."""
+        """Returns the last checkpoint; None if there is none."""
         numbered = self._checkpoints()
         if numbered:
             return Checkpoint(numbered[max(numbered)])
@@ -191,13 +194,13 @@ class RunFolder:
         return early if early.state.exists() else None
 
     def read_state(self) -> RunState:
-        """The state of the last checkpoint; a fresh one where there is none."""
+        """Returns the state of the last checkpoint; a new one if there is none."""
         newest = self.newest()
         return RunState() if newest is None else newest.read_state()
 
     @contextmanager
     def checkpoint(self, state: RunState) -> Iterator[Checkpoint]:
-        """Takes the ``last`` and ``optimizer`` that are written inside the ``with``.
+        """Writes a checkpoint: the body of the ``with`` writes its ``last`` and ``optimizer``.
 
         They are written aside and renamed as one folder: whenever the process is killed, the newest
         checkpoint is a whole one. ``best`` are the same weights where this epoch is the best (or
@@ -212,8 +215,8 @@ class RunFolder:
         except OSError as error:
             shutil.rmtree(self.path / ASIDE, ignore_errors=True)
             raise CheckpointNotWritten(
-                f"no checkpoint could be written to {self.path}: {error.strerror or error}; make "
-                f"room for it, then go on with --resume {self.path}"
+                f"cannot write a checkpoint to {self.path}: {error.strerror or error}; make "
+                f"room for it, then continue with --resume {self.path}"
             ) from error
 
     @contextmanager
@@ -246,20 +249,20 @@ class RunFolder:
         return {(int(m[1]), int(m[2] or 0)): path for m, path in matches if m is not None}
 
     def _publish(self, checkpoint: Checkpoint) -> None:
-        """``last.params`` and ``best.params`` under names that stay."""
+        """Links ``last.params`` and ``best.params`` under names that stay."""
         _link(checkpoint.last, self.last)
         _link(checkpoint.best, self.best)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes aside, then renames."""
+    """Writes the text under another name, then renames the file."""
     aside = path.with_name(path.name + ".part")
     aside.write_text(text)
     os.replace(aside, path)
 
 
 def format_json(content: object) -> str:
-    """Indented, sorted, with a newline; paths as text."""
+    """Returns indented and sorted JSON with a newline; paths become text."""
     return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
 
@@ -271,7 +274,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """One more name for a file, or a copy where the file system has no links."""
+    """Links a file under another name, or copies it on file systems without links."""
     aside = target.with_name(target.name + ".part")
     aside.unlink(missing_ok=True)
     try:
@@ -284,9 +287,44 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk: a rename must not get there before the content."""
+    """Flushes to the disk: a rename must not get there before the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+NAME = "run.lock"
+
+
+@contextmanager
+def hold_run(folder: Path) -> Iterator[None]:
+    """Locks ``folder`` for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training into {folder}; wait for it, or choose another "
+                "--checkname"
+            ) from None
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Returns whether a process trains into ``folder`` now."""
+    path = folder / NAME
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

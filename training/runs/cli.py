@@ -1,8 +1,11 @@
-"""``segserve runs``: what was trained here, and how two runs differ."""
+"""``segserve runs``: which runs a folder holds, and how two of them differ."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -11,30 +14,133 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from training.runs.epoch_log import EpochRecord
-from training.runs.remaining_time import format_seconds
-from training.runs.summary import (
-    RunSummary,
-    differing_options,
-    find_runs,
-    read_run_log,
-    summarise_run,
-)
+from training.runs.checkpoint import PartOfEpoch, RunFolder, is_held
+from training.runs.log import EpochRecord, read_records
+from training.runs.progress import format_seconds
+from training.runs.saved_options import Json, read_options
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A summary of one run.
+
+    Attributes:
+        state: ``running``, ``finished`` or ``stopped`` (killed or ended early; can be resumed).
+        part: of the next epoch, where the run ended within it.
+        best_miou: 0-1; None where nothing was scored.
+        best_epoch: from 1.
+        last_loss: mean of the last finished epoch; None before that.
+        seconds: training and validation of the finished epochs.
+        started: of the first process; None if unknown.
+    """
+
+    name: str
+    dataset: str
+    model: str
+    state: str
+    epochs_done: int
+    part: PartOfEpoch
+    epochs_planned: int
+    best_miou: float | None
+    best_epoch: int | None
+    last_loss: float | None
+    seconds: float
+    started: datetime | None
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Yields the run folders at or below ``folder``, by name."""
+    for path in sorted(folder.rglob("options.json")):
+        if "non-finite" not in path.parts:
+            yield path.parent
+
+
+def summarise_run(path: Path, name: str) -> RunSummary:
+    """Summarises a run folder; ``name`` is its name in a list.
+
+    Raises:
+        ValueError: no run folder, or its log is broken.
+    """
+    folder = RunFolder(path)
+    options = read_options(path)
+    state = folder.read_state()
+    records = [r for r in read_records(folder.log) if r.epoch <= state.epochs_done]
+    planned = int(str(options.get("epochs", 0)))
+    scored = state.best_epoch >= 0
+    return RunSummary(
+        name=name,
+        dataset=str(options.get("dataset", "")),
+        model=_model(options),
+        state=_state(path, state.epochs_done, planned),
+        epochs_done=state.epochs_done,
+        part=state.part,
+        epochs_planned=planned,
+        best_miou=state.best_miou if scored else None,
+        best_epoch=state.best_epoch + 1 if scored else None,
+        last_loss=records[-1].loss if records else None,
+        seconds=sum(record.seconds + record.validation_seconds for record in records),
+        started=_started(folder),
+    )
+
+
+def read_run_log(path: Path) -> tuple[EpochRecord, ...]:
+    """Returns the finished epochs of a run."""
+    return read_records(RunFolder(path).log)
+
+
+def differing_options(one: Path, other: Path) -> list[tuple[str, Json, Json]]:
+    """Returns (name, one's value, other's) of each option that differs; None if a run lacks it.
+
+    A symbol counts by what it says: a resumed run reads its own.
+    """
+    first, second = read_options(one), read_options(other)
+    left_out = {"run", "resume"}
+    if _read_symbol(one) == _read_symbol(other):
+        left_out.add("symbol")
+    names = sorted({*first, *second} - left_out)
+    values = [(name, first.get(name), second.get(name)) for name in names]
+    return [row for row in values if row[1] != row[2]]
+
+
+def _read_symbol(path: Path) -> bytes | None:
+    symbol = RunFolder(path).symbol
+    return symbol.read_bytes() if symbol.exists() else None
+
+
+def _model(options: Mapping[str, Json]) -> str:
+    return f"{options.get('model', '')} {options.get('backbone', '')}".strip()
+
+
+def _state(path: Path, done: int, planned: int) -> str:
+    if is_held(path):
+        return "running"
+    return "finished" if done >= planned else "stopped"
+
+
+def _started(folder: RunFolder) -> datetime | None:
+    if not folder.environment.exists():
+        return None
+    starts = json.loads(folder.environment.read_text())
+    return datetime.fromisoformat(starts[0]["started"]).astimezone(timezone.utc)
+
 
 COLUMNS = ("state", "epochs", "best mIoU", "last loss", "took", "started")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-Folder = Annotated[Path, typer.Option(help="folder of runs (train.py --save-dir)")]
+Folder = Annotated[Path, typer.Option(help="folder of all runs (train.py --save-dir)")]
 
 
 @app.callback(invoke_without_command=True)
 def list_runs(context: typer.Context, folder: Folder = Path("runs")) -> None:
-    """Lists the runs below a folder; `segserve runs compare A B` sets two side by side."""
+    """List the runs below a folder; `segserve runs compare A B` compares two of them."""
     if context.invoked_subcommand is not None:
         return
     if not folder.is_dir():
-        sys.exit(f"segserve runs: no folder {folder}; train.py writes its runs to --save-dir")
+        sys.exit(
+            f"segserve runs: {folder} is not a folder: expected --folder to name train.py's "
+            "--save-dir"
+        )
     console = _console()
     columns = (Column("run", overflow="fold"), "model", *COLUMNS)
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
@@ -55,12 +161,12 @@ def list_runs(context: typer.Context, folder: Folder = Path("runs")) -> None:
 
 @app.command("compare")
 def compare_runs(
-    one: Annotated[Path, typer.Argument(help="a run's folder, or its name below --folder")],
-    other: Annotated[Path, typer.Argument(help="another one")],
+    one: Annotated[Path, typer.Argument(help="folder of a run, or its name below --folder")],
+    other: Annotated[Path, typer.Argument(help="folder or name of another run")],
     folder: Folder = Path("runs"),
-    output: Annotated[Path | None, typer.Option(help="write the curves here, a PNG")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG file for the curves")] = None,
 ) -> None:
-    """Shows the options that differ, the scores, and with --output the curves in one picture."""
+    """Show the options that differ and the scores; with --output, draw the curves too."""
     try:
         paths = [_find(path, folder) for path in (one, other)]
         _print_comparison(paths, [str(one), str(other)])
@@ -73,7 +179,9 @@ def compare_runs(
 def _find(path: Path, folder: Path) -> Path:
     found = path if path.is_dir() else folder / path
     if not found.is_dir():
-        raise ValueError(f"{path} is no folder, and no run below {folder}; see `segserve runs`")
+        raise ValueError(
+            f"{path} is not a folder or a run below {folder}; `segserve runs` lists the runs"
+        )
     return found
 
 
@@ -120,7 +228,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 
 
 def _console() -> Console:
-    """As wide as the terminal; a pipe has no width."""
+    """Returns a console as wide as the terminal; a pipe has no width."""
     return Console(width=None if sys.stdout.isatty() else 200)
 
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from training.runs.epoch_log import EpochRecord
+from training.runs.log import EpochRecord
 
 # Okabe and Ito's colours: told apart with colour-blind eyes too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,7 +26,7 @@ PERCENT = ("miou", "synthetic_miou", "pixel_accuracy")
 
 
 def draw_curves(runs: Mapping[str, Sequence[EpochRecord]], path: Path) -> None:
-    """Writes a PNG of the runs' epochs side by side, one colour a run; replaces the file whole.
+    """Writes a PNG of the runs' epochs, one colour for each run; replaces the file whole.
 
     Where synthetic scenes were scored too, theirs is the dashed line. The best mIoU is marked.
     """
@@ -65,7 +65,7 @@ def _draw(axes: Axes, column: str, name: str, color: str, records: Sequence[Epoc
 
 
 def points(records: Sequence[EpochRecord], column: str) -> tuple[list[int], list[float]]:
-    """Epochs and finite values of a column; shares in percent."""
+    """Returns the epochs and finite values of a column; shares are in percent."""
     scale = 100.0 if column in PERCENT else 1.0
     found = [(record.epoch, float(getattr(record, column)) * scale) for record in records]
     finite = [(epoch, value) for epoch, value in found if math.isfinite(value)]

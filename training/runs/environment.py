@@ -1,4 +1,4 @@
-"""What a run ran on: Python, packages, processors, threads, revision; no names of people."""
+"""The environment of a run: Python, packages, processors, threads, revision; no names of people."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ THREAD_SETTINGS = (
 
 @dataclass(frozen=True)
 class RunEnvironment:
-    """One start of a run.
+    """The environment of one start of a run.
 
     Attributes:
         started: UTC, ISO 8601.
         cores: those that the process may use.
-        gpus: name, memory and driver of each, as ``nvidia-smi`` tells.
+        gpus: name, memory and driver of each, from ``nvidia-smi``.
         threads: settings of the process, by variable; what is not set is left out.
-        git_revision: of the project's checkout; None where there is none.
+        git_revision: of the project's checkout; None without one.
         git_dirty: whether a tracked file differed from that revision.
     """
 
@@ -45,7 +45,7 @@ class RunEnvironment:
 
 
 def read_environment() -> RunEnvironment:
-    """The environment of this process."""
+    """Returns the environment of this process."""
     revision, dirty = _read_revision(Path(__file__).resolve().parent)
     return RunEnvironment(
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -76,13 +76,13 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    told = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version",
+    listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version",
                    "--format=csv,noheader")  # fmt: skip
-    return tuple((told or "").splitlines())
+    return tuple((listed or "").splitlines())
 
 
 def _read_revision(folder: Path) -> tuple[str | None, bool | None]:
-    """Only where git tracks this code: a package in somebody's project has not its revision."""
+    """Returns revision and changes if git tracks this code; another project's is not ours."""
     git = ("git", "-C", str(folder))
     if _output(*git, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None, None
@@ -91,7 +91,7 @@ def _read_revision(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _output(*command: str) -> str | None:
-    """What a command printed; None where it is absent, fails or takes longer than ten seconds."""
+    """Returns what a command printed; None if it is absent, fails or takes over ten seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

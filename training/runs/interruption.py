@@ -1,4 +1,4 @@
-"""Being told to end: SIGINT (Ctrl-C) and SIGTERM end a run behind the step, not within it."""
+"""SIGINT (Ctrl-C) and SIGTERM end a run after a step, not within it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TOLD = b"\ntrain.py: ends after this step and keeps its work; once more: at once, without\n"
+NOTICE = b"\ntrain.py: saving and stopping after this step; again: stop now without saving\n"
 
 
 class Interrupted(Exception):
-    """The run was told to end, and has written where it goes on.
+    """A signal ended the run, which has saved where it continues.
 
     Attributes:
-        signal_number: which signal told it.
+        signal_number: the signal.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -25,54 +26,54 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """A context manager; inside, a signal is only noted, and the same one again acts as ever.
+    """A context manager in which a signal is only noted; the same one again acts as usual.
 
     A terminal sends Ctrl-C to all of several processes, and their launcher then SIGTERM: two kinds
     are one wish. Outside the main thread signals are left alone.
 
     Args:
-        agree: whether it is so in any of the processes that train together; all have to ask.
-        tells: says what a signal does.
+        agree: returns whether it is so in any of the processes that train together.
+        prints: reports a signal's effect.
     """
 
-    def __init__(self, agree: Callable[[bool], bool], tells: bool) -> None:
+    def __init__(self, agree: Callable[[bool], bool], prints: bool) -> None:
         self.agree = agree
-        self.tells = tells
-        self.told: int | None = None
+        self.prints = prints
+        self.received: int | None = None
         self.agreed = False
-        self.before: dict[int, signal.Handlers] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self.before[number] = signal.signal(number, self._note)  # type: ignore[assignment]
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def is_agreed(self) -> bool:
-        """Whether any process was told; all ask at the same places."""
-        self.agreed = self.agree(self.told is not None)
+        """Returns whether any process received a signal; all call this at the same places."""
+        self.agreed = self.agree(self.received is not None)
         return self.agreed
 
     def check(self) -> None:
-        """Raises Interrupted where the processes have agreed to end."""
+        """Raises Interrupted if the processes have agreed to end."""
         if self.agreed:
-            raise Interrupted(self.told or signal.SIGTERM)
+            raise Interrupted(self.received or signal.SIGTERM)
 
     def check_here(self) -> None:
-        """Raises Interrupted where this process was told; the others do not know it yet."""
-        if self.told is not None:
-            raise Interrupted(self.told)
+        """Raises Interrupted if this process received a signal; the others do not know it yet."""
+        if self.received is not None:
+            raise Interrupted(self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.told is None:
-            self.told = number
-            if self.tells:
+        if self.received is None:
+            self.received = number
+            if self.prints:
                 # print() is not allowed here: it may be what was interrupted.
-                os.write(2, TOLD)
-        elif self.told == number:
+                os.write(2, NOTICE)
+        elif self.received == number:
             self._restore()
             os.kill(os.getpid(), number)
 

@@ -1,11 +1,10 @@
-"""The options of a run folder as defaults of the command that resumes it."""
+"""Saved options: those of a run folder are the defaults of the command that resumes it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from training.runs.checkpoint import RunFolder, format_json
@@ -20,39 +19,40 @@ FREE = (
     "symbol", "root", "workers", "log_interval", "val_interval", "no_val", "eval_only", "resume",
     "run", "on_nan", "max_skips", "checkpoint_minutes",
 )  # fmt: skip
-# Where flag and option have different names, or a flag says two options.
-RENAMED = ("height", "crop_width", "eval_only", "resume", "run")
+# These are given anew with each command.
+OF_ONE_START = ("eval_only", "resume")
 
 Json = bool | int | float | str | list[float] | list[str] | None
 
 
 def read_options(folder: Path) -> Mapping[str, Json]:
-    """``options.json`` of a run.
+    """Returns ``options.json`` of a run.
 
     Raises:
-        ValueError: the folder is no run's.
+        ValueError: not a run's folder.
     """
     path = RunFolder(folder).options
     try:
         saved: dict[str, Json] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder} is no run folder ({error}); to start from weights, name the .params file"
+            f"{folder} is not a run folder ({error}); to start from weights, give the .params file"
         ) from error
     return saved
 
 
-def use_as_defaults(parser: argparse.ArgumentParser, folder: Path) -> Mapping[str, Json]:
-    """Makes a run's options the defaults of ``parser``: flags that are given win. Returns them.
+def read_defaults(
+    folder: Path, flags: Collection[str]
+) -> tuple[Mapping[str, Json], Mapping[str, object]]:
+    """Returns a run's options as they are saved, and as defaults of the flags that resume it.
 
-    An option that the run did not know keeps its own default.
+    An option that the run did not know is in neither. ``flags`` are the options that have one.
     """
     saved = read_options(folder)
-    known = {action.dest for action in parser._actions}
     defaults: dict[str, object] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in saved.items()
-        if name in known and name not in RENAMED
+        if name in flags and name not in OF_ONE_START
     }
     if {"height", "crop_width"} <= set(saved):
         defaults["crop_size"] = (saved["height"], saved["crop_width"])
@@ -63,33 +63,34 @@ def use_as_defaults(parser: argparse.ArgumentParser, folder: Path) -> Mapping[st
     if "loss_weights" in defaults:
         # They hold it already; only a flag that is given changes them.
         defaults["aux_weight"] = None
-    parser.set_defaults(**defaults)
-    return saved
+    return saved, defaults
 
 
 def check_resumable(saved: Mapping[str, Json], options: Mapping[str, object], folder: Path) -> None:
-    """Warns of options with which the run does not end as it would have.
+    """Warns about options that make the run end differently.
 
     Raises:
-        ValueError: one with which it cannot go on at all.
+        ValueError: an option with which it cannot be resumed at all.
     """
     given: Mapping[str, Json] = json.loads(format_json(options))
     changed = [name for name in given if name in saved and given[name] != saved[name]]
-    told = {name: f"{name} {given[name]} (the run has {saved[name]})" for name in changed}
-    fixed = [told[name] for name in changed if name in FIXED or _switched(name, saved, given)]
+    changes = {name: f"{name} {given[name]} instead of {saved[name]}" for name in changed}
+    fixed = [changes[name] for name in changed if name in FIXED or _switched(name, saved, given)]
     if fixed:
         raise ValueError(
-            f"{folder} cannot go on with {', '.join(fixed)}; leave the flag out, or start a run of "
-            f"its own from {RunFolder(folder).last}"
+            f"{folder} cannot be resumed with {', '.join(fixed)}; leave the flag out, or start a "
+            f"new run from {RunFolder(folder).last}"
         )
-    other = [told[name] for name in changed if name not in FREE]
+    other = [changes[name] for name in changed if name not in FREE]
     if other:
         warnings.warn(
-            f"{folder} goes on with {', '.join(other)}: it will not end as it would have",
+            f"resuming {folder} with {', '.join(other)}: results will differ from the original run",
             stacklevel=3,
         )
 
 
 def _switched(name: str, saved: Mapping[str, Json], given: Mapping[str, Json]) -> bool:
-    """Averaged weights are part of the optimizer's states, or they are not."""
+    """Returns whether averaging was switched: averaged weights are part of the optimizer's states,
+    or not.
+    """
     return name == "ema" and bool(saved[name]) != bool(given[name])

@@ -1,4 +1,4 @@
-"""Which of a step's numbers are not finite, in MXNet, and how to undo the step until then."""
+"""Finds which of a step's numbers are not finite in MXNet, and undoes the step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from export.mxnet_import import mx
-from training.guard.finite import Finding, Symptoms
+from training.guard.guard import Finding, Symptoms
 
 Named = tuple[str, mx.nd.NDArray]
 
 
 class GuardedArrays:
-    """Gradients and running statistics of an initialized network, on every device."""
+    """The gradients and running statistics of an initialized network, on every device."""
 
     def __init__(self, network: mx.gluon.HybridBlock) -> None:
         # Looking them up takes longer than checking them.
@@ -38,7 +38,9 @@ class GuardedArrays:
             before.copyto(state)
 
     def all_finite(self, losses: Sequence[mx.nd.NDArray]) -> bool:
-        """With the losses, one a device; sums of squares that overflow are not finite either."""
+        """Returns whether these and the losses, one per device, are finite; sums of squares that
+        overflow are not.
+        """
         groups: dict[mx.context.Context, list[mx.nd.NDArray]] = {}
         arrays = [array for _, array in (*self.gradients, *self.statistics)]
         for array in (*arrays, *losses):
@@ -48,7 +50,7 @@ class GuardedArrays:
         return all(_is_finite(squares) for squares in sums)
 
     def read_symptoms(self) -> Symptoms:
-        """Of the gradients and running statistics as they are now."""
+        """Returns which gradients and running statistics are not finite now."""
         gradients, statistics = (
             tuple(dict.fromkeys(name for name, array in arrays if not _is_finite(array)))
             for arrays in (self.gradients, self.statistics)
@@ -59,7 +61,7 @@ class GuardedArrays:
 def look_forward(
     network: mx.gluon.HybridBlock, images: npt.NDArray[np.float32], context: mx.context.Context
 ) -> Finding | None:
-    """The first array that is not finite up to the outputs, on one device.
+    """Returns the first array that is not finite up to the outputs, on one device.
 
     Passes the images again, layer by layer and with other dropout; changes nothing.
     """

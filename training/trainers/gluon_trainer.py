@@ -12,24 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 from export.mxnet_import import mx
-from training.frozen_blocks import frozen_names
-from training.guard.finite import NonFiniteStep, choose_finding
-from training.loader import WHOLE, Batch, Shard
-from training.losses import CascadeLoss
+from training.guard.guard import NonFiniteStep, choose_finding
+from training.loader import WHOLE, Batch, Shard, step_seed
 from training.networks import build
-from training.networks.layers import SyncBatchNorm
+from training.networks.layers import Norm, SyncBatchNorm
+from training.networks.tracing import read_parameters, write_parameters, write_symbol
 from training.options import IDLE_GPU, TrainOptions
-from training.parameter_groups import group_of
-from training.step_seed import step_seed
-from training.symbols import read_parameters, write_parameters, write_symbol
+from training.parameters import frozen_names, group_of
 from training.trainers.gluon_guard import GuardedArrays, look_forward
+from training.trainers.gluon_losses import CascadeLoss
 from training.transforms import subsample_labels
 
 T = TypeVar("T")
 
 
 def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
-    """The devices to train on; warns once and takes the CPU where GPUs are asked for in vain."""
+    """Returns the devices to train on; warns once and takes the CPU if the requested GPUs are
+    missing.
+    """
     if options.no_cuda:
         return [mx.cpu()]
     present = mx.context.num_gpus()
@@ -38,15 +38,17 @@ def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
             warnings.warn(IDLE_GPU, stacklevel=2)
         return [mx.cpu()]
     if present == 0:
-        warnings.warn(f"--ngpus {options.ngpus}: no GPU here, training on the CPU", stacklevel=2)
+        warnings.warn(
+            f"--ngpus {options.ngpus}: no GPU is available, training on the CPU", stacklevel=2
+        )
         return [mx.cpu()]
     if present < options.ngpus:
-        warnings.warn(f"--ngpus {options.ngpus}: only {present} here", stacklevel=2)
+        warnings.warn(f"--ngpus {options.ngpus}: only {present} available", stacklevel=2)
     return [mx.gpu(index) for index in range(min(present, options.ngpus))]
 
 
 def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
-    """All of a network's."""
+    """Yields all batch norms of a network."""
     if isinstance(block, mx.gluon.nn.BatchNorm):
         yield block
     for child in block._children.values():
@@ -54,7 +56,7 @@ def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
 
 
 class GluonLearner:
-    """``training.learner.Learner`` on MXNet."""
+    """The :class:`training.trainers.Learner` on MXNet."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -66,7 +68,7 @@ class GluonLearner:
             num_classes,
             options.height,
             options.crop_width,
-            *self._norm(),
+            self._norm(),
             channel_multiplier=options.width,
             aux=options.aux,
             output_stride=options.output_stride,
@@ -123,7 +125,7 @@ class GluonLearner:
     def _refuse(
         self, batch: Batch, before: list[mx.nd.NDArray], terms: list[mx.nd.NDArray]
     ) -> NonFiniteStep:
-        """Undoes the step; what was not finite."""
+        """Undoes the step; returns what was not finite."""
         loss = float(np.mean([term.asscalar() for term in terms]))
         symptoms = self.guarded.read_symptoms()
         self.guarded.restore_statistics(before)
@@ -170,7 +172,7 @@ class GluonLearner:
         try:
             return read_parameters(self.network, path, self.contexts, partial)
         except mx.MXNetError as error:
-            raise ValueError(f"{path} is no file of parameters: {error}") from error
+            raise ValueError(f"{path} is not a file of parameters: {error}") from error
 
     def write_optimizer(self, path: Path) -> None:
         self.optimizer.save_states(str(path))
@@ -180,25 +182,27 @@ class GluonLearner:
 
     @property
     def shard(self) -> Shard:
-        """One process drives all devices."""
+        """The whole batch: one process drives all devices."""
         return WHOLE
 
     def wait(self) -> None:
-        """There is no other process."""
+        """Does nothing: there is no other process."""
 
     def agree(self, wish: bool) -> bool:
-        """There is no other process."""
+        """Returns the wish: there is no other process."""
         return wish
 
     def gather(self, item: T) -> list[T]:
-        """There is no other process."""
+        """Returns the item alone: there is no other process."""
         return [item]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is open."""
 
     def _freeze(self, names: frozenset[str]) -> None:
-        """Before the graph is built: batch norms of these parameters keep their statistics too."""
+        """Freezes these parameters before the graph is built; their batch norms keep their
+        statistics.
+        """
         for name in names:
             self.network.collect_params()[name].grad_req = "null"
         norms = {norm.gamma.name: norm for norm in batch_norms(self.network)}
@@ -214,13 +218,13 @@ class GluonLearner:
     def _synchronised(self) -> bool:
         return self.options.syncbn and len(self.contexts) > 1
 
-    def _norm(self) -> tuple[type, dict[str, int]]:
+    def _norm(self) -> Norm:
         if self._synchronised:
-            return SyncBatchNorm, {"num_devices": len(self.contexts)}
+            return Norm(SyncBatchNorm, num_devices=len(self.contexts))
         batch_norm = mx.gluon.nn.BatchNorm
         if self.options.freeze_bn:
             batch_norm = partial(batch_norm, use_global_stats=True)
-        return batch_norm, {}
+        return Norm(batch_norm)
 
     def _optimizer(self) -> mx.gluon.Trainer:
         o = self.options
@@ -233,7 +237,7 @@ class GluonLearner:
         return mx.gluon.Trainer(self.network.collect_params(), o.optimizer, settings)
 
     def _clip_gradients(self, norm: float) -> None:
-        """On each device; the mean over devices is then no longer than ``norm`` either."""
+        """Clips on each device; the mean over devices is then not longer than ``norm`` either."""
         parameters = self.network.collect_params().values()
         for context in self.contexts:
             gradients = [p.grad(context) for p in parameters if p.grad_req != "null"]

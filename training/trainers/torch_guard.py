@@ -1,4 +1,4 @@
-"""Which of a step's numbers are not finite, in PyTorch, and how to undo the step until then."""
+"""Finds which of a step's numbers are not finite in PyTorch, and undoes the step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.guard.finite import Finding, Symptoms
+from training.guard.guard import Finding, Symptoms
 from training.trainers.symbol_module import SymbolModule
 from training.trainers.torch_replicas import Replicas
 
 
 class BeforeStep:
-    """What a forward pass changes: running statistics, and the random state (dropout)."""
+    """A copy of what a forward pass changes: running statistics, and the random state (dropout)."""
 
     def __init__(self, module: SymbolModule, device: torch.device) -> None:
         self.module = module
@@ -40,7 +40,9 @@ class BeforeStep:
 
 
 def gradient_norm(module: SymbolModule) -> Tensor:
-    """Of all gradients together; not finite where one of them is not, or where it overflows."""
+    """Returns the norm of all gradients together; not finite if one of them is not, or if it
+    overflows.
+    """
     gradients = [weight.grad for weight in module.weights.values() if weight.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
 
@@ -48,7 +50,8 @@ def gradient_norm(module: SymbolModule) -> Tensor:
 @dataclass(frozen=True)
 class StepHealth:
     """The step's loss, and whether gradients and running statistics are finite; the same in all
-    processes."""
+    processes.
+    """
 
     loss: float
     gradients: bool
@@ -64,16 +67,18 @@ class StepHealth:
 
 
 def check_step(module: SymbolModule, loss: Tensor, norm: Tensor, replicas: Replicas) -> StepHealth:
-    """``loss`` is this process's, ``norm`` that of the gradients; waits for the device once."""
+    """Returns the step's health; ``loss`` is this process's, ``norm`` that of the gradients. Waits
+    for the device once.
+    """
     states = list(module.buffers())
     spread = torch.stack(torch._foreach_norm(states)).sum() if states else torch.zeros_like(norm)
     # What is not finite in one process is not in the sum.
-    told = replicas.sum(torch.stack([value.double() for value in (loss, norm, spread)])).tolist()
-    return StepHealth(told[0] / replicas.world, math.isfinite(told[1]), math.isfinite(told[2]))
+    sums = replicas.sum(torch.stack([value.double() for value in (loss, norm, spread)])).tolist()
+    return StepHealth(sums[0] / replicas.world, math.isfinite(sums[1]), math.isfinite(sums[2]))
 
 
 def read_symptoms(module: SymbolModule) -> Symptoms:
-    """Of the gradients and running statistics as they are now."""
+    """Returns which gradients and running statistics are not finite now."""
     return Symptoms(
         [n for n, w in module.weights.items() if w.grad is not None and not _is_finite(w.grad)],
         [name for name, state in module.named_buffers() if not _is_finite(state)],
@@ -86,7 +91,8 @@ def look_forward(
     images: npt.NDArray[np.float32],
     forward: Callable[[], object],
 ) -> Finding | None:
-    """The first array that is not finite up to the outputs; ``forward`` passes the batch again.
+    """Returns the first array that is not finite up to the outputs; ``forward`` passes the batch
+    again.
 
     Statistics are those from before it afterwards. Of several processes all have to call it, and
     all pass their rows, whatever they have found: batch norms may wait for each other.

@@ -1,4 +1,4 @@
-"""The loss of ``training/losses.py`` in PyTorch: weighted cross-entropy, if told of hard pixels.
+"""Weighted cross-entropy in PyTorch, as in ``gluon_losses``; optionally over hard pixels only.
 
 Shrivastava, Gupta, Girshick: "Training Region-based Object Detectors with Online Hard Example
 Mining", arXiv 1604.03540; by pixels as in Wu et al., arXiv 1611.10080.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.datasets.base import IGNORE_LABEL
+from export.datasets import IGNORE_LABEL
 
 # Divides in place of a weight of zero, where every pixel is ignored: the loss is then 0.
 LEAST_WEIGHT = 1e-6
@@ -21,7 +21,7 @@ LEAST_WEIGHT = 1e-6
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """Sum of ``-log softmax(logits)[label] * class_weights[label]`` over the pixels that count.
+    """The sum of ``-log softmax(logits)[label] * class_weights[label]`` over the pixels that count.
 
     Ignored pixels (255) do not. With ``hard_below`` P > 0 only those do whose own class has a
     probability below P, but at least the hardest ``least_share`` of them.
@@ -32,7 +32,9 @@ class PixelLoss:
     least_share: float = 1.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[N,C,h,w]``, labels int64 ``[N,h,w]`` -> the sum, and the weight behind it."""
+        """Returns the sum and the weight behind it, of logits ``[N,C,h,w]`` and labels int64
+        ``[N,h,w]``.
+        """
         if not self.hard_below:
             summed = functional.cross_entropy(
                 logits, labels, self.class_weights, ignore_index=IGNORE_LABEL, reduction="sum"
@@ -47,7 +49,7 @@ class PixelLoss:
         return (losses * weights).sum(), weights.sum()
 
     def weight_of(self, labels: Tensor) -> Tensor:
-        """The summed weight of all pixels that are not ignored."""
+        """Returns the summed weight of all pixels that are not ignored."""
         return self.class_weights[labels[labels != IGNORE_LABEL]].sum()
 
     def _least_loss(self, losses: Tensor) -> Tensor:

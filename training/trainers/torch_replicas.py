@@ -1,4 +1,4 @@
-"""One process a GPU (or, for tests, several on the CPU): who this one is, and what they share.
+"""Devices and processes of the PyTorch trainer: one process a GPU, or for tests several on the CPU.
 
 ``python training/train.py --trainer torch --ngpus 8`` starts them through
 ``torch.distributed.run``; ``torchrun`` does for several machines.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from training.options import TrainOptions
+from training.options import IDLE_GPU, TrainOptions
 
 # So long a process waits for the others: the first one writes checkpoints by itself, and the images
 # of a validation differ in size.
@@ -31,7 +33,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Replicas:
-    """``rank`` of ``world`` processes that train one network together; rank 0 writes the run."""
+    """A place among the processes that train one network together: ``rank`` of ``world``; rank 0
+    writes the run.
+    """
 
     rank: int = 0
     world: int = 1
@@ -41,7 +45,7 @@ class Replicas:
         return self.world == 1
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, the same everywhere; without gradients."""
+        """Returns the sum over all processes, the same everywhere; without gradients."""
         if self.alone:
             return tensor
         total = tensor.detach().clone()
@@ -49,7 +53,7 @@ class Replicas:
         return total
 
     def gather(self, item: T) -> list[T]:
-        """Everyone's ``item``, by rank."""
+        """Returns every process's ``item``, by rank."""
         if self.alone:
             return [item]
         found: list[T] = [item] * self.world
@@ -57,12 +61,12 @@ class Replicas:
         return found
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Overwrites it by the first process's."""
+        """Overwrites the tensor by the first process's."""
         if not self.alone:
             distributed.broadcast(tensor, 0)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes are here."""
         if not self.alone:
             distributed.barrier()
 
@@ -73,7 +77,8 @@ class Replicas:
             distributed.destroy_process_group()
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance ``[C]`` of ``[N,C,H,W]`` over all processes, all of one N.
+        """Returns mean and biased variance ``[C]`` of ``[N,C,H,W]`` over all processes, all of one
+        N.
 
         Gradients flow through all processes. The variance is of deviations from the common mean,
         which loses no digits; that takes a second exchange.
@@ -90,7 +95,7 @@ ALONE = Replicas()
 
 
 class _Sum(torch.autograd.Function):
-    """Everybody's sum counts in everybody's loss, so the gradients are summed as well."""
+    """A sum whose gradients are summed too: everybody's sum counts in everybody's loss."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -107,17 +112,18 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum_with_gradients(tensor: Tensor) -> Tensor:
+    # PyTorch has no types for apply.
     total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return total
 
 
 def is_replica() -> bool:
-    """Whether this process was started as one of several."""
+    """Returns whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join_replicas(device: torch.device) -> Replicas:
-    """Joins the group that ``torch.distributed.run`` has set up, once a process; else alone."""
+    """Joins the group that ``torch.distributed.run`` has set up, once per process."""
     if not is_replica():
         return ALONE
     if not distributed.is_initialized():
@@ -130,12 +136,12 @@ def join_replicas(device: torch.device) -> Replicas:
 
 
 def count_replicas(options: TrainOptions) -> int:
-    """How many processes ``--ngpus`` asks this one to start: 1 where it works by itself."""
+    """Returns how many processes this one has to start for ``--ngpus``: 1 if it works alone."""
     if options.no_cuda or options.ngpus < 2 or is_replica():
         return 1
     present = torch.cuda.device_count()
     if 0 < present < options.ngpus:
-        warnings.warn(f"--ngpus {options.ngpus}: only {present} here", stacklevel=2)
+        warnings.warn(f"--ngpus {options.ngpus}: only {present} available", stacklevel=2)
     return max(1, min(options.ngpus, present))
 
 
@@ -166,3 +172,45 @@ def start_replicas(count: int, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={count}", *arguments]  # fmt: skip
     os.execv(sys.executable, command)
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Turns PyTorch's out-of-memory error into a ValueError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            "the GPU is out of memory: split the batch with --accumulate N, or take a smaller "
+            "--batch-size or --crop-size, or --dtype bfloat16"
+        ) from error
+
+
+def choose_device(options: TrainOptions) -> torch.device:
+    """Returns the GPU, of several processes one each, or the CPU if no GPU is wanted or available.
+
+    Raises:
+        ValueError: more processes on this machine than GPUs.
+    """
+    if options.no_cuda:
+        return torch.device("cpu")
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.ngpus <= 0 and not is_replica():
+        if present:
+            warnings.warn(IDLE_GPU, stacklevel=2)
+        return torch.device("cpu")
+    if not present:
+        warnings.warn(
+            f"--ngpus {options.ngpus}: no GPU is available, training on the CPU", stacklevel=2
+        )
+        return torch.device("cpu")
+    if not is_replica():
+        return torch.device("cuda")
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= present:
+        raise ValueError(
+            f"process {index + 1} on this machine has no GPU, there are {present}: start at most "
+            "that "
+            "many processes, or train with --no-cuda"
+        )
+    return torch.device("cuda", index)

@@ -18,17 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from export.symbols.graph import write_symbol
 from export.symbols.initial import start_parameters
-from training.frozen_blocks import frozen_names
-from training.guard.finite import NonFiniteStep, choose_finding, first_finding
-from training.loader import Batch, Shard, join_shards
+from training.guard.guard import NonFiniteStep, choose_finding, first_finding
+from training.loader import Batch, Shard, join_shards, step_seed
 from training.options import TrainOptions
-from training.step_seed import step_seed
-from training.trained_heads import freeze_batch_norms, frozen_parameters
+from training.parameters import ParameterGroup, frozen_names, group_of
 from training.trainers import torch_states
-from training.trainers.network_symbol import make_symbol, map_sizes, trained_graph
+from training.trainers.network_symbol import (
+    freeze_batch_norms,
+    frozen_parameters,
+    make_symbol,
+    map_sizes,
+    trained_graph,
+)
 from training.trainers.symbol_module import SymbolModule
-from training.trainers.torch_average import WeightAverage
-from training.trainers.torch_device import choose_device, tell_remedy_of_memory
 from training.trainers.torch_guard import (
     BeforeStep,
     StepHealth,
@@ -38,15 +40,21 @@ from training.trainers.torch_guard import (
     read_symptoms,
 )
 from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
-from training.trainers.torch_optimizer import make_optimizer, set_rate
-from training.trainers.torch_replicas import ALONE, check_replicas, join_replicas
+from training.trainers.torch_replicas import (
+    ALONE,
+    check_replicas,
+    choose_device,
+    explain_out_of_memory,
+    join_replicas,
+)
+from training.trainers.torch_states import WeightAverage
 from training.transforms import subsample_labels
 
 T = TypeVar("T")
 
 
 class TorchLearner:
-    """``training.learner.Learner`` on PyTorch."""
+    """The :class:`training.trainers.Learner` on PyTorch."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -62,9 +70,9 @@ class TorchLearner:
         self.map_sizes = map_sizes(graph, size, num_classes)
         start = start_parameters(graph, *size, options.seed)
         together = self.replicas if options.syncbn else ALONE
-        self.module = SymbolModule(graph, start, together).to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.module = SymbolModule(graph, start, together)
+        # PyTorch's types leave memory_format out.
+        self.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name in frozen_parameters(graph) | (held & set(self.module.weights)):
             self.module.weights[name].requires_grad_(False)
         self.average = WeightAverage(self.module, options.ema) if options.ema else None
@@ -107,9 +115,9 @@ class TorchLearner:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = self._parts(batch)
         for rows in parts:
-            with self._exchanged(rows is parts[-1]), tell_remedy_of_memory():
+            with self._exchanged(rows is parts[-1]), explain_out_of_memory():
                 loss = self._loss(batch.images[rows], [t[rows] for t in targets], weights)
-                self.scaler.scale(loss).backward()
+                torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.module)
@@ -131,7 +139,7 @@ class TorchLearner:
         return [slice(first, first + part) for first in range(0, len(batch.images), part)]
 
     def _exchanged(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients go to the other processes once a step, with the last part."""
+        """Sends gradients to the other processes only once per step, with the last part."""
         if last or not isinstance(self.forward, DistributedDataParallel):
             return nullcontext()
         return self.forward.no_sync()
@@ -140,7 +148,9 @@ class TorchLearner:
         self.scaler.update(self.options.loss_scale or None)
 
     def _is_overflow(self, health: StepHealth) -> bool:
-        """Only the scaled gradients: the scaler leaves the step out and takes a smaller scale."""
+        """Returns whether only scaled gradients overflow: the scaler skips the step and reduces the
+        scale.
+        """
         if self.options.loss_scale:
             # Nothing would make a static scale smaller.
             return False
@@ -154,7 +164,7 @@ class TorchLearner:
         targets: list[torch.Tensor],
         weights: list[torch.Tensor],
     ) -> NonFiniteStep:
-        """Undoes the step; what was not finite, and in which of all processes' images."""
+        """Undoes the step; returns what was not finite, and in which of all processes' images."""
         symptoms = read_symptoms(self.module)
         before.restore_statistics()
         self.optimizer.zero_grad(set_to_none=True)
@@ -220,7 +230,7 @@ class TorchLearner:
 
     @property
     def devices(self) -> int:
-        """One a process."""
+        """One device per process."""
         return 1
 
     def logits_together(
@@ -273,3 +283,27 @@ class TorchLearner:
 
     def close(self) -> None:
         self.replicas.leave()
+
+
+def make_optimizer(options: TrainOptions, module: SymbolModule) -> torch.optim.Optimizer:
+    """Returns SGD or Adam of all parameters that learn; each group keeps its multiplier as
+    ``rate``.
+    """
+    o = options
+    members: dict[ParameterGroup, list[torch.nn.Parameter]] = {}
+    for name, weight in module.weights.items():
+        if weight.requires_grad:
+            members.setdefault(group_of(name, o.head_lr_mult, o.no_wd), []).append(weight)
+    groups = [
+        {"params": weights, "weight_decay": group.decay * o.weight_decay, "rate": group.rate}
+        for group, weights in members.items()
+    ]
+    if o.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum)
+    return torch.optim.Adam(groups, lr=o.lr)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate"]

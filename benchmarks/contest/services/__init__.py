@@ -1,2 +1,4 @@
-"""What the other servers run, each in an environment of its own: scripts that import each other
-by bare name and nothing of this project."""
+"""Scripts that the other servers run, each in its own environment.
+
+They import each other by bare name, and nothing else of this project.
+"""

@@ -1,16 +1,15 @@
-"""MLServer's custom runtime around a network on ONNX Runtime: BYTES in, BYTES out."""
+"""Serves a network on ONNX Runtime as a custom runtime of MLServer: BYTES in, BYTES out."""
 
 from __future__ import annotations
 
-from job import read_job
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters, ResponseOutput
-from onnx_model import OnnxModel
-from photo import read_photo, write_mask
+from network import OnnxModel, read_job, read_photo, write_mask
 
 
-class MaskRuntime(MLModel):
-    """Runs in one of MLServer's parallel workers."""
+# MLServer has no types here: it is installed in its own environment.
+class MaskRuntime(MLModel):  # type: ignore[misc]
+    """A runtime that MLServer runs in one of its parallel workers."""
 
     async def load(self) -> bool:
         """Opens the network."""
@@ -19,7 +18,7 @@ class MaskRuntime(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """One photo."""
+        """Returns the mask of one photo."""
         (photo,) = payload.inputs[0].data
         pixels, own = read_photo(photo, self.model.height, self.model.width)
         picture = write_mask(self.model.label(pixels), self.job.colors, own)

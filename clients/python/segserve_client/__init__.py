@@ -1,4 +1,4 @@
-"""Python client of segserve.
+"""The Python client of segserve.
 
 ::
 
@@ -10,11 +10,10 @@
         result.save("street.png")
 """
 
+from segserve_client.channel import Tls
 from segserve_client.client import Client
-from segserve_client.description import Description
 from segserve_client.errors import SegserveError
-from segserve_client.form import File, Form
-from segserve_client.result import Result
-from segserve_client.tls import Tls
+from segserve_client.request import Form
+from segserve_client.result import Description, File, Result
 
 __all__ = ["Client", "Description", "File", "Form", "Result", "SegserveError", "Tls"]

@@ -1,24 +1,25 @@
-"""The client: images in, label maps out, over one gRPC channel."""
+"""The client: sends images over one gRPC channel, and returns label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal
 
 import grpc
 
-from segserve_client import description, readiness
-from segserve_client.channel import call_metadata, open_channel
-from segserve_client.description import Description
+from segserve_client.channel import (
+    Metadata,
+    Tls,
+    call_metadata,
+    open_channel,
+    wait_until_ready,
+)
 from segserve_client.errors import SegserveError, from_rpc_error
-from segserve_client.form import File, Form
-from segserve_client.image import ImageSource, read_image
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
-from segserve_client.result import Result, decode_map
-from segserve_client.stream import send_frames
-from segserve_client.tls import Tls
+from segserve_client.request import Form, ImageSource, read_image
+from segserve_client.result import Description, File, Result, decode_map, read_description
 
 OutputSize = Literal["original", "model"]
 SIZES: dict[str, pb.Size] = {"original": pb.SIZE_ORIGINAL, "model": pb.SIZE_MODEL}
@@ -35,13 +36,13 @@ class Client:
 
     Args:
         address: host and gRPC port.
-        model: used where a call names none.
-        timeout_s: the longest that one call may take.
-        api_key: sent with every call, readable on the way unless there is ``tls``.
-        tls: certificates; None: a plain connection.
+        model: default of calls that name none.
+        timeout_s: longest time of one call.
+        api_key: sent with every call; without ``tls`` anybody on the way can read it.
+        tls: certificates; None makes a plain connection.
 
     Raises:
-        OSError, ValueError: an address, a key, or a file of ``tls`` that cannot be used.
+        OSError, ValueError: the address, the key, or a file of ``tls`` cannot be used.
     """
 
     def __init__(
@@ -53,12 +54,15 @@ class Client:
         tls: Tls | None = None,
     ) -> None:
         if address.startswith(("http://", "https://")):
-            raise ValueError(f"{address!r}: give host:port of the gRPC port, as localhost:8001")
+            raise ValueError(
+                f"{address!r} is not a gRPC address: expected HOST:PORT, for example localhost:8001"
+            )
         self.address = address
         self.model = model
         self.timeout_s = timeout_s
         self._metadata = call_metadata(api_key)
         self._channel = open_channel(address, tls)
+        # The generated stub has no types.
         self._stub = SegmenterStub(self._channel)  # type: ignore[no-untyped-call]
         self._described: dict[tuple[str, int], Description] = {}
 
@@ -74,7 +78,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection; calls after it raise ValueError."""
+        """Closes the connection; later calls raise ValueError."""
         self._channel.close()
 
     def segment(
@@ -92,16 +96,16 @@ class Client:
 
         Args:
             image: a path, an encoded image, or uint8 ``[H,W,3]`` RGB or ``[H,W]`` gray.
-            version: the highest that is served unless given.
+            version: default: the highest that is served.
             size: of the mask: the image's own, or the network's.
-            smooth: interpolate logits (True) or take nearest ids (False); None: what the model can.
-            classes: names or ids to keep; other pixels become the ignore label. Empty: all.
+            smooth: interpolate logits (True) or take nearest ids (False); None: the model's best.
+            classes: names or ids to keep; other pixels get the ignore label. Empty keeps all.
             confidence: also fetch the confidence of each pixel.
-            tta: test-time augmentation: ``"flip"``, and scales as ``0.75``.
+            tta: test-time augmentation: ``"flip"``, and scales such as ``0.75``.
 
         Raises:
-            SegserveError: the server refuses, or cannot be reached.
-            OSError, ValueError: the image, or an option, is wrong on this side already.
+            SegserveError: the server refused, or cannot be reached.
+            OSError, ValueError: the image or an option is invalid, found before anything is sent.
         """
         formats = ("png", "confidence") if confidence else ("png",)
         request = self._request(image, model, version, formats, size, smooth, classes, tta)
@@ -118,25 +122,25 @@ class Client:
         confidence: bool = False,
         tta: Sequence[str | float] = (),
     ) -> Iterator[Result | SegserveError]:
-        """Segments frames as they come: one answer a frame, in the order of the frames.
+        """Segments frames as they arrive, and yields one result for each, in the frames' order.
 
-        A frame that the server refuses has the SegserveError in its place (not raised; its
-        ``code`` is empty, ``reason`` is there), and the stream goes on. ``frames`` is read on
-        another thread, as fast as the server takes them; ``timeout_s`` does not apply.
+        For a frame that the server refuses, a SegserveError is yielded, not raised (its ``code`` is
+        empty, its ``reason`` is set), and the stream continues. ``frames`` is read on another
+        thread, as fast as the server accepts them; ``timeout_s`` does not apply.
 
         The options are those of :meth:`segment`.
 
         Raises:
-            SegserveError: the stream itself ended: no server, or it stops.
-            OSError, ValueError: a frame, or an option, is wrong on this side already; the frames
-                before it are answered first.
+            SegserveError: the stream itself ended: no server, or it is stopping.
+            OSError, ValueError: a frame or an option is invalid, found before it is sent; the
+                results of earlier frames are yielded first.
         """
         formats = ("png", "confidence") if confidence else ("png",)
         requests = (
             self._request(frame, model, version, formats, size, smooth, classes, tta)
             for frame in frames
         )
-        return send_frames(
+        return _send_frames(
             self._stub,
             requests,
             lambda answer: self._result(answer, formats),
@@ -157,13 +161,13 @@ class Client:
         tta: Sequence[str | float] = (),
         form: Form = NO_FORM,
     ) -> bytes:
-        """Segments one image; the answer is the file that the server writes.
+        """Segments one image, and returns the file that the server writes.
 
         Args:
             format: one of ``describe().formats``: png, overlay, confidence, npy, raw, stats, rle,
                 polygons.
-            confidence: adds it to npy (which becomes npz), stats, rle and polygons.
-            form: how the file is written.
+            confidence: adds the confidence to npy (which becomes npz), stats, rle and polygons.
+            form: options of the output format.
 
         The other arguments and the errors are those of :meth:`segment`.
         """
@@ -185,7 +189,7 @@ class Client:
         tta: Sequence[str | float] = (),
         form: Form = NO_FORM,
     ) -> dict[str, File]:
-        """Segments one image once; the answer is one file a format.
+        """Segments one image once, and returns one file for each format.
 
         The arguments and the errors are those of :meth:`encode`.
         """
@@ -195,17 +199,17 @@ class Client:
         return _files(self._send(request), formats)
 
     def describe(self, model: str | None = None, version: int | None = None) -> Description:
-        """Classes, colours and sizes of a model; always asks the server.
+        """Requests a model's classes, colours and sizes from the server, every time.
 
         Raises:
-            SegserveError: no such model or version, or no server.
+            SegserveError: the model or version does not exist, or there is no server.
         """
         request = pb.DescribeRequest(model=self._name(model), version=version or 0)
         try:
             response = self._stub.Describe(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address, self.timeout_s) from None
-        found = description.from_response(response)
+        found = read_description(response)
         self._described[found.model, found.version] = found
         return found
 
@@ -213,9 +217,9 @@ class Client:
         """Returns once the server has loaded its models.
 
         Raises:
-            SegserveError: not within ``timeout_s`` (``DEADLINE_EXCEEDED``).
+            SegserveError: it is not ready within ``timeout_s`` (``DEADLINE_EXCEEDED``).
         """
-        readiness.wait(self._channel, self.address, timeout_s, self._metadata)
+        wait_until_ready(self._channel, self.address, timeout_s, self._metadata)
 
     def _request(
         self,
@@ -229,12 +233,17 @@ class Client:
         tta: Sequence[str | float],
     ) -> pb.SegmentRequest:
         if size not in SIZES:
-            raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
+            raise ValueError(f"size {size!r} is not valid: expected {' or '.join(SIZES)}")
         for name, several in (("classes", classes), ("formats", formats), ("tta", tta)):
             if isinstance(several, str):
-                raise ValueError(f"{name} is a sequence, such as ({several!r},)")
+                raise ValueError(
+                    f"{name} is a text: expected a sequence, for example ({several!r},)"
+                )
         if not formats or any("," in format for format in formats):
-            raise ValueError("name one format, or several as encode_all(image, ('png', 'stats'))")
+            raise ValueError(
+                "the format is not valid: expected one name, or several as in"
+                " encode_all(image, ('png', 'stats'))"
+            )
         request = pb.SegmentRequest(
             model=self._name(model),
             version=version or 0,
@@ -277,12 +286,50 @@ class Client:
     def _name(self, model: str | None) -> str:
         name = model or self.model
         if not name:
-            raise ValueError("name a model: Client(address, model=...) or model=... in the call")
+            raise ValueError(
+                "no model is given: set Client(address, model=...) or model=... in the call"
+            )
         return name
 
 
 def _files(answer: pb.SegmentResponse, formats: Sequence[str]) -> dict[str, File]:
-    """The files by format, whether there are several or one."""
+    """Returns the files by format, whether there are several or one."""
     if len(formats) == 1:
         return {formats[0]: File(answer.body, answer.media_type)}
     return {part.name: File(part.body, part.media_type) for part in answer.parts}
+
+
+def _send_frames(
+    stub: SegmenterStub,
+    requests: Iterator[pb.SegmentRequest],
+    read: Callable[[pb.SegmentResponse], Result],
+    address: str,
+    metadata: Metadata,
+) -> Iterator[Result | SegserveError]:
+    """Yields one result for each request; gRPC reads ``requests`` on a thread of its own.
+
+    Raises:
+        SegserveError: the stream itself ended: no server, or it is stopping.
+        Exception: what ``requests`` raised, once the requests before it are answered.
+    """
+    raised: list[Exception] = []
+
+    def guarded() -> Iterator[pb.SegmentRequest]:
+        try:
+            yield from requests
+        except Exception as error:  # gRPC would log it and end the stream without a reason
+            raised.append(error)
+
+    call = stub.SegmentStream(guarded(), metadata=metadata)
+    try:
+        for message in call:
+            if message.HasField("error"):
+                yield SegserveError(message.error.message, "", message.error.code)
+            else:
+                yield read(message.response)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, address, float("inf")) from None
+    finally:
+        call.cancel()
+    if raised:
+        raise raised[0]

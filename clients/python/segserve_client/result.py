@@ -1,4 +1,4 @@
-"""A label map with what is needed to show it."""
+"""What a server returns: descriptions of models, label maps, files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,61 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from segserve_client.description import Color
+from segserve_client.proto import segserve_pb2 as pb
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A served model, as the server describes it.
+
+    Attributes:
+        classes: names; the index is the class id.
+        palette: one RGB colour (0-255) for each class.
+        ignore_label: the id of pixels that belong to no class.
+        size: height and width of the network's input.
+        has_logits: whether ``smooth`` and ``confidence`` are available.
+        formats: output formats that ``Client.encode`` accepts.
+    """
+
+    model: str
+    version: int
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    ignore_label: int
+    size: tuple[int, int]
+    has_logits: bool
+    formats: tuple[str, ...]
+
+
+def read_description(response: pb.DescribeResponse) -> Description:
+    """Reads a response, in which colours are 0xRRGGBB."""
+    return Description(
+        model=response.model,
+        version=response.version,
+        classes=tuple(entry.name for entry in response.classes),
+        palette=tuple(
+            (entry.color >> 16 & 255, entry.color >> 8 & 255, entry.color & 255)
+            for entry in response.classes
+        ),
+        ignore_label=response.ignore_label,
+        size=(response.height, response.width),
+        has_logits=response.has_logits,
+        formats=tuple(response.formats),
+    )
+
 
 # As in the server's own PNGs: neither black nor any class.
 IGNORE_COLOR: Color = (224, 224, 192)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a response: its bytes and media type."""
+
+    body: bytes
+    media_type: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +78,8 @@ class Result:
         timings: seconds the server spent in each stage.
         model: the model that answered, and its ``version``.
         image_size: height and width of the image that was sent, after EXIF orientation.
-        ignore_label: the id of pixels that belong to no class; outside of 0 to 255: there are none.
-        confidence: uint8 ``[H,W]``, 255 for certain, where it was asked for.
+        ignore_label: the id of pixels that belong to no class; beyond 255 there are none.
+        confidence: uint8 ``[H,W]``, 255 for certain; None unless requested.
     """
 
     mask: npt.NDArray[np.uint8]
@@ -42,7 +93,7 @@ class Result:
     confidence: npt.NDArray[np.uint8] | None = None
 
     def colored(self) -> npt.NDArray[np.uint8]:
-        """The mask in its classes' colours, RGB uint8 ``[H,W,3]``."""
+        """Returns the mask in its classes' colours, RGB uint8 ``[H,W,3]``."""
         return self._colors()[self.mask]
 
     def save(self, path: str | Path) -> None:
@@ -64,17 +115,19 @@ class Result:
 
 
 def decode_map(png: bytes) -> npt.NDArray[np.uint8]:
-    """The pixel values of an indexed or gray PNG, uint8 ``[H,W]``.
+    """Returns the pixel values of an indexed or gray PNG, uint8 ``[H,W]``.
 
     Raises:
         ValueError: a PNG of another kind.
-        OSError: no PNG at all.
+        OSError: not a readable PNG.
     """
     try:
         # Image.open would refuse sizes that the server allows.
         with PngImageFile(io.BytesIO(png)) as image:
             if image.mode not in ("P", "L"):
-                raise ValueError(f"a label map is an 8-bit indexed or gray PNG, not {image.mode}")
+                raise ValueError(
+                    f"a PNG of mode {image.mode} is not a label map: expected 8-bit indexed or gray"
+                )
             return np.array(image)
     except SyntaxError as error:  # Pillow's, for a file that is damaged or of another kind
-        raise OSError(f"the answer is not a readable PNG: {error}") from None
+        raise OSError(f"the response is not a readable PNG: {error}") from None

@@ -1,4 +1,4 @@
-"""Triton's ``onnxruntime`` backend in Python, for servers that lack the compiled one.
+"""Implements Triton's ``onnxruntime`` backend in Python, for servers without the compiled one.
 
 In ``BACKENDS/onnxruntime/`` this file serves every model with ``platform: "onnxruntime_onnx"``:
 the same ``config.pbtxt``, ``model.onnx`` and answers as with the backend of NVIDIA's container.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 # Before the import: official builds send usage events otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -18,6 +21,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+Config = Mapping[str, Any]
+Arrays = Mapping[str, npt.NDArray[np.generic]]
 TYPES = {
     "tensor(bool)": "TYPE_BOOL",
     "tensor(uint8)": "TYPE_UINT8",
@@ -45,8 +50,8 @@ class TritonPythonModel:
     """One instance of one version of a model; Triton calls it from one thread."""
 
     @staticmethod
-    def auto_complete_config(config):
-        """Fills in tensors and batching from the graph where the configuration has neither."""
+    def auto_complete_config(config: Any) -> Any:
+        """Completes tensors and batching from the graph if the configuration has neither."""
         given = config.as_dict()
         if given["input"] and given["output"]:
             return config
@@ -67,7 +72,7 @@ class TritonPythonModel:
                 add({"name": tensor.name, "data_type": TYPES[tensor.type], "dims": dims})
         return config
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the graph and checks that it has the tensors that the configuration promises."""
         config = json.loads(args["model_config"])
         path = _graph_path(config, Path(args["model_repository"]) / args["model_version"])
@@ -78,8 +83,8 @@ class TritonPythonModel:
         _check(config["input"], self.session.get_inputs(), path)
         _check(config["output"], self.session.get_outputs(), path)
 
-    def execute(self, requests):
-        """One response a request, in order; Triton hands over what fits into one batch."""
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Returns one response for each request, in order; together they fit into one batch."""
         feeds = [
             {name: pb_utils.get_input_tensor_by_name(r, name).as_numpy() for name in self.inputs}
             for r in requests
@@ -93,11 +98,11 @@ class TritonPythonModel:
                 pb_utils.Logger.log_warn(f"a batch of {len(requests)} requests failed: {error}")
         return [self._run_one(feed, names) for feed, names in zip(feeds, wanted, strict=True)]
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Frees the session."""
         self.session = None
 
-    def _run_batch(self, feeds, wanted):
+    def _run_batch(self, feeds: Sequence[Arrays], wanted: Sequence[Sequence[str]]) -> list[Any]:
         batch = {n: np.concatenate([feed[n] for feed in feeds]) for n in self.inputs}
         names = list(dict.fromkeys(name for request in wanted for name in request))
         results = dict(zip(names, self.session.run(names, batch), strict=True))
@@ -107,7 +112,7 @@ class TritonPythonModel:
             responses.append(_response({name: results[name][start:end] for name in request}))
         return responses
 
-    def _run_one(self, feed, names):
+    def _run_one(self, feed: Arrays, names: Sequence[str]) -> Any:
         try:
             return _response(dict(zip(names, self.session.run(names, feed), strict=True)))
         except Exception as error:
@@ -115,32 +120,35 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=failure)
 
 
-def _response(results):
+def _response(results: Arrays) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(n, array) for n, array in results.items()])
 
 
-def _graph_path(config, version):
-    return version / (config["default_model_filename"] or "model.onnx")
+def _graph_path(config: Config, version: Path) -> Path:
+    name: str = config["default_model_filename"] or "model.onnx"
+    return version / name
 
 
-def _open_session(config, path, device=None):
+def _open_session(
+    config: Config, path: Path, device: str | None = None
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
     options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
     options.graph_optimization_level = _GRAPH_LEVELS[level]
-    providers = ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device is not None:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
     return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
-def _check(configured, found, path):
+def _check(configured: Sequence[Config], found: Sequence[Any], path: Path) -> None:
     types = {tensor.name: TYPES.get(tensor.type, tensor.type) for tensor in found}
     for tensor in configured:
         if types.get(tensor["name"]) != tensor["data_type"]:
             raise pb_utils.TritonModelException(
-                f"{path}: the configuration has {tensor['name']} {tensor['data_type']}, the graph"
-                f" {types}"
+                f"{path} does not match its configuration: expected {tensor['name']}"
+                f" {tensor['data_type']}, the graph has {types}"
             )

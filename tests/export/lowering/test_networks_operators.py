@@ -155,7 +155,7 @@ def read_case(folder, name):
 def test_equals_mxnet(name, mxnet_results, run_onnx):
     from onnx import checker
 
-    from export.passes.fold_batch_norm import fold_batch_norm
+    from export.passes.convolutions import fold_batch_norm
 
     model, data, expected = read_case(mxnet_results, name)
     checker.check_model(model, full_check=True)

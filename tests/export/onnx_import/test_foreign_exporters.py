@@ -125,7 +125,7 @@ def test_other_precisions(run, served, tmp_path, write, precision):
     assert f"net_{precision} version 1, 5 classes, 37x52, {precision}" in result.stdout
     assert (predict(IMAGES)["mask"] == expected(path)).mean() > 0.8
     parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
-    assert parameters["family"] == "net"
+    assert "family" not in parameters
     assert "2 images of photos, held out" in parameters["accuracy"]
     weights = {t.data_type for t in onnx.load(str(folder.graph(1))).graph.initializer}
     wanted = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8

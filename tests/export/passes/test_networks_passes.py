@@ -9,10 +9,9 @@ import pytest
 from export.errors import InvalidSymbol, UnsupportedOperator
 from export.lowering.convert import convert
 from export.passes.build import build_model
+from export.passes.concatenations import factor_pyramid, image_pooling_bias
+from export.passes.convolutions import fold_batch_norm
 from export.passes.cut_at_logits import cut_at_logits, without_softmax
-from export.passes.factor_pyramid import factor_pyramid
-from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.image_pooling_bias import image_pooling_bias
 from export.symbols.params import Parameters
 from export.symbols.shapes import infer_shapes
 
@@ -173,7 +172,7 @@ def test_confidence_is_the_winners_softmax(writer, make_params, run_onnx, deform
     np.testing.assert_array_equal(run_onnx(only, values)[0], confidence)
     shares = np.exp(full - full.max(1, keepdims=True))
     expected = np.rint(255 * shares.max(1) / shares.sum(1))
-    from export.passes.mask_head import mask_head
+    from export.passes.contract import mask_head
 
     plain = convert(cut_at_logits(graph, *SIZE).graph, parameters, *SIZE)
     mask_head(plain, *SIZE, heads=["confidence"])

@@ -1,11 +1,10 @@
-"""What ``benchmarks.passes`` compares are two ways to the same, and its table keeps its order."""
+"""``benchmarks.studies.passes`` compares two ways to the same, and its table keeps its order."""
 
 import numpy as np
 import pytest
 
-from benchmarks.pass_variants import ADAPTIVE, Subject, make_pair
-from benchmarks.passes import COMPARISONS, put_row
-from benchmarks.undone_passes import average_by_bins
+from benchmarks.studies.passes import COMPARISONS, put_row
+from benchmarks.studies.rewrites import ADAPTIVE, Subject, average_by_bins, make_pair
 
 SIZE = (64, 96)
 EXACT = sorted({comparison.rewrite for comparison in COMPARISONS})

@@ -5,12 +5,10 @@ import pytest
 from export.errors import ExportError, InvalidSymbol
 from export.lowering.convert import convert
 from export.passes.build import build_model
-from export.passes.commute_resize import commute_resize
+from export.passes.concatenations import factor_pyramid
+from export.passes.contract import fold_normalisation, mask_head
+from export.passes.convolutions import commute_resize, fold_batch_norm
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.passes.factor_pyramid import factor_pyramid
-from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.fold_normalisation import fold_normalisation
-from export.passes.mask_head import mask_head
 from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (32, 64)

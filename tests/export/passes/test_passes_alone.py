@@ -14,12 +14,10 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from export.passes.commute_resize import commute_resize
-from export.passes.factor_pyramid import factor_pyramid
-from export.passes.fold_batch_norm import fold_batch_norm
-from export.passes.fold_normalisation import fold_normalisation
-from export.passes.image_pooling_bias import image_pooling_bias
-from export.passes.mask_head import mask_head
+from export.passes.concatenations import factor_pyramid, image_pooling_bias
+from export.passes.contract import fold_normalisation, mask_head
+from export.passes.convolutions import commute_resize, fold_batch_norm
+from export.symbols.normalisation import Pixels
 
 HEIGHT, WIDTH = 12, 21
 CORNERS = 'mode="linear", coordinate_transformation_mode="align_corners"'
@@ -417,7 +415,7 @@ def assert_normalised(model: ModelProto, count: int, *, bgr: bool) -> None:
     data = values.transpose(0, 3, 1, 2).astype(np.float32)
     plain = onnxruntime.InferenceSession(model.SerializeToString())
     (before,) = plain.run(None, {"data": np.ascontiguousarray(data[:, ::-1] if bgr else data)})
-    assert fold_normalisation(model, MEAN, STD, bgr=bgr) == count
+    assert fold_normalisation(model, Pixels(MEAN, STD, bgr)) == count
     onnx.checker.check_model(model, full_check=True)
     (after,) = onnxruntime.InferenceSession(model.SerializeToString()).run(
         None, {"image": photos()}

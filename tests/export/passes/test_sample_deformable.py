@@ -92,7 +92,8 @@ def test_the_command_writes_opset_17(tmp_path, make_deformable_network, make_par
 
     def run(*arguments):
         given = ["--symbol", tmp_path / "net-symbol.json", "--params", tmp_path / "net.params",
-                 "--no-verify", "--repository", tmp_path / "repository"]  # fmt: skip
+                 "--pixels", "imagenet", "--no-verify",
+                 "--repository", tmp_path / "repository"]  # fmt: skip
         return CliRunner().invoke(app, [*map(str, given), *arguments])
 
     assert run("--opset", "17").exit_code == 0

@@ -3,8 +3,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.passes.build import build_model
-from export.passes.graph_ends import name_nodes
-from export.passes.onnx_graph import OnnxGraph
+from export.passes.onnx_graph import OnnxGraph, name_nodes
 from export.precision.half import round_to_half, to_half
 from export.precision.served_graph import serve_graph
 from serving.engines.graph import find_precision

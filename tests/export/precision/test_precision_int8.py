@@ -8,15 +8,20 @@ import pytest
 from rich.console import Console
 
 from export.passes.build import build_model
-from export.passes.graph_ends import graph_ends
+from export.passes.contract import graph_ends
 from export.passes.onnx_graph import OnnxGraph
-from export.precision.calibration import METHODS, calibrate, usable_methods
 from export.precision.gate import Comparison, Gate, Limits, Scores
 from export.precision.images import ImageFiles, PreparedImages, find_images
-from export.precision.quantise import Recipe, convolutions, quantise
+from export.precision.quantise import (
+    METHODS,
+    Recipe,
+    calibrate,
+    convolutions,
+    quantise,
+    usable_methods,
+)
 from export.precision.search import Try, choose, layer_errors, search, tries_table, variants
-from export.precision.served_graph import serve_graph
-from export.precision.timing import TimeRatio
+from export.precision.served_graph import TimeRatio, serve_graph
 from export.progress import show_steps
 from serving.engines.graph import cut_graph, find_precision
 from serving.imaging.geometry import Size

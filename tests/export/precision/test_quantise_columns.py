@@ -7,8 +7,7 @@ import pytest
 
 from export.passes.build import build_model
 from export.passes.onnx_graph import OnnxGraph
-from export.precision.calibration import calibrate
-from export.precision.quantise import Recipe, quantise
+from export.precision.quantise import Recipe, calibrate, quantise
 from training.datasets.synthetic import render_scene
 
 HEIGHT, WIDTH = 32, 48

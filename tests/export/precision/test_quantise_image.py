@@ -8,9 +8,8 @@ from onnx import ModelProto
 
 from export.passes.build import build_model
 from export.passes.onnx_graph import OnnxGraph
-from export.precision.calibration import calibrate
-from export.precision.quantise import Recipe, quantise
-from export.precision.quantise_image import centre_bytes
+from export.precision.first_layers import centre_bytes
+from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.normalisation import Pixels
 from serving.engines.graph import cut_graph
 from training.datasets.synthetic import render_scene

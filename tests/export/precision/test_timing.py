@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from export.passes.build import build_model
-from export.precision import timing
+from export.precision import served_graph as timing
 from export.precision.quantise import has_vnni
-from export.precision.timing import compare_times, median_ratio
+from export.precision.served_graph import compare_times, median_ratio
 
 SIZE = (32, 48)
 

@@ -9,7 +9,7 @@ GENERATE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from benchmarks.generate_symbols import NETWORKS, trace
+from benchmarks.studies.generate_symbols import NETWORKS, trace
 for argument in sys.argv[2:]:
     name, height, width = argument.split(":")
     network = replace(NETWORKS[name], height=int(height), width=int(width))

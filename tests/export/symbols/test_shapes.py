@@ -45,13 +45,13 @@ def test_all_unknown_operators_are_named(writer):
 @pytest.mark.parametrize(
     ("op", "attrs", "message"),
     [
-        ("Convolution", {"kernel": "(3,)", "num_filter": 4}, "2-D"),
+        ("Convolution", {"kernel": "(3, 3, 3)", "num_filter": 4}, "2-D"),
         ("Convolution", {"kernel": "(3, 3)", "num_filter": 4, "layout": "NHWC"}, "NHWC"),
-        ("Pooling", {"kernel": "(2, 2)", "pool_type": "lp"}, "lp"),
+        ("Pooling", {"kernel": "(2, 2)", "pool_type": "median"}, "median"),
         ("Pooling", {"kernel": "(2, 2)", "pooling_convention": "same"}, "same"),
         ("Activation", {"act_type": "gelu"}, "gelu"),
         ("Dropout", {"mode": "always"}, "inference"),
-        ("_contrib_BilinearResize2D", {"mode": "odd_scale", "scale_height": 2}, "resizes"),
+        ("_contrib_BilinearResize2D", {"mode": "to_prime"}, "resizes"),
     ],
 )
 def test_unknown_attributes_are_refused_by_node(writer, op, attrs, message):

@@ -77,7 +77,7 @@ async def test_what_follows_inference_is_part_of_the_answer() -> None:
                 with pytest.raises(PredictedLate):
                     batcher.reserve(1, timeout_s=timeout_s, answer_s=answer_s)
             else:
-                batcher.reserve(1, timeout_s=timeout_s, answer_s=answer_s).leave()
+                batcher.reserve(1, timeout_s=timeout_s, answer_s=answer_s).release()
         # And by when the image must have been inferred.
         before = asyncio.create_task(batcher.submit(IMAGE, timeout_s=500.0, answer_s=30.0))
         await until(lambda: batcher.waiting)
@@ -116,7 +116,7 @@ async def test_caution_is_larger_before_decoding_than_after() -> None:
         # Both the one at work and its own: 2 x (120 + 2 x 20).
         with pytest.raises(PredictedLate):
             batcher.reserve(1, timeout_s=315.0)
-        batcher.reserve(1, timeout_s=325.0).leave()
+        batcher.reserve(1, timeout_s=325.0).release()
         engine.hold.set()
         await busy
 
@@ -132,13 +132,15 @@ async def test_an_image_that_is_being_decoded_counts() -> None:
                 batcher.reserve(IMAGE.nbytes, timeout_s=250.0)
             with batcher.reserve(IMAGE.nbytes), pytest.raises(QueueFull, match="max_queue_size"):
                 batcher.reserve(IMAGE.nbytes)
-        place = batcher.reserve(IMAGE.nbytes, timeout_s=250.0)
-        waiting = asyncio.create_task(batcher.submit(IMAGE, timeout_s=250.0, place=place))
+        reservation = batcher.reserve(IMAGE.nbytes, timeout_s=250.0)
+        waiting = asyncio.create_task(
+            batcher.submit(IMAGE, timeout_s=250.0, reservation=reservation)
+        )
         await until(lambda: batcher.waiting)
         # It counts once, not twice.
         with batcher.reserve(IMAGE.nbytes):
             pass
-        place.leave()
+        reservation.release()
         engine.hold.set()
         await asyncio.gather(busy, waiting)
 
@@ -160,11 +162,11 @@ async def test_a_place_is_left_when_its_image_is_refused() -> None:
 async def test_idle_instances_take_more_than_may_wait() -> None:
     engine = FakeEngine(SIZE, max_batch_size=2, instances=2)
     async with batching(engine, BatchLimits(1, 1 << 20, 20_000)) as batcher:
-        places = [batcher.reserve(IMAGE.nbytes) for _ in range(5)]
+        reservations = [batcher.reserve(IMAGE.nbytes) for _ in range(5)]
         with pytest.raises(QueueFull):
             batcher.reserve(IMAGE.nbytes)
-        for place in places:
-            place.leave()
+        for reservation in reservations:
+            reservation.release()
 
 
 async def test_an_idle_engine_takes_every_image_whatever_was_learnt() -> None:

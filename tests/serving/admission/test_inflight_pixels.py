@@ -93,10 +93,10 @@ def test_nothing_is_reserved_for_a_request_that_has_ended(
     server: Server, held: HeldHeaders, end
 ) -> None:
     """A thread that is still at its image must not reserve for it: nobody would give it back."""
-    observer, turns = server.segmenter.observer, server.segmenter._turns
+    admission, turns = server.admission, server.segmenter._turns
     idle = turns._free
     end(server, held)
-    wait_for(lambda: observer.inflight == 0)
+    wait_for(lambda: admission.inflight == 0)
     held.go.set()
     with httpx.Client(base_url=f"http://127.0.0.1:{server.ports.http}", timeout=60) as http:
         with ThreadPoolExecutor(8) as pool:
@@ -104,4 +104,4 @@ def test_nothing_is_reserved_for_a_request_that_has_ended(
         assert {answer.result().status_code for answer in sent} == {200}
     # The late thread has gone its way.
     wait_for(lambda: turns._free == idle)
-    assert observer._pixels == 0
+    assert admission._pixels == 0

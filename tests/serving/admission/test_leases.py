@@ -1,6 +1,6 @@
 """Whatever becomes of an image: nothing of it stays in the batcher, and the next one is answered.
 
-One way to end a row. After each, the queue, its bytes, the reserved places, the timers and what
+One way to end a row. After each, the queue, its bytes, the reservations, the timers and what
 waits for its turn are as before, and what the engine should not have run it has not run.
 """
 
@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits
+from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.batcher import Batcher
 from serving.batching.queue import RequestQueue, WaitLimits
-from serving.batching.queue_policy import QueuePolicy, Scheduling
-from serving.engine import Prediction
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -30,6 +28,7 @@ from serving.errors import (
     SegserveError,
 )
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.testing import FakeEngine
 from tests.support.batching import Notes
 from tests.support.waiting import until
@@ -149,21 +148,21 @@ async def delayed_and_left(case: Case) -> None:
     await asyncio.wait([task])
 
 
-async def place_unused(case: Case) -> None:
+async def reservation_unused(case: Case) -> None:
     with case.batcher.reserve(IMAGE.nbytes):
-        assert case.batcher._admission.coming == 1
+        assert case.batcher._admission.reserved == 1
     with pytest.raises(ValueError, match="no image"), case.batcher.reserve(IMAGE.nbytes):
         raise ValueError("no image")
-    place = case.batcher.reserve(IMAGE.nbytes)
+    reservation = case.batcher.reserve(IMAGE.nbytes)
     for _ in range(2):
-        place.leave()
+        reservation.release()
 
 
-async def place_used(case: Case) -> None:
-    place = case.batcher.reserve(IMAGE.nbytes)
-    task = await case.enter(place=place)
-    assert case.batcher._admission.coming == 0
-    place.leave()
+async def reservation_used(case: Case) -> None:
+    reservation = case.batcher.reserve(IMAGE.nbytes)
+    task = await case.enter(reservation=reservation)
+    assert case.batcher._admission.reserved == 0
+    reservation.release()
     await case.release()
     await task
 
@@ -180,8 +179,8 @@ async def full(case: Case) -> None:
 
 async def full_of_bytes(case: Case) -> None:
     waiting = await case.enter()
-    place = case.batcher.reserve(0)
-    await expect(QueueFull, "max_queue_bytes", case.batcher.submit(IMAGE, place=place))
+    reservation = case.batcher.reserve(0)
+    await expect(QueueFull, "max_queue_bytes", case.batcher.submit(IMAGE, reservation=reservation))
     await case.release()
     await waiting
 
@@ -254,8 +253,8 @@ ENDS = [
     End(policys_timeout, ("deadline",),
         limits=scheduled(default_policy=QueuePolicy(timeout_s=0.02))),
     End(delayed_and_left, limits=scheduled(default_policy=QueuePolicy(delays=True))),
-    End(place_unused),
-    End(place_used, runs=2),
+    End(reservation_unused),
+    End(reservation_used, runs=2),
     End(full, ("queue_size",) * 2, runs=3),
     End(full_of_bytes, ("queue_bytes",), runs=2,
         limits=replace(LIMITS, max_queue_bytes=2 * IMAGE.nbytes - 1)),
@@ -282,16 +281,16 @@ async def test_nothing_is_left_of_an_image(case: End) -> None:
         assert tuple(made.notes.rejections) == case.rejections
         assert len(made.engine.batch_sizes) == case.runs
         assert (batcher.waiting, batcher._queue.bytes) == (0, 0)
-        assert batcher._admission.coming == 0
+        assert batcher._admission.reserved == 0
         assert made.notes.queue == 0, "what the metric shows"
         assert not batcher._answers._expected
         assert not batcher._answers._finished
-        assert not batcher._workers.items
-        assert batcher._slot.calm.is_set()
+        assert not batcher._slot.batches
+        assert batcher._slot.idle.is_set()
         # As many as ever may wait again.
-        places = [batcher.reserve(1) for _ in range(case.limits.max_queue_size)]
-        for place in places:
-            place.leave()
+        reservations = [batcher.reserve(1) for _ in range(case.limits.max_queue_size)]
+        for reservation in reservations:
+            reservation.release()
         inferred = await asyncio.wait_for(batcher.submit(IMAGE), 20)
         assert inferred.batch_size == 1
 

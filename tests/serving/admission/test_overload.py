@@ -285,7 +285,7 @@ async def test_what_answering_takes_counts_for_the_deadline(
             monkeypatch.setattr(
                 "serving.admission.admission.perf_counter", lambda m=moments: next(m)
             )
-            with server.segmenter._costs.measure(*forms, pixels=32 * 48):
+            with server.admission.costs.measure(*forms, pixels=32 * 48):
                 pass
         monkeypatch.undo()
         busy = await occupy(http, engine)

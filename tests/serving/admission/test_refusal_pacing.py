@@ -11,11 +11,15 @@ import httpx
 import pytest
 from segserve_client.proto import segserve_pb2, segserve_pb2_grpc
 
-from serving.admission.pacing import BURST_S, MAX_DELAY_S, RefusalPacer
 from serving.errors import KeyLimitExceeded
 from serving.http.middleware import longest_wait
 from serving.observability.metrics import Metrics
-from serving.observability.middleware import Calls
+from serving.observability.middleware import (
+    BURST_S,
+    MAX_DELAY_S,
+    RefusalPacer,
+    RequestContexts,
+)
 from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine
@@ -173,22 +177,22 @@ async def test_a_refusal_that_waits_is_none_of_its_keys_calls(tmp_path: Path) ->
     key = "a-key-of-sixteen-letters"
     (tmp_path / "keys").write_text(f"one {key} concurrent=1\n")
     settings = Settings(api_keys_file=tmp_path / "keys", refusals_per_second=0.01)
-    calls = Calls(settings, Metrics())
+    contexts = RequestContexts(settings, Metrics())
 
     def read(name: str) -> str:
         return key if name == "x-api-key" else ""
 
-    with calls.call("http", "POST", "/", "127.0.0.1", read) as refused:
-        calls.admit(refused, read)
-        await calls.delay_refusal(refused, 60.0)
-        waiting = asyncio.create_task(calls.delay_refusal(refused, 60.0))
-        with calls.call("http", "POST", "/", "127.0.0.1", read) as other:
-            calls.admit(other, read)
+    with contexts.begin("http", "POST", "/", "127.0.0.1", read) as refused:
+        contexts.admit(refused, read)
+        await contexts.delay_refusal(refused, 60.0)
+        waiting = asyncio.create_task(contexts.delay_refusal(refused, 60.0))
+        with contexts.begin("http", "POST", "/", "127.0.0.1", read) as other:
+            contexts.admit(other, read)
             with (
-                calls.call("http", "POST", "/", "127.0.0.1", read) as third,
+                contexts.begin("http", "POST", "/", "127.0.0.1", read) as third,
                 pytest.raises(KeyLimitExceeded),
             ):
-                calls.admit(third, read)
+                contexts.admit(third, read)
         assert not waiting.done()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

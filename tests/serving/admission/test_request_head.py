@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
-from serving.admission.request_head import Announced
+from serving.admission.admission import RequestHead
 from serving.errors import QueueFull
 from serving.grpc import wire as door
 from serving.grpc.wire import scan, shape_of
@@ -141,7 +141,7 @@ async def test_a_refusal_is_told_like_any_other(repository: Path) -> None:
     """As one that comes behind the body: metrics, statistics, and the line in the log."""
     async with full(repository) as (server, _, _), connected(server) as client:
         written = io.StringIO()
-        server.calls.log = AccessLog("json", written)
+        server.contexts.log = AccessLog("json", written)
         client.send_head()
         await client.read()
         await until(written.getvalue)
@@ -159,12 +159,12 @@ async def test_a_refusal_is_told_like_any_other(repository: Path) -> None:
 async def test_the_same_verdict_as_behind_the_body(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the door held open the request goes all the way, and is told the same."""
+    """With the head not checked the request goes all the way, and gets the same answer."""
     headers = {"X-Timeout-Ms": "1000", "X-Request-Id": "same"}
     async with full(repository, max_queue_size=5) as (server, http, _):
         server.registry.get("bands").batcher.costs.learn(1, 500.0)
         early = await http.post(SEGMENT, content=RED, headers=headers)
-        monkeypatch.setattr(server.segmenter.door, "check", lambda *anything: None)
+        monkeypatch.setattr(server.admission, "check_head", lambda *anything: None)
         late = await http.post(SEGMENT, content=RED, headers=headers)
         assert early.status_code == late.status_code == 429
         assert early.json()["code"] == late.json()["code"] == "predicted_late"
@@ -204,10 +204,10 @@ async def test_strangers_learn_nothing_of_the_queue(
 async def test_a_deadline_that_has_passed_is_left_to_the_way_of_all(repository: Path) -> None:
     """It is another error, and counted there."""
     async with full(repository) as (server, _, _):
-        announced = Announced("bands", None, -0.1)
-        server.segmenter.door.check(announced, "grpc")
+        head = RequestHead("bands", None, -0.1)
+        server.admission.check_head(head, "grpc")
         with pytest.raises(QueueFull):
-            server.segmenter.door.check(replace(announced, timeout_s=5.0), "grpc")
+            server.admission.check_head(replace(head, timeout_s=5.0), "grpc")
         assert sample(server, "segserve_rejected_total", model="bands", reason="deadline") == 0
 
 
@@ -438,7 +438,7 @@ async def test_grpc_deadlines_are_looked_at_before_the_message(repository: Path)
                 assert trailing["segserve-code"] == "predicted_late"
 
 
-def read(method: str, data: bytes, timeout_s: float | None = None) -> Announced | None:
+def read(method: str, data: bytes, timeout_s: float | None = None) -> RequestHead | None:
     """What a message's bytes announce."""
     kind = {door.SEGMENT: pb.SegmentRequest, door.INFER: oip.ModelInferRequest}[method]
     fields = scan(data, shape_of(kind.DESCRIPTOR), door.list_wanted(method)).fields

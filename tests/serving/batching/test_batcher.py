@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, Execution
+from serving.batching.batch import BatchLimits, Execution, Scheduling
 from serving.batching.batcher import Batcher
-from serving.batching.queue_policy import Scheduling
-from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.testing import FakeEngine
 from tests.support.batching import LIMITS, Notes, batching
 from tests.support.waiting import until

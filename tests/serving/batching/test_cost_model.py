@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serving.admission.admission import AnswerCosts
-from serving.batching.cost_model import Average, CostModel
+from serving.batching.admission import Average, CostModel
 
 
 def test_before_the_first_batch_nothing_is_predicted() -> None:

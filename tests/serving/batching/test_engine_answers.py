@@ -16,10 +16,11 @@ import onnx
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.batching.workers import check_prediction, find_not_finite
-from serving.engine import EngineSpec, Prediction
+from serving.batching.engine_runner import check_prediction, find_not_finite
+from serving.engine import EngineSpec
 from serving.errors import EngineFailed
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.models.embedded import open_onnx_engine
 from serving.models.repository import ModelFolder, read_model
 from serving.models.sources import LocalRepository

@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from serving.batching import workers
-from serving.batching.engine_runner import EngineThread
-from serving.batching.workers import Run
-from serving.engine import Prediction
+from serving.batching.engine_runner import EngineThread, Run
+from serving.imaging.restore import Prediction
 from serving.models.repository import ModelFolder
 from serving.settings import Settings
 from serving.testing import FakeEngine

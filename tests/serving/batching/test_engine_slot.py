@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batch import BatchLimits
-from serving.batching.engine_runner import EngineSlot
+from serving.batching.engine_runner import Batch, EngineSlot
 from serving.errors import EngineFailed, NotReady
 from serving.imaging.geometry import Size
 from serving.testing import FakeEngine
@@ -45,10 +45,10 @@ async def test_the_third_failure_in_a_row_breaks_an_engine() -> None:
     for reason in ("c", "d"):
         slot.count_failure(made.first, reason)
         assert slot.broken is None
-        assert slot.usable.is_set()
+        assert slot.healthy.is_set()
     slot.count_failure(made.first, "e")
     assert slot.broken == "3 runs in a row failed, the last with: e"
-    assert not slot.usable.is_set()
+    assert not slot.healthy.is_set()
     # What was under way ends as it may: the reason stays the first, and is reported once.
     slot.count_failure(made.first, "f")
     slot.give_up(made.first, "g")
@@ -88,19 +88,20 @@ async def test_an_engine_that_was_replaced_cannot_break_the_next() -> None:
 async def test_nothing_goes_to_the_next_engine_before_the_old_one_is_done() -> None:
     made = Slots()
     slot = made.slot
-    slot.calm.clear()
+    batch = Batch([], 0.0)
+    slot.begin(batch)
     slot.give_up(made.first, "one of its instances failed")
     replacing = asyncio.create_task(slot.replace(made.second))
     await settle()
     assert not replacing.done()
     assert not made.first.closed
-    assert not slot.usable.is_set()
+    assert not slot.healthy.is_set()
     assert slot.broken is not None
-    slot.calm.set()
+    slot.end(batch)
     await replacing
     assert made.first.closed
     assert not made.second.closed
-    assert slot.usable.is_set()
+    assert slot.healthy.is_set()
 
 
 async def test_a_run_left_behind_closes_its_engine_when_it_ends() -> None:
@@ -109,18 +110,18 @@ async def test_a_run_left_behind_closes_its_engine_when_it_ends() -> None:
     calls = [asyncio.get_running_loop().create_future() for _ in range(2)]
     for call in calls:
         slot.leave_behind(call, made.first)
-    assert slot.hangs
+    assert slot.has_stuck_run
     slot.give_up(made.first, "it hangs")
     await slot.replace(made.second)
     assert not made.first.closed, "a run is still in it"
     calls[0].set_exception(EngineFailed("at last"))
     await settle()
     assert not made.first.closed, "and another one"
-    assert slot.hangs
+    assert slot.has_stuck_run
     calls[1].cancel()
     await settle()
     assert made.first.closed
-    assert not slot.hangs
+    assert not slot.has_stuck_run
     assert not made.second.closed
 
 
@@ -131,7 +132,7 @@ async def test_a_run_that_ends_while_its_engine_is_still_there_closes_nothing() 
     call.set_result(None)
     await settle()
     assert not made.first.closed
-    assert not made.slot.hangs
+    assert not made.slot.has_stuck_run
 
 
 async def test_an_instance_that_still_runs_is_waited_for() -> None:
@@ -139,8 +140,7 @@ async def test_an_instance_that_still_runs_is_waited_for() -> None:
     broken: list[str] = []
     engine = FakeEngine(SIZE, instances=2, max_batch_size=1, failing_runs=frozenset({1}))
     limits = BatchLimits(100, 1 << 20, 20_000, max_failures=1)
-    async with batching(engine, limits) as batcher:
-        batcher.on_broken = broken.append
+    async with batching(engine, limits, on_broken=broken.append) as batcher:
         engine.hold.clear()
         slow = asyncio.create_task(batcher.submit(IMAGE))
         await until(lambda: engine.batch_sizes)
@@ -167,8 +167,7 @@ async def test_an_instance_that_still_runs_is_waited_for() -> None:
 async def test_two_failures_are_bad_luck_and_the_third_breaks_the_engine() -> None:
     broken: list[str] = []
     engine = FakeEngine(SIZE, max_batch_size=1, failing_runs=frozenset(range(9)))
-    async with batching(engine) as batcher:
-        batcher.on_broken = broken.append
+    async with batching(engine, on_broken=broken.append) as batcher:
         for failures in (1, 2, 3):
             with pytest.raises(EngineFailed):
                 await batcher.submit(IMAGE)

@@ -11,11 +11,10 @@ import pytest
 import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
 
-from serving.batching.batch import BatchLimits
-from serving.batching.queue_policy import Scheduling
-from serving.engine import Prediction
+from serving.batching.batch import BatchLimits, Scheduling
 from serving.errors import InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.models.repository import read_model
 from serving.testing import FakeEngine, ServerThread
 from tests.support.band_model import MODEL_SIZE, free_ports, serve_fake, write_model

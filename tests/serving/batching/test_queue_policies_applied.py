@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits
+from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.batcher import Batcher
-from serving.batching.queue_policy import QueuePolicy, Scheduling
-from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.testing import FakeEngine
 from tests.support.batching import Notes, batching
 from tests.support.waiting import until
@@ -190,8 +189,9 @@ async def test_a_full_queue_says_when_to_come_again() -> None:
 async def test_runs_that_fail_in_a_row_break_the_engine_and_what_waits_runs_on_the_next() -> None:
     broken: list[str] = []
     engine = FakeEngine(SIZE, max_batch_size=1, failing_runs=frozenset({0, 2, 3}))
-    async with batching(engine, limits(Scheduling(), max_failures=2)) as batcher:
-        batcher.on_broken = broken.append
+    async with batching(
+        engine, limits(Scheduling(), max_failures=2), on_broken=broken.append
+    ) as batcher:
         for works in (False, True, False):
             if works:
                 await batcher.submit(IMAGE)  # the count begins anew
@@ -218,8 +218,9 @@ async def test_runs_that_fail_in_a_row_break_the_engine_and_what_waits_runs_on_t
 async def test_a_run_that_hangs_breaks_the_engine_and_is_left_behind() -> None:
     broken: list[str] = []
     engine = FakeEngine(SIZE, max_batch_size=1)
-    async with batching(engine, limits(Scheduling(), run_timeout_s=0.02)) as batcher:
-        batcher.on_broken = broken.append
+    async with batching(
+        engine, limits(Scheduling(), run_timeout_s=0.02), on_broken=broken.append
+    ) as batcher:
         engine.hold.clear()
         with pytest.raises(EngineFailed, match="engine_timeout_s"):
             await batcher.submit(IMAGE)

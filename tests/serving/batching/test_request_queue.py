@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits
+from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.queue import Item, RequestQueue
-from serving.batching.queue_policy import QueuePolicy, Scheduling
 
 
 def image_of(size: int) -> npt.NDArray[np.uint8]:
@@ -70,7 +69,7 @@ async def test_a_queue_is_full_at_its_size_and_not_before() -> None:
     queue = made()
     fill(queue, 1, 1, 3)
     assert queue.find_lack(10, 1) is None
-    assert queue.find_lack(10, 1, coming=1) == (
+    assert queue.find_lack(10, 1, reserved=1) == (
         "queue_size", "4 images wait already (setting max_queue_size)",
     )  # fmt: skip
     fill(queue, 1)

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from serving.engine import Engine, EngineSpec, Prediction
+from serving.engine import Engine, EngineSpec
 from serving.engines import cpu_choice
 from serving.engines.acceleration import Acceleration, OpenVinoOptions
 from serving.engines.agreement import Verdict, judge, read_picture, without_quantisers
@@ -29,6 +29,7 @@ from serving.engines.onnxruntime import OnnxEngine
 from serving.engines.openvino import OpenVinoEngine
 from serving.errors import InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from tests.support.contract_graph import make_graph
 from tests.support.engine_parity import needs_openvino
 

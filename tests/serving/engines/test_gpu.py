@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.device_profile import profile_graph
-from benchmarks.subject import Case
+from benchmarks.engines.node_profile import profile_graph
+from benchmarks.engines.subject import Case
 from serving.engines.accelerated import AcceleratedEngine
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnxruntime import OnnxEngine

@@ -18,7 +18,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.engine import Prediction
 from serving.engines import openvino as engine_module
 from serving.engines.acceleration import Acceleration, OpenVinoOptions
 from serving.engines.onnxruntime import OnnxEngine
@@ -26,6 +25,7 @@ from serving.engines.openvino import OpenVinoEngine
 from serving.engines.openvino_core import import_openvino
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.models.repository import ModelFolder
 from serving.settings import Settings
 from serving.testing import ServerThread

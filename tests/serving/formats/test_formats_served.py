@@ -258,5 +258,5 @@ def test_the_clients_errors_name_the_option(client: Client) -> None:
         client.encode(PHOTO, "stats", form=Form(legend=True))
     with pytest.raises(ValueError, match="encode_all"):
         client.encode(PHOTO, "png,stats")
-    with pytest.raises(ValueError, match="is a sequence"):
+    with pytest.raises(ValueError, match="expected a sequence"):
         client.encode_all(PHOTO, "png")

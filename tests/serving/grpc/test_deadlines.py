@@ -50,7 +50,7 @@ def held(folder: Path, *, shed: bool = False) -> Iterator[tuple[Server, FakeEngi
     engine = FakeEngine(MODEL_SIZE)
     chosen = free_ports(folder).model_copy(update={"shed_late_requests": shed})
     with ServerThread(chosen, serve_fake(engine)) as server:
-        server.calls.log = AccessLog("json", io.StringIO())
+        server.contexts.log = AccessLog("json", io.StringIO())
         with open_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
             engine.hold.clear()
             first = channel.stream_stream(SEGMENT)(iter([ask(SEGMENT)]))
@@ -79,7 +79,7 @@ def test_a_deadline_that_passes_in_the_queue(tmp_path: Path, method: str) -> Non
         # In a stream the refusal may come just before the deadline, in its place.
         assert ended.code == "DEADLINE_EXCEEDED" or len(ended.answers) == 1
         wait_for(lambda: rejected(server) == 1)
-        wait_for(lambda: server.segmenter.observer.inflight == 1)
+        wait_for(lambda: server.admission.inflight == 1)
         engine.hold.set()
         assert call(channel, SEGMENT, ask(SEGMENT)).code == "OK"
         # The one that held the engine, and the one after: never the late one.
@@ -94,7 +94,7 @@ def test_the_queue_knows_the_deadline(
     """gRPC ends a call by itself; what would be late is refused long before."""
     with held(tmp_path, shed=True) as (server, engine, channel):
         # Of one message the head is enough to refuse it: here it has to come further.
-        monkeypatch.setattr(server.segmenter.door, "check", lambda *_: None)
+        monkeypatch.setattr(server.admission, "check_head", lambda *_: None)
         server.registry.get("bands").batcher.costs.learn(1, 500.0)
         ended = call(channel, method, ask(method), timeout=10)
         if method in (SEGMENT, INFER):
@@ -121,7 +121,7 @@ def test_a_call_that_comes_too_late(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("method", [SEGMENT, SEGMENT_STREAM])
 def test_a_deadline_that_passes_while_nothing_is_sent(tmp_path: Path, method: str) -> None:
     with held(tmp_path) as (server, _, channel):
-        log = server.calls.log
+        log = server.contexts.log
         assert log is not None
         messages = Messages()
         stream = channel.stream_stream(method)(messages, timeout=0.3)
@@ -135,11 +135,11 @@ def test_a_deadline_that_passes_while_nothing_is_sent(tmp_path: Path, method: st
 def test_the_log_tells_a_deadline_from_a_client_that_left(tmp_path: Path) -> None:
     with held(tmp_path) as (server, _, channel):
         text = io.StringIO()
-        server.calls.log = AccessLog("json", text)
+        server.contexts.log = AccessLog("json", text)
         call(channel, SEGMENT, ask(SEGMENT), timeout=0.3)
         wait_for(lambda: text.getvalue().count("\n") == 1)
         stream = channel.stream_stream(SEGMENT)(iter([ask(SEGMENT)]))
-        wait_for(lambda: server.segmenter.observer.inflight == 2)
+        wait_for(lambda: server.admission.inflight == 2)
         stream.cancel()
         wait_for(lambda: text.getvalue().count("\n") == 2)
         late, gone = (json.loads(line) for line in text.getvalue().splitlines())

@@ -14,8 +14,8 @@ from tritonclient.grpc import service_pb2 as oip
 
 from serving.errors import KeyLimitExceeded, Unauthenticated
 from serving.observability.metrics import Metrics
-from serving.observability.middleware import Calls
-from serving.observability.request_context import Call
+from serving.observability.middleware import RequestContexts
+from serving.observability.request_context import RequestContext
 from serving.security.api_keys import KeyRing
 from serving.server import Server
 from serving.settings import Settings
@@ -175,8 +175,8 @@ def test_concurrent_counts_open_streams_of_the_key(channel: grpc.Channel, keys: 
 def test_however_a_call_ends_its_key_leaves_once(
     channel: grpc.Channel, server: Server, method: str
 ) -> None:
-    assert server.calls.keys is not None
-    use = server.calls.keys.find(ALICE)
+    assert server.contexts.keys is not None
+    use = server.contexts.keys.find(ALICE)
     for message in (b"", b"\xff", FRAME, b"\x42\x00" * 5000):
         call(channel, method, message, metadata=AS_ALICE)
         call(channel, method, metadata=AS_ALICE)
@@ -210,16 +210,16 @@ def test_a_refused_call_takes_no_running_slot(tmp_path: Path) -> None:
 def test_a_call_that_was_not_admitted_does_not_leave(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"alice {ALICE} concurrent=1")
-    calls = Calls(Settings(api_keys_file=path), Metrics())
-    assert calls.keys is not None
-    use = calls.keys.find(ALICE)
+    contexts = RequestContexts(Settings(api_keys_file=path), Metrics())
+    assert contexts.keys is not None
+    use = contexts.keys.find(ALICE)
 
     def read(name: str) -> str:
         return ALICE if name == "x-api-key" else ""
 
-    def enter() -> Call:
-        with calls.call("grpc", "POST", "/a/b", "127.0.0.1", read) as call:
-            calls.admit(call, read)
+    def enter() -> RequestContext:
+        with contexts.begin("grpc", "POST", "/a/b", "127.0.0.1", read) as call:
+            contexts.admit(call, read)
             if use.running == 1:
                 with pytest.raises(KeyLimitExceeded):
                     enter()
@@ -230,8 +230,8 @@ def test_a_call_that_was_not_admitted_does_not_leave(tmp_path: Path) -> None:
     assert use.running == 0
     enter()
     with pytest.raises(Unauthenticated):  # noqa: SIM117
-        with calls.call("grpc", "POST", "/a/b", "127.0.0.1", lambda name: "") as call:
-            calls.admit(call, lambda name: "")
+        with contexts.begin("grpc", "POST", "/a/b", "127.0.0.1", lambda name: "") as call:
+            contexts.admit(call, lambda name: "")
     assert use.running == 0
 
 

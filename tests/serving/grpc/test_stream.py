@@ -16,7 +16,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 
 from serving.errors import NotReady
-from serving.grpc.oip_stream import answer_in_order
+from serving.grpc.stream import answer_in_order
 from tests.support.band_model import Served, band_labels, bands, encode
 from tests.support.waiting import until
 

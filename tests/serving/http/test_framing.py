@@ -62,14 +62,14 @@ def served(
 def reached(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Method and path of each request that reaches the application from now on."""
     found: list[str] = []
-    calls = served.server.calls
-    begin = calls.call
+    contexts = served.server.contexts
+    begin = contexts.begin
 
     def note(transport: str, method: str, path: str, *rest: object) -> object:
         found.append(f"{method} {path}")
         return begin(transport, method, path, *rest)
 
-    monkeypatch.setattr(calls, "call", note)
+    monkeypatch.setattr(contexts, "begin", note)
     return found
 
 

@@ -17,6 +17,7 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
+from serving.http.middleware import INFERENCE_PATH
 from serving.http.options import OPTIONS
 from tests.support.band_model import bands, encode, serve_bands
 
@@ -115,6 +116,11 @@ OPERATIONS = [
 def test_every_operation_of_the_page_is_listed_here(url: str) -> None:
     paths = httpx.get(f"{url}/openapi.json").json()["paths"]
     assert {(m, path) for path, methods in paths.items() for m in methods} == set(OPERATIONS)
+
+
+def test_requests_that_are_refused_by_their_head_are_those_of_the_routes_that_infer() -> None:
+    matched = {path for _, path in OPERATIONS if INFERENCE_PATH.fullmatch(path)}
+    assert matched == {path for _, path in OPERATIONS if path.endswith(("/segment", "/infer"))}
 
 
 @pytest.mark.parametrize(

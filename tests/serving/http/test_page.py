@@ -253,7 +253,7 @@ def test_a_key_is_typed_into_the_page(page: Page, tmp_path: Path) -> None:
         expect(page.locator("#key")).to_be_focused()
         page.locator("#key").fill("not-the-key-of-anybody")
         page.locator("#key").press("Enter")
-        expect(page.locator("#error")).to_contain_text("the API key is not known")
+        expect(page.locator("#error")).to_contain_text("unknown API key")
         page.locator("#key").fill(KEY)
         page.locator("#key").press("Tab")
         expect(page.locator("#model")).to_have_value("bands")

@@ -117,7 +117,7 @@ def test_the_log_names_the_client_behind_the_proxy(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = io.StringIO()
-    monkeypatch.setattr(served.server.calls, "log", AccessLog("json", written))
+    monkeypatch.setattr(served.server.contexts, "log", AccessLog("json", written))
     with run_nginx(tmp_path, served.server.ports.http) as port:
         httpx.get(f"http://127.0.0.1:{port}/v2", headers={"X-Forwarded-For": "192.0.2.9"})
     # nginx added whom it was asked by, who is trusted too.

@@ -214,7 +214,7 @@ async def test_who_leaves_while_the_file_is_read_leaves_no_pixels_behind(
             await asyncio.to_thread(reading.wait, 30)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
-            while server.segmenter.observer.inflight:
+            while server.admission.inflight:
                 await asyncio.sleep(0.01)
             left.set()
             await asyncio.wrap_future(server.pool.submit(bool))

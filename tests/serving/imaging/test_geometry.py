@@ -11,13 +11,14 @@ from serving.imaging.geometry import (
     PADDING,
     RESIZES,
     Augmentation,
+    Axis,
     Size,
+    Window,
     cut,
     plan,
     prepare,
     source_positions,
 )
-from serving.imaging.windows import Axis, Window
 
 lengths = st.integers(1, 300)
 sizes = st.builds(Size, st.integers(1, 90), st.integers(1, 90))

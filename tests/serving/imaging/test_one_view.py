@@ -6,10 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.engine import Prediction
 from serving.imaging import restore
 from serving.imaging.geometry import Size, View, plan
-from serving.imaging.restore import labels_suffice, restore_labels, restore_labels_and_confidence
+from serving.imaging.restore import (
+    Prediction,
+    labels_suffice,
+    restore_labels,
+    restore_labels_and_confidence,
+)
 
 MODEL, CLASSES = Size(24, 40), 5
 # A bar above and below, or left and right; or none.

@@ -11,11 +11,11 @@ import pytest
 
 from serving.batching.batch import Inferred
 from serving.batching.batcher import Batcher
-from serving.engine import Prediction
 from serving.errors import DeadlineExceeded, EngineFailed
 from serving.imaging.blending import Blender
 from serving.imaging.geometry import PLAIN, Augmentation, Size, plan
-from serving.observability.metrics import Timings
+from serving.imaging.restore import Prediction
+from serving.observability.request_context import Timings
 from serving.testing import FakeEngine
 from serving.tiling import Views, blend_views
 from tests.support.band_model import band_labels, bands
@@ -108,10 +108,12 @@ async def test_the_engines_time_is_counted_once_however_many_share_a_run(pool) -
 
 async def test_the_requests_place_is_left_by_its_first_view(batcher, engine, pool) -> None:
     views = tiles()
-    place = batcher.reserve(1)
+    reservation = batcher.reserve(1)
     blender = Blender(views.plan, IMAGE, MODEL)
-    await blend_views(views, blender, batcher, pool, Timings(), in_flight=4, place=place)
-    assert batcher._admission.coming == 0
+    await blend_views(
+        views, blender, batcher, pool, Timings(), in_flight=4, reservation=reservation
+    )
+    assert batcher._admission.reserved == 0
     np.testing.assert_array_equal(blender.labels, band_labels(IMAGE.height, IMAGE.width))
 
 

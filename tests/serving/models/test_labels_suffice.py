@@ -18,10 +18,9 @@ from PIL import Image
 
 from serving.batching.batch import BatchLimits, BatchObserver, Execution
 from serving.batching.batcher import Batcher
-from serving.engine import Prediction
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size, plan
-from serving.imaging.restore import labels_suffice
+from serving.imaging.restore import Prediction, labels_suffice
 from serving.models import embedded
 from serving.models.embedded import open_onnx_engine
 from serving.models.repository import read_model
@@ -57,6 +56,8 @@ class Silent(BatchObserver):
     def batch_done(self, execution: Execution) -> None: ...
 
     def rejected(self, reason: str) -> None: ...
+
+    def engine_failed(self, kind: str) -> None: ...
 
 
 def run_batches(engine: DeviceEngine, *asked: bool) -> list[Prediction]:

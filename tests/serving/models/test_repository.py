@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.batching.queue_policy import Scheduling
+from serving.batching.batch import Scheduling
 from serving.errors import InvalidModel
 from serving.models.repository import list_models, read_model
 from tests.support.band_model import CLASSES, write_model

@@ -17,9 +17,9 @@ import pytest
 from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto.segserve_pb2_grpc import SegmenterStub
 
-from serving.engine import Prediction
 from serving.errors import InvalidModel
 from serving.imaging.geometry import Size
+from serving.imaging.restore import Prediction
 from serving.models.repository import ModelFolder, read_model
 from serving.models.warmup import read_warmups
 from serving.models.watch import RepositoryWatch

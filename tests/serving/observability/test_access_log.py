@@ -41,7 +41,7 @@ def run_logged(
     settings = free_ports(repository).model_copy(update={"access_log": style, **more})
     with ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server:
         written = io.StringIO()
-        server.calls.log = AccessLog(style, written)
+        server.contexts.log = AccessLog(style, written)
         yield server, written
 
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from serving.engine import Prediction
 from serving.errors import EngineFailed
+from serving.imaging.restore import Prediction
 from serving.models.repository import ModelFolder
 from serving.observability import loop_watchdog
 from serving.server import Server

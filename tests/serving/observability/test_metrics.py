@@ -16,7 +16,8 @@ from tritonclient.http import InferInput, InferRequestedOutput
 
 from serving.errors import ENGINE_FAILURES, PredictedLate, list_codes
 from serving.formats import registry as mask
-from serving.observability.metrics import REASONS, STAGES, UNKNOWN_MODEL, Timings
+from serving.observability.metrics import REASONS, UNKNOWN_MODEL
+from serving.observability.request_context import STAGES, Timings
 from serving.server import Server
 from serving.testing import FakeEngine, ServerThread
 from tests.support.band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_model

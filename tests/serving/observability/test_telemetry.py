@@ -33,7 +33,7 @@ def run(module: str, home: Path, **variables: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["serving.engines.onnxruntime", "export.verify", "benchmarks.speed"]
+    "module", ["serving.engines.onnxruntime", "export.verify", "benchmarks.engines.speed"]
 )
 def test_it_is_off_unless_somebody_turns_it_on(tmp_path: Path, module: str) -> None:
     assert run(module, tmp_path) == "1"

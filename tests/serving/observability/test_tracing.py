@@ -18,7 +18,7 @@ from segserve_client.proto import segserve_pb2_grpc
 
 from serving.errors import InvalidSetting
 from serving.observability import tracing
-from serving.observability.request_context import Call
+from serving.observability.request_context import RequestContext
 from serving.server import Server
 from serving.testing import FakeEngine, ServerThread
 from tests.support.band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake
@@ -154,18 +154,18 @@ def test_only_the_servers_own_faults_are_errors(
 @pytest.mark.parametrize(
     ("call", "described"),
     [
-        (Call("http", "DELETE", "/v2", "", ""), {"http.request.method": "DELETE"}),
+        (RequestContext("http", "DELETE", "/v2", "", ""), {"http.request.method": "DELETE"}),
         (
-            Call("http", "BREW", "/v2", "", ""),
+            RequestContext("http", "BREW", "/v2", "", ""),
             {"http.request.method": "_OTHER", "http.request.method_original": "BREW"},
         ),
         (
-            Call("grpc", "POST", "/segserve.v1.Segmenter/Segment", "", ""),
+            RequestContext("grpc", "POST", "/segserve.v1.Segmenter/Segment", "", ""),
             {"rpc.system": "grpc", "rpc.service": "segserve.v1.Segmenter", "rpc.method": "Segment"},
         ),
     ],
 )
-def test_what_a_span_starts_with(call: Call, described: dict[str, str]) -> None:
+def test_what_a_span_starts_with(call: RequestContext, described: dict[str, str]) -> None:
     assert tracing.describe(call) == {"url.path": call.path, **described}
 
 

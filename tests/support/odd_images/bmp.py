@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,8 @@ MASKS_16 = {
 }
 # What Windows, Photoshop, GIMP and phones write.
 ORDINARY = {"BGRX", "BGRA", "565", "555"}
-Values = npt.NDArray[np.uint32]
+# Words of pixels or palette indices, whole numbers of at most 32 bits.
+Values: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def rows_of(values: Values, bits: int, *, top_down: bool = False) -> bytes:
@@ -118,7 +120,8 @@ def palette_of(count: int) -> Pixels:
     """Colours that no sum of the index gives by chance."""
     index = np.arange(count)
     colours = [index * 53 % 256, 250 - index * 7 % 250, index * 91 % 256]
-    return np.stack(colours, 1).astype(np.uint8)
+    palette: Pixels = np.stack(colours, 1).astype(np.uint8)
+    return palette
 
 
 def by_masks(values: Values, masks: tuple[int, int, int, int]) -> Pixels:
@@ -128,7 +131,8 @@ def by_masks(values: Values, masks: tuple[int, int, int, int]) -> Pixels:
         low = (mask & -mask).bit_length() - 1
         top = mask >> low
         planes.append(np.rint(((values & mask) >> low).astype(float) * 255 / top))
-    return np.stack(planes, -1).astype(np.uint8)
+    pixels: Pixels = np.stack(planes, -1).astype(np.uint8)
+    return pixels
 
 
 def of_palette(height: int, width: int, bits: int, seed: int = 3) -> Values:
@@ -142,8 +146,8 @@ def headers() -> Iterator[OddImage]:
             for height, width in SIZES if size in (12, 40, 124) else SIZES[3:4]:
                 for top_down in (False, True) if size >= 40 and size != 64 else (False,):
                     palette = palette_of(1 << bits) if bits <= 8 else None
-                    values = noise((height, width, 2), 65535, 4).astype(np.uint32)
-                    values = (values[..., 0] | values[..., 1] << 16) & ((1 << bits) - 1)
+                    words = noise((height, width, 2), 65535, 4).astype(np.uint32)
+                    values: Values = (words[..., 0] | words[..., 1] << 16) & ((1 << bits) - 1)
                     if palette is not None:
                         pixels = palette[values]
                     else:
@@ -176,10 +180,10 @@ def fields() -> Iterator[OddImage]:
     """Bit fields in every order, behind the short header and inside the longer ones."""
     for bits, masks in ((32, MASKS_32), (16, MASKS_16)):
         words = noise((8, 11, 2), 65535, 6).astype(np.uint32)
-        values = words[..., 0] | words[..., 1] << 16
+        values: Values = words[..., 0] | words[..., 1] << 16
         values[0, 0] = values[-1, -1] = 0xFFFFFFFF
         values[0, 1] = 0
-        values &= (1 << bits) - 1 if bits == 16 else 0xFFFFFFFF
+        values = values & ((1 << bits) - 1)
         for name, four in masks.items():
             for size in (40, 52, 56, 108, 124):
                 for top_down in (False, True) if size in (40, 124) else (False,):
@@ -208,7 +212,7 @@ def fields() -> Iterator[OddImage]:
 def palettes() -> Iterator[OddImage]:
     """Palettes that are short, long or cut off, and pixels that lie elsewhere."""
     for bits in (1, 4, 8):
-        values = of_palette(7, 10, bits) % 2
+        values: Values = of_palette(7, 10, bits) % 2
         for count in (2, 200):
             colours = min(count, 1 << bits)
             file = bmp(7, 10, bits, rows_of(values, bits), palette=palette_of(colours))
@@ -237,8 +241,7 @@ def palettes() -> Iterator[OddImage]:
     rgb = scene(9, 13)
     packed = (rgb.astype(np.uint32) * (1 << 16, 1 << 8, 1)).sum(-1).astype(np.uint32)
     data = rows_of(packed, 24)
-    colours = palette_of(16)
-    file = bmp(9, 13, 24, data, palette=colours)
+    file = bmp(9, 13, 24, data, palette=palette_of(16))
     yield OddImage("bmp true colour with a palette", file, "decode", rgb)
     yield OddImage("bmp true colour after a gap", bmp(9, 13, 24, data, gap=100), "decode", rgb)
 
@@ -303,8 +306,8 @@ def refused() -> Iterator[OddImage]:
     values = of_palette(7, 10, 8)
     good = bmp(7, 10, 8, rows_of(values, 8), palette=palette_of(256))
     data = rows_of(np.zeros((7, 10), np.uint32), 24)
-    fields = {"compression": BITFIELDS}
     pixels = rows_of(np.zeros((7, 10), np.uint32), 32)
+    overlapping, holed = (0xFF, 0xFF, 0xFF, 0), (0xF0F, 0xF0000, 0xF0, 0)
     for name, file in {
         "a row missing": good[:-12],
         "a pixel missing": good[:-3],
@@ -322,10 +325,10 @@ def refused() -> Iterator[OddImage]:
         "compression 99": bmp(7, 10, 24, data, compression=99),
         "rle8 of 24 bits": bmp(7, 10, 24, data, compression=RLE8),
         "rle4 of 8 bits": bmp(7, 10, 8, data, compression=RLE4, palette=palette_of(256)),
-        "fields of 8 bits": bmp(7, 10, 8, data, masks=(1, 2, 4, 0), **fields),
+        "fields of 8 bits": bmp(7, 10, 8, data, masks=(1, 2, 4, 0), compression=BITFIELDS),
         "pixels beyond the file": bmp(7, 10, 24, data, offset=100_000),
-        "fields that overlap": bmp(7, 10, 32, pixels, masks=(0xFF, 0xFF, 0xFF, 0), **fields),
-        "fields with holes": bmp(7, 10, 32, pixels, masks=(0xF0F, 0xF0000, 0xF0, 0), **fields),
+        "fields that overlap": bmp(7, 10, 32, pixels, masks=overlapping, compression=BITFIELDS),
+        "fields with holes": bmp(7, 10, 32, pixels, masks=holed, compression=BITFIELDS),
         "header size 41": _patched(good, 14, b"\x29"),
         "header size beyond the file": _patched(good, 14, b"\x40\x42\x0f\0"),
     }.items():  # fmt: skip
@@ -334,7 +337,7 @@ def refused() -> Iterator[OddImage]:
     whole = palette_of(256)[values]
     yield OddImage("bmp without the last filling", good[:-2], "either", whole)
     # Masks of no bits are read as the usual ones, or refused.
-    file = bmp(7, 10, 32, pixels, masks=(0, 0, 0, 0), **fields)
+    file = bmp(7, 10, 32, pixels, masks=(0, 0, 0, 0), compression=BITFIELDS)
     yield OddImage("bmp no fields", file, "either", np.zeros((7, 10, 3), np.uint8))
     # Pixels inside the header: what they show is nobody's picture, but it is in the file.
     inside = bmp(7, 10, 8, rows_of(values, 8), palette=palette_of(256), offset=20)

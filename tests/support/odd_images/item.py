@@ -53,7 +53,8 @@ def scene(height: int, width: int, seed: int = 0) -> Pixels:
     ]
     pixels = np.stack(planes, axis=-1)
     pixels[: height // 4, : width // 4] += 30
-    return pixels.clip(0, 255).astype(np.uint8)
+    shown: Pixels = pixels.clip(0, 255).astype(np.uint8)
+    return shown
 
 
 def noise(shape: tuple[int, ...], high: int, seed: int) -> npt.NDArray[np.uint16]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def jpeg(
     return b"".join((*parts, end))
 
 
-def photo(**options: object) -> bytes:
+def photo(**options: Any) -> bytes:
     """The scene in 4:4:4, or with other markers around it."""
     return jpeg(quantised(planes_of()[1], FULL, STEP), **options)
 

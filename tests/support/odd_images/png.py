@@ -95,15 +95,16 @@ def stream(
 def palette_of(depth: int) -> Pixels:
     """Colours that no sum of the index gives by chance."""
     index = np.arange(1 << depth)
-    return np.stack([index * 37 % 256, 255 - index * 11 % 256, index * 101 % 256], 1).astype(
-        np.uint8
-    )
+    planes = [index * 37 % 256, 255 - index * 11 % 256, index * 101 % 256]
+    colours: Pixels = np.stack(planes, 1).astype(np.uint8)
+    return colours
 
 
 def shown(samples: Samples, colour: int, depth: int) -> Pixels:
     """The RGB that the samples mean: alpha dropped, 16 bits divided by 257 and rounded."""
     if colour == PALETTE:
-        return palette_of(depth)[samples[..., 0]]
+        indexed: Pixels = palette_of(depth)[samples[..., 0]]
+        return indexed
     eight = np.rint(samples.astype(float) * 255 / ((1 << depth) - 1)).astype(np.uint8)
     return np.repeat(eight[..., :1], 3, 2) if colour in (GRAY, GRAY_ALPHA) else eight[..., :3]
 
@@ -283,6 +284,11 @@ def ancillary() -> Iterator[OddImage]:
     yield OddImage("png huge chunk behind the end", png(samples, RGB, 8) + huge, "decode", pixels)
 
 
+def _png_with_exif(samples: Samples, exif: bytes, side: str) -> bytes:
+    before, behind = (exif, b"") if side == "before" else (b"", exif)
+    return png(samples, RGB, 8, before=before, behind=behind)
+
+
 def orientations() -> Iterator[OddImage]:
     """EXIF in both byte orders, at odd offsets, in front of the pixels and behind."""
     samples, pixels = _plain()
@@ -291,12 +297,12 @@ def orientations() -> Iterator[OddImage]:
             exif = chunk(b"eXIf", tiff(orientation, order, offset=8 + orientation, before=2))
             upright = turned(pixels, orientation)
             side = "before" if order == "<" else "behind"
-            data = png(samples, RGB, 8, **{side: exif})
+            data = _png_with_exif(samples, exif, side)
             name = f"png orientation {orientation} {order} {side}"
             yield OddImage(name, data, "decode", upright)
     two = chunk(b"eXIf", tiff(6)) + chunk(b"eXIf", tiff(3))
     for side in ("before", "behind"):
-        data = png(samples, RGB, 8, **{side: two})
+        data = _png_with_exif(samples, two, side)
         yield OddImage(f"png two eXIf {side}", data, "either", turned(pixels, 6))
     data = png(samples, RGB, 8, before=chunk(b"eXIf", tiff(6)), behind=chunk(b"eXIf", tiff(3)))
     yield OddImage("png eXIf around the pixels", data, "either", turned(pixels, 6))
@@ -360,7 +366,7 @@ def apng(
         number = 1
     behind = b""
     for y, x in ((height // 2, 3), (1, width // 2)):
-        behind += frame_control(number, *small.shape[:2], y, x, dispose, blend)
+        behind += frame_control(number, small.shape[0], small.shape[1], y, x, dispose, blend)
         rows = zlib.compress(stream(small, depth))
         behind += chunk(b"fdAT", struct.pack(">I", number + 1) + rows)
         number += 2

@@ -82,13 +82,14 @@ def streams() -> Iterator[OddImage]:
             yield OddImage(
                 f"webp lossy {height}x{width} quality {quality}", data, "decode", None, 2
             )
-    few = noise((20, 20, 3), 1, 5).astype(np.uint8) * 200
-    for name, picture in {
+    few = noise((20, 20, 3), 1, 5).astype(np.uint8) * np.uint8(200)
+    pictures: dict[str, Pixels] = {
         "two colours": few,
         "noise": noise((20, 20, 3), 255, 6).astype(np.uint8),
         "one colour": np.full((20, 20, 3), 77, np.uint8),
         "sixteen colours": (noise((20, 20, 1), 15, 7) * (1, 5, 9)).astype(np.uint8),
-    }.items():
+    }
+    for name, picture in pictures.items():
         data = encoded(picture, "WEBP", lossless=True)
         yield OddImage(f"webp lossless of {name}", data, "decode", picture)
         yield OddImage(f"webp lossy of {name}", encoded(picture, "WEBP"), "decode", None, 2)

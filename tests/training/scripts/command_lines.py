@@ -1,4 +1,4 @@
-"""Runs command lines of ``train.py``, ``test.py`` and ``training.symbols`` one after the other.
+"""Runs command lines of ``train.py``, ``test.py`` and ``networks.tracing`` one after the other.
 
 ``command_lines.py FILE``: FILE is a JSON list of {"script", "flags", "copies"}; before a command
 each [from, to] of its copies is copied. Writes FILE.done: a list of {"code", "stdout", "stderr"}.
@@ -49,7 +49,7 @@ def call(script: str, flags: list[str]) -> dict[str, int | str]:
 
 
 def find(script: str) -> ModuleType:
-    """``training.symbols`` imports MXNet, so it is imported only when asked for."""
+    """``training.networks.tracing`` imports MXNet, so it is imported only when asked for."""
     return importlib.import_module(f"training.{script.removesuffix('.py')}")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from one_step import switch_dropout_off
 
-from training.balance import weigh_classes
+from training.class_weights import weigh_classes
 from training.loader import Batch
 from training.options import parse_options
 from training.trainers.gluon_trainer import GluonLearner

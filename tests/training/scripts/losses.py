@@ -13,8 +13,8 @@ import sys
 import numpy as np
 
 from export.mxnet_import import mx
-from training.balance import balance_classes
-from training.losses import CascadeLoss
+from training.class_weights import balance_classes
+from training.trainers.gluon_losses import CascadeLoss
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from export.symbols.initial import random_params
 from export.symbols.params import write_params
 from tests.support.mxnet_gradients import write_gradients
 from training.networks import build
-from training.symbols import write_symbol
+from training.networks.tracing import write_symbol
 
 
 def main(folder: Path, cases: str) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 from network_facts import differences, refusal, shapes, vary_norms
 
 from export.mxnet_import import mx
-from training.networks import ICNet, build
-from training.symbols import read_parameters, write_parameters, write_symbol
+from training.networks import build
+from training.networks.icnet import ICNet
+from training.networks.layers import Norm
+from training.networks.tracing import read_parameters, write_parameters, write_symbol
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 19
 
@@ -26,7 +28,7 @@ def blocks(network: mx.gluon.Block) -> Iterator[mx.gluon.Block]:
 
 
 def compare_with_gluoncv(image: mx.nd.NDArray, folder: Path) -> dict[str, object]:
-    from training.gluoncv_import import import_gluoncv
+    from benchmarks.gluoncv_import import import_gluoncv
 
     reference = import_gluoncv("model_zoo.icnet").ICNet(
         CLASSES, backbone="resnet50", pretrained_base=False, height=HEIGHT, width=WIDTH
@@ -43,15 +45,13 @@ def compare_with_gluoncv(image: mx.nd.NDArray, folder: Path) -> dict[str, object
     }
 
 
-def small_network(
-    norm_layer: type | None = None, norm_kwargs: dict[str, int] | None = None
-) -> ICNet:
-    return build("icnet", "resnet18", 11, HEIGHT, WIDTH, norm_layer, norm_kwargs, 0.5)
+def small_network(norm: Norm | None = None) -> ICNet:
+    return build("icnet", "resnet18", 11, HEIGHT, WIDTH, norm, 0.5)
 
 
 def inspect_norms() -> dict[str, object]:
     sync = mx.gluon.contrib.nn.SyncBatchNorm
-    network = small_network(sync, {"num_devices": 3})
+    network = small_network(Norm(sync, num_devices=3))
     found = [block for block in blocks(network) if isinstance(block, mx.gluon.nn.BatchNorm)]
     return {
         "layers": len(found),

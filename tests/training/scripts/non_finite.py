@@ -15,10 +15,8 @@ import numpy as np
 
 sys.path.insert(0, sys.argv[3])
 import training.run
-import training.training_data
 from tests.support.poisoned import PoisonedLoader, poison
-from training.guard.finite import NonFiniteStep
-from training.guard.guard import TrainingStopped
+from training.guard.guard import NonFiniteStep, TrainingStopped
 from training.loader import Batch
 from training.options import parse_options
 from training.trainers.gluon_trainer import GluonLearner
@@ -70,7 +68,7 @@ def main(folder: Path, scenes: Path) -> None:
     findings["weight"] = refuse(learner, good, folder)
     (folder / "findings.json").write_text(json.dumps(findings))
 
-    training.training_data.Loader = PoisonedLoader  # type: ignore[misc]
+    training.run.Loader = PoisonedLoader  # type: ignore[misc]
     skipping = parse_options([*flags, "--checkname", "skipped", "--on-nan", "skip"])
     training.run.Run(skipping, GluonLearner(skipping, CLASSES)).fit()
     stopping = parse_options([*flags, "--checkname", "stopped"])

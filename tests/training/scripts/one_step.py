@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from export.mxnet_import import mx
-from training.losses import CascadeLoss
 from training.networks import build
-from training.symbols import write_parameters, write_symbol
+from training.networks.tracing import write_parameters, write_symbol
+from training.trainers.gluon_losses import CascadeLoss
 from training.transforms import subsample_labels
 
 

@@ -13,6 +13,10 @@ from pathlib import Path
 TESTS = Path(__file__).parents[2]
 sys.path.insert(0, str(TESTS.parent))
 
+from tests.support.operator_cases import FLOAT32 as FLOAT32_FAMILIES  # noqa: E402
+from tests.support.operator_cases import UNTRAINABLE as UNTRAINABLE_FAMILIES  # noqa: E402
+from tests.support.operator_cases import draw_cases, is_of  # noqa: E402
+
 Case = Callable[..., object]
 SIZE = (13, 17)
 # What MXNet has in float32 only. Its SyncBatchNorm has no CPU kernel that trains: left out.
@@ -56,6 +60,10 @@ OWN: dict[str, Case] = {
     "output_flat_batch": lambda mx, x: mx.sym.SoftmaxOutput(
         mx.sym.Flatten(x), use_ignore=True, ignore_label=255, normalization="batch", name="softmax"
     ),
+    "logistic": lambda mx, x: mx.sym.LogisticRegressionOutput(x * 2, grad_scale=0.7, name="out"),
+    "linear": lambda mx, x: mx.sym.LinearRegressionOutput(x * 2, grad_scale=1.3, name="out"),
+    "absolute": lambda mx, x: mx.sym.MAERegressionOutput(x * 2, name="out"),
+    "equal_min": lambda mx, x: mx.sym.min(flat(mx, x), axis=(1, 3)),
     "make_loss": lambda mx, x: mx.sym.MakeLoss(x * 2, grad_scale=0.3),
     "make_loss_batch": lambda mx, x: mx.sym.MakeLoss(x * 2, normalization="batch"),
     "make_loss_valid": lambda mx, x: mx.sym.MakeLoss(x * 2, normalization="valid", valid_thresh=1),
@@ -97,10 +105,18 @@ def read_cases() -> dict[str, dict[str, Case]]:
         name: runpy.run_path(str(TESTS / "export" / "lowering" / f"{name}.py"))["CASES"]
         for name in files
     }
+    found["drawn"] = {
+        name: case for name, case in draw_cases().items() if not is_of(name, UNTRAINABLE_FAMILIES)
+    }
     return {
         group: {name: case for name, case in cases.items() if name not in UNTRAINABLE}
         for group, cases in {**found, "own": OWN}.items()
     }
+
+
+def dtype_of(name: str) -> str:
+    """The type that MXNet's kernels of a case have."""
+    return "float32" if name in FLOAT32 or is_of(name, FLOAT32_FAMILIES) else "float64"
 
 
 def main(folder: Path) -> None:
@@ -111,7 +127,13 @@ def main(folder: Path) -> None:
         (folder / group).mkdir()
         write_cases(cases, folder / group, SIZE)
         for name in cases:
-            write_gradients(name, folder / group, "float32" if name in FLOAT32 else "float64")
+            write_gradients(name, folder / group, dtype_of(name))
+    (folder / "forward").mkdir()
+    write_cases(
+        {name: case for name, case in draw_cases().items() if is_of(name, UNTRAINABLE_FAMILIES)},
+        folder / "forward",
+        SIZE,
+    )
 
 
 if __name__ == "__main__":

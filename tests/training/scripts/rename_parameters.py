@@ -6,8 +6,7 @@ from __future__ import annotations
 import sys
 
 from export.mxnet_import import mx
-from training import symbols
-from training.networks import build
+from training.networks import build, tracing
 
 ARGUMENTS = ["--model", "fcn", "--backbone", "resnet18", "--width", "0.25", "--num-classes", "7",
              "--size", "64x96"]  # fmt: skip
@@ -19,7 +18,7 @@ def main() -> None:
     network.head.block[4].bias.set_data(mx.nd.arange(7))
     network.save_parameters(sys.argv[1])
     sys.argv[1:] = [*ARGUMENTS, "--params", sys.argv[1], "--output", sys.argv[2]]
-    symbols.main()
+    tracing.main()
 
 
 if __name__ == "__main__":

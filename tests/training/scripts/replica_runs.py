@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 import training.run
-import training.training_data
 from tests.support.poisoned import PoisonedLoader
 from training.guard.guard import TrainingStopped
 from training.options import parse_options
@@ -84,7 +83,7 @@ def main(folder: Path, flags: list[str]) -> None:
     said["told"] = end_by_signal(told), end_by_signal(run_of("told", ToldInValidation, *resume))
     run_of("told", TorchLearner, *resume).fit()
 
-    training.training_data.Loader = PoisonedLoader  # type: ignore[misc]
+    training.run.Loader = PoisonedLoader  # type: ignore[misc]
     once = [*flags, "--epochs", "1", "--no-val"]
     skipped = run_of("skipped", TorchLearner, *once, "--on-nan", "skip")
     skipped.fit()

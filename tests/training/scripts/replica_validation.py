@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import training.validation
-from training.datasets.base import Sample
+from export.datasets import Sample
 from training.options import parse_options
 from training.runs.interruption import Interrupted
 from training.trainers.torch_trainer import TorchLearner

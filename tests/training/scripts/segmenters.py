@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from network_facts import differences, refusal, shapes, vary_norms
 
+from benchmarks.gluoncv_import import import_gluoncv
 from export.mxnet_import import mx
-from training.gluoncv_import import import_gluoncv
 from training.networks import NETWORKS, Network, build
+from training.networks.layers import Norm
+from training.networks.tracing import read_parameters, trace, write_parameters, write_symbol
 from training.options import parse_options
-from training.symbols import read_parameters, trace, write_parameters, write_symbol
 from training.trainers.gluon_trainer import GluonLearner
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 7
@@ -98,7 +99,8 @@ def _maps(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> list[tuple[int, ...]
 def norms(name: str, backbone: str) -> dict[str, object]:
     sync = mx.gluon.contrib.nn.SyncBatchNorm
     size = (193, 225) if name == "icnet_paper" else (HEIGHT, WIDTH)
-    network = build(name, backbone, CLASSES, *size, sync, {"num_devices": 3}, 0.25, aux=True)
+    norm = Norm(sync, num_devices=3)
+    network = build(name, backbone, CLASSES, *size, norm, 0.25, aux=True)
     nodes = [n for n in json.loads(trace(network).tojson())["nodes"] if "BatchNorm" in n["op"]]
     return {
         "operators": sorted({n["op"] for n in nodes}),

@@ -8,29 +8,51 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
+from export.errors import UnsupportedOperator
+from export.symbols.elementwise import FORMULAS
 from export.symbols.graph import BATCH_NORMS
-from export.symbols.shape_rules import BINARY, DEFORMABLE, LABELLED, SCALAR, SUMS, UNARY
+from export.symbols.shape_rules import (
+    BROADCASTS,
+    CONSTANTS,
+    CONVOLUTIONS,
+    DEFORMABLE,
+    IDENTITIES,
+    INDEX_REDUCTIONS,
+    POOLINGS,
+    REDUCTIONS,
+    REGRESSIONS,
+    RESHAPES,
+    SLICES,
+    SOFTMAX_OUTPUT,
+    SUM,
+)
 from training.trainers.torch_operators import (
-    activation,
-    arithmetic,
-    convolution,
-    identity,
+    convolutions,
+    elementwise,
+    normalisation,
+    outputs,
     pooling,
+    reductions,
+    sampling,
     shaping,
-    softmax,
 )
 from training.trainers.torch_operators.call import Call, UnsupportedOperators
-from training.trainers.torch_operators.deformable import convolve_deformably
-from training.trainers.torch_operators.given_gradient import make_loss
-from training.trainers.torch_operators.normalisation import normalise_batch
-from training.trainers.torch_operators.resize import resize
 
-__all__ = ["Call", "UnsupportedOperators", "execute", "unsupported"]
+__all__ = ["Call", "UnsupportedOperators", "execute", "execute_all", "unsupported"]
 
 
 def execute(call: Call) -> Tensor:
     """An operator's first output. Raises UnsupportedOperators naming node and attribute."""
-    return _OPERATORS[call.node.op](call)
+    return execute_all(call)[0]
+
+
+def execute_all(call: Call) -> tuple[Tensor, ...]:
+    """All outputs of an operator. Raises UnsupportedOperators naming node and attribute."""
+    try:
+        found = _OPERATORS[call.node.op](call)
+    except UnsupportedOperator as error:
+        raise UnsupportedOperators(str(error)) from error
+    return found if isinstance(found, tuple) else (found,)
 
 
 def unsupported(operators: Iterable[str]) -> list[str]:
@@ -38,36 +60,60 @@ def unsupported(operators: Iterable[str]) -> list[str]:
     return sorted(set(operators) - set(_OPERATORS))
 
 
-_OPERATORS: dict[str, Callable[[Call], Tensor]] = {
-    "Convolution": convolution.convolve,
-    "Deconvolution": convolution.deconvolve,
-    "UpSampling": convolution.upsample,
-    "Activation": activation.activate,
-    "LeakyReLU": activation.activate_leaky,
-    "clip": activation.clip,
-    "hard_sigmoid": activation.activate_hard_sigmoid,
-    "Pooling": pooling.pool,
+_OPERATORS: dict[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
+    "Deconvolution": convolutions.deconvolve,
+    "UpSampling": convolutions.upsample,
     "_contrib_AdaptiveAvgPooling2D": pooling.pool_adaptively,
-    "_contrib_BilinearResize2D": resize,
-    "Dropout": identity.drop,
-    "BlockGrad": identity.block_gradient,
-    "Cast": identity.cast,
-    "MakeLoss": make_loss,
-    "transpose": shaping.transpose,
-    "softmax": softmax.softmax,
-    "SoftmaxActivation": softmax.activate_softmax,
-    **dict.fromkeys(("identity", "_copy"), identity.pass_on),
-    **dict.fromkeys(("Concat", "concat"), shaping.concatenate),
-    **dict.fromkeys(("Flatten", "flatten"), shaping.flatten),
-    **dict.fromkeys(("Reshape", "reshape"), shaping.reshape),
-    **dict.fromkeys(("Pad", "pad"), shaping.pad),
-    **dict.fromkeys(("Crop", "slice_axis", "slice_like"), shaping.cut),
-    **dict.fromkeys(("mean", "max"), pooling.reduce),
-    **dict.fromkeys(LABELLED, softmax.output_softmax),
-    **dict.fromkeys(BATCH_NORMS, normalise_batch),
-    **dict.fromkeys(DEFORMABLE, convolve_deformably),
-    **dict.fromkeys(BINARY, arithmetic.combine),
-    **dict.fromkeys(SCALAR, arithmetic.combine_scalar),
-    **dict.fromkeys(SUMS, arithmetic.add_all),
-    **dict.fromkeys((*UNARY, "square"), arithmetic.compute),
+    "_contrib_BilinearResize2D": pooling.resize,
+    "_contrib_div_sqrt_dim": elementwise.divide_by_root,
+    "InstanceNorm": normalisation.normalise_instance,
+    "LayerNorm": normalisation.normalise_layer,
+    "GroupNorm": normalisation.normalise_groups,
+    "L2Normalization": normalisation.normalise_length,
+    "LRN": normalisation.normalise_neighbours,
+    "FullyConnected": reductions.connect_fully,
+    "batch_dot": reductions.multiply_batches,
+    "_linalg_gemm2": reductions.multiply_batches,
+    "dot": reductions.multiply,
+    "take": reductions.take,
+    "Embedding": reductions.take,
+    "pick": reductions.pick,
+    "one_hot": reductions.mark,
+    "where": reductions.choose,
+    "Concat": shaping.concatenate,
+    "stack": shaping.stack,
+    "Pad": shaping.pad,
+    "tile": shaping.tile,
+    "repeat": shaping.repeat,
+    "_contrib_arange_like": shaping.make_constant,
+    "GridGenerator": sampling.make_grid,
+    "BilinearSampler": sampling.sample,
+    "SpatialTransformer": sampling.sample,
+    "im2col": sampling.make_columns,
+    "col2im": sampling.make_image,
+    SUM: elementwise.add_all,
+    SOFTMAX_OUTPUT: outputs.output_softmax,
+    "SoftmaxActivation": outputs.activate_softmax,
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), outputs.softmax),
+    **dict.fromkeys(REGRESSIONS, outputs.regress),
+    **dict.fromkeys(IDENTITIES, outputs.pass_on),
+    "Dropout": outputs.drop,
+    "BlockGrad": outputs.block_gradient,
+    "MakeLoss": outputs.make_loss,
+    "_contrib_gradientmultiplier": outputs.multiply_gradient,
+    **dict.fromkeys(CONVOLUTIONS, convolutions.convolve),
+    **dict.fromkeys(DEFORMABLE, convolutions.convolve_deformably),
+    **dict.fromkeys(POOLINGS, pooling.pool),
+    **dict.fromkeys(BATCH_NORMS, normalisation.normalise_batch),
+    "_contrib_BatchNormWithReLU": normalisation.normalise_batch_and_rectify,
+    **dict.fromkeys(RESHAPES, shaping.reshape),
+    **dict.fromkeys(("transpose", "SwapAxis"), shaping.transpose),
+    **dict.fromkeys(("SliceChannel", "_split_v2"), shaping.split),
+    **dict.fromkeys(("depth_to_space", "space_to_depth"), shaping.move_blocks),
+    **dict.fromkeys(SLICES, shaping.cut),
+    **dict.fromkeys(BROADCASTS, shaping.broadcast),
+    **dict.fromkeys(CONSTANTS, shaping.make_constant),
+    **dict.fromkeys(REDUCTIONS, reductions.reduce),
+    **dict.fromkeys(INDEX_REDUCTIONS, reductions.find_extreme),
+    **dict.fromkeys(FORMULAS, elementwise.compute),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from export.symbols.graph import Node
@@ -18,17 +19,25 @@ class UnsupportedOperators(ValueError):
 class Call:
     """One execution of ``node``: its inputs in the symbol's order; a label that nobody gave is
     missing at the end. Running statistics among the inputs are written in place; those of a batch
-    are taken over ``replicas``."""
+    are taken over ``replicas``. ``images`` are the network's, for operators without inputs."""
 
     node: Node
     inputs: tuple[Tensor, ...]
     training: bool
     replicas: Replicas = ALONE
+    images: Tensor | None = None
 
     @property
     def data(self) -> Tensor:
         """The first input."""
         return self.inputs[0]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that the outputs have."""
+        if self.inputs:
+            return self.inputs[0]
+        return torch.zeros(()) if self.images is None else self.images
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

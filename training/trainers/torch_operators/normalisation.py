@@ -1,6 +1,7 @@
-"""Batch normalisation with MXNet's running statistics: the variance is the biased one.
+"""Normalisations: over a batch, or over parts of one image.
 
-Over all processes where ``--syncbn`` is given (MXNet's ``SyncBatchNorm``).
+MXNet's running variance is the biased one. A batch is that of all processes where ``--syncbn`` is
+given (MXNet's ``SyncBatchNorm``).
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from torch.nn import functional
 from training.trainers.torch_operators.call import Call
 
 
+def normalise_batch_and_rectify(call: Call) -> Tensor:
+    """``_contrib_BatchNormWithReLU``."""
+    return functional.relu(normalise_batch(call))
+
+
 def normalise_batch(call: Call) -> Tensor:
     """Data ``[N,C,H,W]``, gamma, beta, running mean and variance ``[C]`` -> ``[N,C,H,W]``; the
     running statistics move in training unless ``use_global_stats``."""
     x, gamma, beta, mean, variance = call.inputs
     node = call.node
-    if node.integer("axis", 1) != 1:
+    if node.integer("axis", 1) % x.dim() != 1:
         raise call.refuse(f"axis {node.attrs['axis']}")
     if node.flag("fix_gamma", True):
         gamma = torch.ones_like(gamma)
@@ -30,15 +36,15 @@ def normalise_batch(call: Call) -> Tensor:
             mean.lerp_(here.to(mean), 1 - momentum)
             variance.lerp_(spread.to(variance), 1 - momentum)
         scale = gamma.to(spread) * (spread + epsilon).rsqrt()
-        centred = x.to(here) - here[:, None, None]
-        return (centred * scale[:, None, None] + beta.to(here)[:, None, None]).to(x.dtype)
+        centred = x.to(here) - _by_channel(here, x)
+        return (centred * _by_channel(scale, x) + _by_channel(beta.to(here), x)).to(x.dtype)
     count = x.numel() // x.shape[1]
     if count == 1:
         # A pooled map of one image. PyTorch refuses it; MXNet answers beta.
         with torch.no_grad():
             mean.lerp_(x.reshape(mean.shape).to(mean), 1 - momentum)
             variance.mul_(momentum)
-        return (x - x) * gamma[:, None, None].to(x) + beta[:, None, None].to(x)
+        return (x - x) * _by_channel(gamma, x).to(x) + _by_channel(beta, x).to(x)
     # The backward pass keeps what it was given, so the buffers themselves are written after it.
     moved = mean.clone(), variance.clone()
     result = functional.batch_norm(x, *moved, gamma, beta, True, 1 - momentum, epsilon)
@@ -48,3 +54,57 @@ def normalise_batch(call: Call) -> Tensor:
         kept = momentum * variance
         variance.copy_(kept + (moved[1] - kept) * ((count - 1) / count))
     return result
+
+
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    """``[C]`` -> ``[C,1,1]`` for a map."""
+    return values.reshape(-1, *[1] * (x.dim() - 2))
+
+
+def normalise_instance(call: Call) -> Tensor:
+    """Every channel of every image by itself."""
+    x, gamma, beta = call.inputs
+    axes = tuple(range(2, x.dim()))
+    normal = _normal(x, axes, call.node.number("eps", 1e-3))
+    return normal * _by_channel(gamma, x) + _by_channel(beta, x)
+
+
+def normalise_layer(call: Call) -> Tensor:
+    """Along one axis, the last unless another is named."""
+    x, *affine = call.inputs
+    axis = call.node.integer("axis", -1) % x.dim()
+    shape = [-1 if i == axis else 1 for i in range(x.dim())]
+    gamma, beta = (values.reshape(shape) for values in affine)
+    return _normal(x, (axis,), call.node.number("eps", 1e-5)) * gamma + beta
+
+
+def normalise_groups(call: Call) -> Tensor:
+    """Groups of channels, with a scale and a shift a group."""
+    x, gamma, beta = call.inputs
+    grouped = x.reshape(x.shape[0], call.node.integer("num_groups", 1), -1)
+    normal = _normal(grouped, (2,), call.node.number("eps", 1e-5))
+    return (normal * gamma[:, None] + beta[:, None]).reshape(x.shape)
+
+
+def _normal(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
+
+
+def normalise_length(call: Call) -> Tensor:
+    """``L2Normalization``: over an image, its channels or its positions."""
+    x, mode = call.data, call.node.text("mode", "instance")
+    axes = {"instance": range(1, x.dim()), "channel": (1,), "spatial": range(2, x.dim())}[mode]
+    squares = x.square().sum(tuple(axes), keepdim=True)
+    return x / (squares + call.node.number("eps", 1e-10)).sqrt()
+
+
+def normalise_neighbours(call: Call) -> Tensor:
+    """``LRN`` over neighbouring channels."""
+    node, size = call.node, call.node.integer("nsize", 1)
+    if size % 2 == 0:
+        raise call.refuse(f"an even number of channels, {size}")
+    return functional.local_response_norm(
+        call.data, size, node.number("alpha", 1e-4), node.number("beta", 0.75),
+        node.number("knorm", 2),
+    )  # fmt: skip

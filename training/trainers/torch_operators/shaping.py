@@ -1,4 +1,7 @@
-"""The same values in another shape, parts of them, or a frame around them."""
+"""Operators that move values: other shapes, parts, repetitions, frames.
+
+Shapes and bounds are those of ``export.symbols.reshape_rules``, for the true batch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.symbols.shape_rules import padded_shape, reshaped_shape, slice_bounds, transposed_shape
+from export.symbols.elementwise import constant_values
+from export.symbols.reshape_rules import (
+    axis_of,
+    padded_shape,
+    permutation,
+    slice_bounds,
+    split_axis,
+    tile_repetitions,
+)
+from export.symbols.shape_rules import RULES
 from training.trainers.torch_operators.call import Call
 
 _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
@@ -17,34 +29,81 @@ def concatenate(call: Call) -> Tensor:
     return torch.cat(call.inputs, call.node.integer("dim", 1))
 
 
-def flatten(call: Call) -> Tensor:
-    """(batch, everything else)."""
-    return call.data.flatten(1)
+def stack(call: Call) -> Tensor:
+    """Along a new axis, the first unless told otherwise."""
+    return torch.stack(call.inputs, call.node.integer("axis", 0))
 
 
 def reshape(call: Call) -> Tensor:
-    """By MXNet's codes (``export.symbols.shape_rules``)."""
-    return call.data.reshape(reshaped_shape(call.node, call.shapes))
+    """The same values in the shape that the operator's rule gives."""
+    return call.data.reshape(RULES[call.node.op](call.node, call.shapes))
 
 
 def transpose(call: Call) -> Tensor:
-    """By ``axes``; the batch stays in front."""
-    transposed_shape(call.node, call.shapes)
-    return call.data.permute(call.node.integers("axes"))
+    """``transpose`` and ``SwapAxis``."""
+    return call.data.permute(permutation(call.node, call.data.dim()))
 
 
 def cut(call: Call) -> Tensor:
-    """``Crop``, ``slice_axis`` and ``slice_like``: one part; a second input only tells its size."""
+    """One part, also in steps or backwards; a second input only tells its size."""
+    x = call.data
     bounds = slice_bounds(call.node, call.shapes)
-    return call.data[tuple(slice(begin, end) for begin, end in bounds)]
+    backwards = [axis for axis, (_, _, step) in enumerate(bounds) if step < 0]
+    # Backwards is forwards from the other end.
+    forwards = [
+        slice(len_of - 1 - begin, len_of - 1 - end, -step) if step < 0 else slice(begin, end, step)
+        for (begin, end, step), len_of in zip(bounds, x.shape, strict=True)
+    ]
+    return (x.flip(backwards) if backwards else x)[tuple(forwards)]
+
+
+def split(call: Call) -> tuple[Tensor, ...]:
+    """Returns the parts along an axis, without it where ``squeeze_axis`` is set."""
+    axis, parts = split_axis(call.node, call.shapes[0])
+    found = torch.split(call.data, [end - begin for begin, end in parts], axis)
+    squeezed = call.node.flag("squeeze_axis", False)
+    return tuple(part.squeeze(axis) for part in found) if squeezed else found
+
+
+def broadcast(call: Call) -> Tensor:
+    """Lengths of 1 repeated."""
+    return call.data.expand(RULES[call.node.op](call.node, call.shapes))
+
+
+def tile(call: Call) -> Tensor:
+    """The whole several times along each axis."""
+    front, repetitions = tile_repetitions(call.node, call.data.dim())
+    return call.data.reshape(*front, *call.data.shape).repeat(repetitions)
+
+
+def repeat(call: Call) -> Tensor:
+    """Each value several times along an axis."""
+    axis = axis_of(call.node, call.data.dim())
+    RULES[call.node.op](call.node, call.shapes)
+    return call.data.repeat_interleave(call.node.integer("repeats", 1), axis)
 
 
 def pad(call: Call) -> Tensor:
     """``Pad`` of rows and columns: constant, edge or reflect."""
     padded_shape(call.node, call.shapes)
     mode = call.node.text("mode", "constant")
-    if mode not in _PAD_MODES:
-        raise call.refuse(f"padding of mode {mode!r}")
     top, bottom, left, right = call.node.integers("pad_width")[4:]
     value = call.node.number("constant_value", 0) if mode == "constant" else None
     return functional.pad(call.data, (left, right, top, bottom), _PAD_MODES[mode], value)
+
+
+def move_blocks(call: Call) -> Tensor:
+    """``depth_to_space`` and ``space_to_depth``: the blocks are the first part of the channels."""
+    size, shape = call.node.integer("block_size", 1), RULES[call.node.op](call.node, call.shapes)
+    batch, channels, height, width = call.shapes[0]
+    if call.node.op == "depth_to_space":
+        parts = call.data.reshape(batch, size, size, -1, height, width)
+        return parts.permute(0, 3, 4, 1, 5, 2).reshape(shape)
+    parts = call.data.reshape(batch, channels, height // size, size, width // size, size)
+    return parts.permute(0, 3, 5, 1, 2, 4).reshape(shape)
+
+
+def make_constant(call: Call) -> Tensor:
+    """``_zeros``, ``_arange`` and their like."""
+    values = constant_values(call.node, RULES[call.node.op](call.node, call.shapes))
+    return torch.from_numpy(values).to(call.like)

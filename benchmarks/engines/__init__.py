@@ -1,0 +1,1 @@
+"""Runs one network on one engine, without a server around it."""

@@ -254,6 +254,12 @@ class Settings(BaseSettings):
     max_inflight_requests: int = Field(
         512, ge=1, description="requests in progress over all models"
     )
+    response_cache_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="memory for results of the models whose config.pbtxt says response_cache "
+        "{ enable: true }; 0 keeps none (docs/response_cache.md)",
+    )
     max_views: int = Field(
         512, ge=1, description="views (tiles x scales x mirror images) of one image of one request"
     )

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Literal, TypeAlias, cast
 
 import numpy as np
@@ -97,20 +98,34 @@ class ResponseCache:
         self._bytes -= size
 
 
+@dataclass
+class Lookups:
+    """Images and requests that were looked up, and the time that it took."""
+
+    count: int = 0
+    ns: int = 0
+
+
 class ModelCache:
-    """The results of one version of a model, as one loading of it gives them."""
+    """The results of one version of a model, as one loading of it gives them.
+
+    Attributes:
+        hits, misses: of the statistics extension: an image that had to be inferred is a miss.
+    """
 
     def __init__(self, cache: ResponseCache, model: str, metrics: Metrics) -> None:
         self._cache = cache
         self._model = model
         self._metrics = metrics
         self._owner = object()
+        self.hits, self.misses = Lookups(), Lookups()
         metrics.create_cache_series(model)
 
     def find_answer(self, digest: bytes, options: Hashable) -> StoredAnswer | None:
         """Returns the answer to the same bytes with the same options, to the same caller."""
+        start = perf_counter_ns()
         found = self._cache.find(self._key(ANSWER, digest, options))
-        self._count(ANSWER, found is not None)
+        self._count(ANSWER, start, is_hit=found is not None)
         return cast("StoredAnswer | None", found)
 
     def keep_answer(self, digest: bytes, options: Hashable, answer: StoredAnswer) -> None:
@@ -120,10 +135,10 @@ class ModelCache:
     def find_prediction(self, digest: bytes, *, labels_suffice: bool) -> Prediction | None:
         """Returns what the network gave for the same pixels: logits where the caller needs them."""
         kinds = ("logits", "mask") if labels_suffice else ("logits",)
-        found = None
+        start, found = perf_counter_ns(), None
         for kind in kinds:
             found = found or self._cache.find(self._key(PREDICTION, digest, kind))
-        self._count(PREDICTION, found is not None)
+        self._count(PREDICTION, start, is_hit=found is not None)
         return cast("Prediction | None", found)
 
     def keep_prediction(self, digest: bytes, inferred: Inferred, *, labels_suffice: bool) -> None:
@@ -152,9 +167,13 @@ class ModelCache:
         context = current_context.get()
         return self._owner, kind, context.key_name if context else "", digest, rest
 
-    def _count(self, kind: Kind, is_hit: bool) -> None:
+    def _count(self, kind: Kind, start: int, *, is_hit: bool) -> None:
         metric = self._metrics.cache_hits if is_hit else self._metrics.cache_misses
         metric.labels(self._model, kind).inc()
+        if is_hit or kind == PREDICTION:
+            lookups = self.hits if is_hit else self.misses
+            lookups.count += 1
+            lookups.ns += perf_counter_ns() - start
         context = current_context.get()
         if context is None:
             return

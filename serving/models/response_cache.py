@@ -119,7 +119,6 @@ class ModelCache:
         self._metrics = metrics
         self._owner = object()
         self.hits, self.misses = Lookups(), Lookups()
-        metrics.create_cache_series(model)
 
     def find_answer(self, digest: bytes, options: Hashable) -> StoredAnswer | None:
         """Returns the answer to the same bytes with the same options, to the same caller."""

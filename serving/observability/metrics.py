@@ -174,14 +174,11 @@ class Metrics:
             self.engine_failures.labels(model, reason)
         for stage in STAGES:
             self.stage_seconds.labels(model, stage)
+        for kind in CACHED:
+            self.cache_hits.labels(model, kind)
+            self.cache_misses.labels(model, kind)
         for series in (self.engine_restarts, self.batch_size, self.queue_length):
             series.labels(model)
-
-    def create_cache_series(self, model: str) -> None:
-        """Creates the counts of a model that keeps results, at 0."""
-        for counter in (self.cache_hits, self.cache_misses):
-            for kind in CACHED:
-                counter.labels(model, kind)
 
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
         """Notes a request or connection that was turned away before it reached a model."""

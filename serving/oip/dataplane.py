@@ -25,6 +25,7 @@ from serving.models.index import ModelState
 from serving.models.model import Model
 from serving.models.registry import Registry
 from serving.models.repository import ModelConfig
+from serving.models.response_cache import submit_cached
 from serving.observability.metrics import Metrics
 from serving.observability.request_context import Timings
 from serving.oip.image_tensors import Answer, build_outputs, choose_outputs, read_images
@@ -234,7 +235,10 @@ class Dataplane:
         async def submit(
             pixels: npt.NDArray[np.uint8], reservation: Reservation | None = None
         ) -> Inferred:
-            return await model.batcher.submit(
+            return await submit_cached(
+                model.batcher,
+                model.cache,
+                self._pool,
                 pixels,
                 timeout_s=None if deadline is None else deadline - loop.time(),
                 policy_timeout_s=request.policy_timeout_s,

@@ -29,7 +29,7 @@ from export.onnx_import.static_shapes import freeze_shapes
 from export.passes.build import REWRITES
 from export.passes.contract import HEADS, IMAGE, MASK, fold_normalisation, mask_head, mask_type
 from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
-from export.symbols.normalisation import Pixels, Triple
+from export.symbols.networks import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
 from serving.palette import MAX_CLASSES
 

@@ -1,6 +1,8 @@
 # Everything happens in .venv/. `make serve` sets up the server alone; `make test` adds the rest.
 PYTHON ?= python3
 ARGS ?=
+# Processes that run tests: as many as there are cores, four at most; 0 runs them in one.
+JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,12 +17,13 @@ serve: $(VENV)/serve.done
 	$(BIN)/segserve serve --repository model_repository $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy clients/examples/*.py deploy/triton/start.py deploy/triton/onnxruntime/model.py docs/make_*.py
 	$(BIN)/lint-imports
 
 setup: $(VENV)/test.done

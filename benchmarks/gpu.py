@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.engines.graphs import built_graph
+from benchmarks.engines.graphs import built_graph, parse_network
 from benchmarks.engines.node_profile import NodeProfile, profile_graph
 from benchmarks.engines.onnxruntime import PROVIDERS, check_provider
 from benchmarks.engines.speed import Speed, check_choice, measure_speed, open_subject
@@ -112,7 +112,7 @@ def gpu(
     console = Console(stderr=True, highlight=False)
     try:
         pixels = Size.parse(size)
-        names = [_network(name) for name in networks.split(",")]
+        names = [parse_network(name, DATASET) for name in networks.split(",")]
         precisions = _choices("--precision", precision, ("fp16", "fp32", "int8"))
         chosen = _choices("--ways", ways, tuple(WAYS))
         fetched = _choices("--outputs", outputs, ("logits", "mask"))
@@ -204,15 +204,6 @@ def _cases(
         for batch in batches
         for output in outputs
     ]
-
-
-def _network(text: str) -> NetworkName:
-    name, _, backbone = text.strip().partition("_")
-    if not backbone:
-        raise ValueError(
-            f"{text!r} is not a valid network: expected NETWORK_BACKBONE, for example {NETWORKS[0]}"
-        )
-    return NetworkName(name, backbone, 1.0, DATASET)
 
 
 def _choices(option: str, text: str, known: tuple[str, ...] | None) -> list[str]:

@@ -26,14 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from benchmarks.engines.graphs import SEED, built_graph, plain_model, symbol_of
+from benchmarks.engines.graphs import SEED, built_graph, network_at, plain_model
 from benchmarks.machine import RESULTS, Machine, read_machine, write_result
 from benchmarks.obvious import png as obvious_png
 from benchmarks.obvious import restore_by_onnx
 from benchmarks.timing import Spread, ratios, time_in_turn
 from export.symbols.find import NetworkName
-from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
 from serving import server as lifecycle
 from serving.engines.acceleration import Acceleration
 from serving.engines.onnxruntime import OnnxEngine
@@ -218,14 +216,9 @@ def _open(path: Path, threads: int, *, winograd: bool = True) -> OnnxEngine:
 
 def _plain(size: Size, folder: Path) -> Path:
     """Writes the plain export as a file into ``folder``."""
-    height, width = size.height, size.width
-    symbol = retarget(symbol_of(NETWORK, CLASSES, height, width), height, width)
+    symbol, weights = network_at(NETWORK, CLASSES, size.height, size.width)
     path = folder / "plain.onnx"
-    path.write_bytes(
-        plain_model(
-            symbol, random_params(symbol, height, width, SEED), height, width
-        ).SerializeToString()
-    )
+    path.write_bytes(plain_model(symbol, weights, size.height, size.width).SerializeToString())
     return path
 
 

@@ -40,4 +40,17 @@ except ModuleNotFoundError as error:
 # gluon's own utilities warn on import-time regex escapes and at run time on numpy aliases.
 warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mxnet(\..*)?")
 
-__all__ = ["MXNetMissing", "mx"]
+
+def mxnet_reason(error: Exception) -> str:
+    """Returns what MXNet says is wrong as one line, without its list of arguments and its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("MXNetError: ")]
+    stack = ("Traceback ", "File ", ", in operator")
+    told = lines[starts[-1] :] if starts else [x for x in lines if not x.startswith(stack)]
+    said = told[0] if told else type(error).__name__
+    said = said.removeprefix("MXNetError: ").removesuffix(", Possible Arguments:")
+    where = lines[-1] if lines and lines[-1].startswith(", in operator") else ""
+    return said + where
+
+
+__all__ = ["MXNetMissing", "mx", "mxnet_reason"]

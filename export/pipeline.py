@@ -1,7 +1,7 @@
 """The exporter as one call: a network in, a version of a model in a Triton repository out.
 
-``segserve export`` is :func:`export_symbol` with options. ``segserve import-onnx`` brings its
-network by another way and ends in :func:`write_network`, as every export does.
+``segserve export`` is :func:`export_symbol` with options. ``segserve import-onnx`` gets its network
+elsewhere and ends in :func:`write_network`, as every export does.
 """
 
 from __future__ import annotations
@@ -13,17 +13,29 @@ from pathlib import Path
 from onnx import ModelProto
 from rich.console import Console
 
+from export.datasets import check_labels, find_labels, generic_labels
 from export.errors import ExportError, InvalidParams, UnsupportedPrecision, VerificationFailed
 from export.finite import find_not_finite, not_finite
-from export.passes.build import REWRITES, build_model, check_opset, set_metadata
-from export.passes.contract import HEADS, LOGITS, MASK
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
+from export.passes.build import (
+    REWRITES,
+    build_model,
+    check_opset,
+    number_of_classes,
+    set_metadata,
+)
+from export.passes.contract import HEADS, check_heads
+from export.passes.cut_at_logits import prune_heads
 from export.precision.lower import PrecisionOptions, check_options, lower_precision
 from export.progress import Steps, show_steps
-from export.repository.files import ONNX_FILE, ModelFiles, onnx_files
-from export.repository.labels import check_labels, find_labels, generic_labels
 from export.repository.mxnet_model import mxnet_files
-from export.repository.triton import ModelFacts, variant_name, write_version
+from export.repository.triton import (
+    ONNX_FILE,
+    ModelFacts,
+    ModelFiles,
+    onnx_files,
+    variant_name,
+    write_version,
+)
 from export.source import (
     ExistingModel,
     NamedNetwork,
@@ -50,7 +62,8 @@ class Target:
     Attributes:
         repository: the folder of models.
         name: the model's; None is the network's, the precision after it.
-        family: models that share it answer for each other; None is none, or the existing model's.
+        family: requests to it are routed to the member that best fits the image; None is none, or
+            the existing model's.
         max_batch_size: None is 4, or the existing model's.
         accuracy: measured accuracy and its protocol.
         provenance: where the weights come from.
@@ -83,8 +96,9 @@ class ExportRequest:
         size: height and width; None is the symbol's own.
         dataset: names the classes, and is what ``precision`` is calibrated on and judged by.
         labels: a file of class names, instead of the dataset's.
-        mean: of RGB values from 0 to 1, three numbers (as text by comma); None is what the network
-            was trained on, where it is one of ours. ``std``, ``bgr`` (blue comes first) likewise.
+        mean: of RGB values from 0 to 1, three numbers (as text: comma-separated); None is what the
+            network was trained on, where it is one of ours. ``std`` and ``bgr`` (blue comes first)
+            likewise.
         precision: fp32, fp16 or int8, and how it is made and judged; ``dataset`` is this request's.
         heads: of mask, logits and confidence, one of the first two at least.
         file_format: ``onnx`` or ``mxnet``.
@@ -202,10 +216,10 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
             outcomes = (compared, outcome)
     notes = [
         f"sees {pixels}: {said}",
-        "random weights: the labels mean nothing, the speed is that of trained ones"
+        "random weights: labels are meaningless, speed is that of trained weights"
         if named.params is None
         else "",
-        "classes without names; --dataset or --labels gives them some"
+        "classes without names; name them with --dataset or --labels"
         if named.dataset is None and request.labels is None
         else "",
         *outcomes,
@@ -230,7 +244,8 @@ def write_network(
     step: Steps,
     metadata: dict[str, str] | None = None,
 ) -> tuple[Path, str]:
-    """Brings a float32 graph of the contract into its precision and writes it: the end of all ways.
+    """Lowers the precision of a float32 graph of the contract and writes it; every export ends
+    here.
 
     What is measured is added to the facts. ``metadata`` is stored in the file beside them. Returns
     the version's folder and a line about what the precision cost. Raises what ``lower_precision``
@@ -245,15 +260,6 @@ def write_network(
     step("writing the repository")
     set_metadata(lowered.model, facts.parameters() | (metadata or {}))
     return _write(target, name, onnx_files(lowered.model), facts), lowered.outcome
-
-
-def check_heads(heads: tuple[str, ...]) -> None:
-    """Raises ExportError where no server could make labels of the outputs."""
-    if not {MASK, LOGITS} & set(heads):
-        raise ExportError(
-            f"--head {','.join(heads)!r} holds neither mask nor logits; a server needs one of them:"
-            " add mask"
-        )
 
 
 @dataclass(frozen=True)
@@ -294,7 +300,7 @@ def _read_network(
         found = find_symbol(named.network, named.params, known, request.size)
     size = request.size or own_size(found)
     graph = found.at(*size)
-    classes = cut_at_logits(prune_heads(graph), *size).classes
+    classes = number_of_classes(found.graph, *size)
     labels = labels or generic_labels(classes)
     check_labels(labels, classes)
     step("reading the parameters" if named.params else "making random parameters")
@@ -372,7 +378,7 @@ def _check_format(file_format: str, precision: str, opset: int | None) -> None:
 def _export_existing(request: ExportRequest, existing: str, console: Console) -> Written:
     """Exports a model of the repository once more, in another precision."""
     refuse_given(
-        f"--from {existing} brings its network, size, classes and pixels",
+        f"--from {existing} determines the network, size, classes and pixels",
         {
             "--model": request.model, "--backbone": request.backbone, "--width": request.width,
             "--aux": request.aux, "--output-stride": request.output_stride,
@@ -410,9 +416,11 @@ def _export_existing(request: ExportRequest, existing: str, console: Console) ->
 
 
 def _check_outputs(existing: ExistingModel, file_format: str, heads: tuple[str, ...]) -> None:
-    """Raises ExportError where another file or other outputs are asked for."""
+    """Raises ExportError for another file format or other outputs."""
     if file_format != "onnx":
-        raise ExportError(f"--from {existing.name} stays ONNX; leave --format {file_format} out")
+        raise ExportError(
+            f"--from {existing.name} is an ONNX model; leave --format {file_format} out"
+        )
     if heads not in (HEADS, existing.heads):
         raise ExportError(
             f"--from {existing.name} keeps its outputs {','.join(existing.heads)}; leave --head out"

@@ -22,7 +22,8 @@ OnBytes = Callable[[int, int], None]
 
 
 class Steps:
-    """Calling it names the step that begins and counts the one before as done."""
+    """The bar of a command's steps: calling it names the one that begins and ends the one
+    before."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
@@ -45,7 +46,7 @@ class Steps:
 
 @contextmanager
 def show_steps(console: Console, total: int) -> Iterator[Steps]:
-    """Bars for ``total`` steps; they vanish at the end."""
+    """Shows bars for ``total`` steps; they vanish at the end."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Steps(progress, total)
@@ -53,8 +54,7 @@ def show_steps(console: Console, total: int) -> Iterator[Steps]:
 
 @contextmanager
 def show_bytes(console: Console, description: str) -> Iterator[OnBytes]:
-    """Shows a bar for a download, and the time for what comes behind it; it vanishes at the
-    end."""
+    """Shows a bar for a download, and the time of what follows; it vanishes at the end."""
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
         TimeElapsedColumn(),

@@ -1,4 +1,4 @@
-"""Where a network comes from: named, brought by ``--pretrained``, or a model of the repository."""
+"""Where a network comes from: named, of ``--pretrained``, or a model of the repository."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.console import Console
 
 from export.errors import ExportError, InvalidNetwork, UnsupportedPrecision
 from export.onnx_import.source import read_network
-from export.passes.onnx_graph import is_half
 from export.precision.half import widen
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
@@ -30,7 +29,7 @@ WITH_STRIDES = "deeplabv3plus"
 
 @dataclass(frozen=True)
 class NamedNetwork:
-    """What the options name, or published weights bring; None was not given."""
+    """A network as the options or published weights name it; None was not given."""
 
     model: str | None
     backbone: str | None
@@ -58,14 +57,14 @@ class NamedNetwork:
 def name_network(
     pretrained: str | None, symbol: Path | None, named: NamedNetwork, console: Console
 ) -> NamedNetwork:
-    """Returns ``named``, or what ``pretrained`` brings; of that only the dataset may be named
+    """Returns ``named``, or the network of ``pretrained``, of which the dataset alone may be named
     otherwise.
 
-    Raises ExportError, also for options that the network leaves no room for.
+    Raises ExportError, also for options that do not apply to the network.
     """
     form = {"--width": named.width, "--aux": named.aux, "--output-stride": named.output_stride}
     if pretrained is not None:
-        reason = f"--pretrained {pretrained} brings its network and weights"
+        reason = f"--pretrained {pretrained} determines the network and its weights"
         refuse_given(
             reason,
             {
@@ -76,7 +75,7 @@ def name_network(
             },
         )
     elif symbol is not None:
-        refuse_given(f"--symbol {symbol} is the network as it is", form)
+        refuse_given(f"--symbol {symbol} determines the network", form)
     else:
         _check_form(named)
     if pretrained is None:
@@ -160,7 +159,7 @@ class ExistingModel:
         model: its graph in float32.
         origin: its name, version and precision, then its own provenance.
         dataset: what its classes are of; None where it does not say.
-        resize: how the server brings images to its size; ``tile_overlap`` likewise.
+        resize: how the server resizes images to its size; ``tile_overlap`` likewise.
     """
 
     name: str
@@ -174,7 +173,7 @@ class ExistingModel:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of its image."""
+        """The height and width of its image."""
         dims = self.model.graph.input[0].type.tensor_type.shape.dim
         return dims[1].dim_value, dims[2].dim_value
 
@@ -204,13 +203,13 @@ def read_existing(model: str, repository: Path) -> ExistingModel:
     precision = find_precision(graph)
     if precision == "int8":
         raise UnsupportedPrecision(
-            f"--from {model}: version {version} is in int8 already; start from fp32 or fp16"
+            f"--from {model}: version {version} is already int8; choose an fp32 or fp16 model"
         )
     parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
     named = parameters.get("provenance", "")
     return ExistingModel(
         folder.name,
-        widen(graph) if is_half(graph) else graph,
+        widen(graph) if precision == "fp16" else graph,
         folder.labels,
         parameters.get("family"),
         parameters.get("dataset"),

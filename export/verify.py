@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from export.errors import VerificationFailed
 from export.lowering.convert import DATA
-from export.passes.cut_at_logits import cut_at_logits, prune_heads, without_softmax
+from export.passes.cut_at_logits import cut_at_logits, prune_heads, with_logits
 from export.symbols.find import module_command
 from export.symbols.graph import Entry, Graph, write_symbol
 from export.symbols.normalisation import IMAGENET, Pixels
@@ -97,7 +97,7 @@ def verify(
     images = example_images(height, width)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        main = without_softmax(prune_heads(graph))
+        main = with_logits(prune_heads(graph), height, width)
         logits = cut_at_logits(main, height, width).graph
         both = _both_heads(main, logits)
         write_symbol(both, folder / "symbol.json")

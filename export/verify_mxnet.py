@@ -2,7 +2,7 @@
 
 ``python -m export.verify_mxnet compare FOLDER`` reads ``symbol.json`` (outputs: the full-size map,
 the logits), ``network.params``, ``images.npy`` (uint8 [n, H, W, 3] RGB) and ``pixels.npz`` (mean,
-std, bgr); it writes ``logitsI.npy`` float32 and ``labelsI.npy`` uint8 for each image, and prints
+std, bgr); it writes ``logitsI.npy`` float32 and ``labelsI.npy`` uint16 for each image, and prints
 MXNet's version. ``load SYMBOL PARAMS INPUT N H W C`` runs a symbol once on an empty uint8 image.
 Where MXNet refuses, the last line of standard error says why, in MXNet's words.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from export.mxnet_import import mx
+from export.mxnet_import import mx, mxnet_reason
 
 
 def compare(folder: Path) -> None:
@@ -31,7 +31,7 @@ def compare(folder: Path) -> None:
     executor = _bind(symbol, folder / "network.params", {"data": mx.nd.array(data[:1])})
     for number, image in enumerate(data):
         full, logits = executor.forward(is_train=False, data=mx.nd.array(image[None]))
-        labels = full.asnumpy().argmax(1).astype(np.uint8)
+        labels = full.asnumpy().argmax(1).astype(np.uint16)
         np.save(folder / f"logits{number}.npy", logits.asnumpy())
         np.save(folder / f"labels{number}.npy", labels)
 
@@ -59,16 +59,6 @@ def _bind(symbol: Any, params: Path, inputs: dict[str, Any]) -> Any:
     )
 
 
-def reason(error: Exception) -> str:
-    """Returns what MXNet says is wrong as one line, without its list of arguments and its stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    starts = [i for i, line in enumerate(lines) if line.startswith("MXNetError: ")]
-    said = lines[starts[-1] if starts else 0] if lines else type(error).__name__
-    said = said.removeprefix("MXNetError: ").removesuffix(", Possible Arguments:")
-    where = lines[-1] if lines and lines[-1].startswith(", in operator") else ""
-    return said + where
-
-
 def main(arguments: list[str]) -> int:
     """Runs one of the two commands; returns the exit code."""
     command, *rest = arguments
@@ -79,7 +69,7 @@ def main(arguments: list[str]) -> int:
             symbol, params, name, *lengths = rest
             load(Path(symbol), Path(params), name, tuple(map(int, lengths)))
     except (mx.base.MXNetError, ValueError, TypeError) as error:
-        print(reason(error), file=sys.stderr)
+        print(mxnet_reason(error), file=sys.stderr)
         return 1
     print(mx.__version__)
     return 0

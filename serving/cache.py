@@ -1,4 +1,4 @@
-"""Where files are kept that can be made again."""
+"""The folder of files that can be made again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$SEGSERVE_CACHE_DIR``, else ``~/.cache/segserve``; need not be there yet."""
+    """Returns ``$SEGSERVE_CACHE_DIR``, else ``~/.cache/segserve``; it need not exist yet."""
     folder = os.environ.get("SEGSERVE_CACHE_DIR")
     return Path(folder) if folder else Path.home() / ".cache" / "segserve"

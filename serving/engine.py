@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
+from serving.palette import label_type
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class EngineSpec:
         instances: runs that may go on at once.
         precision: ``fp32``, ``fp16``, ``int8``, or ``bf16`` where a file of one of the first two is
             run so.
+        wide: where the graph gives labels alone, whether they are uint16.
     """
 
     size: Size
@@ -32,6 +34,12 @@ class EngineSpec:
     max_batch_size: int
     instances: int
     precision: str
+    wide: bool = False
+
+    @property
+    def label_type(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Returns the type of a label map's pixels."""
+        return np.dtype(np.uint16) if self.wide else label_type(self.num_classes)
 
 
 class Engine(Protocol):
@@ -58,7 +66,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the engine holds; no run may be going on."""
+        """Frees what the engine holds; no run may be in progress."""
         ...
 
 
@@ -72,7 +80,7 @@ class LabelEngine(Protocol):
         ...
 
     def run_labels(self, batch: npt.NDArray[np.uint8]) -> Prediction:
-        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, a byte a
+        """Runs a batch like ``Engine.run`` and returns ``mask`` instead of ``logits``, an id a
         pixel.
 
         Raises:

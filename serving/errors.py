@@ -4,7 +4,7 @@
 
     SegserveError                     500  INTERNAL
     ├── InvalidRequest                400  INVALID_ARGUMENT   an option or tensor is wrong
-    │   └── InvalidImage              400  INVALID_ARGUMENT   the bytes are no decodable image
+    │   └── InvalidImage              400  INVALID_ARGUMENT   the bytes are not a decodable image
     ├── Unauthenticated               401  UNAUTHENTICATED    no key, or one that is not known
     ├── ModelNotFound                 404  NOT_FOUND
     ├── RegionNotFound                404  NOT_FOUND          no shared memory of that name
@@ -15,11 +15,11 @@
     ├── UnsupportedImageFormat        415  INVALID_ARGUMENT   an image, of a format not allowed
     ├── HeaderTooLarge                431  RESOURCE_EXHAUSTED  metadata above a limit
     ├── UnsupportedOption             422  FAILED_PRECONDITION  this model cannot do it
-    ├── TooManyRequests               429  RESOURCE_EXHAUSTED  right, at a bad time: Retry-After
+    ├── TooManyRequests               429  RESOURCE_EXHAUSTED  valid, at a bad time: Retry-After
     │   ├── QueueFull                 429  RESOURCE_EXHAUSTED
     │   │   └── PredictedLate         429  RESOURCE_EXHAUSTED  the deadline cannot be met
     │   └── KeyLimitExceeded          429  RESOURCE_EXHAUSTED  the key's own rate or concurrency
-    ├── ClientGone                    499  CANCELLED          nobody is left to be answered
+    ├── ClientGone                    499  CANCELLED          the client has disconnected
     ├── Unsupported                   501  UNIMPLEMENTED      not in this server, or switched off
     ├── NotReady                      503  UNAVAILABLE        loading or draining
     ├── DeadlineExceeded              504  DEADLINE_EXCEEDED
@@ -75,11 +75,11 @@ def drop_traceback(error: BaseException) -> None:
 
 
 class SegserveError(Exception):
-    """Base of the tree: ``http_status`` and ``grpc_code`` are what a transport answers.
+    """The base of the tree: ``http_status`` and ``grpc_code`` are what a transport answers.
 
     Args:
         reason: of ``segserve_rejected_total``, where a limit that is counted nowhere else is the
-            cause; empty again once it was counted.
+            cause. It is counted where the answer is written.
 
     A text that is longer than ``MAX_ERROR_TEXT`` loses its middle.
     """
@@ -93,13 +93,13 @@ class SegserveError(Exception):
 
     @property
     def is_failure(self) -> bool:
-        """Whether the request was right and got no answer all the same: a full queue, a deadline
-        that passed, an engine that failed."""
+        """Returns whether a valid request got no answer: a full queue, a deadline that passed, an
+        engine that failed."""
         return self.http_status == 429 or self.http_status >= 500
 
     @property
     def code(self) -> str:
-        """The machine-readable name, e.g. ``model_not_found``."""
+        """Returns the machine-readable name, e.g. ``model_not_found``."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
 
@@ -111,7 +111,7 @@ class InvalidRequest(SegserveError):
 
 
 class InvalidImage(InvalidRequest):
-    """The bytes are empty, truncated, or no image at all."""
+    """The bytes are empty, truncated, or not an image."""
 
 
 class Unauthenticated(SegserveError):
@@ -136,7 +136,7 @@ class RegionNotFound(SegserveError):
 
 
 class ServiceNotFound(SegserveError):
-    """The health of a gRPC service is asked for that this server does not have."""
+    """The health check names a gRPC service that this server does not have."""
 
     http_status = 404
     grpc_code = grpc.StatusCode.NOT_FOUND
@@ -185,7 +185,7 @@ class UnsupportedOption(SegserveError):
 
 
 class TooManyRequests(SegserveError):
-    """The request is right and comes at a bad time.
+    """The request is valid, but comes at a bad time.
 
     ``retry_after_s`` is when there may be room, None where nothing is known yet.
     """
@@ -199,7 +199,7 @@ class TooManyRequests(SegserveError):
 
     @property
     def retry_after(self) -> str:
-        """Whole seconds, at least one: the value of the header ``Retry-After``."""
+        """Returns the value of the header ``Retry-After``: whole seconds, at least one."""
         return str(max(1, math.ceil(self.retry_after_s or 0.0)))
 
 
@@ -208,7 +208,7 @@ class QueueFull(TooManyRequests):
 
 
 class PredictedLate(QueueFull):
-    """Refused at once: by the last batches' times the answer would come after the deadline."""
+    """The request is refused at once: its answer would come after its deadline."""
 
 
 class KeyLimitExceeded(TooManyRequests):
@@ -224,7 +224,7 @@ class ClientGone(SegserveError):
 
     @property
     def code(self) -> str:
-        """One word for it over both transports, in the log and in the metrics."""
+        """Returns one word for it over both transports, in the log and in the metrics."""
         return CANCELLED
 
 
@@ -258,7 +258,7 @@ class InvalidModel(SegserveError):
 
 
 class EngineFailed(SegserveError):
-    """Inference raised, or answered what is not finite or not of the model's contract.
+    """Inference raised, or its answer is not finite or not of the model's contract.
 
     Args:
         kind: of ``segserve_engine_failures_total``, one of :data:`ENGINE_FAILURES`.

@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from serving.parsing import read_text
 
 Color = tuple[int, int, int]
 
-# Ids are bytes, and 255 is the ignored one.
-MAX_CLASSES = 255
+# Ids are bytes, or two of them where there are more classes; the largest is the ignored one.
+MAX_BYTE_CLASSES = 255
+MAX_CLASSES = 65_535
+LabelMap: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
 # The one table of datasets' other names: GluonCV's, and those that people write in full.
 ALIASES = {"ade": "ade20k", "cityscapes": "citys", "mhp": "mhpv1", "voc": "pascal_voc"}
@@ -43,6 +49,16 @@ def datasets() -> tuple[str, ...]:
     order."""
     names = (entry.name for entry in files("serving.labels").iterdir())
     return tuple(sorted(name.removesuffix(".tsv") for name in names if name.endswith(".tsv")))
+
+
+def label_type(classes: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Returns the type of a label map's pixels: uint8, with more than 255 classes uint16."""
+    return np.dtype(np.uint8 if classes <= MAX_BYTE_CLASSES else np.uint16)
+
+
+def largest_id(classes: int) -> int:
+    """Returns the largest value of such a label map, which is ignored unless told otherwise."""
+    return int(np.iinfo(label_type(classes)).max)
 
 
 def canonical_name(dataset: str) -> str:
@@ -86,7 +102,7 @@ def read_labels(path: Path) -> LabelSet:
         names, colors = parse_labels(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return LabelSet(names, colors or default_palette(len(names)))
+    return LabelSet(names, colors or default_palette(len(names)), largest_id(len(names)))
 
 
 def parse_labels(text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
@@ -110,7 +126,7 @@ def parse_labels(text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     if colors and len(colors) != len(names):
         raise ValueError(f"{len(colors)} colours for {len(names)} classes")
     if len(names) > MAX_CLASSES:
-        raise ValueError(f"{len(names)} classes; a uint8 mask holds {MAX_CLASSES} and the ignored")
+        raise ValueError(f"{len(names)} classes: expected at most {MAX_CLASSES}")
     return tuple(names), tuple(colors)
 
 
@@ -118,12 +134,14 @@ def parse_palette(text: str) -> tuple[Color, ...]:
     """Reads colours written as ``#rrggbb``, separated by white space.
 
     Raises:
-        ValueError: a word that is no such colour.
+        ValueError: a word that is not such a colour.
     """
     colors = []
     for word in text.split():
         if not re.fullmatch("#[0-9a-fA-F]{6}", word):
-            raise ValueError(f"{word!r} is no colour; a palette reads like '#804080 #f423e8'")
+            raise ValueError(
+                f"{word!r} is not a valid colour; a palette reads like '#804080 #f423e8'"
+            )
         red, green, blue = bytes.fromhex(word[1:])
         colors.append((red, green, blue))
     return tuple(colors)
@@ -154,19 +172,19 @@ def plte(colors: Sequence[Color], ignore_label: int) -> bytes:
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
-    """Returns ``count`` distinct colours by Pascal VOC's rule, at most 256.
+    """Returns ``count`` distinct colours by Pascal VOC's rule, at most 65,536.
 
     Bits 0, 1, 2 of the id become the highest bit of red, green and blue, bits 3, 4, 5 the next.
 
     Raises:
-        ValueError: ``count`` outside 0-256.
+        ValueError: ``count`` outside 0-65536.
     """
-    if not 0 <= count <= 256:
-        raise ValueError(f"a palette has 0 to 256 colours, not {count}")
+    if not 0 <= count <= MAX_CLASSES + 1:
+        raise ValueError(f"a palette has 0 to {MAX_CLASSES + 1} colours, not {count}")
     colors = []
     for index in range(count):
         red = green = blue = 0
-        for step in range(3):
+        for step in range(6):
             bits = index >> (3 * step)
             red |= (bits & 1) << (7 - step)
             green |= (bits >> 1 & 1) << (7 - step)

@@ -29,6 +29,7 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 def read_text(path: Path, *, max_bytes: int = MAX_BYTES, regular: bool = False) -> str:
@@ -131,3 +132,19 @@ def read_length(text: str, what: str) -> int:
     if value is None:
         raise InvalidRequest(f"{what}: {text[:64]!r} is not a valid number of bytes")
     return value
+
+
+def parse_version(text: str) -> int | None:
+    """Returns a version from a path or message; None for the empty string.
+
+    Raises:
+        InvalidRequest: not a positive integer without leading zeros.
+    """
+    if not text:
+        return None
+    if not _VERSION.fullmatch(text):
+        raise InvalidRequest(
+            f"version {text[:64]!r} is not a valid version: expected a positive integer "
+            f"(1 to {10**9 - 1}, ASCII digits, no leading zeros)"
+        )
+    return int(text)

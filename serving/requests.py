@@ -1,4 +1,4 @@
-"""What the service is asked, and what it answers: the same for every transport."""
+"""The requests of the service and its results, the same for every transport, and their checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.formats.label_map import Encoded, MaskOptions
 from serving.imaging.geometry import PLAIN, Augmentation, Plan, Size
 from serving.models.model import Model
 from serving.observability.request_context import Timings
-from serving.palette import LabelSet
+from serving.palette import LabelMap, LabelSet
 from serving.parsing import find_integer, read_decimal
 from serving.settings import Settings
 
@@ -25,7 +25,7 @@ OutputSize = Literal["original", "model"]
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """How the answer should look.
+    """The options of a request: what its answer looks like.
 
     Attributes:
         formats: names of ``serving.formats.registry.FORMATS``, one or several.
@@ -57,7 +57,7 @@ class SegmentRequest:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """The encoded answer, each form by its name. ``image_size`` is the photo's own, after EXIF."""
+    """The encoded answer, by output format. ``image_size`` is the photo's own, after EXIF."""
 
     parts: Mapping[str, Encoded]
     model: str
@@ -68,22 +68,31 @@ class SegmentResult:
 
     @property
     def only(self) -> Encoded:
-        """The answer where one form was asked for; the first of several."""
+        """Returns the answer where one format was asked for; the first of several."""
         return next(iter(self.parts.values()))
 
 
-# What a request asks for against what the model can do: refused by name, before any work.
+@dataclass(frozen=True)
+class Described:
+    """A description of a model for clients, or of a family, which has no version and no size."""
 
-Labels = npt.NDArray[np.uint8]
+    name: str
+    version: int
+    labels: LabelSet
+    size: Size | None
+    has_logits: bool
+
+
+Confidence = npt.NDArray[np.uint8]
 
 FLIP = "flip"
-# Of a list in one option: a class has one byte, and more scales than that are no use.
+# Of a list in one option: more classes or scales than that are of no use.
 MAX_ENTRIES = 256
 SCALES = (0.25, 4.0)
 
 
 def check_options(options: SegmentOptions, model: Model) -> None:
-    """Refuses what cannot be answered, whatever the image.
+    """Checks options against the model: refuses what it cannot answer, whatever the image.
 
     Raises:
         InvalidRequest: an unknown format or class, or options that do not go together.
@@ -116,10 +125,10 @@ def check_plan(plan: Plan, options: SegmentOptions, model: Model, settings: Sett
     count = plan.view_count
     if count == 1:
         return
-    told = f"an image of {plan.original} takes {count} views of {plan.model} by {model.name!r}"
+    cause = f"an image of {plan.original} takes {count} views of {plan.model} by {model.name!r}"
     if count > settings.max_views:
         raise TooLarge(
-            f"{told}, more than max_views = {settings.max_views} allows; "
+            f"{cause}, more than max_views = {settings.max_views} allows; "
             f"send a smaller one, or ask for less tta",
             reason="views",
         )
@@ -133,13 +142,13 @@ def check_plan(plan: Plan, options: SegmentOptions, model: Model, settings: Sett
         )
     if options.smooth is False:
         raise InvalidRequest(
-            f"{told}, and smooth=false takes ids, which do not blend: leave it out"
+            f"{cause}, and smooth=false takes ids, which do not blend: leave it out"
         )
-    require_logits(f"{told}: blending them", model)
+    require_logits(f"{cause}: blending them", model)
 
 
 def require_logits(what: str, model: Model) -> None:
-    """Raises UnsupportedOption, with the remedy, where the model gives labels alone."""
+    """Raises UnsupportedOption, with the remedy, where the model returns labels alone."""
     if model.spec.logits_size is None:
         raise UnsupportedOption(
             f"{what} needs the model's logits, which {model.name!r} does not give; "
@@ -148,10 +157,10 @@ def require_logits(what: str, model: Model) -> None:
 
 
 def read_augmentation(tta: tuple[str, ...]) -> Augmentation:
-    """Test-time augmentation: ``flip`` and scales. The scale 1 is always there.
+    """Reads test-time augmentation: ``flip`` and scales. The scale 1 is always included.
 
     Raises:
-        InvalidRequest: neither; the message tells what is known.
+        InvalidRequest: neither; the message lists what is known.
     """
     if not tta:
         return PLAIN
@@ -174,7 +183,7 @@ def read_augmentation(tta: tuple[str, ...]) -> Augmentation:
 
 
 def class_ids(classes: tuple[str, ...], labels: LabelSet) -> tuple[int, ...]:
-    """Ids of names (in any case) or numbers.
+    """Returns the ids of classes, by name (in any case) or number.
 
     Raises:
         InvalidRequest: naming the unknown class and the known ones.
@@ -199,14 +208,20 @@ def class_ids(classes: tuple[str, ...], labels: LabelSet) -> tuple[int, ...]:
 
 
 def keep_classes(
-    labels: Labels, confidence: Labels | None, classes: tuple[str, ...], known: LabelSet
-) -> tuple[Labels, Labels | None]:
-    """Both with the pixels of every other class replaced: by the ignore label, and by 0."""
-    table = np.full(256, known.ignore_label, np.uint8)
+    labels: LabelMap, confidence: Confidence | None, classes: tuple[str, ...], known: LabelSet
+) -> tuple[LabelMap, Confidence | None]:
+    """Returns both with the pixels of other classes replaced: by the ignore label, and by 0."""
+    values = np.iinfo(labels.dtype).max + 1
+    table = np.full(values, known.ignore_label, labels.dtype)
     ids = list(class_ids(classes, known))
     table[ids] = ids
     if confidence is not None:
-        kept = np.zeros(256, np.uint8)
+        kept = np.zeros(values, np.uint8)
         kept[ids] = 255
-        confidence = np.asarray(cv2.LUT(labels, kept) & confidence, np.uint8)
-    return np.asarray(cv2.LUT(labels, table), np.uint8), confidence
+        confidence = np.asarray(_look_up(labels, kept) & confidence, np.uint8)
+    return _look_up(labels, table), confidence
+
+
+def _look_up(labels: LabelMap, table: LabelMap) -> LabelMap:
+    # OpenCV's tables are of bytes alone, and several times faster than NumPy's.
+    return cv2.LUT(labels, table) if labels.dtype == np.uint8 else table[labels]

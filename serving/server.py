@@ -1,4 +1,4 @@
-"""Start and stop: bind, load, ready; and on a signal unready, drain, stop.
+"""The server's life: bind, load, ready; and on a signal not ready, drain, stop.
 
 Ports are bound, and the signals caught, before models load: health can be asked, and a stop is
 obeyed, from the first moment.
@@ -47,6 +47,7 @@ from serving.observability.metrics import Metrics
 from serving.observability.metrics_server import MetricsPage, MetricsServer
 from serving.observability.middleware import RequestContexts
 from serving.oip.dataplane import Dataplane
+from serving.preparation import ImagePreparer
 from serving.security.tls import open_http_tls
 from serving.service import Segmenter
 from serving.settings import Settings, join_address, strip_brackets
@@ -79,7 +80,7 @@ def start_threads(pool: ThreadPoolExecutor, count: int) -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """What was bound: with 0 in the settings, free ports."""
+    """The ports that were bound: with 0 in the settings, free ones."""
 
     http: int
     grpc: int
@@ -87,8 +88,9 @@ class Ports:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers, which would stop HTTP before the drain, and with a time
-    limit of TLS handshakes: before they are complete, no connection is one of its own.
+    """A uvicorn server without its signal handlers, which would stop HTTP before the drain.
+
+    TLS handshakes have a time limit: before they are complete, no connection is one of its own.
     """
 
     def __init__(self, config: uvicorn.Config, handshake_timeout_s: float) -> None:
@@ -119,7 +121,7 @@ class _HttpServer(uvicorn.Server):
 
 
 def choose_source(settings: Settings) -> tuple[ModelSource, OpenEngine]:
-    """Where models come from with ``settings.engine``, and how they are opened there."""
+    """Returns the source of models by ``settings.engine``, and what opens their engines."""
     if settings.engine == "triton":
         triton = TritonRepository(settings)
         return triton, triton.open
@@ -127,7 +129,7 @@ def choose_source(settings: Settings) -> tuple[ModelSource, OpenEngine]:
 
 
 class Server:
-    """One server: ``await start()``, then ``await stop()``. Two of them share no state."""
+    """A server: ``await start()``, then ``await stop()``. Two of them share no state."""
 
     def __init__(self, settings: Settings, open_engine: OpenEngine | None = None) -> None:
         self.settings = settings
@@ -143,12 +145,9 @@ class Server:
         self.admission = Admission(self.registry, self.metrics, settings)
         self.pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self.decoders = self._make_decoders()
-        self.segmenter = Segmenter(
-            self.registry, self.admission, self.metrics, settings, self.pool, self.decoders
-        )
-        self.dataplane = Dataplane(
-            self.segmenter, self.registry, self.admission, self.metrics, settings, self.pool
-        )
+        self.preparer = ImagePreparer(self.admission, settings, self.pool, self.decoders)
+        parts = (self.registry, self.admission, self.preparer, self.metrics, settings, self.pool)
+        self.segmenter, self.dataplane = Segmenter(*parts), Dataplane(*parts)
         self.ports = Ports(0, 0, 0)
         self._socket: socket.socket | None = None
         self._http: _HttpServer | None = None
@@ -207,7 +206,7 @@ class Server:
             raise
 
     def _open_watch(self) -> RepositoryWatch | None:
-        """The watch that ``watch_repository`` asks for; before models load, to miss no change."""
+        """Opens the watch of ``watch_repository``; before models load, to miss no change."""
         if not self.settings.watch_repository:
             return None
         if self.settings.engine != "onnxruntime":
@@ -215,7 +214,7 @@ class Server:
         return RepositoryWatch(self.settings.repository, self.registry, self.pool)
 
     async def _watch_source(self) -> None:
-        """Ready follows the source: a Triton server that is away makes this one not ready."""
+        """Follows the source: while the Triton servers are away, this one is not ready."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.settings.triton_health_interval_s)
@@ -262,7 +261,7 @@ class Server:
         self.ports = Ports(http_port, grpc_port, self._metrics_server.server_port)
 
     async def stop(self) -> None:
-        """Not ready; still answering for ``drain_seconds``; then finishes what is in flight."""
+        """Stops: not ready, still answering for ``drain_seconds``; then ends what is in flight."""
         self.registry.ready = False
         if self._changes is not None:
             self._changes.cancel()
@@ -281,7 +280,7 @@ class Server:
             stopping.append(self._http_task)
         await asyncio.gather(*stopping)
         if self.decoders is not None:
-            # Whoever waits for an image now was told so: it is not waited for.
+            # Requests that still wait for an image have had their grace time.
             await asyncio.get_running_loop().run_in_executor(None, self.decoders.close)
         if self._socket is not None:
             self._socket.close()
@@ -310,7 +309,7 @@ def warm_stages() -> None:
 
 
 def _listen(host: str, port: int, options: str) -> socket.socket:
-    """A socket bound to an address or a name; ``::`` takes IPv4 too.
+    """Returns a socket bound to an address or a name; ``::`` takes IPv4 too.
 
     Args:
         options: of the command, that choose another.

@@ -28,7 +28,10 @@ Words: TypeAlias = Annotated[frozenset[str], NoDecode]
 
 
 class Settings(BaseSettings):
-    """Defaults suit one machine that serves a few models; ``SEGSERVE_HTTP_PORT=80`` overrides."""
+    """The settings. Their defaults suit one machine that serves a few models.
+
+    ``SEGSERVE_HTTP_PORT=80`` overrides one.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 

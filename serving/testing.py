@@ -20,11 +20,12 @@ from serving.settings import Settings
 
 
 class FakeEngine:
-    """Classes are bands of red: a pixel of red ``r`` gets class ``r * num_classes // 256``.
+    """An engine whose classes are bands of red, so that an answer shows which image it belongs to.
 
-    So every answer tells which image it belongs to. ``delay_s`` is a run's time; the runs whose
-    numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it is set.
-    Without ``logits`` it gives labels alone; with ``logits_size`` one-hot logits of that size.
+    A pixel of red ``r`` gets class ``r * num_classes // 256``. ``delay_s`` is a run's time; the
+    runs whose numbers (from 0) are in ``failing_runs`` raise; ``hold`` keeps runs waiting until it
+    is set. Without ``logits`` it returns labels alone; with ``logits_size`` one-hot logits of that
+    size.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FakeEngine:
         n = self._spec.num_classes
         labels = batch[..., 0].astype(np.int64) * n // 256
         if self._spec.logits_size is None:
-            return Prediction(None, labels.astype(np.uint8))
+            return Prediction(None, labels.astype(self._spec.label_type))
         size, given = self._spec.size, self._spec.logits_size
         rows = np.arange(given.height) * size.height // given.height
         columns = np.arange(given.width) * size.width // given.width

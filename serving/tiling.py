@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-import numpy.typing as npt
-
 from serving.batching.admission import Reservation
-from serving.batching.batch import Inferred
 from serving.batching.batcher import Batcher
+from serving.batching.queue import Inferred
 from serving.imaging.blending import Blender
-from serving.imaging.geometry import Plan, Size, cut, scale
 from serving.observability.request_context import Timings
-
-Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Views:
-    """A photo (uint8 ``[H0,W0,3]`` RGB) in every size that its plan's views are cut from."""
-
-    plan: Plan
-    canvases: Mapping[Size, Pixels]
-
-    @classmethod
-    def of(cls, photo: Pixels, plan: Plan) -> Views:
-        """Resizes ``photo`` to every canvas of its plan."""
-        sizes = {Size(grid.rows.canvas, grid.columns.canvas) for grid in plan.grids}
-        return cls(plan, {size: scale(photo, size) for size in sizes})
-
-    def pixels(self, index: int) -> Pixels:
-        """Returns the network's input for one view, uint8 ``[H,W,3]``."""
-        view = self.plan.views[index]
-        return cut(self.canvases[view.canvas], view)
+from serving.preparation import Pixels, Views
 
 
 async def blend_views(

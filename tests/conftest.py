@@ -1,12 +1,15 @@
-"""For all tests: limits for machines that do much else, and signals as in a terminal."""
+"""For all tests: limits for machines that do much else, signals as in a terminal, and which tests
+stay together where several processes run them."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import signal
+from pathlib import Path
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.waiting import SECONDS
@@ -25,3 +28,15 @@ settings.load_profile("patient")
 # A shell's background job ignores Ctrl-C, and so would all that tests start and send it to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Its fixtures are the folder's, not a file's: one Triton and its repository.
+ONE_PROCESS = frozenset({"triton"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist (``-n``) the tests of a file share a process, and so its fixtures."""
+    tests = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(tests) if item.path.is_relative_to(tests) else item.path
+        group = path.parts[0] if path.parts[0] in ONE_PROCESS else path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))

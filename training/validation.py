@@ -65,7 +65,7 @@ def validate(
 ) -> Validation:
     """Scores every image of the split, at its own size.
 
-    Of several processes each scores its share; all have to ask, and all get the whole.
+    Several processes score a share each; all have to call this, and all get the whole.
 
     Raises:
         FailedElsewhere: another process could not score one of its images, which the message names.

@@ -207,7 +207,7 @@ def to_int8(
     dims = small.graph.input[0].type.tensor_type.shape.dim
     size = Size(dims[1].dim_value, dims[2].dim_value)
     recipe = Recipe()
-    images = [_prepare(photo, size) for photo in photos]
+    images = [prepare(photo, size) for photo in photos]
     return quantise(named, calibrate(calibrated, images, recipe.method), recipe)
 
 
@@ -219,7 +219,8 @@ def _set_threads(path: Path, threads: int) -> None:
     path.write_text(text_format.MessageToString(config, as_utf8=True), "utf-8")
 
 
-def _prepare(photo: bytes, size: Size) -> npt.NDArray[np.uint8]:
+def prepare(photo: bytes, size: Size) -> npt.NDArray[np.uint8]:
+    """Decodes a photo and scales it to a network's input, uint8 ``[H,W,3]``."""
     return scale(decode(photo, max_megapixels=MAX_MEGAPIXELS), size)
 
 

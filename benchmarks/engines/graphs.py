@@ -63,6 +63,27 @@ def built_graph(
     return path
 
 
+def parse_network(text: str, dataset: str) -> NetworkName:
+    """Reads NETWORK_BACKBONE. Raises ValueError where the text is not one."""
+    name, _, backbone = text.strip().partition("_")
+    if not backbone:
+        raise ValueError(
+            f"{text!r} is not a valid network: expected NETWORK_BACKBONE, as icnet_resnet50"
+        )
+    return NetworkName(name, backbone, 1.0, dataset)
+
+
+def network_at(
+    network: NetworkName, classes: int, height: int, width: int
+) -> tuple[Graph, Parameters]:
+    """Returns the symbol of a network moved to a size, and random weights.
+
+    Raises ExportError where the network is unknown or the size illegal.
+    """
+    graph = retarget(symbol_of(network, classes, height, width), height, width)
+    return graph, random_params(graph, height, width, SEED)
+
+
 def lower(
     model: onnx.ModelProto,
     precision: str,

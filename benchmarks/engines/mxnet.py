@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.graphs import SEED, symbol_of
+from benchmarks.engines.graphs import network_at
 from benchmarks.engines.subject import Case, EngineMissing
 from export.passes.contract import IMAGE
 from export.repository.mxnet_model import PARAMS_FILE, mxnet_files
 from export.symbols.graph import SYMBOL_FILE
-from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
 
 
 class MxnetSubject:
@@ -28,14 +25,17 @@ class MxnetSubject:
             raise EngineMissing(f"--engine mxnet runs fp32, not {case.precision}")
         if case.network is None:
             raise EngineMissing("--engine mxnet executes symbols; leave --served out")
-        mx = _import_mxnet()
+        try:
+            from export.mxnet_import import mx
+        except ImportError as error:
+            raise EngineMissing(str(error)) from error
         self._mx = mx
         self.on_gpu = mx.context.num_gpus() > 0
         self._context = mx.gpu(0) if self.on_gpu else mx.cpu()
         size = (case.height, case.width)
-        symbol = retarget(symbol_of(case.network, case.classes, *size), *size)
+        symbol, weights = network_at(case.network, case.classes, *size)
         output = case.output or "logits"
-        files = mxnet_files(symbol, random_params(symbol, *size, SEED), *size, (output,))
+        files = mxnet_files(symbol, weights, *size, (output,))
         with tempfile.TemporaryDirectory() as folder:
             files.write(Path(folder))
             loaded = mx.sym.load(str(Path(folder) / SYMBOL_FILE))
@@ -68,13 +68,3 @@ class MxnetSubject:
 
     def close(self) -> None:
         del self._executor
-
-
-def _import_mxnet() -> Any:
-    # MXNet 1.9.1 uses the alias that numpy 1.24 dropped.
-    setattr(np, "bool", np.bool_)  # noqa: B010
-    try:
-        import mxnet
-    except ImportError as error:
-        raise EngineMissing(f"no MXNet here ({error}); make setup installs it") from error
-    return mxnet

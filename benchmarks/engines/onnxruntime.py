@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 class OnnxSubject:
     """A graph on one device, bound as the server binds it on a GPU.
 
+    Args:
+        profile: ONNX Runtime profiles every run into a file whose name starts so.
+
     Raises EngineMissing where this ONNX Runtime lacks the provider, or it does not start.
     """
 
@@ -42,6 +46,7 @@ class OnnxSubject:
         case: Case,
         engine: str,
         acceleration: Acceleration = Acceleration(),  # noqa: B008 (frozen)
+        profile: Path | None = None,
     ) -> None:
         assert case.graph is not None
         check_provider(PROVIDERS[engine])
@@ -60,6 +65,9 @@ class OnnxSubject:
         self._device = open_device(engine)
         self._batch = case.images()
         options = session_options(acceleration, 1, case.threads)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         providers = choose_providers(engine, acceleration, spec, self._device)
         if not case.graphs:
             providers = without_cuda_graphs(providers)
@@ -97,6 +105,10 @@ class OnnxSubject:
             self._bound.run(self._batch)
         else:  # as the server's engine does on a CPU
             self._session.run([self._output], {INPUT: self._batch, **self._factors})
+
+    def end_profile(self) -> Path:
+        """Returns the file of the profile."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         del self._bound, self._session

@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from benchmarks.engines.graphs import SEED, symbol_of
+from benchmarks.engines.graphs import network_at
 from benchmarks.engines.subject import Case, EngineMissing
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET
-from export.symbols.sizes import retarget
 from training.trainers.symbol_module import SymbolModule
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -34,11 +32,8 @@ class TorchSubject:
         self.on_gpu = torch.cuda.is_available()
         device = torch.device("cuda" if self.on_gpu else "cpu")
         torch.set_num_threads(case.threads)
-        symbol = retarget(
-            symbol_of(case.network, case.classes, case.height, case.width), case.height, case.width
-        )
+        symbol, weights = network_at(case.network, case.classes, case.height, case.width)
         cut = cut_at_logits(prune_heads(symbol), case.height, case.width)
-        weights = random_params(symbol, case.height, case.width, SEED)
         self._type = _TYPES[case.precision]
         module = SymbolModule(cut.graph, weights).eval().to(device, self._type)
         # PyTorch's types lack the overload of a module.

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.errors import SegserveError
-from serving.imaging.header import probe
+from serving.imaging.decode import probe
 from training.datasets.synthetic import render_scene
 
 SCENES = 4

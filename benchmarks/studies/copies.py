@@ -37,9 +37,9 @@ from serving.imaging import restore
 from serving.imaging.decoder_pool import DecoderPool
 from serving.imaging.geometry import Size
 from serving.palette import load_labels
+from serving.preparation import Views
 from serving.settings import Settings
 from serving.testing import ServerThread
-from serving.tiling import Views
 
 MODEL = "net"
 HEAD_STRIDE = 4

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from benchmarks.contest.cases import CASES, MAX_MEGAPIXELS, MODEL, build_files
+from benchmarks.contest.cases import CASES, MAX_MEGAPIXELS, MODEL, build_files, prepare
 from benchmarks.contest.clients import ContestTarget
 from benchmarks.contest.contestants import Served, Setting, serve_here
 from benchmarks.contest.measure import answer_rate
@@ -40,7 +40,7 @@ from serving import server as lifecycle
 from serving.engines.onnxruntime import OnnxEngine
 from serving.imaging import decode as image
 from serving.imaging import restore
-from serving.imaging.geometry import Size, scale
+from serving.imaging.geometry import Size
 
 PRECISIONS = ("fp32", "int8")
 Pixels = npt.NDArray[np.uint8]
@@ -150,7 +150,7 @@ async def _saturate(
     seconds: float,
     callers: int,
 ) -> Saturated:
-    pixels = [_network_input(engine, photo) for photo in photos]
+    pixels = [prepare(photo, engine.spec.size)[None] for photo in photos]
     target = ContestTarget("segserve", served.connect(served.port))
     await drive_closed(target, photos, callers, 0.1)
     bare, bare_cpu, answered, answered_cpu = [], [], [], []
@@ -180,7 +180,7 @@ async def _call_alone(
     engine: OnnxEngine, served: Served, photos: Sequence[bytes], turns: int
 ) -> Alone:
     client = served.connect(served.port)
-    pixels = [_network_input(engine, photo) for photo in photos]
+    pixels = [prepare(photo, engine.spec.size)[None] for photo in photos]
     engine_ms: list[float] = []
     restore_ms: list[float] = []
     request_ms: list[float] = []
@@ -245,11 +245,6 @@ def _profile(
         f"CPU s an image by thread: {threads}\nsamples by stage: {recording.profile.functions}"
     )
     return replace(recording.profile, threads=threads)
-
-
-def _network_input(engine: OnnxEngine, photo: bytes) -> Pixels:
-    """Returns the network's input, uint8 [1, H, W, 3]."""
-    return scale(image.decode(photo, max_megapixels=MAX_MEGAPIXELS), engine.spec.size)[None]
 
 
 def main() -> None:

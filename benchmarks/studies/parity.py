@@ -16,6 +16,7 @@ from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import Graph
 from export.symbols.initial import random_params
 from export.verify import Verification, verify
+from serving.imaging.geometry import Size
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 CLASSES = 19
@@ -103,11 +104,12 @@ def write_rows(page: Path, rows: dict[tuple[str, str], str]) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``352x480`` -> (352, 480), for argparse."""
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH")
-    return int(height), int(width)
+    """Parses ``352x480`` to (352, 480), for argparse."""
+    try:
+        size = Size.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return size.height, size.width
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from serving.observability.log_stream import LogStream
 from serving.observability.loop_watchdog import LoopWatchdog
 from serving.observability.memory_return import MemoryReturner
 from serving.observability.metrics_server import MetricsServer
-from serving.server import Server
+from serving.server import Server, warm_stages
 from serving.settings import Settings
 from serving.testing import ServerThread
 
@@ -196,13 +196,15 @@ def trace_serving(request: Callable[[Server], Callable[[], None]]) -> list[str]:
     """
     background = frozenset(inspect.getfile(kind) for kind in BACKGROUND)
     trace = Trace(ROOT / "serving", background)
-    with tempfile.TemporaryDirectory() as folder, trace.install():
+    with tempfile.TemporaryDirectory() as folder:
+        # Before the trace is installed, which makes compiling several times slower.
+        warm_stages()
         write_network(Path(folder))
         export_network(Path(folder))
         settings = Settings(
             repository=Path(folder), http_port=0, grpc_port=0, metrics_port=0, drain_seconds=0.0
         )
-        with ServerThread(settings) as server:
+        with trace.install(), ServerThread(settings) as server:
             send = request(server)
             for _ in range(WARM_REQUESTS):
                 send()
@@ -219,8 +221,8 @@ def write_network(folder: Path) -> None:
 def export_network(folder: Path) -> None:
     """Runs ``segserve export --symbol`` on a folder's network; the model is called ``net``."""
     network = ["--symbol", str(folder / SYMBOL_FILE), "--params", str(folder / PARAMS_FILE)]
-    target = ["--dataset", "citys", "--name", "net", "--repository", str(folder)]
-    sys.argv = ["segserve", "export", *network, *target]
+    target = ["--dataset", "citys", "--pixels", "imagenet", "--name", "net"]
+    sys.argv = ["segserve", "export", *network, *target, "--repository", str(folder)]
     output = StringIO()
     with redirect_stdout(output), redirect_stderr(output):
         try:

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import typer
 
-from benchmarks.engines.graphs import SEED, built_graph, lower, plain_model, symbol_of
+from benchmarks.engines.graphs import built_graph, lower, network_at, parse_network, plain_model
 from benchmarks.engines.onnxruntime import open_on_cpu
 from benchmarks.machine import RESULTS, ResultsFolder, read_machine, write_result
 from benchmarks.studies.peak import Peak, count_gmacs, measure_peak
@@ -26,8 +26,6 @@ from benchmarks.timing import Spread, ratios, time_in_turn
 from export.passes.build import REWRITES, build_model
 from export.precision.quantise import Recipe
 from export.symbols.find import NetworkName
-from export.symbols.initial import random_params
-from export.symbols.sizes import retarget
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import INPUT, LOGITS, MASK, cut_to
 from serving.engines.onnxruntime_session import session_options
@@ -150,8 +148,7 @@ class Graphs:
             precision = "fp32" if name == "fp32" else self.precision
             path = built_graph(self.network, self.classes, height, width, precision)
             return cut_to(path, onnx.load(str(path)), MASK if name == "mask" else LOGITS)
-        symbol = retarget(symbol_of(self.network, self.classes, height, width), height, width)
-        weights = random_params(symbol, height, width, SEED)
+        symbol, weights = network_at(self.network, self.classes, height, width)
         if name == "plain":
             return plain_model(symbol, weights, height, width)
         rewrite = name.removeprefix("without ")
@@ -219,8 +216,7 @@ def main(
         )
     machine = read_machine()
     cores = threads or len(os.sched_getaffinity(0))
-    name, _, backbone = network.partition("_")
-    graphs = Graphs(NetworkName(name, backbone, 1.0, DATASET), Size.parse(size), precision)
+    graphs = Graphs(parse_network(network, DATASET), Size.parse(size), precision)
     parts = [part.strip() for part in only.split(",") if part.strip()]
     chosen = [
         variant

@@ -16,7 +16,7 @@ curl --fail-with-body -sS -D - --data-binary "@$photo" "$url/segment" -o mask.pn
 # The photo with the classes' colours over it.
 curl --fail-with-body -sS --data-binary "@$photo" "$url/segment?format=overlay" -o overlay.png
 
-# The same as JPEG with a legend; the outlines of all regions; two forms in one answer.
+# The same as JPEG with a legend; the outlines of all regions; two formats in one response.
 curl --fail-with-body -sS --data-binary "@$photo" \
     "$url/segment?format=overlay&image=jpeg&opacity=0.6&legend=true" -o overlay.jpg
 curl --fail-with-body -sS --data-binary "@$photo" \

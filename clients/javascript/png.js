@@ -1,5 +1,5 @@
 /**
- * Reads the PNGs of label maps: 8 bits a pixel, indexed or gray. Through a canvas only colours would
+ * Reads the PNGs of label maps: 8 bits a pixel, indexed or gray, or 16, gray. Through a canvas only colours would
  * come out, not ids.
  *
  * Source: PNG specification, third edition (W3C).
@@ -11,7 +11,7 @@ const INDEXED = 3;
 
 /**
  * @param {Uint8Array} file
- * @returns {Promise<{width: number, height: number, pixels: Uint8Array}>} pixel values, row by row
+ * @returns {Promise<{width: number, height: number, pixels: Uint8Array | Uint16Array}>} pixel values, row by row
  * @throws {TypeError} no such PNG, or a broken one
  */
 export async function decodePng(file) {
@@ -19,6 +19,7 @@ export async function decodePng(file) {
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
   let width = 0;
   let height = 0;
+  let bytes = 1;
   const packed = [];
   for (let at = 8; at + 12 <= file.length; ) {
     const length = view.getUint32(at);
@@ -29,17 +30,20 @@ export async function decodePng(file) {
       width = view.getUint32(body);
       height = view.getUint32(body + 4);
       const [depth, color, , , interlace] = file.subarray(body + 8, body + 13);
-      if (depth !== 8 || (color !== GRAY && color !== INDEXED) || interlace) {
-        throw new TypeError("a label map is an 8-bit indexed or gray PNG, not interlaced");
+      const known = depth === 8 ? color === GRAY || color === INDEXED : depth === 16 && color === GRAY;
+      if (!known || interlace) {
+        throw new TypeError("a label map is an indexed or gray PNG of 8 or 16 bits, not interlaced");
       }
+      bytes = depth / 8;
     } else if (kind === "IDAT") {
       packed.push(file.subarray(body, body + length));
     }
     at = body + length + 4;
   }
   const rows = await inflate(packed);
-  if (!width || rows.length !== height * (width + 1)) throw new TypeError("the PNG is broken");
-  return { width, height, pixels: unfilter(rows, width, height) };
+  if (!width || rows.length !== height * (bytes * width + 1)) throw new TypeError("the PNG is broken");
+  const pixels = unfilter(rows, bytes * width, height, bytes);
+  return { width, height, pixels: bytes === 1 ? pixels : join(pixels) };
 }
 
 async function inflate(packed) {
@@ -51,8 +55,15 @@ async function inflate(packed) {
   }
 }
 
-/** Undoes each row's filter: rows begin with its number. */
-function unfilter(rows, width, height) {
+/** Numbers of two bytes, the higher first. */
+function join(pixels) {
+  const numbers = new Uint16Array(pixels.length / 2);
+  for (let k = 0; k < numbers.length; k++) numbers[k] = (pixels[2 * k] << 8) | pixels[2 * k + 1];
+  return numbers;
+}
+
+/** Undoes each row's filter: rows begin with its number. `step` bytes are a pixel. */
+function unfilter(rows, width, height, step) {
   const pixels = new Uint8Array(width * height);
   for (let y = 0; y < height; y++) {
     const filter = rows[y * (width + 1)];
@@ -62,14 +73,14 @@ function unfilter(rows, width, height) {
     if (filter === 0) {
       row.set(source);
     } else if (filter === 1) {
-      for (let x = 0, left = 0; x < width; x++) left = row[x] = source[x] + left;
+      for (let x = 0; x < width; x++) row[x] = source[x] + (x < step ? 0 : row[x - step]);
     } else if (filter === 2) {
       for (let x = 0; x < width; x++) row[x] = source[x] + above[x];
     } else if (filter === 3) {
-      for (let x = 0; x < width; x++) row[x] = source[x] + (((x ? row[x - 1] : 0) + above[x]) >> 1);
+      for (let x = 0; x < width; x++) row[x] = source[x] + (((x < step ? 0 : row[x - step]) + above[x]) >> 1);
     } else if (filter === 4) {
       for (let x = 0; x < width; x++) {
-        row[x] = source[x] + paeth(x ? row[x - 1] : 0, above[x], x ? above[x - 1] : 0);
+        row[x] = source[x] + paeth(x < step ? 0 : row[x - step], above[x], x < step ? 0 : above[x - step]);
       }
     } else {
       throw new TypeError("the PNG is broken");

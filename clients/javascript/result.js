@@ -12,7 +12,7 @@ export class Result {
    * @returns {Uint8ClampedArray} four bytes a pixel
    */
   rgba(alpha = 255) {
-    const table = new Uint8Array(256 * 4);
+    const table = new Uint8Array(4 * 256 ** this.mask.BYTES_PER_ELEMENT);
     for (const { id, color } of this.classes) {
       const rgb = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
       table.set([...rgb, alpha], 4 * id);

@@ -65,7 +65,7 @@ export interface SegmentClass {
 
 export class Result {
   /** Class ids, row by row, `height * width` of them; an id that no class has means no class. */
-  readonly mask: Uint8Array;
+  readonly mask: Uint8Array | Uint16Array;
   readonly width: number;
   readonly height: number;
   readonly classes: readonly SegmentClass[];

@@ -40,6 +40,29 @@ def batch_dot(context: LoweringContext) -> Lowering:
     return nodes.end(product if alpha == 1 else nodes.add("Mul", [product, nodes.number(alpha)]))
 
 
+def affine_product(context: LoweringContext) -> Lowering:
+    """Returns ``_linalg_gemm``, a scaled product to which a scaled matrix is added, or
+    ``_linalg_syrk``, a matrix times itself turned."""
+    node, nodes = context.node, Nodes(context)
+    rank = len(context.input_shapes[0])
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    first = context.inputs[0]
+    if node.op == "_linalg_syrk":
+        sides = [first, nodes.add("Transpose", [first], perm=order)]
+        sides = sides[::-1] if node.flag("transpose", False) else sides
+    else:
+        sides = [
+            nodes.add("Transpose", [name], perm=order) if node.flag(key, False) else name
+            for name, key in zip(context.inputs, ("transpose_a", "transpose_b"), strict=False)
+        ]
+    found = nodes.add("MatMul", sides)
+    found = nodes.add("Mul", [found, nodes.number(node.number("alpha", 1))])
+    if node.op == "_linalg_gemm":
+        added = nodes.add("Mul", [context.inputs[2], nodes.number(node.number("beta", 1))])
+        found = nodes.add("Add", [found, added])
+    return nodes.end(found)
+
+
 def dot(context: LoweringContext) -> Lowering:
     """Returns the product of the last axis with the first, as one of two matrices."""
     node, nodes = context.node, Nodes(context)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import TensorProto
 
 from export.errors import UnsupportedOperator
 from export.lowering.context import Lowering, LoweringContext, Nodes, single
-from export.symbols.reshape_rules import axes_of
+from export.symbols.reshape_rules import axes_of, axis_of
 from export.symbols.shape_rules import SOFTMAX_OUTPUT
 
 _KINDS = {"sum": "Sum", "mean": "Mean", "prod": "Prod", "max": "Max", "min": "Min",
@@ -43,6 +44,47 @@ def index_reduction(context: LoweringContext) -> Lowering:
     op_type = "ArgMin" if node.op == "argmin" else "ArgMax"
     found = nodes.add(op_type, context.inputs, axis=axis, keepdims=int(kept))
     return nodes.end(nodes.add("Cast", [found], to=TensorProto.FLOAT))
+
+
+def moments(context: LoweringContext) -> Lowering:
+    """Returns mean and variance along axes."""
+    node, nodes = context.node, Nodes(context)
+    axes = axes_of(node, len(context.input_shapes[0]), "axes")
+    mean = nodes.reduce("Mean", context.inputs[0], axes, kept=True)
+    centred = nodes.add("Sub", [context.inputs[0], mean])
+    variance = nodes.reduce("Mean", nodes.add("Mul", [centred, centred]), axes, kept=True)
+    both = [mean, variance]
+    if not node.flag("keepdims", False):
+        both = [nodes.reshape(name, context.open_shapes[0]) for name in both]
+    return Lowering(tuple(nodes.nodes), both[0], tuple(nodes.constants.values()), (both[1],))
+
+
+def ranking(context: LoweringContext) -> Lowering:
+    """Returns a TopK of as many values as are wanted; indices are float32, as in MXNet."""
+    node, nodes = context.node, Nodes(context)
+    axis = axis_of(node, len(context.input_shapes[0]), default=-1)
+    count = nodes.integers([context.shape[axis]], "count")
+    largest = int(not node.flag("is_ascend", node.op != "topk"))
+    values = nodes.add("TopK", [context.inputs[0], count], axis=axis, largest=largest)
+    places = f"{values}_places"
+    nodes.nodes[-1].output.append(places)
+    kind = {"sort": "value", "argsort": "indices"}.get(node.op, node.text("ret_typ", "indices"))
+    if kind == "value":
+        return Lowering(tuple(nodes.nodes), values, tuple(nodes.constants.values()))
+    indices = nodes.add("Cast", [places], to=TensorProto.FLOAT)
+    outputs = [indices] if kind == "indices" else [values, indices]
+    return Lowering(
+        tuple(nodes.nodes), outputs[0], tuple(nodes.constants.values()), tuple(outputs[1:])
+    )
+
+
+def running_sum(context: LoweringContext) -> Lowering:
+    """Returns a CumSum. Raises UnsupportedOperator without an axis."""
+    nodes = Nodes(context)
+    if not context.node.text("axis", ""):
+        raise UnsupportedOperator(f"{context.name}: cumsum without an axis mixes images")
+    axis = nodes.values(np.array(axis_of(context.node, len(context.shape)), np.int64), "axis")
+    return nodes.end(nodes.add("CumSum", [context.inputs[0], axis]))
 
 
 def softmax(context: LoweringContext) -> Lowering:

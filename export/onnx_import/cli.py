@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from export import options as given
+from export.datasets import find_labels, read_labels
 from export.errors import ExportError, InvalidLabels, InvalidNetwork
 from export.onnx_import.network import ImportOptions, InputFormat, import_network
 from export.onnx_import.outputs import Labels
@@ -18,17 +19,16 @@ from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import verify_import
 from export.options import parse_size, split_head
 from export.passes.build import PASSES
-from export.pipeline import Target, Written, check_heads, write_network
+from export.passes.contract import check_heads
+from export.pipeline import Target, Written, write_network
 from export.precision.gate import Limits
 from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
-from export.repository.files import ONNX_FILE
-from export.repository.labels import find_labels, read_labels
-from export.repository.triton import ModelFacts, variant_name
+from export.repository.triton import ONNX_FILE, ModelFacts, variant_name
 from export.source import refuse_given
 from export.symbols.normalisation import PRESETS_HELP, Triple, find_preset
 from export.symbols.params import digest
-from serving.palette import LabelSet, canonical_name, default_palette, parse_palette
+from serving.palette import LabelSet, canonical_name, default_palette, largest_id, parse_palette
 
 _DEFAULT_BATCH = 4
 _STEPS = 5
@@ -79,6 +79,12 @@ def import_onnx(
         typer.Option(
             help="Channel order of the network's input: rgb or bgr. Default: rgb, or what --pixels"
             " names."
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the network's input: 3, or 1 for gray. Default: what the file says."
         ),
     ] = None,
     size: Annotated[
@@ -149,8 +155,9 @@ def import_onnx(
         heads = split_head(head)
         check_heads(heads)
         options = ImportOptions(
-            form, len(labels.names), parse_size(size), output, threshold, align_corners, heads
-        )
+            form, len(labels.names), parse_size(size), output, threshold, align_corners, heads,
+            channels,
+        )  # fmt: skip
         lowering = PrecisionOptions(
             precision,
             dataset,
@@ -250,7 +257,9 @@ def _input_format(
 
 def _three(option: str, text: str) -> Triple:
     try:
-        first, second, third = (float(part) for part in text.replace(" ", ",").split(",") if part)
+        numbers = [float(part) for part in text.replace(" ", ",").split(",") if part]
+        # Of a gray image it is one.
+        first, second, third = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError:
         raise InvalidNetwork(f"{option} {text!r}: three numbers, one a channel: 0,0,0") from None
     if not all(map(math.isfinite, (first, second, third))):
@@ -278,7 +287,7 @@ def _label_set(
         names = tuple(part.strip() for part in classes.split(","))
         if not all(names) or len(set(names)) != len(names):
             raise InvalidLabels(f"--classes {classes!r}: each name once, none empty")
-        labels = LabelSet(names, tuple(default_palette(len(names))))
+        labels = LabelSet(names, default_palette(len(names)), largest_id(len(names)))
     if binary and len(labels.names) == 1:
         names = ("background", *labels.names)
         labels = LabelSet(names, tuple(default_palette(2)))

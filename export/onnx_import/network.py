@@ -27,10 +27,11 @@ from export.onnx_import.outputs import (
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
 from export.passes.build import REWRITES
-from export.passes.contract import HEADS, MASK, MAX_CLASSES, fold_normalisation, mask_head
+from export.passes.contract import HEADS, IMAGE, MASK, fold_normalisation, mask_head, mask_type
 from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
 from export.symbols.normalisation import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
+from serving.palette import MAX_CLASSES
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class InputFormat:
         maximum: 1 or 255, the value of white before mean and std.
         bgr: blue comes first.
         channels_last: [N, H, W, 3] instead of [N, 3, H, W].
+
+    Networks of one channel see the photo in gray; ``mean`` and ``std`` then are one number three
+    times.
     """
 
     mean: Triple
@@ -91,6 +95,7 @@ class ImportOptions:
         aligned: how a smaller output grows to the image: True with aligned corners, False with
             half-pixel centres, None is not known.
         heads: of mask, logits and confidence, one of the first two at least.
+        channels: 3, or 1 of networks that see gray; None is what the input says.
     """
 
     input: InputFormat
@@ -100,6 +105,7 @@ class ImportOptions:
     threshold: float | None = None
     aligned: bool | None = None
     heads: tuple[str, ...] = HEADS
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class ImportedNetwork:
         batches: the source takes several images at a time, as far as its file says.
         passes: the rewrites that were applied.
         notes: one sentence each, for people.
+        channels: of the source's input: 3, or 1 for gray.
     """
 
     model: ModelProto
@@ -119,6 +126,7 @@ class ImportedNetwork:
     batches: bool
     passes: tuple[str, ...]
     notes: tuple[str, ...]
+    channels: int = 3
 
 
 def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwork:
@@ -127,27 +135,31 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
     Raises InvalidNetwork or IllegalSize, naming the remedy.
     """
     if not 2 <= options.classes <= MAX_CLASSES:
-        raise InvalidNetwork(
-            f"{options.classes} classes; a uint8 mask holds 2 to {MAX_CLASSES} and the ignored"
-        )
+        raise InvalidNetwork(f"{options.classes} classes: expected 2 to {MAX_CLASSES}")
     if not set(HEADS) & set(options.heads):
         raise InvalidNetwork(
             f"--head {','.join(options.heads)}: a model gives mask, logits or both"
         )
     layout = options.input.channels_last
     model = prepare_network(source, options.output)
+    channels = count_channels(model, options)
     height, width = image_size(model, options)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    shape = (height, width, 3) if layout else (3, height, width)
+    shape = (height, width, channels) if layout else (channels, height, width)
     frozen = freeze_shapes(model, shape)
-    found = find_output(frozen, options.classes, (height, width), layout)
+    try:
+        found = find_output(frozen, options.classes, (height, width), layout)
+    except InvalidNetwork as error:
+        if len(source.graph.output) == 1:
+            raise
+        raise InvalidNetwork(f"{error} (the network gives {_list_outputs(source)})") from error
     notes = []
     if len(source.graph.output) > 1:
         others = [o.name for o in source.graph.output if o.name != model.graph.output[0].name]
         notes.append(f"output {model.graph.output[0].name}; left out: {', '.join(others)}")
     if isinstance(found, Labels):
         heads: Sequence[str] = (MASK,)
-        label_head(model, found, height, width)
+        label_head(model, found, height, width, mask_type(options.classes))
         notes.append("the network gives labels alone: no logits, no smooth restore")
     else:
         heads = options.heads
@@ -155,8 +167,11 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
         if found.activation == NONE and not found.argmax and _are_probabilities(frozen.sample):
             notes.append("the scores are probabilities, so confidences are not exact")
     OnnxGraph(model).drop_dead()
-    _standard_input(model, options.input, height, width)
-    passes = _rewrite(model, options.input)
+    _standard_input(model, options.input, channels, height, width)
+    passes = _rewrite(model, options.input, channels)
+    if channels == 1:
+        _gray_input(model, height, width)
+        notes.append("the network sees the photo in gray")
     if isinstance(found, Scores):
         mask_head(model, height, width, heads)
     OnnxGraph(model).drop_dead()
@@ -167,24 +182,53 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
         reason = str(error).strip().splitlines()[0]
         raise InvalidNetwork(f"the network became no valid graph: {reason}") from error
     return ImportedNetwork(
-        model, height, width, found, not batch.dim_value, tuple(passes), tuple(notes)
+        model, height, width, found, not batch.dim_value, tuple(passes), tuple(notes), channels
     )
+
+
+def _list_outputs(source: ModelProto) -> str:
+    """Returns the names and shapes of a network's outputs, as its file has them."""
+    shown = []
+    for output in source.graph.output:
+        lengths = [d.dim_param or d.dim_value or "?" for d in output.type.tensor_type.shape.dim]
+        shown.append(f"{output.name} [{', '.join(map(str, lengths))}]")
+    return ", ".join(shown)
+
+
+def count_channels(model: ModelProto, options: ImportOptions) -> int:
+    """Returns 3, or 1 for gray: what the network's input says, else the options, else 3.
+
+    Raises InvalidNetwork for other networks, or where the options say otherwise.
+    """
+    image = model.graph.input[0]
+    lengths = [d.dim_value for d in image.type.tensor_type.shape.dim]
+    other, own = (lengths[1], lengths[3]) if options.input.channels_last else lengths[3:0:-2]
+    channels = own or options.channels or 3
+    if channels not in (1, 3):
+        remedy = (
+            f"with {other} at the other end, --layout"
+            f" {'NCHW' if options.input.channels_last else 'NHWC'} would fit"
+            if other in (1, 3)
+            else "networks of photos, in colour (3) or gray (1), are served"
+        )
+        raise InvalidNetwork(f"the input {image.name} is {lengths}: {channels} channels; {remedy}")
+    if options.channels not in (None, channels):
+        raise InvalidNetwork(
+            f"--channels {options.channels}, but the input {image.name} is {lengths}: leave it out"
+        )
+    values = (options.input.mean, options.input.std)
+    if channels == 1 and any(len(set(numbers)) > 1 for numbers in values):
+        raise InvalidNetwork(
+            "a network of gray photos has one mean and one deviation: give one number to --mean and"
+            " --std, or --pixels unit, byte or signed"
+        )
+    return channels
 
 
 def image_size(model: ModelProto, options: ImportOptions) -> tuple[int, int]:
     """Returns height and width of a prepared network. Raises InvalidNetwork or IllegalSize."""
     image = model.graph.input[0]
     lengths = [d.dim_value for d in image.type.tensor_type.shape.dim]
-    channels = lengths[3] if options.input.channels_last else lengths[1]
-    if channels not in (0, 3):
-        other = lengths[1] if options.input.channels_last else lengths[3]
-        remedy = (
-            f"; with {other} at the other end, --layout"
-            f" {'NCHW' if options.input.channels_last else 'NHWC'} would fit"
-            if other == 3
-            else "; only networks of colour images are served"
-        )
-        raise InvalidNetwork(f"the input {image.name} is {lengths}: {channels} channels{remedy}")
     if lengths[0] > 1:
         raise InvalidNetwork(
             f"the input {image.name} takes {lengths[0]} images at a time; export the network for"
@@ -212,8 +256,10 @@ def _are_probabilities(sample: NDArray[np.generic]) -> bool:
     return bool(sample.min() >= 0 and sample.max() <= 1)
 
 
-def _standard_input(model: ModelProto, expected: InputFormat, height: int, width: int) -> None:
-    """Makes the input ``data`` float32 [N, 3, height, width], still normalised."""
+def _standard_input(
+    model: ModelProto, expected: InputFormat, channels: int, height: int, width: int
+) -> None:
+    """Makes the input ``data`` float32 [N, channels, height, width], still normalised."""
     image = model.graph.input[0]
     kind = image.type.tensor_type.elem_type
     rename(model.graph, {image.name: "source_input"})
@@ -235,11 +281,39 @@ def _standard_input(model: ModelProto, expected: InputFormat, height: int, width
     graph.rename("source_input", current)
     graph.insert_first(first)
     image.CopyFrom(
-        helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, 3, height, width])
+        helper.make_tensor_value_info(DATA, TensorProto.FLOAT, [BATCH, channels, height, width])
     )
 
 
-def _rewrite(model: ModelProto, expected: InputFormat) -> list[str]:
+def _gray_input(model: ModelProto, height: int, width: int) -> None:
+    """Lets a model whose ``image`` is uint8 [N, height, width, 1] take RGB instead.
+
+    Gray is 0.299 red + 0.587 green + 0.114 blue in 65,536ths, rounded: Pillow's and OpenCV's, and
+    exact in float32.
+    """
+    graph = OnnxGraph(model)
+    rename(model.graph, {IMAGE: "image_gray"})
+    shares = np.array([19595, 38470, 7471]) / 65536
+    graph.set_constant("gray_shares", shares.astype(np.float32))
+    graph.set_constant("gray_half", np.array(0.5, np.float32))
+    graph.set_constant("gray_axis", np.array([3], np.int64))
+    steps: tuple[tuple[str, list[str], str, dict[str, int]], ...] = (
+        ("Cast", [IMAGE], "gray_colours", {"to": TensorProto.FLOAT}),
+        ("Mul", ["gray_colours", "gray_shares"], "gray_weighted", {}),
+        ("ReduceSum", ["gray_weighted", "gray_axis"], "gray_sum", {"keepdims": 1}),
+        ("Add", ["gray_sum", "gray_half"], "gray_raised", {}),
+        ("Floor", ["gray_raised"], "gray_whole", {}),
+        ("Cast", ["gray_whole"], "image_gray", {"to": TensorProto.UINT8}),
+    )
+    graph.insert_first(
+        [helper.make_node(op, read, [made], made, **more) for op, read, made, more in steps]
+    )
+    model.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, [BATCH, height, width, 3])
+    )
+
+
+def _rewrite(model: ModelProto, expected: InputFormat, channels: int) -> list[str]:
     """Runs the exporter's exact rewrites, as far as the network's precision allows."""
     passes = []
     if not is_half(model):

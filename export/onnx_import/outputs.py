@@ -37,7 +37,7 @@ _CHANNELS_LAST = (0, 2, 3, 1)
 
 @dataclass(frozen=True)
 class Labels:
-    """A network that gives class ids alone: ``tensor`` integer [N, h, w] or [N, 1, h, w]."""
+    """The output of a network of class ids alone: ``tensor`` integer [N, h, w] or [N, 1, h, w]."""
 
     tensor: str
     height: int
@@ -51,8 +51,8 @@ class Scores:
 
     ``tensor`` is float [N, C, height, width] (``axis`` 1) or [N, height, width, C] (``axis`` 3).
     ``activation`` follows it in the network, ``resized`` says that a resize with aligned corners to
-    the image's size does, ``argmax`` that the network gives labels, ``threshold`` that it makes
-    them of one channel, by comparing what ``activation`` gives with it.
+    the image's size does, ``argmax`` that the network outputs labels, ``threshold`` that it makes
+    them of one channel, by comparing the result of ``activation`` with it.
     """
 
     tensor: str
@@ -72,7 +72,7 @@ def find_output(
     """Returns what the network's output is, for so many classes and images of height x width.
 
     ``channels_last`` decides where the output's shape leaves it open. One channel stands for two
-    classes. Raises InvalidNetwork where the output is no map of classes.
+    classes. Raises InvalidNetwork where the output is not a map of classes.
     """
     graph = OnnxGraph(network.model)
     shapes = _static_shapes(network.model)
@@ -83,7 +83,10 @@ def find_output(
     if np.issubdtype(network.sample.dtype, np.integer) or network.sample.dtype == np.bool_:
         shape = network.shape
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] != 1):
-            raise InvalidNetwork(f"the output {name} gives integers {list(shape)}, not [N, H, W]")
+            raise InvalidNetwork(
+                f"the output {name} has integers {list(shape)}: expected labels [N, H, W]; choose"
+                " another output with --output"
+            )
         start = _before_argmax(graph, name)
         small = shape[-2:] != image
         if small or start is None or len(shapes.get(start[0], ())) != 4:
@@ -106,8 +109,14 @@ def find_output(
     wanted = {classes, 1} if classes == 2 else {classes}
     axis = next((a for a in axes if shape[a] in wanted), 0)
     if not axis:
-        found_classes = min(shape[1], shape[3])
-        raise _other_classes(name, shape, found_classes, classes)
+        if 1 in (shape[1], shape[3]):
+            raise InvalidNetwork(
+                f"the output {name} is {list(shape)}: one number a pixel, as a depth or a heat map"
+                f" has, and {classes} classes are named. A class and its background are two"
+                " classes and a --threshold; other numbers are not served: choose another output"
+                " with --output"
+            )
+        raise _other_classes(name, shape, min(shape[1], shape[3]), classes)
     return _walk(graph, shapes, _scores(name, axis, shape), image)
 
 
@@ -156,7 +165,7 @@ def _compared_scores(
 ) -> Scores | None:
     """Returns the one channel of image size that a network compares with a constant at its end.
 
-    MMSegmentation's exporter does, and gives the two labels as floats.
+    MMSegmentation's exporter does, and outputs the two labels as floats.
     """
     node = _labelling(graph, name)
     if classes != 2 or node is None or node.op_type not in ("Greater", "GreaterOrEqual"):
@@ -233,11 +242,12 @@ def _static_shapes(model: ModelProto) -> Shapes:
     return infer_shapes(probe)
 
 
-def label_head(model: ModelProto, found: Labels, height: int, width: int) -> None:
-    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` uint8 [N, height, width]."""
+def label_head(model: ModelProto, found: Labels, height: int, width: int, kind: int) -> None:
+    """Turns integers [N, h, w] or [N, 1, h, w] into ``mask`` [N, height, width] of ONNX's type
+    ``kind``."""
     graph = OnnxGraph(model)
     graph.set_constant("mask_axis", np.array([1], np.int64))
-    current = graph.append("Cast", [found.tensor], "mask_ids", to=TensorProto.UINT8)
+    current = graph.append("Cast", [found.tensor], "mask_ids", to=kind)
     if found.rank == 3:
         current = graph.append("Unsqueeze", [current, "mask_axis"], "mask_map")
     nodes, constants = resize_nodes(
@@ -250,7 +260,7 @@ def label_head(model: ModelProto, found: Labels, height: int, width: int) -> Non
         current = node.output[0]
     graph.extend(nodes, constants)
     graph.append("Squeeze", [current, "mask_axis"], MASK)
-    _set_output(model, MASK, TensorProto.UINT8, [BATCH, height, width])
+    _set_output(model, MASK, kind, [BATCH, height, width])
 
 
 def score_head(
@@ -321,13 +331,17 @@ def threshold_shift(found: Scores, threshold: float | None) -> float:
     """Returns what to subtract so that the channel is above 0 where it is above the threshold."""
     if threshold is None:
         raise InvalidNetwork(
-            "the network gives one channel; say with --threshold above which value of it the second"
-            " class is there (0.5 for a sigmoid, 0 for a logit)"
+            "the network has one output channel; set with --threshold the value above which a"
+            " pixel is"
+            " of the second class (0.5 for a sigmoid, 0 for a logit)"
         )
     if found.activation != SIGMOID:
         return threshold
     if not 0 < threshold < 1:
-        raise InvalidNetwork(f"--threshold {threshold:g} of a sigmoid lies between 0 and 1")
+        raise InvalidNetwork(
+            f"--threshold {threshold:g} is not valid for a sigmoid: expected a value between 0"
+            " and 1"
+        )
     return math.log(threshold / (1 - threshold))
 
 
@@ -336,5 +350,7 @@ def _describe(found: Scores) -> str:
     ends += ["resize with aligned corners"] if found.resized else []
     ends += [] if found.threshold is None else ["comparison"]
     ends += ["argmax"] if found.argmax and found.threshold is None else []
-    taken = f"logits taken before {', '.join(ends)}" if ends else "scores as the network gives them"
+    taken = (
+        f"logits taken before {', '.join(ends)}" if ends else "scores as the network outputs them"
+    )
     return f"{taken}, {found.classes} x {found.height}x{found.width}"

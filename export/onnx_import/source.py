@@ -1,4 +1,4 @@
-"""Reads an ONNX file made elsewhere and brings it into the form that the import works on.
+"""Reads an ONNX file made elsewhere and normalises it for the import.
 
 Afterwards: operators of ONNX's own set, opset 17 or newer, no functions, no control flow, constants
 as initializers, every node named, one float input, one output.
@@ -29,7 +29,9 @@ from export.passes.onnx_graph import copy_model
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Names that the graph of the contract uses itself.
 _RESERVED = {
-    "image", "image_nchw", "image_float", "image_mean", "image_centred", "image_scale", DATA,
+    "image", "image_gray", "gray_axis", "gray_colours", "gray_half", "gray_raised", "gray_shares",
+    "gray_sum", "gray_weighted", "gray_whole", "image_nchw", "image_float",
+    "image_mean", "image_centred", "image_scale", DATA,
     "image_normalised", "image_channels", "confidence", "confidence_scale", "shares", "largest",
     "largest_axes", "scaled", "rounded",
     "logits", "mask", "labels", "logits_full_size", "logits_full_size_scales",
@@ -43,7 +45,7 @@ def read_network(path: Path) -> ModelProto:
         _read_text(model)
         onnx.checker.check_model(_with_output_shapes(model))
     except FileNotFoundError as error:
-        raise InvalidNetwork(f"{path}: no such file ({error})") from error
+        raise InvalidNetwork(f"{path} does not exist: expected an .onnx file ({error})") from error
     except Exception as error:  # protobuf, the checker and the reader of external data differ
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidNetwork(f"{path}: not a readable ONNX network: {reason}") from error
@@ -51,7 +53,7 @@ def read_network(path: Path) -> ModelProto:
 
 
 def _read_text(model: ModelProto) -> None:
-    """Raises UnicodeError where a name is no text: protobuf reads such names, and refuses later."""
+    """Raises UnicodeError where a name is not text: protobuf reads such names, and fails later."""
     names = [model.producer_name, model.producer_version, *(o.domain for o in model.opset_import)]
     for node in model.graph.node:
         names += [node.name, node.op_type, node.domain, *node.input, *node.output]
@@ -78,7 +80,7 @@ def opset_of(model: ModelProto) -> int:
 
 
 def prepare_network(source: ModelProto, output: str | None) -> ModelProto:
-    """Returns a copy in the form described above, whose one output is ``output`` (default: the
+    """Returns a copy in the normalised form, whose one output is ``output`` (default: the
     first).
 
     Raises InvalidNetwork naming what the network has that no model of the repository can have.
@@ -143,9 +145,12 @@ def _check_input(graph: GraphProto) -> None:
 def _choose_output(graph: GraphProto, wanted: str | None) -> None:
     names = [tensor.name for tensor in graph.output]
     if not names:
-        raise InvalidNetwork("the network has no output")
+        raise InvalidNetwork("the network has no output; export it with its scores as an output")
     if wanted is not None and wanted not in names:
-        raise InvalidNetwork(f"no output {wanted!r}; --output takes one of {', '.join(names)}")
+        raise InvalidNetwork(
+            f"--output {wanted!r} is not an output of the network: expected one of"
+            f" {', '.join(names)}"
+        )
     chosen = wanted or names[0]
     for tensor in list(graph.output):
         if tensor.name != chosen:

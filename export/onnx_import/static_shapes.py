@@ -1,4 +1,4 @@
-"""Gives a network one image size: what it computes of shapes becomes constants.
+"""Fixes a network to one image size: what it computes of shapes becomes constants.
 
 Exporters write sizes as arithmetic on ``Shape``. The network is run once on one image and once on
 two, and every shape that came out the same is stored. A resize then states its scales, which do not

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
+from PIL import Image
 
 from export.errors import ExportError, InvalidLabels, VerificationFailed
 from export.finite import find_not_finite
@@ -26,7 +27,6 @@ from export.onnx_import.outputs import (
     threshold_shift,
 )
 from export.onnx_import.source import prepare_network
-from export.passes.onnx_graph import is_half
 from export.verify import (
     MAX_RELATIVE_DIFFERENCE,
     MIN_LABEL_AGREEMENT,
@@ -34,8 +34,9 @@ from export.verify import (
     example_images,
     telling_images,
 )
+from serving.engines.graph import find_precision
 
-MIN_LABEL_AGREEMENT_HALF = 0.99
+MIN_LABEL_AGREEMENT_COARSE = 0.99
 
 Array = NDArray[np.float64]
 
@@ -55,7 +56,9 @@ def verify_import(
         _check_numbers(path, network, imported, options)
         source = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         name = options.output or source.get_outputs()[0].name
-        expected = [_run_source(source, name, image, options.input) for image in images]
+        gray = imported.channels == 1
+        shown = [normalise(image, options.input, gray=gray) for image in images]
+        expected = [_run_source(source, name, values) for values in shown]
     except ExportError:
         raise
     except Exception as error:  # onnxruntime's errors have no common class of their own
@@ -83,10 +86,10 @@ def verify_import(
     relative = None if absolute is None else absolute / (largest or 1.0)
     agreement = equal / (len(images) * imported.height * imported.width)
     result = Verification(len(images), absolute, relative, agreement)
-    # Half-precision networks round differently in every engine.
-    half = is_half(imported.model)
-    least = MIN_LABEL_AGREEMENT_HALF if half else MIN_LABEL_AGREEMENT
-    near = half or result.is_within(MAX_RELATIVE_DIFFERENCE, least)
+    # Where a value lies between two steps of half precision or int8, its last bit decides.
+    coarse = find_precision(imported.model) != "fp32"
+    least = MIN_LABEL_AGREEMENT_COARSE if coarse else MIN_LABEL_AGREEMENT
+    near = coarse or result.is_within(MAX_RELATIVE_DIFFERENCE, least)
     if not near or agreement < least:
         raise VerificationFailed(
             f"the imported model and the network disagree: {result}; --no-verify writes it without"
@@ -102,7 +105,7 @@ def _check_numbers(
     prepared = prepare_network(network, options.output)
     kind = helper.tensor_dtype_to_np_dtype(prepared.graph.input[0].type.tensor_type.elem_type)
     shown = {
-        title: normalise(image[0], options.input).astype(kind)
+        title: normalise(image[0], options.input, gray=imported.channels == 1).astype(kind)
         for title, image in telling_images(imported.height, imported.width).items()
     }
     found = find_not_finite(prepared, shown)
@@ -113,11 +116,18 @@ def _check_numbers(
         )
 
 
-def normalise(image: NDArray[np.uint8], expected: InputFormat) -> NDArray[np.float32]:
-    """Turns uint8 [H, W, 3] RGB into the network's input, float32 with the batch's 1 in front."""
-    pixels = image[..., ::-1] if expected.bgr else image
+def normalise(
+    image: NDArray[np.uint8], expected: InputFormat, *, gray: bool = False
+) -> NDArray[np.float32]:
+    """Turns uint8 [H, W, 3] RGB into the network's input, float32 with the batch's 1 in front;
+    ``gray`` is that of a network of one channel."""
+    pixels = image[..., ::-1] if expected.bgr and not gray else image
+    mean, std = np.array(expected.mean), np.array(expected.std)
+    if gray:
+        pixels = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+        mean, std = mean[:1], std[:1]
     scaled = pixels.astype(np.float64) * (expected.maximum / 255)
-    values = ((scaled - expected.mean) / expected.std).astype(np.float32)
+    values = ((scaled - mean) / std).astype(np.float32)
     values = values if expected.channels_last else values.transpose(2, 0, 1)
     return np.ascontiguousarray(values[None])
 
@@ -148,10 +158,9 @@ def _interpolation(length: int, outputs: int, aligned: bool) -> Array:
 
 
 def _run_source(
-    session: onnxruntime.InferenceSession, name: str, image: NDArray[np.uint8], form: InputFormat
+    session: onnxruntime.InferenceSession, name: str, values: NDArray[np.float32]
 ) -> NDArray[np.generic]:
     (wanted,) = session.get_inputs()
-    values = normalise(image, form)
     half = wanted.type == "tensor(float16)"
     (result,) = session.run([name], {wanted.name: values.astype(np.float16) if half else values})
     found: NDArray[np.generic] = result[0]

@@ -26,30 +26,32 @@ from export.lowering.context import resize_nodes
 from export.lowering.convert import BATCH, DATA
 from export.passes.onnx_graph import OnnxGraph, make_node
 from export.symbols.normalisation import IMAGENET, Pixels
+from serving.palette import MAX_CLASSES, label_type
 
 IMAGE = "image"
 MASK, LOGITS, CONFIDENCE = "mask", "logits", "confidence"
 HEADS = (MASK, LOGITS)
 ALL_HEADS = (MASK, CONFIDENCE, LOGITS)
-MAX_CLASSES = 255
 LAYERS = frozenset({"Conv", "ConvTranspose", "DeformConv", "MatMul", "Gemm"})
 # Linear in each channel, so a factor passes through them.
 _TRANSPARENT = {"Resize", "Identity", "AveragePool", "GlobalAveragePool"}
 
 
 def fold_normalisation(model: ModelProto, pixels: Pixels = IMAGENET) -> int:
-    """Edits in place a model with the float32 input ``data`` [N, 3, H, W].
+    """Edits in place a model with the float32 input ``data`` [N, 3, H, W], or [N, 1, H, W] in gray.
 
-    Afterwards its input is ``image`` uint8 [N, H, W, 3] RGB. ``pixels`` is what ``data`` held.
+    Afterwards its input is ``image`` uint8 [N, H, W, 3] RGB (gray: [N, H, W, 1], with the first of
+    each triple of ``pixels``). ``pixels`` is what ``data`` held.
     Returns the number of convolutions that took the scale; where something else reads the image
     too it is 0 and the scale is an operator.
     """
     graph = OnnxGraph(model)
     data = graph.graph.input[0]
     _, channels, height, width = (d.dim_value for d in data.type.tensor_type.shape.dim)
-    scale = 1 / (255 * np.asarray(pixels.std, np.float64))
-    convolutions = _first_convolutions(graph)
-    shift = (255 * np.asarray(pixels.mean, np.float64)).astype(np.float32)
+    scale = 1 / (255 * np.asarray(pixels.std[:channels], np.float64))
+    bgr = pixels.bgr and channels == len(pixels.mean)
+    convolutions = _first_convolutions(graph, channels)
+    shift = (255 * np.asarray(pixels.mean[:channels], np.float64)).astype(np.float32)
     graph.set_constant("image_mean", shift.reshape(channels, 1, 1))
     centred = DATA if convolutions else "image_centred"
     nodes = [
@@ -60,16 +62,16 @@ def fold_normalisation(model: ModelProto, pixels: Pixels = IMAGENET) -> int:
     ]
     if not convolutions:
         graph.set_constant("image_scale", scale.astype(np.float32).reshape(channels, 1, 1))
-        scaled = "image_normalised" if pixels.bgr else DATA
+        scaled = "image_normalised" if bgr else DATA
         nodes.append(helper.make_node("Mul", [centred, "image_scale"], [scaled], name="normalise"))
-        if pixels.bgr:
+        if bgr:
             graph.set_constant("image_channels", np.array([2, 1, 0], np.int64))
             inputs = [scaled, "image_channels"]
             nodes.append(helper.make_node("Gather", inputs, [DATA], name="reorder", axis=1))
     for name in dict.fromkeys(conv.input[1] for conv in convolutions):
         weight = graph.constant(name)
         assert weight is not None, "_first_convolutions returns those with constant weights"
-        if pixels.bgr:
+        if bgr:
             weight = weight[:, ::-1]
         scaled_weight = weight.astype(np.float64) * scale.reshape(1, channels, 1, 1)
         graph.set_constant(name, scaled_weight.astype(np.float32))
@@ -79,7 +81,7 @@ def fold_normalisation(model: ModelProto, pixels: Pixels = IMAGENET) -> int:
     return len(convolutions)
 
 
-def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
+def _first_convolutions(graph: OnnxGraph, channels: int) -> list[NodeProto]:
     """Returns the convolutions that read the image, directly or resized; none where others do
     too."""
     found: list[NodeProto] = []
@@ -100,35 +102,51 @@ def _first_convolutions(graph: OnnxGraph) -> list[NodeProto]:
         readers = graph.consumers(conv.input[1])
         others = any(all(reader is not own for own in found) for reader in readers)
         # A grouped convolution has no axis of all input channels to scale.
-        if weight is None or weight.shape[1] != len(IMAGENET.mean) or others:
+        if weight is None or weight.shape[1] != channels or others:
             return []
     return found
 
 
-def check_heads(heads: Sequence[str], classes: int) -> None:
-    """Raises ExportError for outputs that are none of the contract's, or over 255 classes."""
+def check_heads(heads: Sequence[str], *, served: bool = True) -> None:
+    """Raises ExportError for outputs that are not the contract's.
+
+    With ``served`` also where no server could make labels of them.
+    """
     if not heads or set(heads) - set(ALL_HEADS):
         raise ExportError(
             f"--head {','.join(heads)!r} is not valid: expected one or more of"
             f" {', '.join(ALL_HEADS)}"
         )
-    if classes > MAX_CLASSES:
+    if served and not {MASK, LOGITS} & set(heads):
         raise ExportError(
-            f"the network has {classes} classes: expected at most {MAX_CLASSES}, as a uint8 mask"
-            " holds no more beside the ignored label"
+            f"--head {','.join(heads)!r} holds neither mask nor logits; a server needs one of them:"
+            " add mask"
         )
+
+
+def check_classes(classes: int, least: int = 1) -> None:
+    """Raises ExportError where a label map cannot hold so many classes."""
+    if not least <= classes <= MAX_CLASSES:
+        raise ExportError(f"{classes} classes: expected {least} to {MAX_CLASSES}")
+
+
+def mask_type(classes: int) -> int:
+    """Returns ONNX's type of a label map of so many classes."""
+    return int(helper.np_dtype_to_tensor_dtype(label_type(classes)))
 
 
 def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] = HEADS) -> None:
     """Edits in place a model whose first output is float32 logits [N, C, h, w].
 
-    Afterwards its outputs are those of ``heads``: ``mask`` and ``confidence`` uint8
-    [N, height, width], ``logits`` float32 [N, C, h, w]. Raises what ``check_heads`` raises.
+    Afterwards its outputs are those of ``heads``: ``mask`` (with more than 255 classes uint16) and
+    ``confidence`` uint8 [N, height, width], ``logits`` float32 [N, C, h, w]. Raises ExportError
+    for other heads or too many classes.
     """
     graph = OnnxGraph(model)
     source = graph.graph.output[0]
     _, classes, *lengths = (d.dim_value for d in source.type.tensor_type.shape.dim)
-    check_heads(heads, classes)
+    check_heads(heads, served=False)
+    check_classes(classes)
     if graph.producer(source.name) is not None:
         graph.rename(source.name, LOGITS)
     full = LOGITS
@@ -140,12 +158,12 @@ def mask_head(model: ModelProto, height: int, width: int, heads: Sequence[str] =
         graph.extend(nodes, constants)
     if MASK in heads:
         graph.append("ArgMax", [full], "labels", axis=1, keepdims=0)
-        graph.append("Cast", ["labels"], MASK, to=TensorProto.UINT8)
+        graph.append("Cast", ["labels"], MASK, to=mask_type(classes))
     if CONFIDENCE in heads:
         _add_confidence(graph, full, model.opset_import[0].version)
     outputs = [
-        helper.make_tensor_value_info(head, TensorProto.UINT8, [BATCH, height, width])
-        for head in (MASK, CONFIDENCE)
+        helper.make_tensor_value_info(head, kind, [BATCH, height, width])
+        for head, kind in ((MASK, mask_type(classes)), (CONFIDENCE, TensorProto.UINT8))
         if head in heads
     ]
     if LOGITS in heads:
@@ -170,14 +188,14 @@ def _add_confidence(graph: OnnxGraph, full: str, opset: int) -> None:
 
 @dataclass(frozen=True)
 class GraphEnds:
-    """Names of nodes.
+    """The nodes at both ends of a graph, by name.
 
     Attributes:
         before: what the image passes before the first layers.
         first: the layers that read the image, plain or resized.
-        last: the layers whose results become the logits (or the labels of a network that gives
+        last: the layers whose results become the logits (or the labels of a network that outputs
             these alone) without another layer.
-        after: what stands behind ``last``, the mask head too.
+        after: what follows ``last``, the mask head too.
     """
 
     before: frozenset[str]
@@ -187,7 +205,7 @@ class GraphEnds:
 
     @property
     def outside(self) -> frozenset[str]:
-        """The nodes that are no part of the network proper."""
+        """The nodes before and behind the network proper."""
         return self.before | self.after
 
 
@@ -195,7 +213,7 @@ def graph_ends(model: ModelProto) -> GraphEnds:
     """Returns the ends of a graph whose nodes have names (``name_nodes``)."""
     graph = OnnxGraph(model)
     before, first = _walk(graph, model.graph.input[0].name, forward=True)
-    # A network that gives labels alone has no logits.
+    # A network that outputs labels alone has no logits.
     scores = MASK if graph.producer(LOGITS) is None else LOGITS
     between, last = _walk(graph, scores, forward=False)
     heads, _ = _walk(graph, scores, forward=True)

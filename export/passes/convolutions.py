@@ -17,7 +17,7 @@ from onnx import NodeProto
 
 from export.passes.onnx_graph import OnnxGraph, attribute, integers, rewrite_at
 
-# Where an operator's bias stands among its inputs; its weight is the second, filters first.
+# The position of an operator's bias among its inputs; its weight is the second, filters first.
 _BIAS = {"Conv": 2, "DeformConv": 3}
 
 

@@ -1,8 +1,8 @@
 """An ONNX graph that is edited in place, with an index of who computes and who reads each tensor.
 
 The nodes stay protobufs, as everything around them (ONNX's shape inference, checker and version
-converter, ONNX Runtime's quantizer, the serving engines) takes and gives these. The index is kept
-through edits, so a tensor's producer and readers are found without a scan; nodes are told apart by
+converter, ONNX Runtime's quantizer, the serving engines) takes and returns these. The index is kept
+through edits, so a tensor's producer and readers are found without a scan; nodes are compared by
 identity, never by value.
 """
 
@@ -112,13 +112,13 @@ class OnnxGraph:
             self._shapes.pop(name, None)
 
     def set_output(self, node: NodeProto, position: int, tensor: str) -> None:
-        """Gives one of a node's outputs another name; who read the old one still does."""
+        """Renames one of a node's outputs; the readers of the old name still read that."""
         self._leave(node)
         node.output[position] = tensor
         self._enter(node)
 
     def rename(self, tensor: str, name: str) -> None:
-        """Gives a tensor that a node computes another name, for who reads it too."""
+        """Renames a tensor at the node that computes it and at all of its readers."""
         for node in self.consumers(tensor):
             self.set_inputs(node, [name if read == tensor else read for read in node.input])
         producer = self.producer(tensor)
@@ -126,13 +126,13 @@ class OnnxGraph:
             self.set_output(producer, list(producer.output).index(tensor), name)
 
     def take_over(self, node: NodeProto, removed: NodeProto) -> None:
-        """Takes a node out and gives its output to another, whose own output nobody else reads."""
+        """Removes a node and lets another compute its output; nothing else reads that one's own."""
         name = removed.output[0]
         self.remove(removed)
         self.set_output(node, 0, name)
 
     def remove(self, node: NodeProto) -> None:
-        """Takes a node out; its output must have another producer or no reader."""
+        """Removes a node; its output must have another producer or no reader."""
         index = self._index(node)
         self._leave(node)
         del self._nodes[index]
@@ -300,13 +300,17 @@ def _infer_types(model: ModelProto, strict_mode: bool) -> dict[str, Any]:
 
 
 def is_half(model: ModelProto) -> bool:
-    """Returns True where a network has weights or an input in half precision."""
+    """Returns True where a network has weights or an input in half precision.
+
+    That decides which rewrites are possible, also in a network with quantised layers; what a
+    served model's precision is called is ``serving.engines.graph.find_precision``.
+    """
     inputs = {value.type.tensor_type.elem_type for value in model.graph.input}
     return TensorProto.FLOAT16 in inputs | {t.data_type for t in model.graph.initializer}
 
 
 def name_nodes(model: ModelProto) -> None:
-    """Gives every node of a model a name of its own, in place."""
+    """Names every node of a model, each differently, in place."""
     taken = {node.name for node in model.graph.node}
     seen: set[str] = set()
     for number, node in enumerate(model.graph.node):

@@ -1,4 +1,4 @@
-"""Scores of label maps, from one confusion matrix."""
+"""Scores of label maps, computed from one confusion matrix."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.datasets import IGNORE_LABEL
+from serving.palette import LabelMap
 
 
 class ConfusionMatrix:
@@ -19,11 +20,11 @@ class ConfusionMatrix:
         self.num_classes = num_classes
         self.matrix: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
 
-    def update(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
-        """Adds two uint8 maps of one shape.
+    def update(self, truth: npt.NDArray[np.uint8], prediction: LabelMap) -> None:
+        """Adds two maps of one shape.
 
         Raises:
-            ValueError: the shapes differ, or a label or a prediction is no class.
+            ValueError: the shapes differ, or a label or a prediction is not a class.
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ")
@@ -44,13 +45,13 @@ class ConfusionMatrix:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of counted pixels that are right; NaN without any."""
+        """The share of counted pixels that are right; NaN without any."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix)) / total if total else float("nan")
 
     @property
     def intersection_over_union(self) -> npt.NDArray[np.float64]:
-        """IoU a class, float64 ``[C]``; NaN where absent."""
+        """The IoU of each class, float64 ``[C]``; NaN where absent."""
         intersection = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
         return np.divide(
@@ -59,7 +60,8 @@ class ConfusionMatrix:
 
     @property
     def class_accuracy(self) -> npt.NDArray[np.float64]:
-        """Share of each class's pixels that are right (its recall), ``[C]``; NaN without any."""
+        """The share of each class's pixels that are right (its recall), ``[C]``; NaN without
+        any."""
         totals = self.matrix.sum(1)
         return np.divide(
             np.diag(self.matrix), totals, out=np.full(self.num_classes, np.nan), where=totals > 0
@@ -67,31 +69,33 @@ class ConfusionMatrix:
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean of the classes' accuracies, over those that the truth holds; NaN without any."""
+        """The mean of the classes' accuracies, over those that the truth holds; NaN without any."""
         return mean_of_present(self.class_accuracy)
 
     @property
     def class_shares(self) -> npt.NDArray[np.float64]:
-        """Of each class in the counted pixels' truth, float64 ``[C]``; 0 without any pixel."""
+        """The share of each class in the counted pixels' truth, float64 ``[C]``; 0 without
+        pixels."""
         counts = self.matrix.sum(1)
         return np.asarray(counts / max(1, int(counts.sum())), np.float64)
 
     @property
     def absent(self) -> tuple[int, ...]:
+        """The classes that neither the truth nor any prediction holds."""
         return tuple(np.flatnonzero(np.isnan(self.intersection_over_union)).tolist())
 
     @property
     def mean_iou(self) -> float:
-        """Mean IoU over the classes that are present; NaN without any."""
+        """The mean IoU over the classes that are present; NaN without any."""
         return mean_of_present(self.intersection_over_union)
 
     @property
     def legacy_mean_iou(self) -> float:
-        """GluonCV's ``SegmentationMetric``: over all classes, of which absent ones count as 0."""
+        """The mean IoU as GluonCV's ``SegmentationMetric`` counts it: absent classes are 0."""
         return float(np.nan_to_num(self.intersection_over_union).mean())
 
 
 def mean_of_present(scores: npt.NDArray[np.float64]) -> float:
-    """Returns mean of those that are not NaN; NaN where all are."""
+    """Returns the mean of those that are not NaN; NaN where all are."""
     present = scores[~np.isnan(scores)]
     return float(present.mean()) if present.size else float("nan")

@@ -5,7 +5,7 @@ nothing converts to float there: no cast, no subtraction, no transposition of fl
 number a channel, becomes one zero point for all three and a bias of the layer. Inside the image
 that is exact; what a convolution pads with is gray, not the mean's own tint: at most 11 of 255 away
 for ImageNet's mean. Resizes of the image give bytes too. ONNX Runtime's CPU provider cuts their
-fractions off (1.19 and 1.31 do), half a level on average, which the bias gives back.
+fractions off (1.19 and 1.31 do), half a level on average, which the bias makes up for.
 
 ONNX Runtime's 8-bit convolutions on CPUs read their input in place, four channels at a time. Three
 channels do not fit that: it copies every window of an image first, three bytes a tap, and its first
@@ -131,7 +131,7 @@ def _reads(graph: OnnxGraph, node: NodeProto, tensor: str) -> bool:
 def _add_to_bias(graph: OnnxGraph, conv: NodeProto, shift: NDArray[np.float64]) -> None:
     """Adds the convolution of an image that is ``shift`` (float64 [3]) everywhere."""
     weight = graph.constant(conv.input[1])
-    assert weight is not None, "_reads asked for it"
+    assert weight is not None, "_reads has checked it"
     bias = graph.constant(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else None
     added = np.einsum("fcyx,c->f", weight.astype(np.float64), shift)
     name = f"{conv.name}_bias_of_bytes"
@@ -159,7 +159,7 @@ CHANNELS = 3
 
 @dataclass(frozen=True)
 class Packing:
-    """How filters of ``taps`` columns, moved by ``stride``, lie on groups of columns.
+    """The placing of filters of ``taps`` columns, moved by ``stride``, on groups of columns.
 
     Attributes:
         results: of one group.
@@ -197,8 +197,8 @@ class Packing:
 def pack_columns(model: ModelProto, image: ByteImage) -> None:
     """Rewrites in place the convolutions of ``image`` in a quantised graph of ``read_bytes``.
 
-    Left as they are: widths that are no multiple of four, strides that do not divide it, dilated
-    layers.
+    Layers of widths that are not a multiple of four, of strides that do not divide it, and dilated
+    ones stay as they are.
     """
     graph = OnnxGraph(model)
     shapes = infer_shapes(model)

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from export.errors import AccuracyLost, InvalidImages
 from export.precision.confusion_matrix import ConfusionMatrix
 from export.precision.images import ImageSource
 from export.precision.served_graph import serve_graph
+from serving.palette import LabelMap
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a graph segments, 0-1; None where the images have no labels."""
+    """The accuracy of a graph, 0-1; None where the images have no labels."""
 
     images: int
     mean_iou: float | None
@@ -42,7 +42,7 @@ class Comparison:
 
     @property
     def drop(self) -> float | None:
-        """Lost mIoU in points (negative: gained); None without labels."""
+        """The lost mIoU in points (negative: gained); None without labels."""
         if self.before.mean_iou is None or self.after.mean_iou is None:
             return None
         return 100 * (self.before.mean_iou - self.after.mean_iou)
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may cost.
+    """The limits of what a precision may cost.
 
     Attributes:
         max_miou_drop: points of mIoU, where the images have labels.
@@ -138,8 +138,8 @@ class Gate:
         mean = _finite(confusion.mean_iou)
         return Scores(len(self._source), mean, _finite(confusion.pixel_accuracy)), equal / total
 
-    def _equal(self, index: int, labels: NDArray[np.uint8]) -> int:
-        expected = np.frombuffer(zlib.decompress(self._expected[index]), np.uint8)
+    def _equal(self, index: int, labels: LabelMap) -> int:
+        expected = np.frombuffer(zlib.decompress(self._expected[index]), labels.dtype)
         return int((expected == labels.reshape(-1)).sum())
 
 

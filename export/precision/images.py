@@ -23,7 +23,7 @@ HELD_OUT = 5
 
 
 class ImageSource(Protocol):
-    """``source[i]`` is (RGB image uint8 [H, W, 3], labels uint8 [H, W] or None)."""
+    """A source of images: ``source[i]`` is (RGB uint8 [H, W, 3], labels uint8 [H, W] or None)."""
 
     @property
     def title(self) -> str:
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files without labels."""
+    """A source of image files without labels."""
 
     title: str
     paths: tuple[Path, ...]
@@ -88,8 +88,10 @@ class DatasetSplit:
 
 
 class Selection:
-    """``count`` of a source's images, evenly spread, as neighbours are often frames of one video;
-    all where ``count`` is None or more."""
+    """A choice of ``count`` of a source's images; all where ``count`` is None or more.
+
+    They are evenly spread, as neighbours are often frames of one video.
+    """
 
     def __init__(self, source: ImageSource, count: int | None) -> None:
         self._source = source
@@ -111,7 +113,7 @@ class Selection:
 
 class PreparedImages(Sequence[NDArray[np.uint8]]):
     """A source's images as the server would feed them: uint8 [H, W, 3] of one size, read when
-    they are asked for."""
+    they are needed."""
 
     def __init__(self, source: ImageSource, size: Size) -> None:
         self._source = source

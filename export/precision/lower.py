@@ -25,6 +25,7 @@ from export.precision.search import search, tries_table
 from export.precision.served_graph import TimeRatio, compare_times, serve_graph
 from export.progress import Steps
 from export.verify import telling_images
+from serving.engines.graph import find_precision
 from serving.imaging.geometry import Size
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -34,7 +35,7 @@ RECIPES = (Recipe(), Recipe(first_float=True))
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """What the user asked for.
+    """The options of a lower precision.
 
     Attributes:
         precision: one of ``PRECISIONS``.
@@ -101,7 +102,7 @@ def check_options(options: PrecisionOptions) -> None:
             f" {', '.join(PRECISIONS)}"
         )
     if options.search and options.precision != "int8":
-        raise UnsupportedPrecision("--search looks for a recipe of int8; add --precision int8")
+        raise UnsupportedPrecision("--search is for int8; add --precision int8")
     if options.precision == "int8":
         calibration_source(options.calibration, options.dataset, options.root)
     _judges(options)
@@ -126,9 +127,10 @@ def lower_precision(
     source = _judges(options)
     if fp32:
         return _score(model, source, classes, steps)
-    if is_half(model):
+    if (own := find_precision(model)) != "fp32" or is_half(model):
+        named_so = "int8" if own == "int8" else "half precision"
         raise UnsupportedPrecision(
-            f"the network is in half precision already; leave --precision {options.precision} out,"
+            f"the network is in {named_so} already; leave --precision {options.precision} out,"
             " or bring it in float32"
         )
     named = copy_model(model)

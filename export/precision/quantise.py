@@ -112,7 +112,7 @@ OPERATORS = ("Conv", "Relu", "Add", "Concat", "MaxPool")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of int8.
+    """A way to make int8: its options.
 
     Attributes:
         method: how the range of a tensor is chosen.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SENSITIVITY_IMAGES = 2
 SENSITIVE_LAYERS = (2, 5)
-# Less than this is no reason to take the less accurate one, even where it is certain.
+# A smaller difference does not justify the less accurate one, even where it is certain.
 SAME_TIME = 1.02
 
 
@@ -124,7 +124,8 @@ def search(
 
 
 def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
-    """Recipes that differ from ``best`` in one knob; ``worst`` names the layers that lose most."""
+    """Returns recipes that differ from ``best`` in one option; ``worst`` names the layers that
+    lose most."""
     return [
         replace(best, first_float=True),
         replace(best, last_float=False),
@@ -137,7 +138,7 @@ def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
 
 
 def choose(tries: Sequence[Try]) -> Try:
-    """Returns the fastest that passes; of those whose times the noise does not tell from its own,
+    """Returns the fastest that passes; of those whose times cannot be told apart from its own,
     the closest to float32. Where none passes, the one that loses least, for the gate to refuse."""
     timed = [(t.time, t) for t in tries if t.time is not None]
     if not timed:
@@ -227,5 +228,5 @@ def _answer(served: ServedGraph, image: NDArray[np.uint8]) -> NDArray[np.float32
         return prediction.logits
     assert prediction.mask is not None, "a prediction has logits or a mask"
     # One plane a class: labels are names, their differences mean nothing.
-    planes = np.arange(256, dtype=np.uint8)[:, None, None] == prediction.mask
+    planes = np.arange(prediction.mask.max() + 1)[:, None, None] == prediction.mask
     return np.asarray(planes, np.float32)

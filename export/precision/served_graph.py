@@ -30,6 +30,7 @@ from serving.engines.onnxruntime import OnnxEngine
 from serving.errors import SegserveError
 from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import Prediction, labels_from_logits, labels_nearest
+from serving.palette import LabelMap
 
 
 class ServedGraph:
@@ -40,13 +41,13 @@ class ServedGraph:
 
     @property
     def size(self) -> Size:
-        """Height and width that the network takes."""
+        """The height and width that the network takes."""
         return self._engine.spec.size
 
-    def labels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Class ids, uint8 [H0, W0], of an RGB image uint8 [H0, W0, 3] of any size.
+    def labels(self, image: NDArray[np.uint8]) -> LabelMap:
+        """Returns class ids, [H0, W0], of an RGB image uint8 [H0, W0, 3] of any size.
 
-        Raises PrecisionFailed where a logit is no number.
+        Raises PrecisionFailed where a logit is not finite.
         """
         original = Size(image.shape[0], image.shape[1])
         prediction = self.predict(prepare(image, plan(original, self.size)))
@@ -58,7 +59,7 @@ class ServedGraph:
     def predict(self, prepared: NDArray[np.uint8]) -> Prediction:
         """Returns the prediction for one image uint8 [H, W, 3] of the network's size.
 
-        Raises PrecisionFailed where it does not run or a logit is no number.
+        Raises PrecisionFailed where it does not run or a logit is not finite.
         """
         try:
             prediction = self._engine.run(prepared[None])[0]
@@ -125,7 +126,7 @@ def compare_times(
     """Returns the time of each model over that of ``reference`` for one image uint8 [H, W, 3].
 
     7 to 31 rounds, about 20 seconds where there is the choice. ``begin`` gets their number and
-    returns what is called after each. Raises PrecisionFailed where a graph does not run.
+    returns a function that is called after each. Raises PrecisionFailed where a graph does not run.
     """
     with ExitStack() as stack:
         served = [stack.enter_context(serve_graph(model)) for model in (reference, *models)]

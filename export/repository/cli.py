@@ -78,7 +78,7 @@ def _read(
     if path.is_file():
         return None, inspect_file(path)
     if path.suffix == ".onnx":
-        raise InvalidNetwork(f"{path}: no such file")
+        raise InvalidNetwork(f"{path} does not exist: expected an .onnx file")
     folder_path = path if (path / "config.pbtxt").is_file() else repository / model
     if not (folder_path / "config.pbtxt").is_file():
         raise InvalidNetwork(

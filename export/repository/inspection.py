@@ -46,12 +46,12 @@ class Inspection:
     """The facts of one model's file.
 
     Attributes:
-        ir_version, opset: None where it is no ONNX file but an MXNet graph.
+        ir_version, opset: None for an MXNet graph.
         macs: multiplications of convolutions and matrix products for one image; None where ONNX
             does not infer a shape that they need.
         operators: how many nodes of each type, the most frequent first.
-        served_output: what the embedded engine cuts the graph to; None where it is not of the
-            contract.
+        served_output: what the embedded engine cuts the graph to; None where it does not
+            follow the contract.
         served_nodes, served_macs: what is left then.
         passes: the rewrites that made the graph, where the file names them.
         metadata: everything else that the file says of itself.
@@ -114,7 +114,7 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def count_parameters(graph: GraphProto) -> int:
-    """Returns elements of the constants that are no shapes, scales or zero points."""
+    """Returns the number of elements of all constants but shapes, scales and zero points."""
     excluded = {
         name for node in graph.node if node.op_type in _QUANTISERS for name in node.input[1:]
     }

@@ -15,37 +15,26 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError, InvalidParams, InvalidSymbol
-from export.passes.contract import IMAGE, LOGITS, MASK, MAX_CLASSES
+from export.passes.contract import CONFIDENCE, HEADS, IMAGE, LOGITS, MASK, check_heads
 from export.passes.cut_at_logits import LogitsCut, cut_at_logits, prune_heads
-from export.repository.files import ModelFiles, Tensor
-from export.repository.triton import ModelFacts, write_version
+from export.repository.triton import ModelFacts, ModelFiles, Tensor, write_version
 from export.symbols.graph import SYMBOL_FILE, Entry, Graph, Node, write_symbol
 from export.symbols.normalisation import IMAGENET, Pixels
-from export.symbols.params import Array, Parameters, write_params
+from export.symbols.params import Parameters, misfits, write_params
 from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import retarget
 from export.verify import check_with_mxnet, mxnet_installed
+from serving.palette import MAX_BYTE_CLASSES
 
 PARAMS_FILE = "network.params"
 BACKEND_FILE = Path(__file__).with_name("mxnet_backend.py")
-CONFIDENCE = "confidence"
-HEADS = (MASK, LOGITS, CONFIDENCE)
 _MEAN, _SCALE = "image_mean", "image_scale"
 # Where the image is what the network was trained to see; the last of these that there is.
 _NORMALISED = ("image_normalised", "image_bgr")
 # Between the logits and the outputs.
-_HEAD_OPERATORS = frozenset(
-    {
-        "_copy",
-        "Cast",
-        "argmax",
-        "rint",
-        "_mul_scalar",
-        "max",
-        "softmax",
-        "_contrib_BilinearResize2D",
-    }
-)
+_HEAD_OPERATORS = frozenset({
+    "_copy", "Cast", "argmax", "rint", "_mul_scalar", "max", "softmax", "_contrib_BilinearResize2D",
+})  # fmt: skip
 
 
 def write_mxnet_model(
@@ -56,7 +45,7 @@ def write_mxnet_model(
     size: tuple[int, int],
     facts: ModelFacts,
     max_batch_size: int | None = None,
-    heads: Sequence[str] = (MASK, LOGITS),
+    heads: Sequence[str] = HEADS,
     pixels: Pixels = IMAGENET,
 ) -> Path:
     """Adds an MXNet model at one static size (height, width); returns the version's folder.
@@ -73,7 +62,7 @@ def mxnet_files(
     parameters: Parameters,
     height: int,
     width: int,
-    heads: Sequence[str] = (MASK, LOGITS),
+    heads: Sequence[str] = HEADS,
     pixels: Pixels = IMAGENET,
 ) -> ModelFiles:
     """Returns what a version of an MXNet model is made of.
@@ -81,11 +70,13 @@ def mxnet_files(
     Raises IllegalSize, InvalidSymbol, InvalidParams, or ExportError for other heads. Where MXNet is
     installed, writing them raises VerificationFailed if it does not run them.
     """
-    if not heads or set(heads) - set(HEADS):
-        raise ExportError(f"--head takes {', '.join(HEADS)}, not {','.join(heads) or 'nothing'}")
     cut = cut_at_logits(prune_heads(retarget(symbol, height, width)), height, width)
-    if cut.classes > MAX_CLASSES:
-        raise ExportError(f"{cut.classes} classes; a uint8 mask holds {MAX_CLASSES}")
+    check_heads(heads)
+    if cut.classes > MAX_BYTE_CLASSES:
+        raise ExportError(
+            f"{cut.classes} classes: MXNet has no uint16, so --format mxnet takes at most"
+            f" {MAX_BYTE_CLASSES}: leave it out"
+        )
     weights = _weights(cut.graph, parameters, height, width, pixels)
     graph = _with_heads(_with_image(cut.graph, pixels.bgr), cut, height, width, heads)
     outputs = {
@@ -111,16 +102,11 @@ def _weights(
     graph: Graph, parameters: Parameters, height: int, width: int, pixels: Pixels
 ) -> Parameters:
     """Returns the parameters that the graph uses, as float32, and those of the normalisation."""
-    arguments: dict[str, Array] = {}
-    for name, shape in infer_shapes(graph, height, width).parameters.items():
-        array = parameters.find(name)
-        if array is None or array.shape != shape:
-            found = "missing" if array is None else f"{array.shape}"
-            raise InvalidParams(
-                f"{name} is {found} in the parameters, {shape} in the symbol; do they belong"
-                " together?"
-            )
-        arguments[name] = array.astype(np.float32)
+    wanted = infer_shapes(graph, height, width).parameters
+    found = {name: parameters.find(name) for name in wanted}
+    if problems := list(misfits(wanted, found).values()):
+        raise InvalidParams(f"{problems[0]}; do symbol and parameters belong together?")
+    arguments = {n: a.astype(np.float32) for n, a in found.items() if a is not None}
     auxiliary = {n: arguments.pop(n) for n in list(arguments) if n in parameters.auxiliary}
     for name, values in (
         (_MEAN, 255 * np.asarray(pixels.mean, np.float64)),

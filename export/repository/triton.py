@@ -1,29 +1,144 @@
-"""Writes a model into a Triton model repository.
+"""Writes a version of a model into a Triton model repository.
 
 ``<repository>/<name>/config.pbtxt``, ``labels.txt`` and a folder a version, for ONNX with
-``model.onnx`` in it. Everything is written aside and renamed, so that an interrupted export
-leaves the repository as it was.
-Source of the format: ``model_config.proto`` of triton-inference-server/common.
+``model.onnx`` in it. Source of the format: ``model_config.proto`` of
+triton-inference-server/common.
+
+Everything is written into a folder aside and renamed, so that an interrupted export leaves the
+repository as it was. That folder is gone afterwards, however the writing ends. It is locked while
+its process lives: so what a killed process left is distinguished from what another one is writing
+now, and the next export removes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from google.protobuf import text_format
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
+from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
 from export.errors import ExportError, IncompatibleModel, InvalidNetwork
-from export.repository.files import ModelFiles, folder_aside, onnx_files
 from serving.models.repository import parse_version_folder
 from serving.palette import LabelSet, format_palette
 from serving.parsing import read_text
+
+ONNX_FILE = "model.onnx"
+_TYPES = {
+    TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
+    TensorProto.UINT16: model_config_pb2.TYPE_UINT16,
+    TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output; ``dims`` leave out the first axis, the batch."""
+
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A version, whichever runtime serves it.
+
+    Attributes:
+        platform: Triton's name of a file format, else "".
+        backend: Triton's name of the runtime where there is no ``platform``, else "".
+        write: fills the version's empty folder.
+    """
+
+    platform: str
+    backend: str
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    write: Callable[[Path], None]
+
+
+def onnx_files(model: ModelProto) -> ModelFiles:
+    """Returns a version of an ONNX model: ``ONNX_FILE``."""
+
+    def write(folder: Path) -> None:
+        (folder / ONNX_FILE).write_bytes(model.SerializeToString())
+
+    inputs, outputs = map(_tensor, model.graph.input), map(_tensor, model.graph.output)
+    return ModelFiles("onnxruntime_onnx", "", tuple(inputs), tuple(outputs), write)
+
+
+def _tensor(value: ValueInfoProto) -> Tensor:
+    tensor = value.type.tensor_type
+    dims = tuple(d.dim_value for d in tensor.shape.dim)[1:]
+    return Tensor(value.name, int(_TYPES[tensor.elem_type]), dims)
+
+
+_PREFIX = ".export-"
+
+
+@contextmanager
+def folder_aside(repository: Path) -> Iterator[Path]:
+    """Yields an empty folder in ``repository``, on the same file system.
+
+    SIGTERM ends the process with its usual code, but not before the folder is gone.
+    """
+    _clear_abandoned(repository)
+    aside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=repository))
+    lock = os.open(aside, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _termination_as_exit():
+            yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
+
+
+def _clear_abandoned(repository: Path) -> None:
+    for aside in repository.glob(f"{_PREFIX}*"):
+        try:
+            lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # no folder, or gone by now
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Has SIGTERM raise SystemExit, where a program does not handle it in a way of its own."""
+    default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 @dataclass(frozen=True)
@@ -189,7 +304,7 @@ def _next_config(
         existing.parameters.pop(key, None)
     edited = {key: _parameter(existing, key) for key in ("resize", "tile_overlap")}
     _set_parameters(existing, facts)
-    for key, value in edited.items():  # how the server uses it is no fact of a version
+    for key, value in edited.items():  # how the server uses it does not depend on the version
         if value:
             existing.parameters[key].string_value = value
     return existing

@@ -110,14 +110,14 @@ _KINDS: dict[str, Formula] = {
     "logical_or": _logical("Or"), "logical_xor": _logical("Xor"),
 }  # fmt: skip
 _ELEMENTWISE = {"elemwise_add": "add", "elemwise_sub": "sub", "elemwise_mul": "mul",
-                "elemwise_div": "div", "_grad_add": "add"}  # fmt: skip
+                "elemwise_div": "div"}  # fmt: skip
 # Of two tensors, by operator: ``broadcast_*`` repeats lengths of 1, the others do not.
 BINARY: dict[str, Formula] = {
     **{op: _KINDS[kind] for op, kind in _ELEMENTWISE.items()},
     **{f"broadcast_{kind}": formula for kind, formula in _KINDS.items()},
     **{f"_{kind}": f for kind, f in _KINDS.items() if kind not in ("add", "sub", "mul", "div")},
 }
-ADDITIONS = frozenset({"elemwise_add", "broadcast_add", "_grad_add"})
+ADDITIONS = frozenset({"elemwise_add", "broadcast_add"})
 
 
 def _reversed(kind: str) -> Formula:
@@ -220,7 +220,10 @@ def constant_values(node: Node, shape: tuple[int, ...]) -> NDArray[np.float32]:
         raise UnsupportedOperator(f"{node.name}: {node.op} of {kind}: expected float32")
     if node.op == "_eye":
         return np.eye(shape[0], shape[1], k=node.integer("k", 0), dtype=np.float32)
-    if node.op in ("_arange", "_linspace", "_contrib_arange_like"):
+    if node.op == "_linspace":
+        ends = node.number("start", 0), node.number("stop", 1)
+        return np.linspace(*ends, shape[0], endpoint=node.flag("endpoint", True), dtype=np.float32)
+    if node.op in ("_arange", "_contrib_arange_like"):
         start = node.number("start", 0)
         if node.op != "_contrib_arange_like" and not node.text("stop", ""):
             start = 0.0

@@ -62,7 +62,7 @@ class Node:
 
     @property
     def is_variable(self) -> bool:
-        """True for inputs and parameters."""
+        """True where the node is an input or a parameter."""
         return self.op == "null"
 
     def flag(self, key: str, default: bool) -> bool:
@@ -127,7 +127,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, and the entries that the symbol outputs."""
+    """A symbol: nodes in topological order, and the entries that it outputs."""
 
     nodes: tuple[Node, ...]
     heads: tuple[Entry, ...]
@@ -149,11 +149,11 @@ class Graph:
         return ((i, node) for i, node in enumerate(self.nodes) if not node.is_variable)
 
     def consumers(self, index: int) -> list[int]:
-        """Indices of the nodes that read any output of a node."""
+        """Returns the indices of the nodes that read any output of a node."""
         return [i for i, n in enumerate(self.nodes) if any(e.node == index for e in n.inputs)]
 
     def variables(self) -> list[str]:
-        """Names of all variables, in order."""
+        """Returns the names of all variables, in order."""
         return [node.name for node in self.nodes if node.is_variable]
 
     def pruned(self, heads: Sequence[Entry]) -> Graph:
@@ -180,7 +180,7 @@ class Graph:
         return Graph(nodes, tuple(Entry(order[h.node], h.output) for h in heads))
 
     def data_input(self) -> int:
-        """Returns index of the image variable: the first input of the first operators.
+        """Returns the index of the image variable: the first input of the first operators.
 
         Raises InvalidSymbol where there is none.
         """
@@ -190,7 +190,9 @@ class Graph:
         for _, node in self.operators():
             if node.inputs and self.nodes[node.inputs[0].node].is_variable:
                 return node.inputs[0].node
-        raise InvalidSymbol("the symbol has no input variable")
+        raise InvalidSymbol(
+            "the symbol has no input variable: expected an image, usually named data"
+        )
 
 
 def read_symbol(path: Path) -> Graph:
@@ -233,7 +235,7 @@ def parse_symbol(content: bytes, source: str) -> Graph:
         nodes.append(node)
     heads = _entries(document.get("heads"), moved, f"{source}: heads")
     if not heads:
-        raise InvalidSymbol(f"{source}: the symbol has no outputs")
+        raise InvalidSymbol(f"{source}: the symbol has no outputs: expected a list 'heads'")
     return Graph(tuple(nodes), heads)
 
 
@@ -257,7 +259,7 @@ def write_symbol(graph: Graph, path: Path) -> None:
 
 def _node(raw: object, moved: Sequence[int], where: str) -> Node:
     if not isinstance(raw, dict):
-        raise InvalidSymbol(f"{where}: not an object")
+        raise InvalidSymbol(f"{where}: expected an object with 'op' and 'name'")
     op, name = raw.get("op"), raw.get("name")
     if not isinstance(op, str) or not isinstance(name, str):
         raise InvalidSymbol(f"{where}: 'op' and 'name' must be strings")

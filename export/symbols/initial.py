@@ -13,12 +13,14 @@ import numpy as np
 from export.symbols.elementwise import ADDITIONS
 from export.symbols.graph import BATCH_NORMS, Graph
 from export.symbols.params import Array, Parameters
-from export.symbols.shape_rules import DEFORMABLE
+from export.symbols.shape_rules import DEFORMABLE, NORMS, data_inputs
 from export.symbols.shapes import infer_shapes
 
 # Gamma where a sum reads the batch norm (residual sums must stay bounded), and elsewhere.
 _GAMMA_BEFORE_SUM, _GAMMA = (0.2, 0.5), (0.7, 1.3)
 _VARIANCE = (0.5, 1.5)
+# Of PReLU, as He et al. start it (arXiv 1502.01852).
+_SLOPE = 0.25
 
 
 def random_params(
@@ -26,10 +28,10 @@ def random_params(
 ) -> Parameters:
     """Returns float32 parameters for every variable of the graph, the same for the same seed.
 
-    Convolution weights are N(0, 2 / fan_in), a deconvolution a channel bilinear, biases 0, gamma
-    and variance 1, beta and mean 0. Without ``neutral`` biases, beta and mean are N(0, 0.04), gamma
-    is uniform around 1, around 0.35 in front of sums, variance in 0.5 to 1.5. Raises what
-    ``infer_shapes`` raises.
+    Weights of layers are N(0, 2 / fan_in), a deconvolution a channel bilinear, biases 0, gamma
+    and variance 1, beta and mean 0, slopes 1/4. Without ``neutral`` biases, beta and mean are
+    N(0, 0.04), gamma is uniform around 1, around 0.35 in front of sums, variance in 0.5 to 1.5.
+    Raises what ``infer_shapes`` raises.
     """
     shapes = infer_shapes(graph, height, width).parameters
     generator = np.random.default_rng(seed)
@@ -45,17 +47,18 @@ def random_params(
             shape = shapes[name]
             if len(shape) == 4 and shape[1] == 1 and node.op in ("Deconvolution", "UpSampling"):
                 arguments[name] = np.broadcast_to(_bilinear(shape[2], shape[3]), shape).copy()
-            elif len(shape) == 4:
+            elif len(shape) > 1 and data_inputs(node) is not None:
                 deviation = np.float32(math.sqrt(2 / math.prod(shape[1:])))
                 normal = generator.standard_normal(shape, dtype=np.float32)
                 arguments[name] = normal * deviation
-            elif node.op in BATCH_NORMS:
+            elif node.op in BATCH_NORMS or node.op in NORMS:
                 kind = arguments if position < 3 else auxiliary
                 kind[name] = (np.ones if position in (1, 4) else np.zeros)(shape, np.float32)
                 if not neutral:
                     kind[name] = _varied(generator, shape, {1: gamma, 4: _VARIANCE}.get(position))
             elif neutral:
-                arguments[name] = np.zeros(shape, np.float32)
+                slope = _SLOPE if node.op == "LeakyReLU" else 0
+                arguments[name] = np.full(shape, slope, np.float32)
             else:
                 arguments[name] = _varied(generator, shape, None)
     return Parameters(arguments, auxiliary)

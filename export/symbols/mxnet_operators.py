@@ -26,7 +26,10 @@ _OTHER_VERSIONS = {
     "_npx_relu": "relu",
     "_npx_sigmoid": "sigmoid",
     "CuDNNBatchNorm": "BatchNorm",
+    "_sum": "add_n",
 }
+# Attributes that MXNet reads but does not list.
+_UNLISTED = {"_linspace": ("num", "endpoint")}
 _LEFT_OUT = re.compile(
     r"_backward|_broadcast_backward|_sparse_|_random|_sample|_image|_cv|_shuffle|_contrib_quant"
     r"|_contrib_dequant|_contrib_requant|_contrib_calib|_contrib_dgl|_contrib_backward|_sg_"
@@ -60,8 +63,9 @@ def signatures() -> Mapping[str, Signature]:
         name, *parts = (part.split() for part in line.split(";"))
         aliases, inputs, attributes = parts
         found[name[0]] = Signature(
-            name[0], tuple(aliases), tuple(inputs), frozenset((*attributes, "num_args"))
-        )
+            name[0], tuple(aliases), tuple(inputs),
+            frozenset((*attributes, *_UNLISTED.get(name[0], ()), "num_args")),
+        )  # fmt: skip
     return found
 
 

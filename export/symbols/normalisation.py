@@ -88,7 +88,8 @@ def choose_pixels(
 ) -> Pixels:
     """Returns what was asked for; where parts of it were not, what the network is known to see.
 
-    ``mean`` and ``std`` are three numbers by comma, RGB, of values from 0 to 1; ``preset`` stands
+    ``mean`` and ``std`` are three numbers (text: comma-separated), RGB, of values from 0 to 1;
+    ``preset`` stands
     for both. Raises ExportError, also where nothing is known and too little was asked for.
     """
     if preset is not None:
@@ -102,24 +103,27 @@ def choose_pixels(
                 f" {PRESETS_HELP}, or with --mean and --std (and --bgr)"
             )
         known = IMAGENET  # its order of channels alone is left
-    chosen = Pixels(
-        known.mean if mean is None else _three("--mean", mean),
-        known.std if std is None else _three("--std", std),
+    return Pixels(
+        known.mean if mean is None else parse_triple("--mean", mean),
+        known.std if std is None else parse_triple("--std", std, positive=True),
         known.bgr if bgr is None else bgr,
     )
-    if min(chosen.std) <= 0:
-        raise ExportError(f"--std {std}: each of the three must be above 0")
-    return chosen
 
 
-def _three(option: str, given: Triple | str) -> Triple:
-    values = given.split(",") if isinstance(given, str) else given
+def parse_triple(option: str, given: Triple | str, *, positive: bool = False) -> Triple:
+    """Returns three finite numbers, one a channel; a text separates them by commas or spaces.
+
+    Raises ExportError where they are not, or where one of them is not ``positive``.
+    """
+    parts = given.replace(",", " ").split() if isinstance(given, str) else given
     try:
-        red, green, blue = (float(part) for part in values)
-        if not all(map(math.isfinite, (red, green, blue))):
-            raise ValueError
+        first, second, third = map(float, parts)
     except ValueError:
+        first = second = third = math.nan
+    if not math.isfinite(first + second + third) or (positive and min(first, second, third) <= 0):
+        kind = "finite and above 0" if positive else "finite"
         raise ExportError(
-            f"{option} {given!r}: three numbers by comma, RGB, of values from 0 to 1"
-        ) from None
-    return red, green, blue
+            f"{option} {given!r} is not valid: expected three numbers, comma-separated, one for"
+            f" each channel, all {kind}"
+        )
+    return first, second, third

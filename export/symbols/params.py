@@ -65,7 +65,7 @@ def read_params(path: Path) -> Parameters:
     reader = _Reader(memoryview(content), str(path))
     magic, _, count = reader.unpack("<QQQ", "header")
     if magic != _LIST_MAGIC:
-        raise reader.error("no MXNet .params file (its first eight bytes are not 0x112)", 0)
+        raise reader.error("not an MXNet .params file: expected 0x112 in its first eight bytes", 0)
     arrays = []
     for index in range(count):
         arrays.append(_array(reader, f"array {index} of {count}"))
@@ -94,7 +94,7 @@ def read_params(path: Path) -> Parameters:
 def write_params(parameters: Parameters, path: Path) -> None:
     """Writes a file of V2 arrays with ``arg:`` / ``aux:`` names.
 
-    Raises InvalidParams for a dtype that MXNet has not, or an array without dimensions.
+    Raises InvalidParams for a dtype that MXNet does not have, or an array without dimensions.
     """
     named = [(f"arg:{n}", a) for n, a in parameters.arguments.items()]
     named += [(f"aux:{n}", a) for n, a in parameters.auxiliary.items()]
@@ -191,7 +191,7 @@ Shape = tuple[int, ...]
 
 
 class Shaped(Protocol):
-    """NumPy's, MXNet's and PyTorch's arrays alike."""
+    """An array of NumPy, MXNet or PyTorch."""
 
     @property
     def shape(self) -> Shape: ...

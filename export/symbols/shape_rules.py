@@ -21,8 +21,19 @@ from export.symbols.conv_arithmetic import (
 )
 from export.symbols.elementwise import ATTRIBUTED, BINARY, FORMULAS, SCALAR, UNARY
 from export.symbols.graph import BATCH_NORMS, Node
+from export.symbols.reduction_rules import (
+    affine_product_shape,
+    batch_dot_shape,
+    dot_shape,
+    index_reduction_shape,
+    moments_shapes,
+    one_hot_shape,
+    pick_shape,
+    ranked_shapes,
+    reduction_shape,
+    take_shape,
+)
 from export.symbols.reshape_rules import (
-    axes_of,
     axis_of,
     blocks_shape,
     broadcast_shape,
@@ -51,18 +62,19 @@ CONVOLUTIONS = ("Convolution", "Convolution_v1")
 POOLINGS = ("Pooling", "Pooling_v1")
 SUM = "add_n"
 IDENTITIES = ("_copy", "BlockGrad", "Cast", "amp_cast", "MakeLoss", "make_loss",
-              "IdentityAttachKLSparseReg", "_contrib_gradientmultiplier",
-              "_identity_with_attr_like_rhs")  # fmt: skip
+              "_contrib_gradientmultiplier", "_identity_with_attr_like_rhs")  # fmt: skip
 SOFTMAXES = ("softmax", "log_softmax", "softmin", "SoftmaxActivation", SOFTMAX_OUTPUT)
 RESHAPES = ("Reshape", "Flatten", "reshape_like", "expand_dims", "squeeze")
 SLICES = ("Crop", "slice", "slice_axis", "slice_like", "reverse")
 BROADCASTS = ("broadcast_to", "broadcast_axis", "broadcast_like")
 REDUCTIONS = ("sum", "mean", "prod", "max", "min", "nansum", "nanprod", "norm")
 INDEX_REDUCTIONS = ("argmax", "argmin", "argmax_channel")
+SPLITS = ("SliceChannel", "_split_v2")
+RANKINGS = ("topk", "sort", "argsort")
 CONSTANTS = ("_zeros", "_ones", "_full", "_arange", "_linspace", "_eye")
-_SAME = ("Dropout", "LRN", "L2Normalization", "InstanceNorm", "LayerNorm", "GroupNorm",
-         "_contrib_div_sqrt_dim", *SOFTMAXES, *REGRESSIONS, *IDENTITIES, *UNARY, *SCALAR,
-         *ATTRIBUTED)  # fmt: skip
+_SAME = ("Dropout", "LRN", "_np_cumsum", "L2Normalization", "InstanceNorm", "LayerNorm",
+         "GroupNorm", "_contrib_div_sqrt_dim", *SOFTMAXES, *REGRESSIONS, *IDENTITIES, *UNARY,
+         *SCALAR, *ATTRIBUTED)  # fmt: skip
 
 
 def _convolution(node: Node, features: Sequence[Shape]) -> Shape:
@@ -98,6 +110,8 @@ def _pooling(node: Node, features: Sequence[Shape]) -> Shape:
         return (batch, channels, 1, 1)
     kernel = node.integers("kernel")
     stride, pad = node.integers("stride", (1, 1)), node.integers("pad", (0, 0))
+    if node.op == "Pooling_v1" and node.text("pool_type", "max") == "max" and any(pad):
+        raise UnsupportedOperator(f"{node.name}: Pooling_v1 takes zeros of its padding into a max")
     full = node.text("pooling_convention", "valid") == "full"
     if len(kernel) != 2:
         raise UnsupportedOperator(f"{node.name}: only 2-D pooling, not kernel {kernel}")
@@ -192,67 +206,6 @@ def _where(node: Node, features: Sequence[Shape]) -> Shape:
     return features[0]
 
 
-def _reduction(node: Node, features: Sequence[Shape]) -> Shape:
-    shape = features[0]
-    axes = axes_of(node, len(shape))
-    if node.flag("keepdims", False):
-        return tuple(1 if i in axes else n for i, n in enumerate(shape))
-    return tuple(n for i, n in enumerate(shape) if i not in axes) or (1,)
-
-
-def _index_reduction(node: Node, features: Sequence[Shape]) -> Shape:
-    if node.op == "argmax_channel":
-        return (features[0][0], *features[0][2:])
-    return _reduction(node, features)
-
-
-def _batch_dot(node: Node, features: Sequence[Shape]) -> Shape:
-    """Returns the shape of products of the last two axes; ``transpose_a`` turns the first's."""
-    sides = []
-    for shape, key in zip(features, ("transpose_a", "transpose_b"), strict=True):
-        turned = node.flag(key, False)
-        sides.append((shape[:-2], *(reversed(shape[-2:]) if turned else shape[-2:])))
-    (outer, rows, inner), (other, length, columns) = sides
-    if min(map(len, features)) < 2 or outer != other or inner != length:
-        raise InvalidSymbol(f"{node.name} ({node.op}): the shapes {features} do not fit")
-    if node.op != "batch_dot" and node.integer("axis", -2) not in (-2, len(features[0]) - 2):
-        raise UnsupportedOperator(f"{node.name}: {node.op} over axis {node.attrs['axis']}")
-    return (*outer, rows, columns)
-
-
-def _dot(node: Node, features: Sequence[Shape]) -> Shape:
-    left, right = features
-    if node.flag("transpose_a", False):
-        left = (*left[1:], left[0])
-    if node.flag("transpose_b", False):
-        right = (right[-1], *right[:-1])
-    if left[-1] != right[0]:
-        raise InvalidSymbol(f"{node.name}: dot of {features[0]} and {features[1]}")
-    return (*left[:-1], *right[1:]) or (1,)
-
-
-def _take(node: Node, features: Sequence[Shape]) -> Shape:
-    if node.op == "Embedding":
-        return (*features[0], node.integer("output_dim", 0))
-    shape, chosen = features
-    axis = axis_of(node, len(shape))
-    return (*shape[:axis], *chosen, *shape[axis + 1 :])
-
-
-def _pick(node: Node, features: Sequence[Shape]) -> Shape:
-    shape = features[0]
-    axis = axis_of(node, len(shape), default=-1)
-    kept = tuple(1 if i == axis else n for i, n in enumerate(shape))
-    dropped = tuple(n for i, n in enumerate(shape) if i != axis)
-    if features[1] not in (kept, dropped):
-        raise InvalidSymbol(f"{node.name}: pick from {shape} by {features[1]}")
-    return kept if node.flag("keepdims", False) else dropped
-
-
-def _one_hot(node: Node, features: Sequence[Shape]) -> Shape:
-    return (*features[0], node.integer("depth", 0))
-
-
 def _grid(node: Node, features: Sequence[Shape]) -> Shape:
     shape = features[0]
     if node.text("transform_type", "") == "warp":
@@ -294,7 +247,9 @@ def _image_of_columns(node: Node, features: Sequence[Shape]) -> Shape:
 def _constant(node: Node, features: Sequence[Shape]) -> Shape:
     if node.op == "_eye":
         return (node.integer("N", 0), node.integer("M", 0) or node.integer("N", 0))
-    if node.op in ("_arange", "_linspace"):
+    if node.op == "_linspace":
+        return (node.integer("num", 1),)
+    if node.op == "_arange":
         start, step = node.number("start", 0), node.number("step", 1)
         stop = node.number("stop", math.nan)
         if math.isnan(stop):
@@ -329,6 +284,22 @@ def data_inputs(node: Node) -> int | None:
 
 
 NORMS = ("InstanceNorm", "LayerNorm", "GroupNorm")
+
+
+def keeps_winner(node: Node) -> bool:
+    """Returns whether the largest of a map's channels stays the largest behind an operator: a
+    softmax over them, an output layer, a sigmoid, or nothing at all."""
+    if node.op in ("softmax", "log_softmax"):
+        return node.integer("axis", -1) in (1, -3) and node.number("temperature", 1) > 0
+    if node.op == "SoftmaxActivation":
+        return node.text("mode", "instance") == "channel"
+    return node.op in (*LABELLED, *IDENTITIES) or is_sigmoid(node)
+
+
+def is_sigmoid(node: Node) -> bool:
+    """Returns whether an operator makes a probability of every score by itself."""
+    activation = node.op == "Activation" and node.text("act_type", "") == "sigmoid"
+    return activation or node.op in ("sigmoid", "LogisticRegressionOutput")
 
 
 def parameter_shapes(node: Node, features: Shape) -> list[Shape]:
@@ -380,13 +351,15 @@ RULES: dict[str, Rule] = {
     "repeat": repeated_shape,
     "Pad": padded_shape,
     "where": _where,
-    "take": _take,
-    "Embedding": _take,
-    "pick": _pick,
-    "one_hot": _one_hot,
-    "batch_dot": _batch_dot,
-    "_linalg_gemm2": _batch_dot,
-    "dot": _dot,
+    "take": take_shape,
+    "Embedding": take_shape,
+    "pick": pick_shape,
+    "one_hot": one_hot_shape,
+    "batch_dot": batch_dot_shape,
+    "_linalg_gemm2": batch_dot_shape,
+    "_linalg_gemm": affine_product_shape,
+    "_linalg_syrk": affine_product_shape,
+    "dot": dot_shape,
     "GridGenerator": _grid,
     "BilinearSampler": _sampler,
     "SpatialTransformer": _sampler,
@@ -395,8 +368,8 @@ RULES: dict[str, Rule] = {
     "_contrib_arange_like": _arange_like,
     SUM: _sum,
     **dict.fromkeys(CONSTANTS, _constant),
-    **dict.fromkeys(REDUCTIONS, _reduction),
-    **dict.fromkeys(INDEX_REDUCTIONS, _index_reduction),
+    **dict.fromkeys(REDUCTIONS, reduction_shape),
+    **dict.fromkeys(INDEX_REDUCTIONS, index_reduction_shape),
     **dict.fromkeys(("transpose", "SwapAxis"), transposed_shape),
     **dict.fromkeys(("depth_to_space", "space_to_depth"), blocks_shape),
     **dict.fromkeys(BROADCASTS, broadcast_shape),
@@ -408,7 +381,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(BATCH_NORMS, _same),
 }
 # Operators with several outputs.
-SEVERAL: dict[str, Callable[[Node, Sequence[Shape]], list[Shape]]] = dict.fromkeys(
-    ("SliceChannel", "_split_v2"), split_shapes
-)
+SEVERAL: dict[str, Callable[[Node, Sequence[Shape]], list[Shape]]] = {
+    "moments": moments_shapes,
+    **dict.fromkeys(SPLITS, split_shapes),
+    **dict.fromkeys(RANKINGS, ranked_shapes),
+}
 assert set(RULES) >= FORMULAS

@@ -45,7 +45,8 @@ _OF_IMAGES = frozenset({
     "depth_to_space", "space_to_depth", "SoftmaxActivation", SOFTMAX_OUTPUT, *NORMS,
 })  # fmt: skip
 # Operators that mix what lies along an axis without changing its length.
-_ALONG_AXIS = {"softmax": -1, "log_softmax": -1, "softmin": -1, "reverse": 0, "LayerNorm": -1}
+_ALONG_AXIS = {"softmax": -1, "log_softmax": -1, "softmin": -1, "reverse": 0, "LayerNorm": -1,
+               "_np_cumsum": 0, "topk": -1, "sort": -1, "argsort": -1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class _Propagation:
             inputs = node.inputs
         own = data_inputs(node)
         features = self._features(node, inputs[:own])
+        self._check_batch(node, features)
         several = node.op in SEVERAL
         shapes = SEVERAL[node.op](node, features) if several else [RULES[node.op](node, features)]
         self._check(node, features, shapes)
@@ -206,6 +208,20 @@ class _Propagation:
         if self.parameters.setdefault(name, shape) != shape:
             raise InvalidSymbol(f"{name} is shared as {self.parameters[name]} and as {shape}")
 
+    def _check_batch(self, node: Node, features: list[Shape]) -> None:
+        """Raises UnsupportedOperator where an operator takes another axis than the first for the
+        batch, or mixes what lies along it."""
+        named = f"{node.name} ({node.op})"
+        first = features[0] if features else ()
+        if node.op in _OF_IMAGES and any(n % _BATCH == 0 for n in first[1:]):
+            raise UnsupportedOperator(
+                f"{named} reads {at_one(first)}, in which the batch is not the first axis"
+            )
+        if node.op in _ALONG_AXIS and first:
+            axes = node.integers("axis", (_ALONG_AXIS[node.op],))
+            if any(first[axis % len(first)] % _BATCH == 0 for axis in axes):
+                raise UnsupportedOperator(f"{named} mixes the images of a batch along axis {axes}")
+
     def _check(self, node: Node, features: list[Shape], shapes: list[Shape]) -> None:
         """Raises InvalidSymbol for sizes that nothing has, UnsupportedOperator where the images of
         a batch would not stay apart."""
@@ -230,15 +246,6 @@ class _Propagation:
                     f"{named} mixes the images of a batch: {at_one(features[0])} ->"
                     f" {at_one(shape)}; expected an operator that leaves the batch alone"
                 )
-        first = features[0] if features else ()
-        if node.op in _OF_IMAGES and any(n % _BATCH == 0 for n in first[1:]):
-            raise UnsupportedOperator(
-                f"{named} reads {at_one(first)}, in which the batch is not the first axis"
-            )
-        if node.op in _ALONG_AXIS and first:
-            axes = node.integers("axis", (_ALONG_AXIS[node.op],))
-            if any(first[axis % len(first)] % _BATCH == 0 for axis in axes):
-                raise UnsupportedOperator(f"{named} mixes the images of a batch along axis {axes}")
 
 
 # These read lengths alone.

@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from export.errors import IllegalSize
+from export.errors import ExportError, IllegalSize
 from export.symbols.graph import Graph, Node
-from export.symbols.shape_rules import SOFTMAXES
+from export.symbols.shape_rules import keeps_winner
 from export.symbols.shapes import infer_shapes
 
 _RESIZE = "_contrib_BilinearResize2D"
-_SOFTMAX = frozenset(SOFTMAXES)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,10 @@ def retarget(graph: Graph, height: int, width: int) -> Graph:
 
 def _retarget(graph: Graph, height: int, width: int) -> Graph:
     head = _full_size_head(graph)
-    if head.op == _RESIZE and _target(head) == (height, width):
+    if head.op == _RESIZE:
+        if _target(head) == (height, width):
+            return graph
+    elif _is_built_for(graph, height, width):
         return graph
     rule = size_rule(graph)
     if rule is not None:
@@ -104,9 +106,19 @@ def _retarget(graph: Graph, height: int, width: int) -> Graph:
     return graph
 
 
+def _is_built_for(graph: Graph, height: int, width: int) -> bool:
+    """Returns whether a network that ends otherwise than in a resize gives a map of this size for
+    an image of this size."""
+    try:
+        shape = infer_shapes(graph, height, width).of(graph.heads[0])
+    except ExportError:
+        return False
+    return shape[2:] == (height, width)
+
+
 def _full_size_head(graph: Graph) -> Node:
     head = graph.nodes[graph.heads[0].node]
-    while head.op in _SOFTMAX:
+    while keeps_winner(head):
         head = graph.nodes[head.inputs[0].node]
     return head
 

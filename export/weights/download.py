@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke off, and the hash of a file."""
+"""Downloads that continue where they broke off, and the hash of a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Progress = Callable[[int, int], None]
 
 
 class ArchiveError(ValueError):
-    """An archive that could not be fetched, is not the published one, or leaves its folder."""
+    """Raised for an archive that cannot be fetched, is not the published one, or leaves its
+    folder."""
 
 
 def download(url: str, part: Path, progress: Progress) -> None:
@@ -33,7 +34,7 @@ def download(url: str, part: Path, progress: Progress) -> None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             if answer.status != PARTIAL:
-                # The server sends all of it, whatever it was asked for.
+                # The server sends the whole file, whatever range was requested.
                 start = 0
             total = start + int(answer.headers.get("Content-Length") or 0)
             with part.open("ab" if start else "wb") as file:
@@ -43,7 +44,7 @@ def download(url: str, part: Path, progress: Progress) -> None:
         if part.stat().st_size < total:
             raise ArchiveError(
                 f"{url} broke off after {part.stat().st_size} of {total} bytes; "
-                f"the same command goes on from there"
+                f"the same command continues from there"
             )
     except urllib.error.HTTPError as error:
         if error.code != RANGE_NOT_SATISFIABLE:
@@ -51,13 +52,14 @@ def download(url: str, part: Path, progress: Progress) -> None:
         # Nothing was left to send: the part is whole.
     except (OSError, HTTPException) as error:
         raise ArchiveError(
-            f"{url} cannot be fetched ({error}); the same command goes on where it ended, or put "
+            f"{url} cannot be fetched ({error}); the same command continues where it stopped, or"
+            " put "
             f"the file at {part.with_suffix('')}"
         ) from error
 
 
 def sha1_of(path: Path) -> str:
-    """SHA-1 of a file, in hexadecimal."""
+    """Returns the SHA-1 of a file, in hexadecimal."""
     digest = hashlib.sha1(usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(BLOCK):

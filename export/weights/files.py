@@ -36,7 +36,7 @@ def read_arrays(path: Path) -> Arrays:
     if path.suffix == INDEX_ENDING or path.with_name(path.name + INDEX_ENDING).is_file():
         return read_bundle(path, lambda name: not name.endswith(OPTIMIZER_SLOTS))
     if not path.is_file():
-        raise WeightsError(f"no file {path}")
+        raise WeightsError(f"{path} does not exist: expected a file of weights")
     if path.suffix in TORCH_ENDINGS:
         return read_torch_file(path)
     if path.suffix == ".npz":
@@ -48,7 +48,8 @@ def read_arrays(path: Path) -> Arrays:
             raise WeightsError(str(error)) from error
         return {**parameters.arguments, **parameters.auxiliary}
     raise WeightsError(
-        f"{path}: not known by its ending; .pth, .params, .npz and a checkpoint's .index are"
+        f"{path} has an unknown ending: expected .pth, .pt, .tar, .params, .npz or a checkpoint's"
+        " .index"
     )
 
 
@@ -68,10 +69,10 @@ COUNTER = "num_batches_tracked"
 
 
 def read_torch_file(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Arrays by name; wrappers are left out, and batch norms' counters.
+    """Returns arrays by name, without wrappers and batch norms' counters.
 
     Raises:
-        WeightsError: no PyTorch, no such file, or one that holds anything but tensors.
+        WeightsError: PyTorch is not installed, or the file is missing or holds more than tensors.
     """
     try:
         import torch
@@ -94,7 +95,7 @@ def read_torch_file(path: Path) -> dict[str, npt.NDArray[np.generic]]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{path} holds no weights by name (a state_dict)")
+        raise WeightsError(f"{path} does not hold weights by name: expected a state_dict")
     arrays = {}
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):

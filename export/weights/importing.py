@@ -95,7 +95,9 @@ def import_weights(
         WeightsError: the file is another network's, or damaged; or MXNet cannot build the network.
     """
     if source not in SOURCES:
-        raise WeightsError(f"unknown source {source!r}; known: {', '.join(SOURCES)}")
+        raise WeightsError(
+            f"--from {source!r} is not a valid source: expected one of {', '.join(SOURCES)}"
+        )
     found = SOURCES[source].translate(read_arrays(path))
     size = size or SOURCES[source].size
     graph, names = build_symbol(found, size, output_stride)
@@ -120,7 +122,10 @@ def read_imported(folder: Path) -> ImportedWeights:
         size = int(facts["size"][0]), int(facts["size"][1])
         return ImportedWeights(**{**facts, "size": size, "params": folder / PARAMS_FILE})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{folder} holds no imported weights: {error}") from error
+        raise WeightsError(
+            f"{folder} does not hold imported weights ({error}): expected a folder of segserve"
+            " import-weights"
+        ) from error
 
 
 def fit_parameters(
@@ -128,7 +133,7 @@ def fit_parameters(
 ) -> Parameters:
     """Returns the arrays under the symbol's names.
 
-    ``names`` gives the symbol's name of every structural one. Raises WeightsError naming what is
+    ``names`` maps every structural name to the symbol's. Raises WeightsError naming what is
     missing, unknown or of another shape.
     """
     named = {names.get(name, name): array for name, array in arrays.items()}

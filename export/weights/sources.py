@@ -1,4 +1,4 @@
-"""Weights made elsewhere, brought under this project's names, and the network that they belong to.
+"""Weights made elsewhere under this project's names, and the network that they belong to.
 
 Sources: GluonCV's ``save_parameters`` (gluon-cv model_zoo/{icnet,pspnet,fcn,deeplabv3}.py), whose
 names are those of the networks here; Fast_Seg's ICNet (``icnet_final.pth``; lxtGH/Fast_Seg
@@ -78,7 +78,7 @@ def need(arrays: Arrays, name: str) -> npt.NDArray[np.generic]:
 
 
 def rename_batch_norms(arrays: Arrays) -> Arrays:
-    """PyTorch's names of batch norms' arrays -> Gluon's; convolutions' names stay."""
+    """Renames batch norms' arrays from PyTorch to Gluon; convolutions' names stay."""
     norms = {name.rpartition(".")[0] for name in arrays if name.endswith(".running_mean")}
     renamed = {}
     for name, array in arrays.items():
@@ -107,12 +107,16 @@ GLUONCV_MARKS = {
 
 
 def translate_gluoncv(arrays: Arrays) -> Translated:
-    """Brings weights to the network that their names belong to. Raises WeightsError."""
+    """Translates GluonCV's weights for the network that their names belong to.
+
+    Raises WeightsError.
+    """
     model = next((model for model, mark in GLUONCV_MARKS.items() if mark in arrays), None)
     if model is None:
         raise WeightsError(
-            f"these names are none of {', '.join(GLUONCV_MARKS)}'s, as GluonCV's save_parameters "
-            f"has them (they have {', '.join(sorted(arrays)[:3])}, ...)"
+            f"the names ({', '.join(sorted(arrays)[:3])}, ...) are not those of a GluonCV"
+            " network: expected "
+            f"a save_parameters file of {', '.join(GLUONCV_MARKS)}"
         )
     return Translated(
         model=model,
@@ -140,7 +144,7 @@ FAST_SEG_BOTTLENECK = "psp_head.block.0.weight"
 
 
 def translate_fast_seg(arrays: Arrays) -> Translated:
-    """Brings weights to ``icnet_fast_seg``. Raises WeightsError."""
+    """Translates Fast_Seg's weights for ``icnet_fast_seg``. Raises WeightsError."""
     renamed = {
         replace_start(name, FAST_SEG_STARTS).replace(".conv_high.", ".conv_hign."): array
         for name, array in rename_batch_norms(arrays).items()
@@ -164,7 +168,7 @@ LIMINN_UNUSED = "pretrained.fc."
 
 
 def translate_liminn(arrays: Arrays) -> Translated:
-    """Brings weights to ``icnet_two_pass``. Raises WeightsError."""
+    """Translates liminn's weights for ``icnet_two_pass``. Raises WeightsError."""
     renamed = {
         name.removeprefix(LIMINN_BACKBONE).replace(".conv_high.", ".conv_hign."): array
         for name, array in rename_batch_norms(arrays).items()
@@ -197,7 +201,7 @@ TF_UNUSED = ("global_step", "xception_65/logits/")
 
 
 def translate_tf_deeplab(arrays: Arrays) -> Translated:
-    """Brings weights to ``deeplabv3plus``. Raises WeightsError."""
+    """Translates TensorFlow's weights for ``deeplabv3plus``. Raises WeightsError."""
     renamed = {}
     for name, array in arrays.items():
         if name.startswith(TF_UNUSED):
@@ -218,7 +222,7 @@ def translate_tf_deeplab(arrays: Arrays) -> Translated:
 
 
 def rename_tf_variable(name: str) -> str:
-    """TensorFlow's name of a variable -> the symbol's. Raises WeightsError."""
+    """Returns the symbol's name of a TensorFlow variable. Raises WeightsError."""
     for ending, new in TF_ENDINGS.items():
         if name.endswith(ending):
             stem = name.removesuffix(ending).removeprefix(TF_BACKBONE).removeprefix("decoder/")

@@ -38,7 +38,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class _Entry:
-    """Says where a variable's bytes lie."""
+    """The place of a variable's bytes."""
 
     name: str
     dtype: int
@@ -78,7 +78,7 @@ def read_bundle(
     found = {}
     for entry in entries:
         if not 0 <= entry.shard < shards:
-            raise WeightsError(f"{index}: {entry.name} lies in data file {entry.shard} of {shards}")
+            raise WeightsError(f"{index}: {entry.name} is in data file {entry.shard} of {shards}")
         if entry.shard not in data:
             path = base.with_name(f"{base.name}.data-{entry.shard:05}-of-{shards:05}")
             data[entry.shard] = path, _map(path)
@@ -224,12 +224,15 @@ def read_varint(content: memoryview, position: int, source: str) -> tuple[int, i
 
 def _block(content: memoryview, start: int, length: int, source: str) -> memoryview:
     if start + length + TRAILER_BYTES > len(content):
-        raise WeightsError(f"{source}: a block of {length} bytes at {start} lies outside of it")
+        raise WeightsError(f"{source}: a block of {length} bytes at {start} is outside the file")
     kind, stored = struct.unpack_from("<BI", content, start + length)
     if masked(crc32c(content[start : start + length + 1])) != stored:
         raise WeightsError(f"{source}: damaged (the checksum of the block at {start} is another)")
     if kind != 0:
-        raise WeightsError(f"{source}: its blocks are compressed (type {kind}); TensorFlow's not")
+        raise WeightsError(
+            f"{source}: its blocks are compressed (type {kind}): expected none, as TensorFlow"
+            " writes them"
+        )
     return content[start : start + length]
 
 

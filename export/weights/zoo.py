@@ -41,7 +41,7 @@ USUAL_SIZE = (480, 480)
 
 @dataclass(frozen=True)
 class ZooNetwork:
-    """``sha1`` is of the ``.params`` file."""
+    """A network of the zoo; ``sha1`` is that of its ``.params`` file."""
 
     name: str
     model: str
@@ -56,12 +56,15 @@ class ZooNetwork:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width that its symbol is built for."""
+        """The height and width that its symbol is built for."""
         return SIZES.get(self.dataset, USUAL_SIZE)
 
 
 def zoo_networks() -> dict[str, ZooNetwork]:
-    """Those of GluonCV's table that can be built here. Raises WeightsError without GluonCV."""
+    """Returns the networks of GluonCV's table that can be built here, by name.
+
+    Raises WeightsError without GluonCV.
+    """
     networks = {}
     for name, sha1 in _read_table().items():
         model, _, rest = name.partition("_")
@@ -74,11 +77,13 @@ def zoo_networks() -> dict[str, ZooNetwork]:
 
 
 def find_zoo_network(name: str) -> ZooNetwork:
-    """Raises WeightsError for a name that is not in the table, or is another network's."""
+    """Returns the network of that name. Raises WeightsError where it cannot be built here."""
     networks = zoo_networks()
     if name not in networks:
         known = ", ".join(sorted(networks))
-        raise WeightsError(f"no pretrained network {name!r} that can be built here; known: {known}")
+        raise WeightsError(
+            f"{name!r} is not a pretrained network that can be built here: expected one of {known}"
+        )
     return networks[name]
 
 
@@ -93,7 +98,7 @@ def obtain_weights(
 ) -> Path:
     """Returns the checked ``.params`` file in ``folder``, downloaded where it is not there yet.
 
-    A download that broke off goes on where it ended.
+    A download that broke off continues where it stopped.
 
     Raises:
         WeightsError: it cannot be fetched, or is another one; the message says where to put it.

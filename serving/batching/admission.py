@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import BatchLimits, BatchObserver
 from serving.batching.engine_runner import EngineSlot
-from serving.batching.queue import Item, RequestQueue
+from serving.batching.queue import BatchLimits, BatchObserver, Item, RequestQueue
 from serving.errors import PredictedLate, QueueFull
 
 # At the entry with a margin: refusing one more costs no answer as long as others wait.
@@ -60,7 +59,7 @@ class Average:
 
 
 class CostModel:
-    """What a batch of each size costs, in seconds of an instance, learnt from the last ones."""
+    """A model of what a batch of each size costs an instance, in seconds, learnt from the last."""
 
     def __init__(self) -> None:
         self._batches: dict[int, Average] = {}
@@ -158,6 +157,13 @@ class QueueAdmission:
         load = self._slot.read_load(self._clock())
         self._check_room(size, level, max(0, self.reserved - load.free))
         self.check_time(level, timeout_s, answer_s)
+
+    def reserve(
+        self, size: int, level: int, timeout_s: float | None, answer_s: float
+    ) -> Reservation:
+        """Reserves room for an image; arguments and errors as for :meth:`check`."""
+        self.check(size, level, timeout_s, answer_s)
+        return Reservation(self)
 
     def enter(self, image: npt.NDArray[np.uint8], level: int, reservation: Reservation) -> Item:
         """Puts an image into the queue, in exchange for its reservation.

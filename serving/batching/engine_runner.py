@@ -1,7 +1,7 @@
 """Runs an engine: the state that it is in, the thread that calls it, and the check of its answer.
 
 An engine that fails ``max_failures`` times in a row, is stuck, or ends its thread is broken:
-nothing more is given to it, and ``replace`` puts another one in its place.
+nothing more is given to it until another engine replaces it.
 
 An engine whose answer differs from its ``spec``, or is not finite, has failed: interpolation and
 argmax would make a label map of it all the same, mostly of class 0.
@@ -138,7 +138,7 @@ class EngineSlot:
         run.add_done_callback(finish)
 
     async def replace(self, engine: Engine) -> None:
-        """Puts an engine of the same ``spec`` in the broken one's place."""
+        """Replaces the broken engine by one of the same ``spec``."""
         broken, self.engine = self.engine, engine
         # Instances that still work finish before their engine is closed.
         await self.idle.wait()
@@ -261,7 +261,7 @@ def check_prediction(prediction: Prediction, spec: EngineSpec, n: int) -> None:
         size = spec.logits_size
         expected = (n, spec.num_classes, size.height, size.width)
     elif prediction.mask is not None:
-        name, found, datatype = "mask", prediction.mask, np.dtype(np.uint8)
+        name, found, datatype = "mask", prediction.mask, spec.label_type
         expected = (n, spec.size.height, spec.size.width)
     else:
         raise EngineFailed("the engine gave neither logits nor a mask", kind="wrong_answer")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from serving.errors import InvalidModel
 from serving.models.embedded import open_onnx_engine
-from serving.models.loader import check_graph, keep_given_outputs
+from serving.models.loader import check_graph, keep_available_outputs
 from serving.models.repository import (
     CONFIG_FILE,
     list_models,
@@ -56,7 +56,9 @@ def models(
                 )
                 engine.close()
                 # The row shows what the graph is, where the configuration contradicts it too.
-                check_graph(keep_given_outputs(folder, version, engine.spec), version, engine.spec)
+                check_graph(
+                    keep_available_outputs(folder, version, engine.spec), version, engine.spec
+                )
             notes += [f"[yellow]{escape(why)}[/yellow]" for why in folder.ignored.values()]
             if accuracy:
                 notes.append(escape(f"{folder.name}: {accuracy}"))

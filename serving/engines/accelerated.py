@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,6 @@ from serving.imaging.restore import Prediction
 
 log = logging.getLogger("segserve")
 
-# Of a prediction, whatever crosses the bus.
-DTYPES: dict[str, np.dtype[np.generic]] = {LOGITS: np.dtype(np.float32), MASK: np.dtype(np.uint8)}
 INSTANCES = 2
 # A run that captures must have run plainly before, and is replayed once to see that it works.
 _WARM_RUNS = 3
@@ -124,7 +123,7 @@ class AcceleratedEngine:
                     batch = np.zeros((n, size.height, size.width, CHANNELS), np.uint8)
                     for lane in lanes:
                         for output in self._outputs * _WARM_RUNS:
-                            _run(lane, batch, output)
+                            _run(lane, batch, output, self._dtype(output))
         finally:
             for lane in lanes:
                 self._lanes.put(lane)
@@ -149,12 +148,16 @@ class AcceleratedEngine:
     def _predict(self, batch: npt.NDArray[np.uint8], output: str) -> Prediction:
         lane = self._lanes.get()
         try:
-            result = _run(lane, batch, output)
+            result = _run(lane, batch, output, self._dtype(output))
         finally:
             self._lanes.put(lane)
         if output == LOGITS:
             return Prediction(np.asarray(result, np.float32), None)
-        return Prediction(None, np.asarray(result, np.uint8))
+        return Prediction(None, np.asarray(result, self._dtype(output)))
+
+    def _dtype(self, output: str) -> np.dtype[Any]:
+        """Returns the type of a prediction, whatever crosses the bus."""
+        return np.dtype(np.float32) if output == LOGITS else self._spec.label_type
 
     def _open(
         self, graphs: Mapping[str, onnx.ModelProto], device: Device, providers: list[Provider]
@@ -186,10 +189,12 @@ class AcceleratedEngine:
         )
 
 
-def _run(lane: _Lane, batch: npt.NDArray[np.uint8], output: str) -> npt.NDArray[np.generic]:
+def _run(
+    lane: _Lane, batch: npt.NDArray[np.uint8], output: str, dtype: np.dtype[Any]
+) -> npt.NDArray[np.generic]:
     try:
         lane.device.enter()
-        return lane.sessions[output].run(batch, DTYPES[output])
+        return lane.sessions[output].run(batch, dtype)
     except EngineFailed:
         raise
     except Exception as error:

@@ -27,6 +27,7 @@ from serving.engines.onnxruntime_session import CPU, open_session, session_optio
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
+from serving.palette import LabelMap
 
 LEAST_AGREEMENT = 0.995
 # int8 engines round differently; to float32 OpenVINO may be farther by so much than ONNX Runtime.
@@ -161,11 +162,11 @@ def _run_reference(
     return Prediction(result, None) if output == LOGITS else Prediction(None, result)
 
 
-def _labels(prediction: Prediction) -> npt.NDArray[np.uint8]:
+def _labels(prediction: Prediction) -> LabelMap:
     if prediction.mask is not None:
         return prediction.mask
     assert prediction.logits is not None
-    labels: npt.NDArray[np.uint8] = prediction.logits.argmax(axis=1).astype(np.uint8)
+    labels: LabelMap = prediction.logits.argmax(axis=1).astype(np.uint16)
     return labels
 
 

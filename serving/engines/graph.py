@@ -81,12 +81,13 @@ def read_spec(
         )
     output = model.graph.output[0]
     result = _static_shape(output.type.tensor_type)
-    datatype = onnx.TensorProto.FLOAT if output.name == LOGITS else onnx.TensorProto.UINT8
-    if output.type.tensor_type.elem_type != datatype:
+    types = onnx.TensorProto
+    allowed = (types.FLOAT,) if output.name == LOGITS else (types.UINT8, types.UINT16)
+    given = output.type.tensor_type.elem_type
+    if given not in allowed:
         raise InvalidModel(
-            f"{path}: {output.name} is "
-            f"{onnx.TensorProto.DataType.Name(output.type.tensor_type.elem_type)}; the contract is "
-            f"{onnx.TensorProto.DataType.Name(datatype)}"
+            f"{path}: {output.name} is {types.DataType.Name(given)}; the contract is "
+            f"{' or '.join(map(types.DataType.Name, allowed))}"
         )
     logits_size, num_classes = None, 0
     if output.name == MASK and any(
@@ -104,6 +105,7 @@ def read_spec(
         max_batch_size=max_batch_size,
         instances=instances,
         precision=find_precision(model),
+        wide=given == types.UINT16,
     )
 
 

@@ -22,7 +22,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from serving.engines.graph import CHANNELS, INPUT, LOGITS, cut_to, outputs_of, r
 from serving.engines.openvino_core import import_openvino, open_core
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.restore import Prediction
+from serving.palette import LabelMap
 
 log = logging.getLogger("segserve")
 
@@ -160,7 +161,7 @@ class OpenVinoEngine:
             self._instances.put(requests)
         if self._output == LOGITS:
             return Prediction(np.asarray(result, np.float32), None)
-        return Prediction(None, np.asarray(result, np.uint8))
+        return Prediction(None, cast(LabelMap, result))
 
     def close(self) -> None:
         while not self._instances.empty():
@@ -174,7 +175,8 @@ class OpenVinoEngine:
         spec, first = self._spec, 0
         result: npt.NDArray[np.generic]
         if spec.logits_size is None:
-            result = np.empty((len(batch), spec.size.height, spec.size.width), np.uint8)
+            datatype = np.uint16 if spec.wide else np.uint8
+            result = np.empty((len(batch), spec.size.height, spec.size.width), datatype)
         else:
             size = spec.logits_size
             shape = (len(batch), spec.num_classes, size.height, size.width)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import grpc
 import numpy as np
@@ -70,7 +71,9 @@ class TritonEngine:
         self._output = LOGITS if LOGITS in outputs else MASK
         self._spec = read_spec(config)
         self._result_shape = outputs[self._output][-3 if self._output == LOGITS else -2 :]
-        self._dtype = np.float32 if self._output == LOGITS else np.uint8
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+        if self._output == MASK:
+            self._dtype = self._spec.label_type
         # Servers that take no shared memory, told apart once.
         self._refusing: set[str] = set()
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
@@ -99,7 +102,7 @@ class TritonEngine:
             self._slots.put(slot)
         if self._output == LOGITS:
             return Prediction(np.asarray(result, np.float32), None)
-        return Prediction(None, np.asarray(result, np.uint8))
+        return Prediction(None, np.asarray(result, self._dtype))
 
     def close(self) -> None:
         while not self._slots.empty():
@@ -196,7 +199,7 @@ class TritonEngine:
             EngineFailed: the answer is of another model, version, name, datatype or shape.
         """
         shape = (n, *self._result_shape)
-        datatype = "FP32" if self._output == LOGITS else "UINT8"
+        datatype = "FP32" if self._output == LOGITS else self._dtype.name.upper()
         found = [(o.name, o.datatype, tuple(o.shape)) for o in response.outputs]
         # A server may leave its model's name and version out, but not answer of others.
         model, version = response.model_name or self.model, response.model_version
@@ -243,4 +246,7 @@ def read_spec(config: model_config_pb2.ModelConfig) -> EngineSpec:
         precision=config.parameters["precision"].string_value
         if "precision" in config.parameters
         else "unknown",
+        wide=any(
+            o.name == MASK and o.data_type == model_config_pb2.TYPE_UINT16 for o in config.output
+        ),
     )

@@ -70,9 +70,7 @@ class SharedTensor:
         """Copies ``array`` to the region's beginning."""
         np.copyto(np.frombuffer(self._map, np.uint8, array.size).reshape(array.shape), array)
 
-    def read(
-        self, dtype: type[np.float32] | type[np.uint8], shape: tuple[int, ...]
-    ) -> npt.NDArray[np.generic]:
+    def read(self, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
         """Returns a copy of the tensor at the region's beginning."""
         count = int(np.prod(shape))
         return np.frombuffer(self._map, dtype, count).reshape(shape).copy()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from serving.formats.label_map import Encoded, MaskOptions, MaskView
 from serving.imaging.jit import compiled, read_only
-from serving.palette import format_palette
+from serving.palette import LabelMap, format_palette, label_type
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ClassShare:
 
 
 def class_statistics(
-    labels: npt.NDArray[np.uint8],
+    labels: LabelMap,
     names: Sequence[str],
     confidence: npt.NDArray[np.uint8] | None = None,
 ) -> tuple[ClassShare, ...]:
@@ -40,7 +40,7 @@ def class_statistics(
     that the shares then sum to less than 1.
 
     Args:
-        labels: class ids, uint8 ``[H,W]``.
+        labels: class ids, ``[H,W]``.
         names: the name of each id.
         confidence: uint8 ``[H,W]``, 255 is certain.
 
@@ -50,10 +50,11 @@ def class_statistics(
     if confidence is not None and confidence.shape != labels.shape:
         raise ValueError(f"confidence is {confidence.shape}, the label map {labels.shape}")
     flat = read_only(labels).reshape(-1)
+    ids = np.iinfo(labels.dtype).max + 1
     if confidence is None:
-        pixels, sums = _count(flat).sum(axis=0), None
+        pixels, sums = _count(flat, ids).sum(axis=0), None
     else:
-        counts, totals = _sum_confidence(flat, read_only(confidence).reshape(-1))
+        counts, totals = _sum_confidence(flat, read_only(confidence).reshape(-1), ids)
         pixels, sums = counts.sum(axis=0), totals.sum(axis=0)
     shares = []
     for index, name in enumerate(names):
@@ -63,18 +64,18 @@ def class_statistics(
     return tuple(shares)
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loops of this module (seconds, once), so that no request waits for it."""
-    zeros = np.zeros((2, 2), np.uint8)
+    zeros = np.zeros((2, 2), label_type(classes))
     class_statistics(zeros, ("a",))
-    class_statistics(zeros, ("a",), zeros)
+    class_statistics(zeros, ("a",), np.zeros((2, 2), np.uint8))
 
 
 @compiled
-def _count(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Pixels of each of the 256 ids, int64 ``[4,256]``: in four parts, to be added."""
+def _count(labels: LabelMap, ids: int) -> npt.NDArray[np.int64]:
+    """Returns the pixels of each id, int64 ``[4,ids]``: in four parts, to be added."""
     # Neighbours are mostly equal, and adding to one counter twice in a row stalls.
-    counts = np.zeros((4, 256), np.int64)
+    counts = np.zeros((4, ids), np.int64)
     whole = len(labels) // 4 * 4
     for k in range(0, whole, 4):
         counts[0, labels[k]] += 1
@@ -88,11 +89,11 @@ def _count(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 @compiled
 def _sum_confidence(
-    labels: npt.NDArray[np.uint8], confidence: npt.NDArray[np.uint8]
+    labels: LabelMap, confidence: npt.NDArray[np.uint8], ids: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pixels of each id and the sum of their confidence, int64 ``[2,256]``: in two parts."""
-    counts = np.zeros((2, 256), np.int64)
-    sums = np.zeros((2, 256), np.int64)
+    """Pixels of each id and the sum of their confidence, int64 ``[2,ids]``: in two parts."""
+    counts = np.zeros((2, ids), np.int64)
+    sums = np.zeros((2, ids), np.int64)
     whole = len(labels) // 2 * 2
     for k in range(0, whole, 2):
         counts[0, labels[k]] += 1

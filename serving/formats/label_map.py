@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest
-from serving.palette import Color
+from serving.palette import Color, LabelMap
 
 Picture = Literal["png", "jpeg"]
 
@@ -23,12 +23,13 @@ MAX_TOLERANCE_PIXELS = 1000.0
 class MaskView:
     """Everything that an output format may show of one segmented image.
 
-    ``labels`` are the class ids, uint8 ``[H,W]``; ``names[i]`` and ``colors[i]`` (RGB) belong to
-    id i. ``image``, RGB uint8 ``[H,W,3]``, and ``confidence``, uint8 ``[H,W]`` with 255 for
-    certain, are there if a format needs them or the caller asked for them.
+    ``labels`` are the class ids, uint8 ``[H,W]``, with more than 255 classes uint16; ``names[i]``
+    and ``colors[i]`` (RGB) belong to id i. ``image``, RGB uint8 ``[H,W,3]``, and ``confidence``,
+    uint8 ``[H,W]`` with 255 for certain, are there if a format needs them or the caller asked for
+    them.
     """
 
-    labels: npt.NDArray[np.uint8]
+    labels: LabelMap
     names: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore_label: int = 255
@@ -113,7 +114,7 @@ NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-str
 
 
 def write_npy(view: MaskView, options: MaskOptions) -> Encoded:
-    """Class ids, uint8 ``[H,W]``; with ``confidence`` an npz that holds ``mask`` and it."""
+    """Class ids, ``[H,W]``; with ``confidence`` an npz that holds ``mask`` and it."""
     buffer = io.BytesIO()
     labels = np.ascontiguousarray(view.labels)
     if options.confidence:
@@ -124,5 +125,6 @@ def write_npy(view: MaskView, options: MaskOptions) -> Encoded:
 
 
 def write_raw(view: MaskView, options: MaskOptions) -> Encoded:
-    """Writes H x W bytes, row by row: the class ids and nothing else."""
-    return Encoded(view.labels.tobytes(), RAW)
+    """Writes the class ids and nothing else, row by row: a byte each, or two, the lower first."""
+    kind = view.labels.dtype.newbyteorder("<")
+    return Encoded(view.labels.astype(kind, copy=False).tobytes(), RAW)

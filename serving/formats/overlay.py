@@ -14,7 +14,7 @@ from serving.formats import png
 from serving.formats.class_statistics import class_statistics
 from serving.formats.label_map import Encoded, MaskOptions, MaskView
 from serving.imaging.jit import compiled, read_only
-from serving.palette import Color
+from serving.palette import Color, LabelMap, label_type
 
 Pixels = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
@@ -63,7 +63,7 @@ def write_overlay(view: MaskView, options: MaskOptions) -> Encoded:
 
 def blend(
     image: Pixels,
-    labels: Pixels,
+    labels: LabelMap,
     colors: tuple[Color, ...],
     opacity: float,
     out: Pixels,
@@ -73,29 +73,31 @@ def blend(
     """Writes ``image``, RGB uint8 ``[H,W,3]``, with the classes' colours over it, rounded.
 
     Args:
-        labels: uint8 ``[H,W]``; ids without a colour leave the image as it is.
+        labels: ``[H,W]``; ids without a colour leave the image as it is.
         out: uint8 ``[H,W,3]``.
         bgr: the order of the channels in ``out``; RGB unless set.
     """
     # In 256ths: the photo's share, and the colour's with the half that rounds.
-    rest = np.full(256, 256, np.uint32)
+    ids = np.iinfo(labels.dtype).max + 1
+    rest = np.full(ids, 256, np.uint32)
     rest[: len(colors)] -= round(256 * opacity)
-    mixed = np.full((256, 3), 128, np.uint32)
+    mixed = np.full((ids, 3), 128, np.uint32)
     shares = (256 - rest[: len(colors), None]).astype(np.uint32)
     mixed[: len(colors)] += shares * np.array(colors, np.uint32).reshape(-1, 3)
     red, blue = (2, 0) if bgr else (0, 2)
     _blend(read_only(image), read_only(labels), rest, mixed, red, blue, out)
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loop of this format, so that no request waits for it."""
     pixel = np.zeros((1, 1, 3), np.uint8)
-    blend(pixel, np.zeros((1, 1), np.uint8), ((0, 0, 0),), 0.5, np.empty_like(pixel))
+    labels = np.zeros((1, 1), label_type(classes))
+    blend(pixel, labels, ((0, 0, 0),), 0.5, np.empty_like(pixel))
 
 
 @compiled
 def _blend(
-    image: Pixels, labels: Pixels, rest: Words, mixed: Words, red: int, blue: int, out: Pixels
+    image: Pixels, labels: LabelMap, rest: Words, mixed: Words, red: int, blue: int, out: Pixels
 ) -> None:
     height, width = labels.shape
     for y in range(height):

@@ -18,6 +18,7 @@ from serving.formats.regions import Regions, find_regions
 from serving.formats.rings import Indices, Rings, trace_rings
 from serving.formats.simplification import simplify
 from serving.imaging.jit import compiled
+from serving.palette import label_type
 
 MEDIA_TYPE = "application/geo+json"
 
@@ -55,12 +56,13 @@ def write_polygons(view: MaskView, options: MaskOptions) -> Encoded:
     return Encoded(b"".join((head.encode(), b",".join(features), b"]}")), MEDIA_TYPE)
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loops of this format, so that no request waits for it."""
-    boundaries.warm()
+    boundaries.warm(classes)
     simplification.warm()
-    labels = np.eye(2, dtype=np.uint8)
-    view = MaskView(labels, ("a", "b"), ((0, 0, 0),) * 2, confidence=labels)
+    labels = np.eye(2, dtype=label_type(classes))
+    certain = np.eye(2, dtype=np.uint8)
+    view = MaskView(labels, ("a", "b"), ((0, 0, 0),) * 2, confidence=certain)
     write_polygons(view, MaskOptions(confidence=True))
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.jit import compiled, read_only
+from serving.palette import LabelMap as Labels
 
-Labels = npt.NDArray[np.uint8]
+Confidence = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
@@ -35,8 +36,8 @@ class Regions:
     confidence_sum: Counts
 
 
-def find_regions(labels: Labels, confidence: Labels | None = None) -> Regions:
-    """Returns the regions of ``labels``, uint8 ``[H,W]``; ``confidence`` is uint8 ``[H,W]``."""
+def find_regions(labels: Labels, confidence: Confidence | None = None) -> Regions:
+    """Returns the regions of ``labels``, ``[H,W]``; ``confidence`` is uint8 ``[H,W]``."""
     nothing = np.empty((0, 0), np.uint8)
     certain = nothing if confidence is None else confidence
     return Regions(*_find(read_only(labels), read_only(certain)))
@@ -44,7 +45,7 @@ def find_regions(labels: Labels, confidence: Labels | None = None) -> Regions:
 
 @compiled
 def _find(
-    labels: Labels, confidence: Labels
+    labels: Labels, confidence: Confidence
 ) -> tuple[Indices, Indices, Indices, Labels, Counts, Counts]:
     height, width = labels.shape
     row_first = np.empty(height + 1, np.int32)
@@ -100,7 +101,7 @@ def _join(parent: Indices, first: int, second: int) -> None:
 
 @compiled
 def _number(
-    labels: Labels, confidence: Labels, row_first: Indices, start: Indices, parent: Indices
+    labels: Labels, confidence: Confidence, row_first: Indices, start: Indices, parent: Indices
 ) -> tuple[Indices, Indices, Indices, Labels, Counts, Counts]:
     """Numbers the sets from 0 and measures them."""
     height, width = labels.shape
@@ -113,7 +114,7 @@ def _number(
             regions += 1
         else:
             region[k] = region[parent[k]]
-    label = np.empty(regions, np.uint8)
+    label = np.empty(regions, labels.dtype)
     area = np.zeros(regions, np.int64)
     confidence_sum = np.zeros(regions, np.int64)
     for y in range(height):

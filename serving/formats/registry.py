@@ -131,8 +131,8 @@ def check_options(formats: Sequence[str], options: MaskOptions) -> None:
         raise InvalidRequest("quality goes with image=jpeg")
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loops of all output formats (once), so that no request waits for them."""
-    overlay.warm()
-    rle.warm()
-    polygons.warm()
+    overlay.warm(classes)
+    rle.warm(classes)
+    polygons.warm(classes)

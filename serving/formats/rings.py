@@ -9,15 +9,17 @@ itself: where one would touch itself in a point it is cut in two there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.formats.regions import Regions, find_regions
 from serving.imaging.jit import compiled
+from serving.palette import LabelMap as Labels
+from serving.palette import label_type
 
-Labels = npt.NDArray[np.uint8]
-Padded = npt.NDArray[np.int16]
+Padded = npt.NDArray[np.signedinteger[Any]]
 Indices = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
 Selection = npt.NDArray[np.bool_]
@@ -53,20 +55,21 @@ def trace_rings(labels: Labels, regions: Regions, wanted: Selection, junctions: 
     """Returns the rings of the regions for which ``wanted``, bool ``[regions]``, is True.
 
     Args:
-        labels: uint8 ``[H,W]``, of which ``regions`` are.
+        labels: ``[H,W]``, of which ``regions`` are.
         junctions: keep the junctions that lie on a straight edge too.
     """
-    padded = np.full((labels.shape[0] + 2, labels.shape[1] + 2), OUTSIDE, np.int16)
+    kind = np.int16 if labels.dtype == np.uint8 else np.int32
+    padded: Padded = np.full((labels.shape[0] + 2, labels.shape[1] + 2), OUTSIDE, kind)
     padded[1:-1, 1:-1] = labels
     return Rings(
         *_trace(padded, regions.row_first, regions.run_start, regions.run_region, wanted, junctions)
     )
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loops of this module, so that no request waits for it."""
-    labels = np.eye(2, dtype=np.uint8)
-    regions = find_regions(labels, labels)
+    labels = np.eye(2, dtype=label_type(classes))
+    regions = find_regions(labels, np.eye(2, dtype=np.uint8))
     trace_rings(labels, regions, np.ones(len(regions.area), np.bool_), junctions=True)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from serving.formats.class_statistics import class_statistics
 from serving.formats.label_map import Encoded, MaskOptions, MaskView
 from serving.imaging.jit import compiled, read_only
+from serving.palette import LabelMap, label_type
 
 MEDIA_TYPE = "application/json"
 
@@ -23,7 +24,6 @@ Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
-CLASSES = 256
 # An int32 in groups of five bits.
 MOST_CHARACTERS = 7
 
@@ -36,7 +36,8 @@ def write_rle(view: MaskView, options: MaskOptions) -> Encoded:
     """
     height, width = view.labels.shape
     confidence = view.certain() if options.confidence else None
-    text, first, bounds = _encode_columns(read_only(cv2.transpose(view.labels)))
+    ids = np.iinfo(view.labels.dtype).max + 1
+    text, first, bounds = _encode_columns(read_only(cv2.transpose(view.labels)), ids)
     written = text.tobytes().decode("ascii")
     annotations = []
     for share in class_statistics(view.labels, view.names, confidence):
@@ -62,25 +63,26 @@ def write_rle(view: MaskView, options: MaskOptions) -> Encoded:
     )
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loops of this format, so that no request waits for it."""
-    _encode_columns(read_only(np.zeros((1, 1), np.uint8)))
+    labels = np.zeros((1, 1), label_type(classes))
+    _encode_columns(read_only(labels), np.iinfo(labels.dtype).max + 1)
 
 
 @compiled
-def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
+def _encode_columns(columns: LabelMap, ids: int) -> tuple[Bytes, Counts, Indices]:
     """Returns all classes' counts, from the transposed label map ``[W,H]``.
 
-    Returns the text, where each id's part begins in it ``[257]``, and each id's first and last
-    column and row, ``[256,4]`` as left, top, right, bottom.
+    Returns the text, where each id's part begins in it ``[ids + 1]``, and each id's first and
+    last column and row, ``[ids,4]`` as left, top, right, bottom.
     """
     width, height = columns.shape
     flat = columns.reshape(-1)
     # As large as they can get; pages that are not touched cost nothing.
-    label = np.empty(len(flat), np.uint8)
+    label = np.empty_like(flat)
     end = np.empty(len(flat), np.int32)
-    runs = np.zeros(CLASSES, np.int64)
-    bounds = np.empty((CLASSES, 4), np.int32)
+    runs = np.zeros(ids, np.int64)
+    bounds = np.empty((ids, 4), np.int32)
     bounds[:, 0], bounds[:, 1], bounds[:, 2:] = width, height, -1
     count = begin = 0
     while begin < len(flat):
@@ -100,14 +102,14 @@ def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
         box[2], box[3] = max(box[2], right), max(box[3], bottom)
         begin = stop
 
-    room = np.zeros(CLASSES + 1, np.int64)
-    for c in range(CLASSES):
+    room = np.zeros(ids + 1, np.int64)
+    for c in range(ids):
         room[c + 1] = room[c] + MOST_CHARACTERS * (2 * runs[c] + 1)
-    text = np.empty(room[CLASSES], np.uint8)
-    at = room[:CLASSES].copy()
-    done = np.zeros(CLASSES, np.int32)  # where the id's last run ended
-    before = np.zeros((CLASSES, 2), np.int32)  # its last two counts, outside and inside
-    written = np.zeros(CLASSES, np.int64)
+    text = np.empty(room[ids], np.uint8)
+    at = room[:ids].copy()
+    done = np.zeros(ids, np.int32)  # where the id's last run ended
+    before = np.zeros((ids, 2), np.int32)  # its last two counts, outside and inside
+    written = np.zeros(ids, np.int64)
     begin = 0
     for k in range(count):
         c, stop = label[k], end[k]
@@ -119,18 +121,18 @@ def _encode_columns(columns: Bytes) -> tuple[Bytes, Counts, Indices]:
         written[c] += 1
         done[c] = stop
         begin = stop
-    for c in range(CLASSES):
+    for c in range(ids):
         if runs[c] and done[c] < len(flat):
             outside = len(flat) - done[c]
             at[c] = _write_count(outside - (before[c, 0] if written[c] > 1 else 0), text, at[c])
 
-    first = np.zeros(CLASSES + 1, np.int64)
-    for c in range(CLASSES):
+    first = np.zeros(ids + 1, np.int64)
+    for c in range(ids):
         length = at[c] - room[c]
         first[c + 1] = first[c] + length
         for k in range(length):
             text[first[c] + k] = text[room[c] + k]
-    return text[: first[CLASSES]].copy(), first, bounds
+    return text[: first[ids]].copy(), first, bounds
 
 
 @compiled

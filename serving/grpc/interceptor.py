@@ -47,6 +47,8 @@ from serving.settings import Settings
 
 # What an entry takes beside its letters, as HTTP/2 counts (RFC 7541, 4.1).
 ENTRY_BYTES = 32
+# gRPC's clients send their timeouts with two or three digits, rounded up.
+ROUNDED_UP_SHARE = 0.01
 # Without a key, as over HTTP.
 OPEN_METHODS = (
     "/grpc.health.v1.Health/",
@@ -88,7 +90,7 @@ class _Method:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of the server and applies the limits, named and counted.
 
-    gRPC's own are silent, so they stand at the double: see ``grpc_server.py``.
+    gRPC's own are silent, so they stand at the double: see ``grpc/server.py``.
     """
 
     def __init__(
@@ -230,7 +232,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if has_passed(deadline):
             late = DeadlineExceeded("the call's deadline passed", reason="deadline")
             call.status, call.code = late.grpc_code.name, late.code
-            call.count_refusal(late, "")
+            # Its deadline may have refused one of its images a moment ago.
+            if "deadline" not in call.counted:
+                call.count_refusal(late, "")
 
     async def _receive_one(
         self, method: _Method, call: RequestContext, opened: OpenCall, context: Context
@@ -353,14 +357,19 @@ def find_shape(handler: grpc.RpcMethodHandler) -> Shape:
 
 
 def find_deadline(context: Context) -> float | None:
-    """Returns a call's deadline on the event loop's clock; None where there is none."""
+    """Returns when a call is late on the event loop's clock; None where it has no deadline.
+
+    A client's own clock ends its call up to 1 % before the deadline that the server knows.
+    """
     left = context.time_remaining()
-    return None if left is None else asyncio.get_running_loop().time() + float(left)
+    if left is None:
+        return None
+    return asyncio.get_running_loop().time() + float(left) * (1.0 - ROUNDED_UP_SHARE) - MARGIN_S
 
 
 def has_passed(deadline: float | None) -> bool:
-    """Returns whether a deadline on the event loop's clock has passed, or is about to."""
-    return deadline is not None and asyncio.get_running_loop().time() >= deadline - MARGIN_S
+    """Returns whether a time that ``find_deadline`` returned has come."""
+    return deadline is not None and asyncio.get_running_loop().time() >= deadline
 
 
 def read_address(peer: str) -> str:

@@ -21,7 +21,8 @@ from serving.models.model import Duration, Model
 from serving.models.response_cache import Lookups
 from serving.observability.request_context import count_refusal
 from serving.oip.dataplane import Dataplane
-from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions, parse_version
+from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions
+from serving.parsing import parse_version
 from serving.settings import Settings
 
 

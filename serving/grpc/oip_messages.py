@@ -16,7 +16,7 @@ from serving.errors import InvalidRequest
 from serving.grpc.wire import LENGTH, UNPARSED_NUMBER
 from serving.models.model import Model
 from serving.oip.image_tensors import check_input, check_input_names
-from serving.oip.messages import InferRequest, InferResponse, RequestedOutput, parse_version
+from serving.oip.messages import InferRequest, InferResponse, RequestedOutput
 from serving.oip.parameters import (
     ParameterValue,
     read_place,
@@ -25,6 +25,7 @@ from serving.oip.parameters import (
 )
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Tensor, bytes_tensor, read_tensor
+from serving.parsing import parse_version
 
 InputTensor: TypeAlias = oip.ModelInferRequest.InferInputTensor
 InferTensorContents: TypeAlias = oip.InferTensorContents

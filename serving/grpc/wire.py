@@ -41,7 +41,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from serving.admission.admission import RequestHead
 from serving.errors import InvalidRequest, TooLarge
-from serving.oip.messages import parse_version
+from serving.parsing import parse_version
 
 # The largest honest message names some hundred classes; a batch of encoded images has a few dozen.
 MAX_FIELDS: Final = 4096

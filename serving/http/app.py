@@ -37,8 +37,9 @@ from serving.observability.metrics_server import MetricsPage
 from serving.observability.middleware import RequestContexts
 from serving.observability.request_context import note_error, report_error
 from serving.oip.dataplane import Dataplane
-from serving.oip.messages import SERVER_VERSION, parse_version
+from serving.oip.messages import SERVER_VERSION
 from serving.palette import format_palette
+from serving.parsing import parse_version
 from serving.service import Segmenter
 from serving.settings import Settings
 
@@ -125,7 +126,7 @@ def find_methods(app: FastAPI, path: str) -> set[str]:
         scope = {"type": "http", "method": "OPTIONS", "path": path, "root_path": "", "headers": []}
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             methods |= route.methods or set()
-    # Each is answered by another's route (``http/calls.py``).
+    # Each is answered by another's route (``http/middleware.py``).
     methods |= {m for m in ("HEAD", "PUT") if methods and route_method(m, path) in methods}
     return methods | {"OPTIONS"} if methods else methods
 

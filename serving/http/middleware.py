@@ -25,8 +25,7 @@ from serving.http.body import TIMEOUT_HEADER, parse_timeout
 from serving.http.options import read_formats
 from serving.observability.middleware import RequestContexts
 from serving.observability.request_context import log_defect, report_error
-from serving.oip.messages import parse_version
-from serving.parsing import read_length
+from serving.parsing import parse_version, read_length
 
 # Without a key, and not in the log, which probes every few seconds would drown.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})

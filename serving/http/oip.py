@@ -38,9 +38,9 @@ from serving.oip.messages import (
     InferRequest,
     InferResponse,
     list_extensions,
-    parse_version,
 )
 from serving.oip.model_config import config_json
+from serving.parsing import parse_version
 from serving.settings import Settings
 
 INFER_ANSWERS: Responses = {

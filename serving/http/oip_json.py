@@ -39,6 +39,7 @@ from serving.oip.parameters import (
 )
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Buffer, Tensor, bytes_tensor, read_tensor
+from serving.palette import LabelMap
 from serving.parsing import read_length
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -348,7 +349,7 @@ def _show_output(output: OutputTensor, binary: list[Buffer]) -> dict[str, object
     return shown
 
 
-def _encode_numbers(values: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> bytes:
+def _encode_numbers(values: LabelMap | npt.NDArray[np.float32]) -> bytes:
     return b",".join(
         msgspec.json.encode(values[start : start + NUMBERS_AT_ONCE].tolist())[1:-1]
         for start in range(0, len(values), NUMBERS_AT_ONCE)

@@ -25,7 +25,7 @@ from serving.http.body import (
 from serving.http.multipart import join_parts
 from serving.http.openapi import BINARY, TIMEOUT, WORK, Responses, describe_body, list_errors
 from serving.http.options import MULTIPART, OPTIONS, merge_options, read_options, read_query
-from serving.oip.messages import parse_version
+from serving.parsing import parse_version
 from serving.requests import SegmentRequest, SegmentResult
 from serving.service import Segmenter
 

@@ -19,8 +19,16 @@ import numpy.typing as npt
 
 from serving.imaging import restore
 from serving.imaging.geometry import Axis, Plan, Size, Window, plan
-from serving.imaging.interpolation import Fractions, Indices, Labels, Logits, fill_largest
+from serving.imaging.interpolation import (
+    Confidence,
+    Fractions,
+    Indices,
+    Labels,
+    Logits,
+    fill_largest,
+)
 from serving.imaging.jit import compiled, read_only
+from serving.palette import label_type
 
 # What is added up at once: rows enough to share the reading of logits, bytes that a cache holds.
 BLOCK_ROWS = 16
@@ -57,11 +65,15 @@ class Blender:
         target: the size of the label map, of the whole image.
         logits: the size of the network's logits.
         confidence: also keep the largest softmax of the blended logits.
+        classes: of the logits.
     """
 
-    def __init__(self, plan: Plan, target: Size, logits: Size, confidence: bool = False) -> None:
-        self.labels: Labels = np.empty((target.height, target.width), np.uint8)
-        self.confidence: Labels | None = np.empty_like(self.labels) if confidence else None
+    def __init__(
+        self, plan: Plan, target: Size, logits: Size, confidence: bool = False, classes: int = 2
+    ) -> None:
+        shape = (target.height, target.width)
+        self.labels: Labels = np.empty(shape, label_type(classes))
+        self.confidence: Confidence | None = np.empty(shape, np.uint8) if confidence else None
         self._views = plan.views
         self._rows = _read_rows(plan, target.height, logits.height)
         self._columns = _read_columns(plan, target.width, logits.width)
@@ -138,12 +150,12 @@ class Blender:
             self.labels[place], self.confidence[place] = labels, confidence
 
 
-def warm() -> None:
+def warm(classes: int = 2) -> None:
     """Compiles the loop of this module (once), so that no request waits for it."""
     size = Size(3, 3)
     for confidence in (False, True):
-        blender = Blender(plan(size, size), size, Size(2, 2), confidence)
-        blender.add(0, np.zeros((2, 2, 2), np.float32))
+        blender = Blender(plan(size, size), size, Size(2, 2), confidence, classes)
+        blender.add(0, np.zeros((classes, 2, 2), np.float32))
         blender.advance()
 
 

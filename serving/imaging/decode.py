@@ -1,4 +1,4 @@
-"""Encoded images to RGB pixels, with the format, the size and the work checked first.
+"""Decodes images to RGB pixels, with the format, the size and the work checked by their headers.
 
 8-bit RGB comes out of every legal file: 16-bit samples are divided by 257 and rounded to the
 nearest, gray is repeated, alpha is dropped (not blended), CMYK and palettes are converted, EXIF
@@ -10,25 +10,114 @@ strangers send in other processes: see :mod:`serving.imaging.decoder_pool`.
 
 from __future__ import annotations
 
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidImage, TooLarge
+from serving.errors import InvalidImage, TooLarge, UnsupportedImageFormat
+from serving.imaging import bmp
 from serving.imaging.codecs import decode_still
-from serving.imaging.header import DEFAULT_FORMATS, ImageHeader, describe, probe, read_still
+from serving.imaging.containers import walk_jpeg, walk_png, walk_webp
 from serving.imaging.still import MAX_PASSES, BrokenImage, StillImage
+from serving.settings import IMAGE_FORMATS
 
-__all__ = [
-    "DEFAULT_FORMATS",
-    "ImageHeader",
-    "check_size",
-    "check_still",
-    "decode",
-    "decode_here",
-    "needs_memory",
-    "probe",
-    "read_still",
-]
+DEFAULT_FORMATS = IMAGE_FORMATS
+
+_MAGIC = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff", re.DOTALL)),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n", re.DOTALL)),
+    ("BMP", re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)),
+    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
+    # Images as well, though none that is decoded here.
+    ("GIF", re.compile(rb"GIF8[79]a")),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
+    ("AVIF", re.compile(rb"....ftypavi[fs]", re.DOTALL)),
+    ("HEIF", re.compile(rb"....ftyp(he[iv].|mif1|msf1)", re.DOTALL)),
+    ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
+    ("JPEG XL", re.compile(rb"\0\0\0\x0cJXL |\xff\x0a")),
+    ("PSD", re.compile(rb"8BPS")),
+    ("ICO", re.compile(rb"\0\0\x01\0[^\0]\0")),
+    ("OpenEXR", re.compile(rb"\x76\x2f\x31\x01")),
+    ("Radiance HDR", re.compile(rb"#\?RADIANCE")),
+    ("DDS", re.compile(rb"DDS \x7c")),
+    ("QOI", re.compile(rb"qoif")),
+    ("PNM", re.compile(rb"P[1-7]\s+[#0-9W]")),
+)
+
+
+_WALKS: dict[str, Callable[[memoryview], StillImage]] = {
+    "JPEG": walk_jpeg,
+    "PNG": walk_png,
+    "BMP": bmp.walk,
+    "WEBP": walk_webp,
+}
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """The facts in an image's headers.
+
+    ``width`` and ``height`` are in pixels, of the upright image: after ``orientation``, EXIF's 1
+    to 8, is applied. ``complete`` is false for a file that ends too early.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+    complete: bool = True
+
+
+def probe(
+    data: bytes | bytearray | memoryview, formats: frozenset[str] = DEFAULT_FORMATS
+) -> ImageHeader:
+    """Reads the headers of an image file.
+
+    Raises:
+        InvalidImage: empty, no image, or headers that are broken or cut off.
+        UnsupportedImageFormat: an image of a format outside ``formats``; the message lists those.
+        ValueError: ``formats`` holds one that is not among :data:`DEFAULT_FORMATS`.
+    """
+    return describe(read_still(data, formats))
+
+
+def read_still(
+    data: bytes | bytearray | memoryview, formats: frozenset[str] = DEFAULT_FORMATS
+) -> StillImage:
+    """Finds the still image in a file, and all that decoding it may cost.
+
+    ``data`` must not change while the result is used: it holds views of it.
+
+    Raises:
+        InvalidImage, UnsupportedImageFormat, ValueError: as :func:`probe`.
+    """
+    if not formats <= DEFAULT_FORMATS:
+        unknown = ", ".join(sorted(formats - DEFAULT_FORMATS))
+        raise ValueError(f"{unknown} cannot be decoded; {_listed(DEFAULT_FORMATS)} can")
+    name = _detect(bytes(data[:64]), formats)
+    if name not in formats:
+        raise UnsupportedImageFormat(f"{name} images are not accepted; send {_listed(formats)}")
+    try:
+        still = _WALKS[name](memoryview(data))
+    except (struct.error, EOFError):
+        raise InvalidImage(f"the {name} image is truncated: it ends in its header") from None
+    except BrokenImage as error:
+        raise InvalidImage(f"the {name} image {error}") from None
+    if still.width < 1 or still.height < 1:
+        raise InvalidImage(f"the {name} image is broken: it says it has no pixels")
+    return still
+
+
+def describe(still: StillImage) -> ImageHeader:
+    """Returns what callers are to know of an image: its size is that of the upright one."""
+    width, height = still.width, still.height
+    if still.orientation >= 5:
+        width, height = height, width
+    return ImageHeader(still.format, width, height, still.orientation, still.complete)
 
 
 def decode(
@@ -111,3 +200,16 @@ def needs_memory(still: StillImage) -> TooLarge:
         " its pixels account for; send it in another format, or encoded anew",
         reason="image_memory",
     )
+
+
+def _listed(formats: frozenset[str]) -> str:
+    return ", ".join(sorted(formats))
+
+
+def _detect(start: bytes, formats: frozenset[str]) -> str:
+    if not start:
+        raise InvalidImage("the image is empty: zero bytes arrived")
+    for name, magic in _MAGIC:
+        if magic.match(start):
+            return name
+    raise InvalidImage(f"the bytes are not a known image: expected {_listed(formats)}")

@@ -14,12 +14,16 @@ and the fraction of the way across it (float32).
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
 from serving.imaging.jit import compiled
+from serving.palette import LabelMap
 
-Labels = npt.NDArray[np.uint8]
+Labels: TypeAlias = LabelMap
+Confidence = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 Fractions = npt.NDArray[np.float32]
@@ -189,7 +193,7 @@ def fill_largest(logits: Logits, out: Labels, top: int, left: int) -> None:
         _argmax_row(logits, i, best, winner)
         row = out[top + i]
         for j in range(width):
-            row[left + j] = np.uint8(winner[j])
+            row[left + j] = winner[j]
 
 
 @compiled
@@ -212,7 +216,7 @@ def fill_labels_and_confidence(
     x_cell: Indices,
     x_fraction: Fractions,
     labels: Labels,
-    confidence: Labels,
+    confidence: Confidence,
 ) -> None:
     """Writes, both ``[H0,W0]``, what :func:`fill_labels` does and the largest softmax x 255."""
     classes = logits.shape[0]

@@ -1,7 +1,7 @@
 """Restores predictions to the original size: bilinear logits and argmax, exact, or nearest ids.
 
-Logits are float32 ``[C,h,w]`` without NaN, 1 to 255 classes. Equal logits give the lowest id, as
-argmax does.
+Logits are float32 ``[C,h,w]`` without NaN. Labels are uint8, with more than 255
+classes uint16. Equal logits give the lowest id, as argmax does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from serving.imaging.geometry import Size, View, source_positions
 from serving.imaging.interpolation import (
+    Confidence,
     Fractions,
     Indices,
     Labels,
@@ -22,6 +23,7 @@ from serving.imaging.interpolation import (
     fill_nearest,
 )
 from serving.imaging.jit import read_only
+from serving.palette import MAX_CLASSES, LabelMap, label_type
 
 Positions = npt.NDArray[np.float64]
 
@@ -32,11 +34,11 @@ class Prediction:
 
     Attributes:
         logits: float32 ``[n,C,h,w]``.
-        mask: uint8 ``[n,H,W]``, class ids.
+        mask: class ids, uint8 ``[n,H,W]``; with more than 255 classes uint16.
     """
 
     logits: npt.NDArray[np.float32] | None
-    mask: npt.NDArray[np.uint8] | None
+    mask: LabelMap | None
 
     def __getitem__(self, index: int) -> Prediction:
         """Returns the prediction of one image of the batch (a view)."""
@@ -49,7 +51,7 @@ class Prediction:
 def labels_from_logits(
     logits: Logits, model: Size, original: Size, out: Labels | None = None
 ) -> Labels:
-    """Returns the label map, uint8 ``[H0,W0]``, at the size of ``original``.
+    """Returns the label map, ``[H0,W0]``, at the size of ``original``.
 
     Each pixel reads the logits, bilinearly, at its
     :func:`~serving.imaging.geometry.source_positions`, and takes the class with the largest.
@@ -58,10 +60,10 @@ def labels_from_logits(
         logits: float32 ``[C,h,w]``.
         model: the size of the model's input.
         original: the size of the label map.
-        out: uint8 ``[H0,W0]``, contiguous, to write into.
+        out: ``[H0,W0]``, contiguous, to write into.
 
     Raises:
-        ValueError: ``logits`` or ``out`` of another shape, or more than 255 classes.
+        ValueError: ``logits`` or ``out`` of another shape, or more than 65,535 classes.
     """
     _check_logits(logits)
     return labels_at(logits, *_positions(logits, model, original), out)
@@ -70,57 +72,58 @@ def labels_from_logits(
 def labels_at(
     logits: Logits, y_positions: Positions, x_positions: Positions, out: Labels | None = None
 ) -> Labels:
-    """Returns the label map, uint8 ``[H0,W0]``, read from ``logits`` at these rows and columns.
+    """Returns the label map, ``[H0,W0]``, read from ``logits`` at these rows and columns.
 
     Args:
         logits: float32 ``[C,h,w]``.
         y_positions: float64 ``[H0]``, ascending, within ``[0, h - 1]``.
         x_positions: float64 ``[W0]``, ascending, within ``[0, w - 1]``.
-        out: uint8 ``[H0,W0]``, contiguous, to write into.
+        out: ``[H0,W0]``, contiguous, to write into.
 
     Raises:
-        ValueError: ``logits`` or ``out`` of another shape, or more than 255 classes.
+        ValueError: ``logits`` or ``out`` of another shape, or more than 65,535 classes.
     """
     _check_logits(logits)
     shape = (len(y_positions), len(x_positions))
+    kind = label_type(logits.shape[0])
     if out is None:
-        out = np.empty(shape, np.uint8)
-    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.carray:
+        out = np.empty(shape, kind)
+    elif out.shape != shape or out.dtype != kind or not out.flags.carray:
         raise ValueError(
-            f"out is contiguous, writable uint8 of {Size(*shape)}, not {out.dtype} {out.shape}"
+            f"out is contiguous, writable {kind} of {Size(*shape)}, not {out.dtype} {out.shape}"
         )
     fill_labels(read_only(logits), *_places(logits, y_positions, x_positions), out)
     return out
 
 
 def model_labels(logits: Logits, model: Size) -> Labels:
-    """Returns the label map at the model's own size, uint8 ``[H,W]``: what an in-graph argmax
+    """Returns the label map at the model's own size, ``[H,W]``: what an in-graph argmax
     gives."""
     return labels_from_logits(logits, model, model)
 
 
 def labels_nearest(labels: Labels, original: Size) -> Labels:
-    """Resizes ids, uint8 ``[H,W]``, to uint8 ``[H0,W0]``: nearest, half-pixel centres.
+    """Resizes ids, ``[H,W]``, to ``[H0,W0]``: nearest, half-pixel centres.
 
     Returns ``labels`` itself where it already has that size.
     """
     if labels.shape == (original.height, original.width):
         return labels
-    out: Labels = np.empty((original.height, original.width), np.uint8)
+    out: Labels = np.empty((original.height, original.width), labels.dtype)
     rows = _nearest(original.height, labels.shape[0])
     columns = _nearest(original.width, labels.shape[1])
     fill_nearest(read_only(labels), rows, columns, out)
     return out
 
 
-def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[Labels, Labels]:
+def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[Labels, Confidence]:
     """Returns :func:`labels_from_logits` and each pixel's confidence, in one pass.
 
     The confidence is uint8 ``[H0,W0]``, 255 is certain: the largest softmax probability of the
     interpolated logits, times 255, rounded.
 
     Raises:
-        ValueError: ``logits`` of another shape, or more than 255 classes.
+        ValueError: ``logits`` of another shape, or more than 65,535 classes.
     """
     _check_logits(logits)
     return labels_and_confidence_at(logits, *_positions(logits, model, original))
@@ -128,40 +131,46 @@ def labels_and_confidence(logits: Logits, model: Size, original: Size) -> tuple[
 
 def labels_and_confidence_at(
     logits: Logits, y_positions: Positions, x_positions: Positions
-) -> tuple[Labels, Labels]:
+) -> tuple[Labels, Confidence]:
     """Returns :func:`labels_and_confidence` at the rows and columns that :func:`labels_at` takes.
 
     Raises:
-        ValueError: ``logits`` of another shape, or more than 255 classes.
+        ValueError: ``logits`` of another shape, or more than 65,535 classes.
     """
     _check_logits(logits)
-    labels = np.empty((len(y_positions), len(x_positions)), np.uint8)
-    confidence = np.empty_like(labels)
+    labels = np.empty((len(y_positions), len(x_positions)), label_type(logits.shape[0]))
+    confidence = np.empty(labels.shape, np.uint8)
     places = _places(logits, y_positions, x_positions)
     fill_labels_and_confidence(read_only(logits), *places, labels, confidence)
     return labels, confidence
 
 
-def confidence_from_logits(logits: Logits, model: Size, original: Size) -> Labels:
+def confidence_from_logits(logits: Logits, model: Size, original: Size) -> Confidence:
     """Returns the confidence of :func:`labels_and_confidence` alone."""
     return labels_and_confidence(logits, model, original)[1]
 
 
-def warm() -> None:
-    """Compiles every loop of this module (seconds, once), so that no request waits for it."""
+def warm(classes: int = 2) -> None:
+    """Compiles every loop of this module (seconds, once), so that no request waits for it.
+
+    Label maps of so many ``classes`` have loops of their own.
+    """
     size = Size(3, 3)
-    logits = np.zeros((2, 2, 2), np.float32)
+    logits = np.zeros((classes, 2, 2), np.float32)
     labels_from_logits(logits, size, size)
     labels_and_confidence(logits, size, size)
-    labels_nearest(np.zeros((2, 2), np.uint8), size)
+    labels_nearest(np.zeros((2, 2), label_type(classes)), size)
 
 
 def labels_reference(logits: npt.NDArray[np.float32], model: Size, original: Size) -> Labels:
     """Computes :func:`labels_from_logits` in float64 NumPy, one operation after the other: slow."""
-    return np.asarray(_interpolated(logits, model, original).argmax(axis=0), np.uint8)
+    found = _interpolated(logits, model, original).argmax(axis=0)
+    return np.asarray(found, label_type(len(logits)))
 
 
-def confidence_reference(logits: npt.NDArray[np.float32], model: Size, original: Size) -> Labels:
+def confidence_reference(
+    logits: npt.NDArray[np.float32], model: Size, original: Size
+) -> Confidence:
     """Computes :func:`confidence_from_logits` in float64 NumPy."""
     values = _interpolated(logits, model, original)
     powers = np.exp(values - values.max(axis=0))
@@ -193,8 +202,8 @@ def _interpolated(
 def _check_logits(logits: Logits) -> None:
     if logits.ndim != 3 or logits.dtype != np.float32 or 0 in logits.shape:
         raise ValueError(f"logits are float32 [C,h,w], not {logits.dtype} {logits.shape}")
-    if logits.shape[0] > 255:
-        raise ValueError(f"a label map holds at most 255 classes, not {logits.shape[0]}")
+    if logits.shape[0] > MAX_CLASSES:
+        raise ValueError(f"a label map holds at most {MAX_CLASSES} classes, not {logits.shape[0]}")
 
 
 def _positions(logits: Logits, model: Size, original: Size) -> tuple[Positions, Positions]:
@@ -239,7 +248,7 @@ def labels_suffice(view: View, target: Size, smooth: bool | None = None) -> bool
 def restore_labels(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
 ) -> Labels:
-    """Returns the label map of the whole image, uint8 ``[H0,W0]`` of the size of ``target``.
+    """Returns the label map of the whole image, ``[H0,W0]`` of the size of ``target``.
 
     Args:
         prediction: of one image.
@@ -259,8 +268,8 @@ def restore_labels(
 
 def restore_labels_and_confidence(
     prediction: Prediction, view: View, target: Size, smooth: bool | None = None
-) -> tuple[Labels, Labels]:
-    """Returns :func:`restore_labels` and the confidence of each pixel, both uint8 ``[H0,W0]``.
+) -> tuple[Labels, Confidence]:
+    """Returns :func:`restore_labels` and the confidence of each pixel, both ``[H0,W0]``.
 
     The confidence is that of the interpolated logits; the prediction must have them.
     """

@@ -19,11 +19,11 @@ log = logging.getLogger("segserve")
 
 
 def open_onnx_engine(folder: ModelFolder, version: int, settings: Settings) -> Engine:
-    """The engine for one version of a model.
+    """Opens the engine for one version of a model.
 
-    With ``KIND_AUTO``, where a GPU's provider is there but does not start, the CPU takes its place
-    and the log says why; ``KIND_GPU`` is an error then. Which engine runs on the CPU is chosen by
-    :func:`open_cpu_engine`.
+    With ``KIND_AUTO``, where a GPU's provider is installed but does not start, the CPU is
+    used and the log says why; ``KIND_GPU`` is an error then. Which engine runs on the CPU is
+    chosen by :func:`open_cpu_engine`.
 
     Raises:
         InvalidModel: the graph or the configuration cannot be served; the message names what.
@@ -49,7 +49,7 @@ def open_onnx_engine(folder: ModelFolder, version: int, settings: Settings) -> E
 
 
 def open_on_gpu(folder: ModelFolder, version: int, acceleration: Acceleration) -> AcceleratedEngine:
-    """Two instances on the first GPU, or those that the configuration asks for.
+    """Opens two instances on the first GPU, or those that the configuration asks for.
 
     Raises:
         InvalidModel: see :class:`AcceleratedEngine`.

@@ -1,4 +1,4 @@
-"""Which model of a family an image goes to.
+"""Chooses the model of a family that an image goes to.
 
 A family groups models of the same classes that differ in shape and precision. Its name stands for
 whichever fits an image best; a model's own name always means that model.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from serving.errors import ModelNotFound
 from serving.imaging.geometry import Size
 from serving.models.model import Model
-from serving.models.registry import Registry
 from serving.palette import LabelSet
 
 # Fastest first (docs/precision.md, docs/engines.md), by what an engine runs on; an engine
@@ -31,8 +29,8 @@ ASPECT_TOLERANCE = 0.02
 
 
 def choose(name: str, members: Sequence[Model], image: Size) -> Model:
-    """The member for an image: its engine's preferred precision, then the nearest aspect, then
-    the smallest that is not below the image, else the largest.
+    """Returns the member for an image: by its engine's preferred precision, then the nearest
+    aspect, then the smallest that is not below the image, else the largest.
 
     Raises:
         ModelNotFound: as :func:`family_labels`.
@@ -56,34 +54,8 @@ def choose(name: str, members: Sequence[Model], image: Size) -> Model:
     return max(left, key=_area)
 
 
-@dataclass(frozen=True)
-class Described:
-    """What clients are told of a model, or of a family: then there is no version and no size."""
-
-    name: str
-    version: int
-    labels: LabelSet
-    size: Size | None
-    has_logits: bool
-
-
-def find_described(registry: Registry, name: str, version: int | None) -> Described:
-    """The model or, without a version, the family of that name.
-
-    Raises:
-        ModelNotFound: neither, or a family of models with different classes.
-    """
-    if version is None and registry.is_family(name):
-        members = registry.members(name)
-        has_logits = all(model.spec.logits_size is not None for model in members)
-        return Described(name, 0, family_labels(name, members), None, has_logits)
-    model = registry.get(name, version)
-    has_logits = model.spec.logits_size is not None
-    return Described(model.name, model.version, model.labels, model.spec.size, has_logits)
-
-
 def family_labels(name: str, members: Sequence[Model]) -> LabelSet:
-    """The classes that all members share.
+    """Returns the classes that all members share.
 
     Raises:
         ModelNotFound: they differ, so that no answer could be the family's; or there are none.

@@ -1,4 +1,4 @@
-"""What is known of each model of the repository, and the index that clients are shown.
+"""The repository index: every model of the repository, and the state of its versions.
 
 Source: Triton's extension_model_repository.md.
 """
@@ -6,40 +6,16 @@ Source: Triton's extension_model_repository.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serving.errors import SegserveError
-from serving.models.model import Model
+from serving.models.model import ModelEntry
 from serving.models.sources import ModelSource
-
-
-@dataclass
-class ModelEntry:
-    """What is known of one model of the repository.
-
-    Attributes:
-        versions: those that answer; replaced as a whole, never changed.
-        failure: why it could not be loaded.
-        refused: versions that could not replace one, and why; "" is the folder itself.
-        unloaded: versions that a client had unloaded.
-        changing: ``LOADING`` or ``UNLOADING`` while that lasts.
-    """
-
-    versions: Mapping[int, Model] = field(default_factory=dict)
-    failure: str = ""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    unloaded: tuple[int, ...] = ()
-    changing: str = ""
-
-    @property
-    def newest(self) -> Model | None:
-        """Returns its highest version; None where none answers."""
-        return self.versions[max(self.versions)] if self.versions else None
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """One entry of the repository index; ``version`` and ``state`` are empty before any load."""
+    """An entry of the repository index; ``version`` and ``state`` are empty before any load."""
 
     name: str
     version: str = ""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from serving.batching.batch import BatchLimits
 from serving.batching.batcher import Batcher
 from serving.batching.engine_runner import warm as warm_checks
+from serving.batching.queue import BatchLimits
 from serving.engine import Engine, EngineSpec
 from serving.errors import InvalidModel, SegserveError
 from serving.models.model import InferenceStatistics, Model, ModelObserver
@@ -19,6 +19,7 @@ from serving.models.repository import CONFIG_FILE, ModelConfig, ModelFolder
 from serving.models.response_cache import ModelCache, ResponseCache
 from serving.models.warmup import warm_up
 from serving.observability.metrics import Metrics
+from serving.palette import label_type
 from serving.settings import Settings
 
 log = logging.getLogger("segserve")
@@ -95,7 +96,7 @@ class ModelLoader:
             raise _unexpected(folder, version, error) from error
         try:
             spec = engine.spec
-            folder = keep_given_outputs(folder, version, spec)
+            folder = keep_available_outputs(folder, version, spec)
             if served is not None:
                 check_contract(folder, version, spec, *served)
             check_graph(folder, version, spec)
@@ -139,7 +140,7 @@ class ModelLoader:
 
 
 def _unexpected(folder: ModelFolder, version: int, error: Exception) -> InvalidModel:
-    """What no check foresaw is one model's error too: it must not stop the others."""
+    """Returns an unforeseen error as that of one model: it must not stop the others."""
     return InvalidModel(f"{folder.graph(version)}: {type(error).__name__}: {error}")
 
 
@@ -175,10 +176,10 @@ def check_contract(
             )
 
 
-def keep_given_outputs(folder: ModelFolder, version: int, spec: EngineSpec) -> ModelFolder:
-    """Returns the folder with the outputs that the graph gives, which clients are shown.
+def keep_available_outputs(folder: ModelFolder, version: int, spec: EngineSpec) -> ModelFolder:
+    """Returns the folder with the outputs that the graph has, which clients are shown.
 
-    A graph without logits gives neither these nor a confidence.
+    A graph without logits has neither these nor a confidence.
 
     Raises:
         InvalidModel: none is left.
@@ -224,6 +225,12 @@ def check_graph(folder: ModelFolder, version: int, spec: EngineSpec) -> None:
                 f"{folder.path / CONFIG_FILE}: {tensor.name} has dims {list(dims)}, the graph of "
                 f"version {version} {list(shape)}; write what the graph has"
             )
+    wanted = label_type(len(folder.labels.names))
+    if spec.label_type != wanted:
+        raise InvalidModel(
+            f"{folder.graph(version)}: its label map is {spec.label_type}; expected {wanted} for "
+            f"the {len(folder.labels.names)} names in labels.txt"
+        )
     if spec.num_classes not in (0, len(folder.labels.names)):
         raise InvalidModel(
             f"{folder.graph(version)}: {spec.num_classes} channels of logits, "

@@ -1,4 +1,4 @@
-"""One version of a model, loaded and warm: its batcher, its statistics, and who uses it.
+"""A loaded model: its versions, each with its batcher, its statistics, and who uses it.
 
 The statistics are those of the protocol's extension. A request's ``compute_input`` is decoding and
 resizing, ``compute_infer`` the engine's run that it was part of, ``compute_output`` restoring and
@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from serving.batching.batch import Execution
 from serving.batching.batcher import Batcher
+from serving.batching.queue import Execution
 from serving.engine import Engine, EngineSpec
 from serving.models.repository import ModelFolder
 from serving.models.response_cache import ModelCache
@@ -169,3 +169,27 @@ class Model:
     @property
     def labels(self) -> LabelSet:
         return self.folder.labels
+
+
+@dataclass
+class ModelEntry:
+    """Everything that is known of one model of the repository.
+
+    Attributes:
+        versions: those that answer; replaced as a whole, never changed.
+        failure: why it could not be loaded.
+        refused: versions that could not replace one, and why; "" is the folder itself.
+        unloaded: versions that a client had unloaded.
+        changing: ``LOADING`` or ``UNLOADING`` while that lasts.
+    """
+
+    versions: Mapping[int, Model] = field(default_factory=dict)
+    failure: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unloaded: tuple[int, ...] = ()
+    changing: str = ""
+
+    @property
+    def newest(self) -> Model | None:
+        """Returns its highest version; None where none answers."""
+        return self.versions[max(self.versions)] if self.versions else None

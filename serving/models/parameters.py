@@ -13,17 +13,16 @@ from typing import TypeAlias
 
 from tritonclient.grpc import model_config_pb2
 
-from serving.batching.batch import QueuePolicy, Scheduling
+from serving.batching.queue import QueuePolicy, Scheduling
 from serving.errors import InvalidModel
 from serving.imaging.geometry import DEFAULT_TILE_OVERLAP, MAX_TILE_OVERLAP, RESIZES
-from serving.palette import MAX_CLASSES, LabelSet, default_palette, parse_palette
+from serving.palette import MAX_CLASSES, LabelSet, default_palette, largest_id, parse_palette
 from serving.parsing import read_text
 
 DynamicBatching: TypeAlias = model_config_pb2.ModelDynamicBatching
 PolicyMessage: TypeAlias = model_config_pb2.ModelQueuePolicy
 
 LABELS_FILE = "labels.txt"
-MAX_ID = 255
 
 
 def read_resize(where: Path, parameters: Mapping[str, str]) -> str:
@@ -69,7 +68,8 @@ def read_labels(where: Path, parameters: Mapping[str, str], folder: Path | None)
         names = declared if folder is None else _read_names(folder / LABELS_FILE)
         palette = parameters.get("palette")
         colors = parse_palette(palette) if palette else default_palette(len(names or ()))
-        ignore_label = _parse_ignore_label(parameters.get("ignore_label", "255"))
+        most = largest_id(len(names or ()))
+        ignore_label = _parse_ignore_label(parameters.get("ignore_label", str(most)), most)
     except OSError as error:
         raise InvalidModel(f"{source}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -79,9 +79,7 @@ def read_labels(where: Path, parameters: Mapping[str, str], folder: Path | None)
             f"{where}: no parameter classes, a JSON array of the names of the classes"
         )
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise InvalidModel(
-            f"{source}: {len(names)} classes; a label map holds 1 to {MAX_CLASSES} (ids are bytes)"
-        )
+        raise InvalidModel(f"{source}: {len(names)} classes; a label map holds 1 to {MAX_CLASSES}")
     if declared not in (None, names):
         raise InvalidModel(
             f"{where}: parameters.classes and {LABELS_FILE} differ; "
@@ -99,9 +97,11 @@ def _parse_classes(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parse_ignore_label(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MAX_ID:
-        raise ValueError(f"ignore_label is {text[:40]!r}; expected 0 to {MAX_ID} (ids are bytes)")
+def _parse_ignore_label(text: str, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > most:
+        raise ValueError(
+            f"ignore_label is {text[:40]!r}; expected 0 to {most}, as the label map's pixels are"
+        )
     return int(text)
 
 

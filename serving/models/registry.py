@@ -10,9 +10,9 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 from serving.errors import InvalidModel, ModelNotFound, NotReady, SegserveError
-from serving.models.index import ModelEntry, ModelState, build_index
-from serving.models.loader import ModelLoader, OpenEngine, keep_given_outputs
-from serving.models.model import Model
+from serving.models.index import ModelState, build_index
+from serving.models.loader import ModelLoader, OpenEngine, keep_available_outputs
+from serving.models.model import Model, ModelEntry
 from serving.models.repository import ModelFolder
 from serving.models.sources import LocalRepository, ModelSource
 from serving.observability.metrics import UNKNOWN_MODEL, Metrics
@@ -166,7 +166,7 @@ class Registry:
         return entry.versions[version]
 
     async def load(self, name: str, pool: Executor) -> None:
-        """Loads a model of the repository, or loads it anew: warm it, swap, drain the old one.
+        """Loads a model of the repository, or reloads it: warm it, swap, drain the old one.
 
         Raises:
             ModelNotFound: the repository holds no such folder.
@@ -219,7 +219,7 @@ class Registry:
                     try:
                         if changed is not None and version in before and version not in changed:
                             same = before[version]
-                            shown = keep_given_outputs(folder, version, same.spec)
+                            shown = keep_available_outputs(folder, version, same.spec)
                             # Other colours or classes are other answers to the same bytes.
                             cache = self.loader.open_cache(shown)
                             versions[version] = replace(same, folder=shown, cache=cache)

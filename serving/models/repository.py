@@ -20,7 +20,7 @@ from typing import TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.batching.batch import Scheduling
+from serving.batching.queue import Scheduling
 from serving.engines.acceleration import read_acceleration
 from serving.errors import InvalidModel
 from serving.models.parameters import (
@@ -30,7 +30,7 @@ from serving.models.parameters import (
     read_scheduling,
     read_tile_overlap,
 )
-from serving.palette import LabelSet
+from serving.palette import MAX_BYTE_CLASSES, LabelSet, label_type
 from serving.parsing import read_text
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
@@ -43,11 +43,12 @@ MAX_BATCH_SIZE = 1024
 _NOT_MODELS = frozenset({"lost+found"})
 _LIKE_A_VERSION = re.compile(r"[+-]?[\d.,_]+")
 
+_BYTES = model_config_pb2.TYPE_UINT8
 TENSOR_TYPES = {
-    "image": model_config_pb2.TYPE_UINT8,
-    "mask": model_config_pb2.TYPE_UINT8,
-    "confidence": model_config_pb2.TYPE_UINT8,
-    "logits": model_config_pb2.TYPE_FP32,
+    "image": (_BYTES,),
+    "mask": (_BYTES, model_config_pb2.TYPE_UINT16),
+    "confidence": (_BYTES,),
+    "logits": (model_config_pb2.TYPE_FP32,),
 }
 
 _SHAPES = {
@@ -75,11 +76,11 @@ UNSUPPORTED_GROUP_FIELDS = ("rate_limiter", "passive", "secondary_devices", "hos
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model of the repository, checked, not loaded.
+    """A model of the repository, checked, not loaded.
 
     Attributes:
         versions: the versions to serve, ascending; the last one answers unversioned requests.
-        ignored: folders of the model that look like versions and are none, each with the reason.
+        ignored: folders of the model that look like versions and are not, each with the reason.
         scheduling: ``dynamic_batching``.
         instances: instances of all groups together.
         resize: one of ``serving.imaging.geometry.RESIZES``.
@@ -101,7 +102,7 @@ class ModelFolder:
     config: ModelConfig
 
     def graph(self, version: int) -> Path:
-        """The ONNX file of a version."""
+        """Returns the ONNX file of a version."""
         filename: str = self.config.default_model_filename or "model.onnx"
         return self.path / str(version) / filename
 
@@ -144,7 +145,7 @@ def _list_folders(repository: Path) -> list[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a folder, or may be one: what cannot be looked at is named, not lost."""
+    """Returns whether an entry is a folder, or may be one: what cannot be read is not lost."""
     try:
         return stat.S_ISDIR(entry.stat().st_mode)
     except FileNotFoundError:
@@ -189,7 +190,7 @@ def read_model(path: Path) -> ModelFolder:
 
 
 def describe_remote(config: ModelConfig, versions: tuple[int, ...]) -> ModelFolder:
-    """A model of a Triton server; whatever platform it has there.
+    """Describes a model of a Triton server, whatever platform it has there.
 
     Raises:
         InvalidModel: it is not of the contract; the message names the field.
@@ -209,12 +210,14 @@ def _describe(
 ) -> ModelFolder:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     groups = list(config.instance_group)
+    known = read_labels(where, parameters, labels)
+    _check_mask(where, config, len(known.names))
     return ModelFolder(
         name=config.name,
         path=path,
         versions=versions,
         ignored=ignored,
-        labels=read_labels(where, parameters, labels),
+        labels=known,
         max_batch_size=max(1, config.max_batch_size),
         instances=max(1, sum(max(1, group.count) for group in groups)),
         scheduling=read_scheduling(where, config.dynamic_batching, max(1, config.max_batch_size)),
@@ -282,10 +285,10 @@ def show_name(path: Path) -> str:
 
 
 def _check_name(path: Path) -> None:
-    """A name goes into protobuf messages, JSON, metric labels and lines of a log."""
+    """Checks a name: it goes into protobuf messages, JSON, metric labels and lines of a log."""
     if show_name(path) != path.name or not path.name.isprintable():
         raise InvalidModel(
-            f"{path.parent}: the folder {path.name!a} has no valid name of a model; expected "
+            f"{path.parent}: the folder {path.name!a} does not have a valid model name; expected "
             f"printable characters in UTF-8"
         )
 
@@ -304,7 +307,7 @@ def _check_counts(file: Path, config: ModelConfig) -> None:
 
 
 def _check_dims(file: Path, config: ModelConfig) -> None:
-    """That shapes are written as ``max_batch_size`` says: what is written is what clients see."""
+    """Checks that shapes are written as ``max_batch_size`` says, as clients see them."""
     for tensor in (*config.input, *config.output):
         rank, dims = TENSOR_RANKS[tensor.name], list(tensor.dims)
         if config.max_batch_size == 0 and len(dims) == rank:
@@ -338,10 +341,11 @@ def _check_tensors(file: Path, config: ModelConfig) -> None:
     if not config.output:
         raise InvalidModel(f"{file}: no output; expected mask, logits or both")
     for tensor in (*config.input, *config.output):
-        if tensor.data_type != TENSOR_TYPES.get(tensor.name):
+        if tensor.data_type not in TENSOR_TYPES.get(tensor.name, ()):
             raise InvalidModel(
                 f"{file}: {tensor.name} is {model_config_pb2.DataType.Name(tensor.data_type)}; "
-                f"known: image, mask and confidence TYPE_UINT8, logits TYPE_FP32"
+                f"known: image and confidence TYPE_UINT8, mask TYPE_UINT8 (above 255 classes "
+                f"TYPE_UINT16), logits TYPE_FP32"
             )
     names = [tensor.name for tensor in config.output]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -349,8 +353,20 @@ def _check_tensors(file: Path, config: ModelConfig) -> None:
         raise InvalidModel(f"{file}: output {', '.join(twice)} is named twice")
 
 
+def _check_mask(file: Path, config: ModelConfig, classes: int) -> None:
+    """That ``mask`` is wide enough for the classes, and no wider."""
+    wanted = f"TYPE_{label_type(classes).name.upper()}"
+    for tensor in config.output:
+        given = model_config_pb2.DataType.Name(tensor.data_type)
+        if tensor.name == "mask" and given != wanted:
+            raise InvalidModel(
+                f"{file}: mask is {given}; expected {wanted} for {classes} classes (up to "
+                f"{MAX_BYTE_CLASSES} TYPE_UINT8, above TYPE_UINT16)"
+            )
+
+
 def choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
-    """The versions of a model's folder that its policy has served, ascending.
+    """Returns the versions of a model's folder that its policy serves, ascending.
 
     Raises:
         InvalidModel: there are none, or the policy names absent ones.
@@ -383,7 +399,7 @@ def choose_versions(path: Path, config: ModelConfig) -> tuple[int, ...]:
 
 
 def find_ignored(path: Path, config: ModelConfig) -> dict[str, str]:
-    """What lies in a model's folder like a version and is not served as one: names, and why."""
+    """Returns the folders of a model that look like versions and are not served, and why."""
     filename = _graph_file(config)
     ignored = {}
     for folder in sorted(path.iterdir()):
@@ -402,7 +418,7 @@ def find_ignored(path: Path, config: ModelConfig) -> dict[str, str]:
 
 
 def _why_no_file(file: Path) -> str:
-    """Empty where the file is there; else what is wrong, of one version alone."""
+    """Returns what is wrong with the file of one version; empty where nothing is."""
     try:
         kind = file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -413,7 +429,7 @@ def _why_no_file(file: Path) -> str:
 
 
 def _graph_file(config: ModelConfig) -> str:
-    """The name of a version's graph: of a file in the version's folder, never of one elsewhere."""
+    """Returns the name of a version's graph, which must be a file in the version's folder."""
     usual = "model.py" if config.backend == "python" else "model.onnx"
     filename: str = config.default_model_filename or usual
     if Path(filename).name != filename or filename in (".", ".."):

@@ -1,4 +1,4 @@
-"""Where models come from: a folder here, or (``triton.py``) a Triton server."""
+"""The source of models: a folder here, or (``triton_source.py``) a Triton server."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ log = logging.getLogger("segserve")
 
 
 class ModelSource(Protocol):
-    """Models by name. Calls may block: they come from threads, or before serving."""
+    """A source of models by name. Calls may block: they come from threads, or before serving."""
 
     @property
     def title(self) -> str:
-        """What an error message calls it."""
+        """Returns what an error message calls it."""
         ...
 
     def names(self) -> list[str]:
-        """All models, sorted, whether they can be served or not.
+        """Returns all models, sorted, whether they can be served or not.
 
         Raises:
-            InvalidModel: the source is not there.
+            InvalidModel: the source does not exist.
             NotReady: it does not answer.
         """
         ...
 
     def read(self, name: str) -> ModelFolder:
-        """One model, checked, not loaded.
+        """Reads one model, checks it, and does not load it.
 
         Raises:
             InvalidModel: the message names the field.
@@ -47,7 +47,7 @@ class ModelSource(Protocol):
         ...
 
     def is_ready(self, names: Sequence[str]) -> bool:
-        """Whether models that were loaded can be used now."""
+        """Returns whether models that were loaded can be used now."""
         ...
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 Everything comes from the models' own configurations: sizes and outputs from the tensors, names and
 colours of classes from ``parameters`` (docs/triton.md). What is not of the contract is refused by
-name; Triton goes on serving it.
+name; Triton continues to serve it.
 
 Source: Open Inference Protocol v2 over gRPC; Triton's extension_model_repository.md and
 extension_model_configuration.md.
@@ -30,7 +30,7 @@ POLL_S = 0.5
 
 
 class TritonRepository:
-    """Models of the servers named by ``settings.triton_url``, which all hold the same ones.
+    """The models of the servers named by ``settings.triton_url``, which all hold the same ones.
 
     Raises:
         InvalidModel: no URL, or a malformed one.
@@ -67,11 +67,11 @@ class TritonRepository:
         # Triton did that when it loaded the model; the files that it may name are there.
         config.ClearField("model_warmup")
         found = describe_remote(config, tuple(ready))
-        # Triton waits for company itself; to wait here too would be twice the delay.
+        # Triton has a batching delay itself; a second one here would double it.
         return replace(found, scheduling=replace(found.scheduling, delay_s=0.0))
 
     def open(self, folder: ModelFolder, version: int, settings: Settings) -> Engine:
-        """An engine for a version that ``read`` has told of."""
+        """Opens an engine for a version that ``read`` has returned."""
         config = self._config(folder.name, version)
         return TritonEngine(
             self.connection, config, version, shared_memory=settings.triton_shared_memory
@@ -84,7 +84,7 @@ class TritonRepository:
         self.connection.close()
 
     def _wait(self) -> None:
-        """Until a server is ready: both may have been started together."""
+        """Waits until a server is ready: both may have been started together."""
         deadline = time.monotonic() + self.settings.triton_start_timeout_s
         while not self.connection.has_started():
             if time.monotonic() > deadline:

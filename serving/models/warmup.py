@@ -1,4 +1,4 @@
-"""``model_warmup``: runs that a version makes before it takes requests.
+"""Warms a version up: the runs of ``model_warmup``, before it takes requests.
 
 Source: triton-inference-server/common protobuf/model_config.proto, ``ModelWarmup``.
 """
@@ -15,7 +15,11 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.engine import Engine
 from serving.errors import InvalidModel
+from serving.formats import class_statistics
+from serving.formats import registry as formats
+from serving.imaging import blending, restore
 from serving.models.repository import CONFIG_FILE, ModelFolder
+from serving.palette import MAX_BYTE_CLASSES
 
 INPUT = "image"
 FOLDER = "warmup"
@@ -23,7 +27,7 @@ FOLDER = "warmup"
 
 @dataclass(frozen=True)
 class Warmup:
-    """One entry: ``count`` runs of a batch, uint8 ``[n,H,W,3]``."""
+    """An entry of ``model_warmup``: ``count`` runs of a batch, uint8 ``[n,H,W,3]``."""
 
     name: str
     batch: npt.NDArray[np.uint8]
@@ -33,11 +37,16 @@ class Warmup:
 def warm_up(engine: Engine, folder: ModelFolder) -> None:
     """Runs every batch size once, then what the configuration asks for.
 
+    The loops for label maps of two bytes a pixel are compiled for the first model that has them.
+
     Raises:
         InvalidModel: an entry that the model cannot run; the message names it.
         EngineFailed: a run failed.
     """
     warmups = tuple(read_warmups(folder))
+    if engine.spec.label_type != np.uint8:
+        for loops in (restore, formats, class_statistics, blending):
+            loops.warm(MAX_BYTE_CLASSES + 1)
     engine.warm()
     for warmup in warmups:
         for _ in range(warmup.count):
@@ -45,7 +54,7 @@ def warm_up(engine: Engine, folder: ModelFolder) -> None:
 
 
 def read_warmups(folder: ModelFolder) -> Iterator[Warmup]:
-    """The entries of ``model_warmup``, their data read.
+    """Reads the entries of ``model_warmup`` with their data.
 
     Raises:
         InvalidModel: see ``warm_up``.

@@ -1,10 +1,10 @@
 """Follows a model repository as its files change, like Triton's ``--model-control-mode=poll``.
 
-A change is acted upon once two looks in a row have seen the same files, with the same sizes and
+A change is acted upon once two snapshots in a row have the same files, with the same sizes and
 times: what is still being written is left alone. What could not be served is not tried again
 until it changes again.
 
-A model is gone when its folder is, in a listing that succeeded. An error while looking at one (a
+A model is gone when its folder is, in a listing that succeeded. An error while reading one (a
 permission, a file system that does not answer) says nothing: the model stays as it is.
 """
 
@@ -30,7 +30,7 @@ log = logging.getLogger("segserve")
 File: TypeAlias = tuple[str, int, int, int, int, int]
 Files: TypeAlias = frozenset[File]
 # Of a model: its versions by name, and everything else under the empty name.
-Look: TypeAlias = dict[str, Files]
+Snapshot: TypeAlias = dict[str, Files]
 
 # Of one model; more is not a model but a link to somewhere else.
 MAX_FILES = 10_000
@@ -38,29 +38,29 @@ MAX_DEPTH = 16
 
 
 class RepositoryWatch:
-    """Compares the repository with what was there before; ``look`` is one comparison."""
+    """A watch that compares the repository with what was there before."""
 
     def __init__(self, repository: Path, registry: Registry, pool: Executor) -> None:
         self.repository = repository
         self.registry = registry
         self.pool = pool
-        # Models that could not be looked at, so that the log names each once.
+        # Models that could not be read, so that the log names each once.
         self._unreadable: dict[str, str] = {}
         # What is served, before anything was loaded from it.
         self._known, _ = read_all(repository)
         self._last = self._known
 
     async def run(self, interval_s: float) -> None:
-        """Looks every ``interval_s``, until it is cancelled."""
+        """Compares every ``interval_s``, until it is cancelled."""
         while True:
             await asyncio.sleep(interval_s)
             try:
-                await self.look()
+                await self.compare()
             except Exception as error:
                 log.error("looking at %s failed: %s", self.repository, error)
 
-    async def look(self) -> None:
-        """Looks once, and follows the changes that have settled since the last look."""
+    async def compare(self) -> None:
+        """Compares once, and follows the changes that have settled since the last time."""
         loop = asyncio.get_running_loop()
         now, unreadable = await loop.run_in_executor(self.pool, read_all, self.repository)
         self._log_unreadable(unreadable)
@@ -89,33 +89,34 @@ class RepositoryWatch:
 
 
 def find_changed(before: Mapping[str, Files], now: Mapping[str, Files]) -> set[int] | None:
-    """Versions whose files differ; None where the configuration, labels or other files do."""
+    """Returns the versions whose files differ; None where the configuration, labels or other files
+    do."""
     changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
     return None if "" in changed else {int(name) for name in changed}
 
 
-def read_all(repository: Path) -> tuple[dict[str, Look], dict[str, str]]:
-    """A look at every model of the repository; and those that cannot be looked at, and why.
+def read_all(repository: Path) -> tuple[dict[str, Snapshot], dict[str, str]]:
+    """Takes a snapshot of every model; returns also those that cannot be read, and why.
 
     Raises:
         InvalidModel: the repository cannot be listed.
     """
-    looks: dict[str, Look] = {}
+    snapshots: dict[str, Snapshot] = {}
     unreadable: dict[str, str] = {}
     for folder in list_models(repository):
         name = show_name(folder)
         try:
-            looks[name] = _read(folder)
+            snapshots[name] = _read(folder)
         except FileNotFoundError:
             if os.path.lexists(folder):
                 unreadable[name] = "it leads nowhere"
         except OSError as error:
             unreadable[name] = str(error)
-    return looks, unreadable
+    return snapshots, unreadable
 
 
-def _read(folder: Path) -> Look:
-    look: dict[str, set[File]] = {"": set()}
+def _read(folder: Path) -> Snapshot:
+    snapshot: dict[str, set[File]] = {"": set()}
     count = 0
     folders = [(folder, 0)]
     while folders:
@@ -140,12 +141,12 @@ def _read(folder: Path) -> Look:
                 str(inside), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns,
                 found.st_ctime_ns,
             )  # fmt: skip
-            look.setdefault(version, set()).add(file)
-    return {name: frozenset(files) for name, files in look.items()}
+            snapshot.setdefault(version, set()).add(file)
+    return {name: frozenset(files) for name, files in snapshot.items()}
 
 
 def _list(folder: Path, *, is_model: bool) -> list[os.DirEntry[str]]:
-    """The entries of a folder; none of one below the model's that has vanished meanwhile."""
+    """Returns the entries of a folder; none if one below the model's has vanished meanwhile."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -156,11 +157,11 @@ def _list(folder: Path, *, is_model: bool) -> list[os.DirEntry[str]]:
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Of what a link leads to, or of the link where that is nothing; None for what has vanished."""
+    """Returns the state of a link's target, or of a dangling link; None for what has vanished."""
     try:
         return os.stat(entry.path)
     except OSError as error:
-        # Anything else, EIO or EACCES, is no news of the file.
+        # Anything else, EIO or EACCES, says nothing about the file.
         if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
             raise
     try:

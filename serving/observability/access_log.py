@@ -34,7 +34,7 @@ class AccessLog:
     def write(self, context: RequestContext) -> None:
         """Writes one line, in one write; it is lost where it cannot be written.
 
-        A full disk, or a collector that has ended, is no reason to fail the request.
+        A full disk, or a collector that has ended, must not fail the request.
         """
         # ValueError: the stream was closed.
         with suppress(OSError, ValueError):

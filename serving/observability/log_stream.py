@@ -25,7 +25,7 @@ DRAIN_S = 2.0
 
 
 class LogStream:
-    """Passes text on to a stream, from a thread that starts with the first line.
+    """A stream that writes to another one from a thread, which starts with the first line.
 
     The thread writes to the stream's file descriptor itself: one that waits there holds no lock
     that the end of the interpreter, or another writer, could wait for.
@@ -49,11 +49,11 @@ class LogStream:
 
     @property
     def encoding(self) -> str:
-        """What text is written as."""
+        """Returns what text is written as."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether somebody reads along: colours are for them."""
+        """Returns whether somebody reads along: colours are for them."""
         return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:

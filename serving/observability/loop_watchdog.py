@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 INTERVAL_S = 0.05
-# Longer than what lies between two scrapes: no stall falls between them.
+# Longer than the time between two scrapes: no stall falls between them.
 WINDOW_S = 60
 _IDLE = (-1, 0.0)
 
@@ -38,7 +38,7 @@ class LoopWatchdog:
 
     @property
     def lag_s(self) -> float:
-        """The largest lag of the last ``WINDOW_S`` seconds, the one that is going on included."""
+        """Returns the largest lag of the last ``WINDOW_S`` seconds, the current one included."""
         now = self._clock()
         second = int(now)
         recent = [lag for at, lag in self._largest if at != -1 and second - at < WINDOW_S]

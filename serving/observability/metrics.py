@@ -1,4 +1,4 @@
-"""Prometheus objects of one server, in seconds and bytes; labels are bounded.
+"""The Prometheus metrics of one server, in seconds and bytes; labels are bounded.
 
 A server owns its registry, so two in one process do not share state.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from serving.errors import ENGINE_FAILURES, list_codes
-from serving.observability.request_context import STAGES, Timings
+from serving.observability.request_context import STAGES, Timings, current_context
 
 UNKNOWN_MODEL = "_unknown"
 TRANSPORTS = ("http", "grpc")
@@ -36,7 +36,7 @@ BYTES = tuple(float(4**power) for power in range(5, 15))
 
 
 class Metrics:
-    """What ``/metrics`` shows."""
+    """The metrics that ``/metrics`` shows."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -181,11 +181,14 @@ class Metrics:
             series.labels(model)
 
     def reject(self, reason: str, model: str = UNKNOWN_MODEL) -> None:
-        """Notes a request or connection that was turned away before it reached a model."""
+        """Counts a request or connection that was turned away."""
         self.rejected.labels(model, reason).inc()
+        context = current_context.get()
+        if context is not None:
+            context.counted.add(reason)
 
     def count_ignored(self, request: str, count: int) -> None:
-        """Notes fields without effect of a request, one of ``IGNORING``. Any thread may call it."""
+        """Counts a request's fields without effect (see ``IGNORING``). Any thread may call it."""
         if count:
             self.ignored_fields.labels(request).inc(count)
 
@@ -198,7 +201,7 @@ class Metrics:
         request_bytes: int,
         response_bytes: int,
     ) -> None:
-        """Notes one finished request; ``outcome`` is ``ok`` or an error's code."""
+        """Adds one finished request; ``outcome`` is ``ok`` or an error's code."""
         self.request_seconds.labels(model, transport, outcome).observe(seconds)
         self.requests.labels(model, outcome).inc()
         self.request_bytes.labels(model).observe(request_bytes)
@@ -206,10 +209,10 @@ class Metrics:
             self.response_bytes.labels(model).observe(response_bytes)
 
     def observe_stages(self, model: str, timings: Timings) -> None:
-        """Notes where one image's time went."""
+        """Adds where one image's time went."""
         for stage, seconds in timings.seconds.items():
             self.stage_seconds.labels(model, stage).observe(seconds)
 
     def forget_model(self, model: str, version: int, engine: str, precision: str) -> None:
-        """Takes a version that is no longer served off the list of loaded ones."""
+        """Removes a version that is no longer served from the list of loaded ones."""
         self.model_info.remove(model, str(version), engine, precision)

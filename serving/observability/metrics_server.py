@@ -64,7 +64,7 @@ class MetricsPage:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection, with one request (HTTP/1.0)."""
+    """A connection with one request (HTTP/1.0)."""
 
     server: MetricsServer
     # Of each read and write.
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, page, headers)
 
     def do_OPTIONS(self) -> None:
-        """Says which methods there are."""
+        """Returns which methods there are."""
         self._answer(204, b"", [("Allow", METHODS)])
 
     def do_POST(self) -> None:
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "segserve"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not logged."""
+        """Does nothing: scrapes are not logged."""
 
 
 class MetricsServer(ThreadingMixIn, HTTPServer):
@@ -144,7 +144,7 @@ class MetricsServer(ThreadingMixIn, HTTPServer):
         self._thread.join()
 
     def begin(self, request: socket.socket) -> None:
-        """Notes that a connection's request has come."""
+        """Marks a connection whose request has come."""
         with self._lock:
             self._waiting.pop(request, None)
 
@@ -182,7 +182,7 @@ class MetricsServer(ThreadingMixIn, HTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Ends what has been open for too long: a byte now and then is no way to stay."""
+        """Ends what has been open for too long: a byte now and then must not keep it open."""
         now = time.monotonic()
         with self._lock:
             for request, began in self._open.items():
@@ -190,7 +190,7 @@ class MetricsServer(ThreadingMixIn, HTTPServer):
                     _end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is nobody's error."""
+        """Ignores the error: a client that has disconnected is not one of the server's."""
 
 
 def _end(request: socket.socket) -> None:

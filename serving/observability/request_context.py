@@ -93,6 +93,7 @@ class RequestContext:
         request_bytes, response_bytes: of the bodies or messages.
         images: that were answered.
         count_refusal: counts an error that a limit caused, under the name of a model.
+        counted: the reasons for which it, or one of its images, was counted as refused.
         stages: seconds of each stage, over all images.
         intervals: what happened when, of the first images: a stream has no end.
         traceparent: of the request's span; empty without tracing.
@@ -117,6 +118,7 @@ class RequestContext:
     response_bytes: int = 0
     requests: int = 0
     count_refusal: Callable[[SegserveError, str], None] = lambda error, model: None
+    counted: set[str] = field(default_factory=set)
     images: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)

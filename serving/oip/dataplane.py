@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.admission.admission import Admission, RequestInFlight
 from serving.batching.admission import Reservation
-from serving.batching.batch import Inferred
+from serving.batching.queue import Inferred
 from serving.engines.graph import MASK
 from serving.errors import InvalidModel, InvalidRequest, SegserveError, Unsupported
 from serving.imaging.geometry import plan
@@ -32,11 +32,11 @@ from serving.oip.image_tensors import Answer, build_outputs, choose_outputs, rea
 from serving.oip.messages import InferRequest, InferResponse
 from serving.oip.model_config import complete_config
 from serving.oip.shared_memory import SharedMemory
-from serving.service import Segmenter
+from serving.preparation import ImagePreparer
 from serving.settings import Settings
 
 TensorConfig: TypeAlias = model_config_pb2.ModelInput | model_config_pb2.ModelOutput
-OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
+OIP_DATATYPES = {"TYPE_UINT8": "UINT8", "TYPE_UINT16": "UINT16", "TYPE_FP32": "FP32"}
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Dataplane:
 
     def __init__(
         self,
-        segmenter: Segmenter,
         registry: Registry,
         admission: Admission,
+        preparer: ImagePreparer,
         metrics: Metrics,
         settings: Settings,
         pool: Executor,
     ) -> None:
         self.memory = SharedMemory(settings)
-        self._segmenter = segmenter
         self._registry = registry
         self._admission = admission
+        self._preparer = preparer
         self._metrics = metrics
         self._settings = settings
         self._pool = pool
@@ -137,7 +137,7 @@ class Dataplane:
         return [state for state in states if state.state == "READY" or not ready]
 
     async def load(self, name: str, overrides: tuple[str, ...]) -> None:
-        """Loads a model of the repository, or loads it anew.
+        """Loads a model of the repository, or reloads it.
 
         Args:
             overrides: names of load parameters, which Triton takes configuration and files from.
@@ -252,7 +252,7 @@ class Dataplane:
             with model.batcher.reserve(
                 model.input_bytes, timeout_s=request.timeout_s, priority=request.priority
             ) as reservation:
-                prepared = await self._segmenter.prepare(
+                prepared = await self._preparer.prepare(
                     image, model, timings, in_flight, deadline=deadline
                 )
                 layout = prepared.plan

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.batching.batch import Inferred
+from serving.batching.queue import Inferred
 from serving.errors import InvalidRequest, UnsupportedOption
 from serving.formats import registry as mask
 from serving.imaging import restore
@@ -24,6 +24,7 @@ from serving.observability.request_context import Timings
 from serving.oip.messages import InferRequest, OutputTensor, RequestedOutput
 from serving.oip.shared_memory import SharedMemory
 from serving.oip.tensors import Tensor
+from serving.palette import LabelMap
 
 Item = TypeVar("Item", bound=np.generic)
 
@@ -156,7 +157,7 @@ def _build_output(name: str, answers: list[Answer], model: Model) -> Tensor:
         return Tensor(name, "UINT8", certain.shape, certain)
     input_view = plan(size, size).only_view
     masks = _stack([_restore(answer, input_view, size) for answer in answers])
-    return Tensor(name, "UINT8", masks.shape, masks)
+    return Tensor(name, masks.dtype.name.upper(), masks.shape, masks)
 
 
 def _stack(arrays: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
@@ -164,7 +165,7 @@ def _stack(arrays: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
-def _restore(answer: Answer, view: View, target: Size) -> npt.NDArray[np.uint8]:
+def _restore(answer: Answer, view: View, target: Size) -> LabelMap:
     with answer.timings.measure("restore"):
         return restore_labels(answer.inferred.prediction, view, target)
 

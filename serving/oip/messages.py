@@ -6,11 +6,9 @@ the extensions that Triton has and this server refuses.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from serving.errors import InvalidRequest
 from serving.oip.shared_memory import RegionSlice
 from serving.oip.tensors import Tensor
 from serving.settings import Settings
@@ -76,7 +74,6 @@ SERVER_VERSION = version("segserve")
 CUDA_REFUSED = "CUDA shared memory is not supported; use system shared memory"
 TRACE_REFUSED = "trace settings are not supported"
 LOG_REFUSED = "log settings are not supported; the log level is the process's own"
-_VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 def list_extensions(settings: Settings) -> tuple[str, ...]:
@@ -91,19 +88,3 @@ def list_extensions(settings: Settings) -> tuple[str, ...]:
         "parameters",
         "statistics",
     )
-
-
-def parse_version(text: str) -> int | None:
-    """Returns a version from a path or message; None for the empty string.
-
-    Raises:
-        InvalidRequest: not a positive integer without leading zeros.
-    """
-    if not text:
-        return None
-    if not _VERSION.fullmatch(text):
-        raise InvalidRequest(
-            f"version {text[:64]!r} is not a valid version: expected a positive integer "
-            f"(1 to {10**9 - 1}, ASCII digits, no leading zeros)"
-        )
-    return int(text)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest
+from serving.palette import LabelMap
 
 Buffer: TypeAlias = bytes | memoryview
 # How the image files begin that are sent without their length.
@@ -30,7 +31,7 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | tuple[bytes, ...]
+    data: LabelMap | npt.NDArray[np.float32] | tuple[bytes, ...]
 
     @property
     def size(self) -> int:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.studies.copies import Step, table, trace_request, write_small_model
 from serving.imaging.geometry import Size
-from serving.tiling import Views
+from serving.preparation import Views
 
 SIZE = Size(512, 1024)
 PIXELS = SIZE.height * SIZE.width

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.engines.graphs import built_graph
 from benchmarks.timing import Timing, time_runs
+from export.datasets import generic_labels
 from export.passes.build import build_model
-from export.repository.labels import generic_labels
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED, NetworkName
 from export.symbols.graph import Entry, Graph, Node

@@ -126,7 +126,7 @@ def test_what_fell_back_and_what_was_copied(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("content", "message"), [("{}", "no profile"), ("[]", "no node")])
+@pytest.mark.parametrize(("content", "message"), [("{}", "not a valid profile"), ("[]", "no node")])
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "profile.json"
     path.write_text(content)

@@ -203,7 +203,9 @@ def test_targets_tell_answers_refusals_and_errors_apart(served: Served, transpor
         late = asyncio.run(ask_twice())
     finally:
         served.engine.hold.set()
-    assert (late.status, late.reason) == ("rejected", "deadline_exceeded")
+    assert late.status == "rejected"
+    # On a busy machine the server has learnt that it would be late, and says so at once.
+    assert late.reason in ("deadline_exceeded", "predicted_late")
 
 
 def test_nobody_there_is_an_error() -> None:

@@ -38,7 +38,7 @@ def test_a_result_tells_the_machine_and_the_command(
 
 
 def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="object is not written"):
+    with pytest.raises(TypeError, match="object is not valid"):
         write_result("rows", {"rows": [object()]}, read_machine(), tmp_path)
 
 

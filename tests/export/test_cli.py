@@ -105,14 +105,17 @@ def test_a_known_dataset_names_the_classes(run, run_folder):
         (["--model", "icnet", "--dataset", "citys", "--params", "absent.params"], "absent.params"),
         (
             ["--pretrained", "absent", "--backbone", "resnet18", "--aux", "--width", "1"],
-            "absent brings its network and weights; leave --backbone, --width, --aux out",
+            "absent determines the network and its weights; leave --backbone, --width, --aux out",
         ),
         (["--pretrained", "absent", "--output-stride", "8"], "leave --output-stride out"),
         (["--symbol", "absent.json", "--width", "0.5"], "leave --width out"),
         (["--model", "psp", "--output-stride", "8"], "leave --output-stride out"),
         (["--model", "icnet", "--aux"], "icnet has no auxiliary head (pspnet, fcn, deeplabv3 have"),
         (["--model", "icnet", "--head", "confidence"], "neither mask nor logits"),
-        (["--model", "icnet", "--dataset", "citys", "--head", "mask,planes"], "not mask,planes"),
+        (
+            ["--model", "icnet", "--dataset", "citys", "--head", "mask,planes"],
+            "expected one or more of mask, confidence, logits",
+        ),
     ],
 )
 def test_errors_are_one_line_with_a_remedy(run, arguments, message):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -15,11 +16,10 @@ import typer
 from typer.testing import CliRunner
 
 from export import cli
-from export.datasets import GROUP, find_dataset, known_datasets
+from export.datasets import GROUP, find_dataset, find_labels, known_datasets
 from export.errors import ImagesMissing, InvalidLabels
 from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.precision.images import DatasetSplit
-from export.repository.labels import find_labels
 from export.symbols.find import PUBLISHED, NetworkName, published_symbol
 from export.symbols.graph import read_symbol, write_symbol
 from export.symbols.networks import MODEL_ALIASES, NETWORKS
@@ -32,7 +32,8 @@ from serving.palette import ALIASES, LABELLED_AS, canonical_name
 from training.datasets import KNOWN, dataset_labels
 from training.options import parse_options
 
-DOCS = Path(__file__).parents[2] / "docs"
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
 SIZE = (16, 16)
 NAMES = ("thing", "other thing")
 DOCUMENTED = sorted((*KNOWN, *ALIASES))
@@ -228,3 +229,44 @@ def test_entry_points_that_offer_none_are_refused_by_name() -> None:
         find_labels("gone", None)
     with pytest.raises(ValueError, match=r"unknown dataset 'kitti'; known: ade20k, .*, things"):
         find_dataset("kitti")
+
+
+def documented_names() -> set[str]:
+    """What follows ``--dataset`` in README, docs and recipes, and the names of the page's table."""
+    pages = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "Makefile"]
+    found = {
+        name
+        for page in pages
+        for name in re.findall(r"--dataset[ =]`?([a-z][a-z0-9_]*)", page.read_text("utf-8"))
+    }
+    table = (REPOSITORY / "docs" / "datasets.md").read_text("utf-8")
+    for names in re.findall(r"^\| (`[^|]*`\)?) \| \d+ \|", table, re.M):
+        found |= set(re.findall(r"`([a-z0-9_]+)`", names))
+    return found - {"and", "or"}  # "--dataset and --root" in a sentence
+
+
+def test_the_docs_name_only_datasets_that_every_command_knows() -> None:
+    documented = documented_names()
+    assert {"camvid", "citys", "voc", "ade", "mhp", "pascal_aug"} <= documented
+    # An example of a package that does not exist.
+    assert documented - {*DOCUMENTED} == {"mapillary"}
+
+
+def expand(pattern: str) -> set[str]:
+    """Returns what a shell makes of ``a{b,c}d``."""
+    start, brace, rest = pattern.partition("{")
+    if not brace:
+        return {pattern}
+    middle, _, end = rest.partition("}")
+    return {start + part + tail for part in middle.split(",") for tail in expand(end)}
+
+
+def test_the_docs_name_every_pretrained_network_and_no_other() -> None:
+    if find_spec("gluoncv") is None:
+        pytest.skip("GluonCV's table names the pretrained networks, and it is not installed")
+    page = (REPOSITORY / "docs" / "weights.md").read_text("utf-8")
+    section = page.partition("## GluonCV's zoo\n")[2].partition("The names and their SHA-1")[0]
+    named = set().union(*(expand(pattern) for pattern in re.findall(r"`([^`]+)`", section)))
+    assert named == set(zoo_networks())
+    for network in zoo_networks().values():
+        assert network.dataset in KNOWN

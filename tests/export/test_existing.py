@@ -12,8 +12,7 @@ from export.errors import UnsupportedPrecision
 from export.passes.build import build_model
 from export.passes.onnx_graph import is_half, name_nodes
 from export.precision.half import to_half, widen
-from export.repository.files import onnx_files
-from export.repository.triton import ModelFacts, write_version
+from export.repository.triton import ModelFacts, onnx_files, write_version
 from export.verify import example_images
 from serving.engines.graph import find_precision
 from serving.models.repository import read_model
@@ -147,7 +146,7 @@ def test_int8_is_no_start(export, repository, single):
     write_version(repository, "small", onnx_files(copy), ModelFacts(LABELS, "s", None, None, ""), 1)
     result = export("--from", "small")
     assert result.exit_code == 1
-    assert "in int8 already" in result.output
+    assert "is already int8" in result.output
 
 
 def test_the_next_version_keeps_how_the_server_resizes(repository, single):

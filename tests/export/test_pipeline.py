@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -167,3 +168,17 @@ def test_shapes_are_inferred_once_a_form_of_the_graph(
     )  # fmt: skip
     assert set(seen.values()) == {1}
     assert len(seen) <= 3
+
+
+def test_the_example_of_the_docs_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/export.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "my_models/icnet/1/model.onnx: icnet version 1, 19 classes, 256x512, fp32"
+    )
+    assert read_model(tmp_path / "my_models" / "icnet").max_batch_size == 8

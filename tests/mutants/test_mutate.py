@@ -79,7 +79,7 @@ def test_texts_annotations_and_logging_are_left_alone() -> None:
 
 
 def test_every_edit_is_valid_python_and_differs() -> None:
-    path = HERE.parents[1] / "serving/batching/workers.py"
+    path = HERE.parents[1] / "serving/batching/engine_runner.py"
     source = path.read_bytes()
     edits = find_edits(source)
     assert len(edits) > 100

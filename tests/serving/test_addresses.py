@@ -163,30 +163,30 @@ def run_logged(
         yield server, written
 
 
-@pytest.mark.parametrize(
-    "forged",
-    [
-        '1.1.1.1" 200 ok\n2026 10.0.0.1 GET',
-        "1.1.1.1 POST /v2/x 200 ok",
-        "\x1b[2J1.1.1.1",
-        "x\u2028y",
-        "1.1.1.1\x7f",
-    ],
+FORGED = (
+    '1.1.1.1" 200 ok\n2026 10.0.0.1 GET',
+    "1.1.1.1 POST /v2/x 200 ok",
+    "\x1b[2J1.1.1.1",
+    "x\u2028y",
+    "1.1.1.1\x7f",
 )
+
+
 @pytest.mark.parametrize("trusted", [(), ("127.0.0.1",)])
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_no_header_forges_a_line(
-    repository: Path, style: Style, trusted: tuple[str, ...], forged: str
-) -> None:
+def test_no_header_forges_a_line(repository: Path, style: Style, trusted: tuple[str, ...]) -> None:
     with run_logged(repository, style, *trusted) as (server, written):
         raw = b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Forwarded-For: "
-        for value in (forged.encode(), forged.replace("\n", " ").replace("\x1b", "").encode()):
-            with socket.create_connection(("127.0.0.1", server.ports.http), 30) as connection:
-                connection.sendall(raw + value + b"\r\nX-Request-Id: " + value + b"\r\n\r\n")
-                while connection.recv(1 << 16):
-                    pass
+        for forged in FORGED:
+            before = len(written.getvalue().splitlines())
+            for value in (forged.encode(), forged.replace("\n", " ").replace("\x1b", "").encode()):
+                with socket.create_connection(("127.0.0.1", server.ports.http), 30) as connection:
+                    connection.sendall(raw + value + b"\r\nX-Request-Id: " + value + b"\r\n\r\n")
+                    while connection.recv(1 << 16):
+                        pass
+            assert len(written.getvalue().splitlines()) <= before + 2
     lines = written.getvalue().splitlines()
-    assert len(lines) <= 2
+    assert lines
     for line in lines:
         client = json.loads(line)["client"] if style == "json" else line.split()[1]
         assert client == "127.0.0.1"

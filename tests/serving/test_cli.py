@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -15,6 +16,8 @@ from tests.support.band_model import write_model
 from tests.support.contract_graph import make_graph
 
 SEGSERVE = Path(sys.executable).with_name("segserve")
+# Where the packages are found, in a copy that is not the installed one.
+KEPT = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
 
 
 def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +27,7 @@ def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
         text=True,
         check=False,
         timeout=180,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **KEPT, **environment},
     )
 
 

@@ -7,9 +7,12 @@ from serving.palette import (
     datasets,
     default_palette,
     format_palette,
+    label_type,
+    largest_id,
     load_labels,
     parse_palette,
     plte,
+    read_labels,
 )
 
 colors = st.lists(st.tuples(*[st.integers(0, 255)] * 3), max_size=255)
@@ -54,9 +57,18 @@ def test_an_unknown_dataset_is_refused_with_the_known_ones(dataset):
 def test_the_default_palette_is_that_of_pascal_voc():
     assert default_palette(21) == load_labels("pascal_voc").colors
     assert default_palette(256)[255] == IGNORE_COLOR
-    assert len(set(default_palette(256))) == 256
-    with pytest.raises(ValueError, match="257"):
-        default_palette(257)
+    assert len(set(default_palette(65_536))) == 65_536
+    with pytest.raises(ValueError, match="65537"):
+        default_palette(65_537)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "ignored"), [(255, "uint8", 255), (256, "uint16", 65535)]
+)
+def test_label_maps_are_as_wide_as_their_classes_need(classes, kind, ignored, tmp_path):
+    assert (label_type(classes), largest_id(classes)) == (kind, ignored)
+    (tmp_path / "names.txt").write_text("".join(f"{i}\n" for i in range(classes)))
+    assert read_labels(tmp_path / "names.txt").ignore_label == ignored
 
 
 @given(colors)

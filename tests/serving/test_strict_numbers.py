@@ -7,9 +7,8 @@ import pytest
 from serving.errors import InvalidRequest
 from serving.http.body import parse_timeout
 from serving.http.options import OPTIONS, read_options, read_query
-from serving.oip.messages import parse_version
 from serving.palette import LabelSet
-from serving.parsing import find_integer, read_decimal, read_integer, read_length
+from serving.parsing import find_integer, parse_version, read_decimal, read_integer, read_length
 from serving.requests import class_ids, read_augmentation
 
 ODD = [

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.band_model import band_labels, bands, encode, write_model
+from tests.support.waiting import stretched
 
 ROOT = Path(__file__).parents[2]
 MODEL = "bands"
@@ -128,10 +129,13 @@ class AttackedServer:
                 prober.stdin.close()
                 found.server_s, found.control_s = map(float, prober.stdout.readline().split())
 
-    def wait_for_memory(self, limit: float, seconds: float = 30.0) -> float:
+    def wait_for_memory(self, limit: float, seconds: float = 20.0) -> float:
         """Returns the resident bytes once they are below ``limit``, or what they are at the end."""
-        end = time.monotonic() + seconds
-        while (found := self.resident_bytes) > limit and time.monotonic() < end:
+        start = time.monotonic()
+        while (found := self.resident_bytes) > limit:
+            waited = time.monotonic() - start
+            if waited > seconds and waited > stretched(seconds):
+                break
             time.sleep(0.2)
         return found
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from serving.batching.batch import BatchLimits, Execution
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, Execution
 from serving.testing import FakeEngine
 
 LIMITS = BatchLimits(max_queue_size=100, max_queue_bytes=1 << 20, queue_timeout_ms=20_000)

@@ -82,7 +82,7 @@ def end_training(
 
     def end() -> str:
         monkeypatch.setattr(sys, "argv", flags.split())
-        monkeypatch.setattr("warnings.showwarning", train.tell_warning)
+        monkeypatch.setattr("warnings.showwarning", train.print_warning)
         with pytest.raises(SystemExit) as ended:
             train.main()
         return str(ended.value.code)
@@ -92,8 +92,8 @@ def end_training(
 
 def test_a_network_of_18_outputs_does_not_start(end_training: Callable[[], str]) -> None:
     assert end_training() == (
-        "train.py: the symbol has 18 outputs, the dataset 19 classes: build it for these, or name "
-        "the dataset that it was made for"
+        "train.py: the symbol has 18 outputs, the dataset 19 classes: build it for these, or "
+        "choose the dataset that it was made for"
     )
 
 

@@ -235,7 +235,7 @@ def test_a_term_signal_keeps_the_step(scenes: Path, runs: Path) -> None:
     told = train_until(signal.SIGTERM, (1, 2), scenes, runs, "--checkname", run.name, "--no-val")
     assert told.returncode == 128 + signal.SIGTERM, told.stderr
     assert told.stderr.endswith(
-        f"train.py: ended by SIGTERM; --resume {run} goes on at that step\n"
+        f"train.py: stopped by SIGTERM; --resume {run} continues from that step\n"
     )
     # The step that was under way is kept.
     assert RunFolder(run).read_state().place == (1, 3)

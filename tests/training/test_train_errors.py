@@ -36,7 +36,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 def test_a_run_that_is_not_there_is_named_first(say, tmp_path: Path) -> None:
     said = say("--resume", str(tmp_path / "nope"))
     assert said == (
-        f"train.py: --resume {tmp_path / 'nope'}: no such run folder or .params file; "
+        f"train.py: --resume {tmp_path / 'nope'}: not a run folder or a .params file; "
         "`segserve runs` lists the runs",
         1,
     )

@@ -15,10 +15,10 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from export.datasets import find_labels
 from export.passes.build import build_model
 from export.passes.onnx_graph import name_nodes
 from export.precision.quantise import Recipe, calibrate, quantise
-from export.repository.labels import find_labels
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from export.datasets import find_labels
 from export.passes.build import build_model
-from export.repository.labels import find_labels
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol

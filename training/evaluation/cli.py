@@ -101,12 +101,12 @@ def evaluate(
         with open_served(server, repository, model, access) as served:
             for line in check_classes(labels.names, served.classes()):
                 console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
-            ask = ask_served(samples, served)
+            predict = predict_with(samples, served)
             scores = score_with_progress(
-                samples, ask, len(labels.names), limit, parallel, boundary_tolerance, console
+                samples, predict, len(labels.names), limit, parallel, boundary_tolerance, console
             )
             choices = choose(scores.images, examples) if output else ()
-            shown = read_examples(samples, ask, choices)
+            shown = read_examples(samples, predict, choices)
             name, version = the_one_served(served)
         where = str(repository) if repository else server or DEFAULT_SERVER
         subject = Subject(name, version, where, canonical_name(dataset), split, boundary_tolerance)
@@ -169,7 +169,7 @@ def check_classes(expected: tuple[str, ...], served: tuple[str, ...]) -> tuple[s
     )
 
 
-def ask_served(samples: SegmentationDataset, served: ServedModel) -> Predict:
+def predict_with(samples: SegmentationDataset, served: ServedModel) -> Predict:
     """Returns a function that sends an image as its own file, or as a PNG if it has none."""
     return lambda index, image: served(encode_sample(samples, index, image))
 

@@ -18,6 +18,7 @@ from serving.models.embedded import open_onnx_engine
 from serving.models.loader import OpenEngine
 from serving.models.registry import Registry
 from serving.observability.metrics import Metrics
+from serving.preparation import ImagePreparer
 from serving.requests import SegmentOptions, SegmentRequest
 from serving.server import warm_stages
 from serving.service import Segmenter
@@ -45,7 +46,10 @@ class EmbeddedModel:
         self._pool = ThreadPoolExecutor(settings.pool_threads, "pool")
         self._registry = Registry(settings, metrics, open_engine)
         admission = Admission(self._registry, metrics, settings)
-        self._segmenter = Segmenter(self._registry, admission, metrics, settings, self._pool)
+        preparer = ImagePreparer(admission, settings, self._pool)
+        self._segmenter = Segmenter(
+            self._registry, admission, preparer, metrics, settings, self._pool
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedded", daemon=True)
         self._thread.start()

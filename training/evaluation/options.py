@@ -129,8 +129,8 @@ def parse_evaluation(arguments: list[str]) -> EvaluationOptions:
 def at_size(options: EvaluationOptions, size: Size) -> TrainOptions:
     """Returns the network's options at another input size.
 
-    A run's own symbol is the network that was trained, at its size; where anything else is asked
-    for (another output stride), the network is built again.
+    A run's own symbol is the network that was trained, at its size; if anything else is requested
+    (another output stride), the network is built again.
     """
     run, beside = options.run, RunFolder(options.weights.parent)
     wanted = replace(run, height=size.height, crop_width=size.width)

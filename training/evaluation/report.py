@@ -97,7 +97,7 @@ class Subject:
     server: str
     dataset: str
     split: str
-    tolerance: float
+    boundary_tolerance: float
     protocol: str = ""
 
 
@@ -112,18 +112,13 @@ def summarise(
     outlines = boundary.classes.tolist() if boundary else [math.nan] * len(names)
     outlined = boundary.images.tolist() if boundary else [0] * len(names)
     return Evaluation(
-        model=subject.model,
-        version=subject.version,
-        server=subject.server,
-        dataset=subject.dataset,
-        split=subject.split,
+        **asdict(subject),
         images=len(scores.images),
         mean_iou=_finite(confusion.mean_iou),
         legacy_mean_iou=_finite(confusion.legacy_mean_iou) if scores.images else None,
         pixel_accuracy=_finite(confusion.pixel_accuracy),
         mean_accuracy=_finite(confusion.mean_accuracy),
         mean_boundary_f=_finite(boundary.mean) if boundary else None,
-        boundary_tolerance=subject.tolerance,
         classes=tuple(
             ClassScore(
                 id=index,
@@ -142,7 +137,6 @@ def summarise(
             ImageResult(image.name, _finite(image.mean_iou), _finite(image.pixel_accuracy))
             for image in scores.images
         ),
-        protocol=subject.protocol,
         time=time,
     )
 

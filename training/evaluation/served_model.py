@@ -14,12 +14,12 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from segserve_client import Client, Tls
 from segserve_client.channel import call_metadata, open_context
 
 from serving.commands.connection import KEY_REMEDY
+from serving.palette import LabelMap
 
 
 class ServerError(Exception):
@@ -34,7 +34,7 @@ class ServedModel(Protocol):
 
     served: set[tuple[str, str]]
 
-    def __call__(self, image: bytes) -> npt.NDArray[np.uint8]: ...
+    def __call__(self, image: bytes) -> LabelMap: ...
 
     def classes(self) -> tuple[str, ...]:
         """Returns the class names, by class id."""
@@ -99,7 +99,7 @@ class HttpModel:
         self._headers = dict(call_metadata(access.api_key))
         self._context = open_context(access.tls or Tls()) if url.scheme == "https" else None
 
-    def __call__(self, image: bytes) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: bytes) -> LabelMap:
         body, headers = self._exchange("POST", "/segment?format=png", image)
         name, version = headers.get("X-Model-Name"), headers.get("X-Model-Version")
         if name and version:
@@ -165,7 +165,7 @@ class GrpcModel:
         self.served: set[tuple[str, str]] = set()
         self._client = Client(address, model, timeout_s, access.api_key, access.tls)
 
-    def __call__(self, image: bytes) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: bytes) -> LabelMap:
         result = self._client.segment(image)
         self.served.add((result.model, str(result.version)))
         return result.mask

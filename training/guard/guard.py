@@ -6,7 +6,6 @@ A reproduction is one zip file: the step's batch, weights, optimizer, network an
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import zipfile
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from training.loader import Batch
 from training.options import TrainOptions
-from training.runs.checkpoint import RunFolder, format_json
+from training.runs.checkpoint import RunFolder, format_json, replacing
 from training.trainers import Learner
 
 # In the order in which a step computes them.
@@ -117,11 +116,12 @@ def write_reproduction(
             folder / BATCH, images=batch.images, labels=batch.labels,
             names=np.array(batch.names), class_weights=class_weights,
         )  # fmt: skip
-        aside = path.with_name(path.name + ".part")
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with (
+            replacing(path) as aside,
+            zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        ):
             for file in sorted(folder.iterdir()):
                 archive.write(file, file.name)
-        os.replace(aside, path)
 
 
 def read_batch(folder: Path) -> tuple[Batch, npt.NDArray[np.float32]]:

@@ -65,7 +65,7 @@ class CaffeLayers:
         self, x: mx.sym.Symbol, suffix: str, channels: int, kernel: int = 1, stride: int = 1,
         dilation: int = 1, deformable: bool = False,
     ) -> mx.sym.Symbol:  # fmt: skip
-        geometry = {
+        settings = {
             "kernel": (kernel, kernel),
             "stride": (stride, stride),
             "dilate": (dilation, dilation),
@@ -79,10 +79,10 @@ class CaffeLayers:
                 x, name=f"{name}_offset", num_filter=OFFSET_CHANNELS, kernel=(3, 3), pad=(1, 1)
             )
             x = mx.sym.contrib.DeformableConvolution(
-                data=x, offset=offset, name=name, num_deformable_group=1, **geometry
+                data=x, offset=offset, name=name, num_deformable_group=1, **settings
             )
         else:
-            x = mx.sym.Convolution(x, name=name, **geometry)
+            x = mx.sym.Convolution(x, name=name, **settings)
         return self.normalise(x, f"bn{suffix}")
 
     def normalise(self, x: mx.sym.Symbol, name: str) -> mx.sym.Symbol:

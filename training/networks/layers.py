@@ -77,7 +77,7 @@ class Norm:
     num_devices: int | None = None
 
     def __call__(self, channels: int, **scope: str) -> mx.gluon.HybridBlock:
-        # SyncBatchNorm waits for as many devices as it is told; the default is all visible ones.
+        # SyncBatchNorm waits for this many devices; the default is all visible ones.
         devices = {} if self.num_devices is None else {"num_devices": self.num_devices}
         return self.layer(
             in_channels=channels, momentum=self.momentum, epsilon=self.epsilon, **devices, **scope

@@ -35,7 +35,7 @@ class ResNetForm:
         output_stride: 8, or 16: stage 3 strided, stage 4 dilated by 2.
         first_block_dilated: the first blocks of stages 3 and 4 have the dilation of the others.
         ceil_pool: max pooling rounds sizes up.
-        stride_in_first: the stride of a bottleneck lies in its first 1x1 convolution (Caffe).
+        stride_in_first: the stride of a bottleneck is in its first 1x1 convolution (Caffe).
     """
 
     output_stride: int = 8

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from export.mxnet_import import mx
+from export.mxnet_import import mx, mxnet_reason
 from export.symbols.find import NAMES_FILE
 from export.symbols.graph import SYMBOL_FILE
 from export.symbols.networks import NETWORKS
 from export.symbols.params import misfits, refuse_misfits
 from training.flags import parse_size
 from training.networks import Network, build
+from training.runs.checkpoint import replacing
 
 AUXILIARY = ("running_mean", "running_var", "moving_mean", "moving_var")
 
@@ -46,7 +46,7 @@ def write_symbol(network: Network, path: Path, height: int, width: int) -> None:
     try:
         symbol.infer_shape(data=(1, 3, height, width))
     except mx.MXNetError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = mxnet_reason(error)
         raise ValueError(f"the network does not take {height}x{width}: {reason}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(symbol.tojson())
@@ -64,9 +64,8 @@ def write_parameters(network: mx.gluon.HybridBlock, path: Path) -> None:
     for name, parameter in network.collect_params().items():
         kind = "aux" if name.endswith(AUXILIARY) else "arg"
         arrays[f"{kind}:{name}"] = parameter.data(parameter.list_ctx()[0]).as_in_context(mx.cpu())
-    aside = path.with_name(path.name + ".part")
-    mx.nd.save(str(aside), arrays)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        mx.nd.save(str(aside), arrays)
 
 
 def read_parameters(
@@ -132,7 +131,7 @@ def main() -> None:
             network.load_parameters(str(a.params))
             write_parameters(network, a.output / "network.params")
     except (ValueError, AssertionError, OSError, mx.MXNetError) as error:
-        p.error(str(error))
+        p.error(mxnet_reason(error) if isinstance(error, mx.MXNetError) else str(error))
 
 
 if __name__ == "__main__":

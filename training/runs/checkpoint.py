@@ -80,6 +80,16 @@ class CheckpointNotWritten(OSError):
     """A checkpoint could not be written; names the run, the reason and what to do."""
 
 
+class _Inside:
+    """The path of a file in a dataclass's folder ``path``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Checkpoint | RunFolder, kind: type) -> Path:
+        return owner.path / self.name
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder of ``last.params``, ``best.params``, ``trainer.states`` (the optimizer's) and
@@ -89,22 +99,10 @@ class Checkpoint:
     """
 
     path: Path
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.params"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.params"
-
-    @property
-    def optimizer(self) -> Path:
-        return self.path / "trainer.states"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state.json"
+    last = _Inside("last.params")
+    best = _Inside("best.params")
+    optimizer = _Inside("trainer.states")
+    state = _Inside("state.json")
 
     def read_state(self) -> RunState:
         saved = json.loads(self.state.read_text())
@@ -116,42 +114,15 @@ class RunFolder:
     """A run's folder: its paths and its checkpoints, of which the newest one is always whole."""
 
     path: Path
-
-    @property
-    def symbol(self) -> Path:
-        return self.path / "network-symbol.json"
-
-    @property
-    def options(self) -> Path:
-        return self.path / "options.json"
-
-    @property
-    def command(self) -> Path:
-        return self.path / "command.txt"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.csv"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.params"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.params"
+    symbol = _Inside("network-symbol.json")
+    options = _Inside("options.json")
+    command = _Inside("command.txt")
+    environment = _Inside("environment.json")
+    log = _Inside("log.csv")
+    curves = _Inside("curves.png")
+    tensorboard = _Inside("tensorboard")
+    last = _Inside("last.params")
+    best = _Inside("best.params")
 
     def make_room(self) -> Path | None:
         """Makes room for a new run: renames an earlier one that has weights, and returns its new
@@ -254,11 +225,18 @@ class RunFolder:
         _link(checkpoint.best, self.best)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes the text under another name, then renames the file."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields another name to write a file under, and then renames it: no half file is ever seen."""
     aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
+    yield aside
     os.replace(aside, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file whole."""
+    with replacing(path) as aside:
+        aside.write_text(text)
 
 
 def format_json(content: object) -> str:

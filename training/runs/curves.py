@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from training.runs.checkpoint import replacing
 from training.runs.log import EpochRecord
 
 # Okabe and Ito's colours: told apart with colour-blind eyes too.
@@ -43,9 +43,8 @@ def draw_curves(runs: Mapping[str, Sequence[EpochRecord]], path: Path) -> None:
         axes.tick_params(labelsize=8, labelbottom=True)
         if axes.lines and (len(runs) > 1 or column == "miou"):
             axes.legend(fontsize=8)
-    aside = path.with_name(path.name + ".part")
-    figure.savefig(aside, format="png", dpi=110)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
 
 
 def _draw(axes: Axes, column: str, name: str, color: str, records: Sequence[EpochRecord]) -> None:

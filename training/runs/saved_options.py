@@ -19,7 +19,7 @@ FREE = (
     "symbol", "root", "workers", "log_interval", "val_interval", "no_val", "eval_only", "resume",
     "run", "on_nan", "max_skips", "checkpoint_minutes",
 )  # fmt: skip
-# These are given anew with each command.
+# Each command sets these itself.
 OF_ONE_START = ("eval_only", "resume")
 
 Json = bool | int | float | str | list[float] | list[str] | None

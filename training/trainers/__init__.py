@@ -10,39 +10,42 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from training.loader import Batch, Shard
+from training.loader import WHOLE, Batch, Shard
 from training.options import TrainOptions
 
 T = TypeVar("T")
 
 
 class Learner(Protocol):
-    """A network with its loss and optimizer, on one or several devices."""
+    """A network with its loss and optimizer, on one or several devices.
+
+    A learner that trains alone, in one process on one device, inherits what several would share.
+    """
 
     @property
     def shard(self) -> Shard:
         """The rows of every batch that this process's ``step`` takes; only the first process writes
         the run.
         """
-        ...
+        return WHOLE
 
     def wait(self) -> None:
         """Waits until all processes that train this network are here."""
-        ...
+        return
 
     def agree(self, wish: bool) -> bool:
         """Returns whether any process wishes it, the same in all of them; all have to call this."""
-        ...
+        return wish
 
     def gather(self, item: T) -> list[T]:
         """Returns every process's ``item``, by rank, the same in all of them; all have to call
         this.
         """
-        ...
+        return [item]
 
     def close(self) -> None:
         """Leaves the other processes once all are here."""
-        ...
+        return
 
     def start(self, class_weights: npt.NDArray[np.float32]) -> None:
         """Makes loss and optimizer. ``class_weights`` float32 ``[C]``."""
@@ -70,13 +73,13 @@ class Learner(Protocol):
     @property
     def devices(self) -> int:
         """The number of images that ``logits_together`` works on at once in this process."""
-        ...
+        return 1
 
     def logits_together(
         self, images: Sequence[npt.NDArray[np.float32]]
     ) -> list[npt.NDArray[np.float32]]:
         """Returns ``logits`` of at most ``devices`` images, each on a device of its own."""
-        ...
+        return [self.logits(image) for image in images]
 
     def align(self) -> None:
         """Gives all devices of all processes the running statistics that are written. Without

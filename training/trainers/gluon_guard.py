@@ -58,7 +58,7 @@ class GuardedArrays:
         return Symptoms(gradients, statistics)
 
 
-def look_forward(
+def inspect_forward(
     network: mx.gluon.HybridBlock, images: npt.NDArray[np.float32], context: mx.context.Context
 ) -> Finding | None:
     """Returns the first array that is not finite up to the outputs, on one device.

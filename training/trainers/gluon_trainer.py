@@ -6,24 +6,22 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from export.mxnet_import import mx
 from training.guard.guard import NonFiniteStep, choose_finding
-from training.loader import WHOLE, Batch, Shard, step_seed
+from training.loader import Batch, step_seed
 from training.networks import build
 from training.networks.layers import Norm, SyncBatchNorm
 from training.networks.tracing import read_parameters, write_parameters, write_symbol
 from training.options import IDLE_GPU, TrainOptions
 from training.parameters import frozen_names, group_of
-from training.trainers.gluon_guard import GuardedArrays, look_forward
+from training.trainers import Learner
+from training.trainers.gluon_guard import GuardedArrays, inspect_forward
 from training.trainers.gluon_losses import CascadeLoss
 from training.transforms import subsample_labels
-
-T = TypeVar("T")
 
 
 def choose_contexts(options: TrainOptions) -> list[mx.context.Context]:
@@ -55,8 +53,8 @@ def batch_norms(block: mx.gluon.Block) -> Iterator[mx.gluon.nn.BatchNorm]:
         yield from batch_norms(child)
 
 
-class GluonLearner:
-    """The :class:`training.trainers.Learner` on MXNet."""
+class GluonLearner(Learner):
+    """The :class:`training.trainers.Learner` on MXNet; one process drives all devices."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
         self.options = options
@@ -130,7 +128,7 @@ class GluonLearner:
         symptoms = self.guarded.read_symptoms()
         self.guarded.restore_statistics(before)
         forward = [
-            look_forward(self.network, images.asnumpy(), images.context)
+            inspect_forward(self.network, images.asnumpy(), images.context)
             for images, _ in self._shards(batch, len(self.contexts))
         ]
         first = next((found for found in forward if found is not None), None)
@@ -179,25 +177,6 @@ class GluonLearner:
 
     def read_optimizer(self, path: Path) -> None:
         self.optimizer.load_states(str(path))
-
-    @property
-    def shard(self) -> Shard:
-        """The whole batch: one process drives all devices."""
-        return WHOLE
-
-    def wait(self) -> None:
-        """Does nothing: there is no other process."""
-
-    def agree(self, wish: bool) -> bool:
-        """Returns the wish: there is no other process."""
-        return wish
-
-    def gather(self, item: T) -> list[T]:
-        """Returns the item alone: there is no other process."""
-        return [item]
-
-    def close(self) -> None:
-        """Does nothing: nothing is open."""
 
     def _freeze(self, names: frozenset[str]) -> None:
         """Freezes these parameters before the graph is built; their batch norms keep their

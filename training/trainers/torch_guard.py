@@ -85,7 +85,7 @@ def read_symptoms(module: SymbolModule) -> Symptoms:
     )
 
 
-def look_forward(
+def inspect_forward(
     module: SymbolModule,
     before: BeforeStep,
     images: npt.NDArray[np.float32],

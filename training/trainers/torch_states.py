@@ -6,7 +6,6 @@ Files are written aside and renamed.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from export.symbols.params import misfits, read_params, refuse_misfits, write_params
+from training.runs.checkpoint import replacing
 from training.trainers.symbol_module import SymbolModule
 
 
@@ -74,9 +74,8 @@ def _tensors(module: SymbolModule) -> dict[str, Tensor]:
 
 def write_parameters(module: SymbolModule, path: Path) -> None:
     """Writes the module's present parameters."""
-    aside = _beside(path)
-    write_params(module.parameters_of_symbol(), aside)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        write_params(module.parameters_of_symbol(), aside)
 
 
 def read_parameters(module: SymbolModule, path: Path, partial: bool) -> tuple[str, ...]:
@@ -107,15 +106,14 @@ def write_optimizer(
         "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()
     }  # fmt: skip
     if average is not None:
-        # The parameter file holds the averages: the weights themselves belong here.
+        # The parameter file has the averages: the weights themselves belong here.
         states["average_steps"] = average.steps
         states["weights"] = module.state_dict()
     # By way of memory: PyTorch's own writer does not say that a disk is full.
     content = io.BytesIO()
     torch.save(states, content)
-    aside = _beside(path)
-    aside.write_bytes(content.getbuffer())
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_bytes(content.getbuffer())
 
 
 def read_optimizer(
@@ -133,7 +131,3 @@ def read_optimizer(
     if average is not None:
         average.steps = states["average_steps"]
         module.load_state_dict(states["weights"])
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".part")

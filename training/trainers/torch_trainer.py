@@ -6,7 +6,6 @@ Needs MXNet only where no symbol file is given. Several processes, one a GPU, tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar, cast
@@ -22,7 +21,7 @@ from training.guard.guard import NonFiniteStep, choose_finding, first_finding
 from training.loader import Batch, Shard, join_shards, step_seed
 from training.options import TrainOptions
 from training.parameters import ParameterGroup, frozen_names, group_of
-from training.trainers import torch_states
+from training.trainers import Learner, torch_states
 from training.trainers.network_symbol import (
     freeze_batch_norms,
     frozen_parameters,
@@ -36,7 +35,7 @@ from training.trainers.torch_guard import (
     StepHealth,
     check_step,
     gradient_norm,
-    look_forward,
+    inspect_forward,
     read_symptoms,
 )
 from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
@@ -53,7 +52,7 @@ from training.transforms import subsample_labels
 T = TypeVar("T")
 
 
-class TorchLearner:
+class TorchLearner(Learner):
     """The :class:`training.trainers.Learner` on PyTorch."""
 
     def __init__(self, options: TrainOptions, num_classes: int) -> None:
@@ -179,7 +178,7 @@ class TorchLearner:
             finally:
                 self.forward = kept
 
-        found = look_forward(self.module, before, batch.images, forward)
+        found = inspect_forward(self.module, before, batch.images, forward)
         finding = choose_finding(found, health.loss_is_finite, symptoms)
         findings, batches = zip(*self.replicas.gather((finding, batch)), strict=True)
         layers = [node.name for node in self.module.graph.nodes]
@@ -227,16 +226,6 @@ class TorchLearner:
             maps = self.module(data)
         result: npt.NDArray[np.float32] = maps[0][0].float().cpu().contiguous().numpy()
         return result
-
-    @property
-    def devices(self) -> int:
-        """One device per process."""
-        return 1
-
-    def logits_together(
-        self, images: Sequence[npt.NDArray[np.float32]]
-    ) -> list[npt.NDArray[np.float32]]:
-        return [self.logits(image) for image in images]
 
     def align(self) -> None:
         statistics = dict(self.module.named_buffers())

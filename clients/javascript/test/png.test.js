@@ -68,13 +68,38 @@ test("rows of all filters, in one part", async () => {
   assert.deepEqual(found.pixels, PIXELS);
 });
 
+const NUMBERS = Uint16Array.from({ length: WIDTH * HEIGHT }, (_, k) => (k * k * 3001 + 7 * k) & 65535);
+
+/** Rows of 16 bits: what stands two bytes to the left is the pixel before. */
+function wide(choose) {
+  const length = 2 * WIDTH;
+  const bytes = (x, y) => (x < 0 || y < 0 ? 0 : (NUMBERS[y * WIDTH + (x >> 1)] >> (x & 1 ? 0 : 8)) & 255);
+  const rows = new Uint8Array(HEIGHT * (length + 1));
+  for (let y = 0; y < HEIGHT; y++) {
+    const filter = (rows[y * (length + 1)] = choose(y));
+    for (let x = 0; x < length; x++) {
+      const [a, b, c] = [bytes(x - 2, y), bytes(x, y - 1), bytes(x - 2, y - 1)];
+      const near = [a, b, c].map((value) => Math.abs(a + b - c - value));
+      const paeth = [a, b, c][near.indexOf(Math.min(...near))];
+      rows[y * (length + 1) + 1 + x] = bytes(x, y) - [0, a, b, (a + b) >> 1, paeth][filter];
+    }
+  }
+  return rows;
+}
+
+test("gray in 16 bits, rows of all filters", async () => {
+  const found = await decodePng(encodePng(wide((y) => y % 5), { color: 0, depth: 16 }));
+  assert.deepEqual(found.pixels, NUMBERS);
+  await assert.rejects(decodePng(encodePng(wide(() => 0), { color: 3, depth: 16 })), /indexed or gray/);
+});
+
 test("other files are refused", async () => {
   const good = encodePng(filtered(() => 2));
   for (const [file, message] of [
     [Buffer.from("GIF89a"), /not a PNG/],
     [new Uint8Array(0), /not a PNG/],
-    [encodePng(filtered(() => 2), { color: 2 }), /8-bit indexed or gray/],
-    [encodePng(filtered(() => 2), { depth: 4 }), /8-bit indexed or gray/],
+    [encodePng(filtered(() => 2), { color: 2 }), /indexed or gray PNG of 8/],
+    [encodePng(filtered(() => 2), { depth: 4 }), /indexed or gray PNG of 8/],
     [encodePng(filtered(() => 2), { interlace: 1 }), /not interlaced/],
     [encodePng(filtered(() => 5)), /broken/],
     [encodePng(new Uint8Array(20)), /broken/],

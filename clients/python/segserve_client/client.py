@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Literal
 
 import grpc
+import numpy as np
 
 from segserve_client.channel import (
     Metadata,
@@ -271,7 +272,9 @@ class Client:
             version=answer.version,
             image_size=(answer.image_height, answer.image_width),
             ignore_label=described.ignore_label,
-            confidence=decode_map(files["confidence"].body) if "confidence" in files else None,
+            confidence=np.asarray(decode_map(files["confidence"].body), np.uint8)
+            if "confidence" in files
+            else None,
         )
 
     def _send(self, request: pb.SegmentRequest) -> pb.SegmentResponse:

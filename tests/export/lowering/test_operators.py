@@ -3,6 +3,7 @@ case, the symbol, the parameters, the input and the output into a folder."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -137,6 +138,21 @@ def test_equals_mxnet(name, mxnet_results, run_onnx):
     # float32 coordinates of a resize are off by 1e-6 of a cell.
     atol = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol)
+
+
+def test_the_page_of_operators_is_complete():
+    from export.lowering.operators import LOWERINGS
+    from export.symbols.mxnet_operators import signatures
+
+    page = (Path(__file__).parents[3] / "docs" / "operators.md").read_text("utf-8")
+    _, converted, others = page.split("\n## ")
+    rows = [line.split("|")[2] for line in converted.splitlines() if line.startswith("| ")]
+    listed = [name for row in rows[1:] for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(LOWERINGS)
+    left = [name for line in others.splitlines() if line.startswith("| ")
+            for name in re.findall(r"`(\w+)`", line.split("|")[2])]  # fmt: skip
+    assert sorted(left) == sorted(signatures().keys() - LOWERINGS.keys())
+    assert f"{len(LOWERINGS)} of {len(signatures())}" in page
 
 
 if __name__ == "__main__":

@@ -49,6 +49,14 @@ def test_equals_mxnet(name, mxnet_results, run_onnx):
     np.testing.assert_allclose(alone, expected[1:], rtol=1e-4, atol=atol)
 
 
+def test_attributes_that_mxnet_writes_are_the_operators_own(mxnet_results):
+    from export.symbols.graph import read_symbol
+
+    for path in mxnet_results.glob("*.json"):
+        hidden = {n.op: n.user_attrs for _, n in read_symbol(path).operators() if n.user_attrs}
+        assert not hidden, path.name
+
+
 if __name__ == "__main__":
     from tests.support.mxnet_operators import write_cases
 

@@ -394,7 +394,8 @@ IMAGE = ("x", [1, 3, 8, 8])
     [
         ([IMAGE, ("scale", [1])], "2 inputs (x, scale)"),
         ([("x", [1, 4, 8, 8])], "4 channels"),
-        ([("x", [1, 1, 8, 8])], "1 channels"),
+        ([("x", [1, 1, 8, 8])], "one mean and one deviation"),
+        ([("x", [1, 8, 8, 1])], "8 channels; with 1 at the other end, --layout NHWC would fit"),
         ([("x", [2, 3, 8, 8])], "2 images at a time"),
         ([("x", [3, 8, 8])], "3 dimensions"),
         ([("x", [1, 3, "h", "w"])], "--size"),
@@ -422,12 +423,14 @@ def test_networks_with_other_outputs_are_refused(run, tmp_path, node, shape, mes
     assert message in error(run(path, "--classes", "a,b,c", *IMAGENET))
 
 
-def test_more_than_255_classes_are_refused(run, tmp_path):
+def test_more_classes_than_two_bytes_hold_are_refused(run, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("".join(f"class {i}\n" for i in range(256)))
+    names.write_text("".join(f"class {i}\n" for i in range(65_536)))
     path = write(tmp_path / "net.onnx", [helper.make_node("Identity", ["x"], ["y"])], [IMAGE],
                  [("y", None)])  # fmt: skip
-    assert "256 " in error(run(path, "--classes", names, *IMAGENET))
+    assert "65536 classes: expected at most 65535" in error(
+        run(path, "--classes", names, *IMAGENET)
+    )
 
 
 def test_labels_beyond_the_named_classes_are_refused(run, tmp_path):

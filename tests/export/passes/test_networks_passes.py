@@ -11,7 +11,8 @@ from export.lowering.convert import convert
 from export.passes.build import build_model
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.convolutions import fold_batch_norm
-from export.passes.cut_at_logits import cut_at_logits, without_softmax
+from export.passes.cut_at_logits import cut_at_logits, with_logits
+from export.symbols.initial import random_params
 from export.symbols.params import Parameters
 from export.symbols.shapes import infer_shapes
 
@@ -181,17 +182,49 @@ def test_confidence_is_the_winners_softmax(writer, make_params, run_onnx, deform
     assert (found == expected).mean() > 0.99
 
 
-def test_without_softmax_drops_identities_too(writer):
+ENDS = [
+    ("softmax", {"axis": 1}, True), ("log_softmax", {"axis": -3}, True),
+    ("SoftmaxActivation", {"mode": "channel"}, True), ("sigmoid", {}, True),
+    ("Activation", {"act_type": "sigmoid"}, True), ("LogisticRegressionOutput", {}, True),
+    ("softmax", {}, False), ("softmax", {"axis": 1, "temperature": -2}, False),
+    ("softmin", {"axis": 1}, False), ("Activation", {"act_type": "relu"}, False),
+    ("SoftmaxActivation", {}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "attrs", "dropped"), ENDS)
+def test_drops_what_changes_no_winner(writer, op, attrs, dropped):
     score = writer.convolution("score", 0, 4, 1)
     blocked = writer.add("BlockGrad", "block", score)
-    graph = writer.graph(writer.add("softmax", "out", blocked, axis=1))
-    assert [n.name for n in without_softmax(graph).nodes][-1] == "score"
+    graph = with_logits(writer.graph(writer.add(op, "out", blocked, **attrs)), 16, 16)
+    assert (graph.nodes[graph.heads[0].node].name == "score") == dropped
+
+
+@pytest.mark.parametrize("resized", [False, True])
+@pytest.mark.parametrize("op", ["LogisticRegressionOutput", "sigmoid"])
+def test_one_channel_behind_a_sigmoid_is_two_classes(writer, run_onnx, op, resized):
+    score = writer.convolution("score", 0, 1, 1, stride=(2, 2))
+    end = writer.resize("full", score, 16, 24) if resized else score
+    graph, size = writer.graph(writer.add(op, "out", end)), (16, 24)
+    cut = cut_at_logits(graph, *size)
+    assert (cut.classes, cut.height, cut.width) == (2, 8, 12)
+    parameters = random_params(graph, *size)
+    image = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
+    (logits,) = run_onnx(convert(cut.graph, parameters, *size), image)
+    (whole,) = run_onnx(convert(graph.pruned(graph.heads), parameters, *size), image)
+    assert not logits[:, 0].any()
+    if not resized:
+        np.testing.assert_array_equal(logits.argmax(1), whole[:, 0] > 0.5)
+
+
+def test_one_channel_without_a_sigmoid_is_refused(writer):
+    graph = writer.graph(writer.convolution("depth", 0, 1, 1))
+    with pytest.raises(InvalidSymbol, match=r"depth gives one channel.*sigmoid"):
+        cut_at_logits(graph, 16, 16)
 
 
 def test_bilinear_deconvolution_of_random_params(writer):
     """The fixed kernel: what it upsamples from a constant is constant inside."""
-    from export.symbols.initial import random_params
-
     weight = random_params(msra_head(writer, 45, 70), 45, 70).find("upsampling_weight")
     assert weight.shape == (5, 1, 32, 32)
     taps = weight[0, 0].reshape(2, 16, 2, 16).sum(axis=(0, 2))
@@ -248,7 +281,7 @@ def test_impossible_attributes_are_errors_that_name_the_node(writer, op, attrs):
         ("Reshape", {"shape": "(0, -1)", "reverse": True}),
         ("transpose", {"axes": "(1, 0, 2, 3)"}),
         ("transpose", {}),
-        ("mean", {"axis": 1}),
+        ("mean", {"axis": 0}),
         ("Pad", {"mode": "constant", "pad_width": "(0, 0, 1, 1, 0, 0, 0, 0)"}),
         ("Pad", {"mode": "wrap", "pad_width": "(0, 0, 0, 0, 1, 1, 1, 1)"}),
         ("UpSampling", {"scale": 2, "sample_type": "cubic"}),

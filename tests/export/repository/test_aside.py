@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from export.repository.files import folder_aside
+from export.repository.triton import folder_aside
 
 WRITE = """
 import sys, time
 from pathlib import Path
-from export.repository.files import folder_aside
+from export.repository.triton import folder_aside
 with folder_aside(Path(sys.argv[1])) as aside:
     (aside / "model.onnx").write_bytes(b"half of it")
     print("writing", flush=True)

@@ -7,10 +7,10 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from export.datasets import generic_labels
 from export.passes.build import build_model, set_metadata
 from export.repository import cli as inspect_cli
 from export.repository.inspection import count_macs, count_parameters, inspect_file
-from export.repository.labels import generic_labels
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.normalisation import Pixels
@@ -135,7 +135,7 @@ def test_scales_and_shapes_are_no_parameters():
     ("name", "message"),
     [
         ("absent", "is not a valid model"),
-        ("absent.onnx", "no such file"),
+        ("absent.onnx", "does not exist"),
         ("damaged.onnx", "not a readable"),
     ],
 )

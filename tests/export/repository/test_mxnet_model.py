@@ -8,9 +8,9 @@ from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_UINT8, ModelConfi
 from typer.testing import CliRunner
 
 from export import cli
+from export.datasets import generic_labels
 from export.errors import ExportError, IllegalSize, IncompatibleModel, InvalidParams
 from export.passes.build import build_model
-from export.repository.labels import generic_labels
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.graph import read_symbol, write_symbol
@@ -110,8 +110,8 @@ def test_onnx_is_no_next_version_of_mxnet(tmp_path, network):
     ("change", "error", "message"),
     [
         ({"size": (30, 64)}, IllegalSize, "nearest"),
-        ({"heads": ("labels",)}, ExportError, "mask, logits, confidence"),
-        ({"heads": ()}, ExportError, "nothing"),
+        ({"heads": ("labels",)}, ExportError, "mask, confidence, logits"),
+        ({"heads": ()}, ExportError, "expected one or more"),
         ({"parameters": Parameters({}, {})}, InvalidParams, "missing"),
     ],
 )

@@ -5,10 +5,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from export.datasets import generic_labels
 from export.errors import ExportError, IncompatibleModel
 from export.passes.build import build_model
 from export.repository import triton
-from export.repository.labels import generic_labels
 from export.repository.triton import ModelFacts, write_model
 from serving.models.repository import read_model
 from serving.palette import LabelSet

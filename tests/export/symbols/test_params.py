@@ -121,7 +121,7 @@ def test_every_truncation_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04" + bytes(40), "no MXNet .params"),
+        (b"PK\x03\x04" + bytes(40), "not an MXNet .params"),
         (struct.pack("<QQQ", 0x112, 0, 2**63), "array 0"),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 0, 2**31 - 1), "dimensions"),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 0, -5), "dimensions"),

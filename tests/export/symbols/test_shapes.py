@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from export.errors import InvalidParams, InvalidSymbol, UnsupportedOperator
+from export.errors import ExportError, InvalidParams, InvalidSymbol, UnsupportedOperator
 from export.lowering.convert import convert
 from export.symbols.find import PUBLISHED
-from export.symbols.graph import read_symbol
+from export.symbols.graph import Entry, Graph, Node, read_symbol
 from export.symbols.initial import random_params
 from export.symbols.params import Parameters
 from export.symbols.shapes import infer_shapes
@@ -88,3 +88,56 @@ def test_missing_and_misshapen_parameters_are_named(make_network):
     structural = Parameters({"conv1.0.weight": np.zeros((1,), np.float32)}, {})
     with pytest.raises(InvalidParams, match="structural names"):
         convert(graph, structural, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs"),
+    [
+        ("sum", {"axis": "(0,)"}),
+        ("norm", {}),
+        ("softmax", {"axis": "0"}),
+        ("reverse", {"axis": "(0,)"}),
+        ("slice_axis", {"axis": "0", "begin": "0", "end": "1"}),
+        ("Reshape", {"shape": "(3, -1)"}),
+        ("SliceChannel", {"axis": "0", "num_outputs": "2"}),
+        ("LayerNorm", {"axis": "0"}),
+        ("argmax", {"axis": "0"}),
+    ],
+)
+def test_operators_that_mix_images_are_refused(writer, op, attrs):
+    variables = "gamma beta" if op == "LayerNorm" else ""
+    graph = writer.graph(writer.add(op, "it", 0, variables=variables, **attrs))
+    with pytest.raises(ExportError, match="it") as caught:
+        infer_shapes(graph, 16, 16)
+    assert "2147483647" not in str(caught.value)
+
+
+def test_a_moved_batch_is_no_map(writer):
+    turned = writer.add("SwapAxis", "turned", 0, dim1="0", dim2="1")
+    graph = writer.graph(writer.convolution("conv", turned, 4))
+    with pytest.raises(UnsupportedOperator, match=r"conv.*the batch is not the first axis"):
+        infer_shapes(graph, 16, 16)
+    back = writer.add("SwapAxis", "back", writer.add("relu", "relu", turned), dim1="0", dim2="1")
+    alone = writer.graph(back).pruned([Entry(back)])
+    assert infer_shapes(alone, 16, 16).of(alone.heads[0]) == (1, 3, 16, 16)
+
+
+def test_shapes_of_variables_are_those_noted(writer):
+    scale = len(writer.nodes)
+    writer.nodes.append(Node("null", "scale", (), {}, {"__shape__": "(1, 3, 1, 1)"}))
+    scaled = writer.add("broadcast_mul", "scaled", 0, scale)
+    shapes = infer_shapes(writer.graph(scaled), 16, 16)
+    assert shapes.parameters == {"scale": (1, 3, 1, 1)}
+    writer.nodes[scale] = Node("null", "scale", (), {}, {"__shape__": "(1, 0, 1, 1)"})
+    with pytest.raises(InvalidSymbol, match=r"scaled.*reads scale, whose shape is not known"):
+        infer_shapes(writer.graph(scaled), 16, 16)
+
+
+def test_outputs_are_told_apart(writer):
+    split = writer.add("_split_v2", "split", 0, indices="(0, 1)", axis="1")
+    graph = Graph(tuple(writer.nodes), (Entry(split, 1), Entry(split)))
+    shapes = infer_shapes(graph, 16, 16)
+    assert shapes.outputs(split) == 2
+    assert [shapes.of(head) for head in graph.heads] == [(1, 2, 16, 16), (1, 1, 16, 16)]
+    with pytest.raises(InvalidSymbol, match="split has no output 2"):
+        infer_shapes(Graph(graph.nodes, (Entry(split, 2),)), 16, 16)

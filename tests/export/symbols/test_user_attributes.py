@@ -137,6 +137,35 @@ def test_mxnets_reason_is_shown_and_nothing_written(
     assert not list((tmp_path / "models").rglob("*.json"))
 
 
+REASONS = """
+from export.mxnet_import import mx, mxnet_reason
+x = mx.sym.var("data")
+pooled = mx.sym.Pooling(x, kernel=(2, 2), stride=(2, 2))
+for attempt in (
+    lambda: mx.sym.Convolution(x, kernel=(5, 5), num_filter=4).infer_shape(data=(1, 3, 2, 2)),
+    lambda: (x + pooled).infer_shape(data=(1, 3, 4, 4)),
+    lambda: mx.sym.load_json("{}"),
+    lambda: mx.sym.Activation(x, name="act"),
+):
+    try:
+        attempt()
+    except mx.base.MXNetError as error:
+        print("reason:", mxnet_reason(error))
+"""
+
+
+def test_reasons_are_one_line_that_says_what_is_wrong(run_mxnet) -> None:
+    lines = run_mxnet("-c", REASONS).splitlines()
+    kernel, shapes, field, missing = (
+        line.removeprefix("reason: ") for line in lines if line.startswith("reason: ")
+    )
+    assert "kernel size exceed input" in kernel
+    assert "expected [1,3,4,4], got [1,3,2,2]" in shapes
+    assert 'Missing field "arg_nodes"' in field
+    assert missing.startswith("Required parameter act_type")
+    assert "in operator Activation(" in missing
+
+
 def test_the_list_of_operators_is_mxnets_own(run_mxnet) -> None:
     printed = run_mxnet("-m", "export.symbols.mxnet_operators")
     assert printed == mxnet_operators.TABLE.read_text("utf-8")

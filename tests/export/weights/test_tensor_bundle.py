@@ -99,7 +99,7 @@ WRONG = {
     "an unknown type": (entry(dtype=7), "of TensorFlow's type 7, which is not read here"),
     "many axes": (entry(shape=(1,) * 17), "an impossible shape"),
     "a huge axis": (entry(shape=(2**63,)), "an impossible shape"),
-    "another file": (entry(shard=5), "lies in data file 5 of 1"),
+    "another file": (entry(shard=5), "is in data file 5 of 1"),
     "a negative file": (field(1, 1) + field(3, 2**64 - 1), "data file 18446744073709551615 of 1"),
     "a wrong checksum": (entry(), r"damaged \(the checksum of w"),
     "slices": (entry() + field(7, b"x"), "stored in slices"),
@@ -149,7 +149,7 @@ def test_a_block_that_points_far_away_is_refused(tmp_path: Path) -> None:
     footer = varint(0) + varint(0) + varint(2**60) + varint(2**60)
     content = bytes(64) + footer.ljust(40, b"\0") + struct.pack("<Q", MAGIC)
     (tmp_path / "m.index").write_bytes(content)
-    with pytest.raises(WeightsError, match="lies outside of it"):
+    with pytest.raises(WeightsError, match="is outside the file"):
         read_bundle(tmp_path / "m")
 
 

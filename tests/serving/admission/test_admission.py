@@ -1,4 +1,4 @@
-"""Shedding in the batcher itself: at the door, and when a batch is taken."""
+"""Shedding in the batcher itself: at the entry, and when a batch is taken."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from serving.batching.batch import BatchLimits, Inferred
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, Inferred
 from serving.errors import NotReady, PredictedLate, QueueFull
 from serving.imaging.geometry import Size
 from serving.testing import FakeEngine
@@ -46,8 +46,8 @@ async def test_what_would_be_late_is_refused_at_the_door() -> None:
         busy = await occupy(batcher, engine)
         early = await enter(batcher, 20.0)  # nothing is known yet
         batcher.costs.learn(1, 100.0)
-        told = r"in (29\d|300)\d\d\d ms .* in 150000 ms"
-        with pytest.raises(PredictedLate, match=told) as caught:
+        text = r"in (29\d|300)\d\d\d ms .* in 150000 ms"
+        with pytest.raises(PredictedLate, match=text) as caught:
             batcher.reserve(IMAGE.nbytes, timeout_s=150.0)
         assert 140 <= int(caught.value.retry_after) <= 150
         with pytest.raises(PredictedLate, match="shed_late_requests"):
@@ -107,7 +107,7 @@ async def test_images_of_one_request_are_in_time_together_or_not_at_all() -> Non
 
 
 async def test_caution_is_larger_before_decoding_than_after() -> None:
-    """A mean of 120 s and a spread of 20: two spreads at the door, where nothing is lost yet."""
+    """A mean of 120 s and a spread of 20: two spreads at the entry, where nothing is lost yet."""
     engine = FakeEngine(SIZE, max_batch_size=1)
     async with batching(engine, SHEDDING) as batcher:
         busy = await occupy(batcher, engine)

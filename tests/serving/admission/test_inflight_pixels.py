@@ -15,7 +15,7 @@ from segserve_client.proto import segserve_pb2 as pb
 from segserve_client.proto import segserve_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving import service
+from serving import preparation
 from serving.imaging.still import StillImage
 from serving.server import Server
 from serving.testing import FakeEngine, ServerThread
@@ -43,8 +43,8 @@ class HeldHeaders:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> HeldHeaders:
-    held = HeldHeaders(service.read_still)
-    monkeypatch.setattr(service, "read_still", held)
+    held = HeldHeaders(preparation.read_still)
+    monkeypatch.setattr(preparation, "read_still", held)
     return held
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_reserved_for_a_request_that_has_ended(
     server: Server, held: HeldHeaders, end
 ) -> None:
     """A thread that is still at its image must not reserve for it: nobody would give it back."""
-    admission, turns = server.admission, server.segmenter._turns
+    admission, turns = server.admission, server.preparer._turns
     idle = turns._free
     end(server, held)
     wait_for(lambda: admission.inflight == 0)

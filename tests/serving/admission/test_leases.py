@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.batcher import Batcher
-from serving.batching.queue import RequestQueue, WaitLimits
+from serving.batching.queue import BatchLimits, QueuePolicy, RequestQueue, Scheduling, WaitLimits
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -372,7 +371,7 @@ async def test_a_cancelled_elder_holds_no_answer_back() -> None:
     await until(lambda: len(engine.batch_sizes) == 2)
     gates[1].set()
     await until(lambda: len(batcher._answers._finished) == 1)
-    assert not tasks[1].done(), "the elder has no answer yet"
+    assert not tasks[1].done(), "the earlier one has no answer yet"
     tasks[0].cancel()
     assert (await asyncio.wait_for(tasks[1], 15)).batch_size == 1
     assert not gates[0].is_set()

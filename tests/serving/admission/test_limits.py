@@ -40,7 +40,7 @@ LIMITS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a caller is told, over either transport."""
+    """What a caller gets, over either transport."""
 
     status: str
     text: str

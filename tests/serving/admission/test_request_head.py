@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.admission.admission import RequestHead
 from serving.errors import QueueFull
-from serving.grpc import wire as door
+from serving.grpc import wire
 from serving.grpc.wire import scan, shape_of
 from serving.observability.access_log import AccessLog
 from serving.server import Server
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Client:
-    """One raw connection, which sends of a request what it is told to."""
+    """One raw connection, which sends of a request what it has to."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -137,7 +137,7 @@ async def test_a_head_is_refused_before_its_body(repository: Path, path: str) ->
         assert (answered.status, answered.body) == (200, bytes(32 * 48))
 
 
-async def test_a_refusal_is_told_like_any_other(repository: Path) -> None:
+async def test_a_refusal_is_reported_like_any_other(repository: Path) -> None:
     """As one that comes behind the body: metrics, statistics, and the line in the log."""
     async with full(repository) as (server, _, _), connected(server) as client:
         written = io.StringIO()
@@ -148,8 +148,8 @@ async def test_a_refusal_is_told_like_any_other(repository: Path) -> None:
         assert sample(server, "segserve_rejected_total", model="bands", reason="queue_size") == 1
         assert sample(server, "segserve_requests_total", model="bands", code="queue_full") == 1
         seconds = "segserve_request_duration_seconds_count"
-        told = {"model": "bands", "transport": "http", "outcome": "queue_full"}
-        assert sample(server, seconds, **told) == 1
+        labels = {"model": "bands", "transport": "http", "outcome": "queue_full"}
+        assert sample(server, seconds, **labels) == 1
         assert sample(server, "segserve_inflight_requests") == 0
         assert server.registry.get("bands").statistics.requests["fail"].count == 1
         line = json.loads(written.getvalue())
@@ -276,9 +276,9 @@ async def by_curl(server: Server) -> int:
                "--data-binary", "@-", f"http://127.0.0.1:{server.ports.http}{SEGMENT}")  # fmt: skip
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    told, _ = await process.communicate(LARGE)
+    printed, _ = await process.communicate(LARGE)
     assert process.returncode == 0
-    return int(told)
+    return int(printed)
 
 
 async def by_httpx(server: Server) -> int:
@@ -371,7 +371,7 @@ def broken_infer() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [(door.SEGMENT, broken_segment()), (door.INFER, broken_infer())]
+    ("method", "message"), [(wire.SEGMENT, broken_segment()), (wire.INFER, broken_infer())]
 )
 async def test_a_grpc_message_is_refused_before_it_is_parsed(
     repository: Path, method: str, message: bytes
@@ -389,8 +389,8 @@ async def test_a_grpc_message_is_refused_before_it_is_parsed(
         assert trailing["segserve-code"] == "queue_full"
         assert int(trailing["retry-after"]) >= 1
         assert trailing["x-request-id"] == "mine-1"
-        told = {"model": "bands", "reason": "queue_size"}
-        assert sample(server, "segserve_rejected_total", **told) == 1
+        labels = {"model": "bands", "reason": "queue_size"}
+        assert sample(server, "segserve_rejected_total", **labels) == 1
         assert sample(server, "segserve_requests_total", model="bands", code="queue_full") == 1
         engine.hold.set()
         await until(lambda: server.registry.get("bands").batcher.waiting == 0)
@@ -408,7 +408,7 @@ async def test_over_grpc_too_the_key_comes_before_the_message(
         full(repository, api_keys_file=keys) as (server, _, _),
         grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel,
     ):
-        ask = channel.stream_unary(door.SEGMENT)
+        ask = channel.stream_unary(wire.SEGMENT)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask()  # and sends nothing
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -440,9 +440,9 @@ async def test_grpc_deadlines_are_looked_at_before_the_message(repository: Path)
 
 def read(method: str, data: bytes, timeout_s: float | None = None) -> RequestHead | None:
     """What a message's bytes announce."""
-    kind = {door.SEGMENT: pb.SegmentRequest, door.INFER: oip.ModelInferRequest}[method]
-    fields = scan(data, shape_of(kind.DESCRIPTOR), door.list_wanted(method)).fields
-    return door.read_announced(method, fields, timeout_s, len(data))
+    kind = {wire.SEGMENT: pb.SegmentRequest, wire.INFER: oip.ModelInferRequest}[method]
+    fields = scan(data, shape_of(kind.DESCRIPTOR), wire.list_wanted(method)).fields
+    return wire.read_head(method, fields, timeout_s, len(data))
 
 
 @given(
@@ -459,7 +459,7 @@ def test_a_segment_message_is_read_as_protobuf_does(
     message = pb.SegmentRequest(model=model, version=version, image=image, format=format, tta=tta)
     if opacity is not None:
         message.opacity = opacity
-    found = read(door.SEGMENT, message.SerializeToString(), 1.5)
+    found = read(wire.SEGMENT, message.SerializeToString(), 1.5)
     assert found is not None
     assert (found.model, found.version, found.timeout_s) == (model, version or None, 1.5)
     assert found.formats == (tuple(format.split(",")) if format else ("png",))
@@ -472,7 +472,7 @@ def test_of_repeated_fields_the_last_counts(names: list[str], raw: bytes) -> Non
         for name in names
     )
     parsed = oip.ModelInferRequest.FromString(data)
-    found = read(door.INFER, data)
+    found = read(wire.INFER, data)
     assert found is not None
     assert found.model == parsed.model_name
 
@@ -484,6 +484,6 @@ def test_bytes_that_are_no_message_announce_nothing_wrong(data: bytes) -> None:
         parsed = pb.SegmentRequest.FromString(data)
     except Exception:
         return
-    found = read(door.SEGMENT, data)
+    found = read(wire.SEGMENT, data)
     if found is not None:
         assert (found.model, found.version or 0) == (parsed.model, parsed.version)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, Execution, Scheduling
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, Execution, Scheduling
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction

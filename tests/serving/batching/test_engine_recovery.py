@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching import workers
+from serving.batching import batcher
 from serving.batching.engine_runner import EngineThread, Run
 from serving.imaging.restore import Prediction
 from serving.models.repository import ModelFolder
@@ -112,8 +112,8 @@ async def test_a_thread_that_the_system_refuses_is_asked_for_again(
                 raise RuntimeError("can't start new thread")
             return EngineThread(name)
 
-        monkeypatch.setattr(workers, "EngineThread", refuse_twice)
-        monkeypatch.setattr(workers, "_THREAD_RETRY_S", 0.01)
+        monkeypatch.setattr(batcher, "EngineThread", refuse_twice)
+        monkeypatch.setattr(batcher, "_THREAD_RETRY_S", 0.01)
         opening.engines[0].death.set()
         assert (await http.post(SEGMENT, content=PHOTO)).status_code == 500
         model = server.registry.get("bands")

@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from serving.batching.batch import BatchLimits
 from serving.batching.engine_runner import Batch, EngineSlot
+from serving.batching.queue import BatchLimits
 from serving.errors import EngineFailed, NotReady
 from serving.imaging.geometry import Size
 from serving.testing import FakeEngine

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
 
-from serving.batching.batch import BatchLimits, Scheduling
+from serving.batching.queue import BatchLimits, Scheduling
 from serving.errors import InvalidModel
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction

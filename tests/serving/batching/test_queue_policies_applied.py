@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, QueuePolicy, Scheduling
 from serving.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
@@ -206,7 +206,7 @@ async def test_runs_that_fail_in_a_row_break_the_engine_and_what_waits_runs_on_t
         engine.hold.set()
         await until(lambda: broken)
         assert "2 runs in a row failed" in broken[0]
-        with pytest.raises(NotReady, match="opened anew"):
+        with pytest.raises(NotReady, match="being reopened"):
             await batcher.submit(IMAGE)
         fresh = FakeEngine(SIZE, max_batch_size=1)
         await batcher.replace(fresh)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.batching.batch import QueuePolicy, Scheduling
+from serving.batching.queue import QueuePolicy, Scheduling
 from serving.errors import InvalidModel
 from serving.models.repository import read_model
 from tests.support.band_model import write_model

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.batching.batch import BatchLimits, QueuePolicy, Scheduling
-from serving.batching.queue import Item, RequestQueue
+from serving.batching.queue import BatchLimits, Item, QueuePolicy, RequestQueue, Scheduling
 
 
 def image_of(size: int) -> npt.NDArray[np.uint8]:

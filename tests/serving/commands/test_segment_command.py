@@ -109,8 +109,9 @@ def test_what_concerns_every_photo_is_said_once(served, photos, tmp_path):
     result = call("--server", served.grpc, "--model", "unet", photos)
     assert result.exit_code == 1
     assert result.output.count("unet") == 1
-    assert call_bands(served, photos, "--format", "gif").output.startswith(
-        "segserve segment: --format is 'gif'; known: png, overlay"
+    assert call_bands(served, photos, "--format", "gif").output == (
+        "segserve segment: --format is 'gif': expected png or overlay or confidence or npy or raw "
+        "or stats or rle or polygons\n"
     )
 
 

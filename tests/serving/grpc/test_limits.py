@@ -18,7 +18,15 @@ from serving.grpc import open_calls
 from serving.server import Server
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
-from tests.support.band_model import MODEL_SIZE, bands, encode, free_ports, serve_fake, write_model
+from tests.support.band_model import (
+    MODEL_SIZE,
+    Served,
+    bands,
+    encode,
+    free_ports,
+    serve_fake,
+    write_model,
+)
 from tests.support.raw_grpc import (
     CHECK,
     INDEX,
@@ -97,8 +105,8 @@ def test_a_call_without_a_message_ends(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ONE_MESSAGE)
-def test_a_call_that_closes_without_a_message(tmp_path: Path, method: str) -> None:
-    with limited(tmp_path) as (server, _), open_channel(address(server)) as channel:
+def test_a_call_that_closes_without_a_message(served: Served, method: str) -> None:
+    with open_channel(served.grpc) as channel:
         ended = call(channel, method)
         assert ended.code == "INVALID_ARGUMENT"
         assert "before its message" in ended.text
@@ -267,15 +275,21 @@ def test_a_client_that_takes_no_answer(tmp_path: Path) -> None:
             assert call(channel, SEGMENT, FRAME).code == "OK"
 
 
+@pytest.fixture(scope="module")
+def short_headers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with limited(tmp_path_factory.mktemp("repository"), max_header_bytes=2048) as (server, _):
+        yield server
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_long_metadata_is_refused_by_every_method(tmp_path: Path, method: str) -> None:
-    with limited(tmp_path, max_header_bytes=2048) as (server, _):
-        with open_channel(address(server)) as channel:
-            ended = call(channel, method, b"", metadata=[("a", "b" * 3000)])
-        assert ended.code == "RESOURCE_EXHAUSTED"
-        assert "max_header_bytes" in ended.text
-        assert ended.trailing["x-request-id"]
-        assert rejected(server, "header_bytes") == 1
+def test_long_metadata_is_refused_by_every_method(short_headers: Server, method: str) -> None:
+    before = rejected(short_headers, "header_bytes")
+    with open_channel(address(short_headers)) as channel:
+        ended = call(channel, method, b"", metadata=[("a", "b" * 3000)])
+    assert ended.code == "RESOURCE_EXHAUSTED"
+    assert "max_header_bytes" in ended.text
+    assert ended.trailing["x-request-id"]
+    assert rejected(short_headers, "header_bytes") == before + 1
 
 
 def ping(server: Server, seconds: float) -> list[str]:

@@ -29,7 +29,7 @@ from tests.support.raw_grpc import open_channel as open_raw
 from tests.support.waiting import wait_for
 
 SIZE = 20 << 20
-CALLS = 12
+CALLS = 8
 BULK = bytes(SIZE)
 # What nobody knows: it makes every message a long one.
 LONG = part(500, BULK)

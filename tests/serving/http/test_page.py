@@ -185,7 +185,7 @@ def test_a_photo_is_dropped_upright(page: Page, served: Served, tmp_path: Path) 
     assert pixel(page, 90, 30) == colors(served)[7]
     data = page.evaluate_handle("new DataTransfer()")
     page.dispatch_event("#drop", "drop", {"dataTransfer": data})
-    expect(page.locator("#error")).to_have_text("What was dropped is no file.")
+    expect(page.locator("#error")).to_have_text("That was not a file.")
 
 
 def test_the_servers_errors_are_shown_in_its_words(page: Page, served: Served) -> None:

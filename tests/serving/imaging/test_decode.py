@@ -1,6 +1,5 @@
 import io
 import struct
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -269,8 +268,8 @@ def test_probe():
     assert probe(png_of(123, 45)) == ImageHeader("PNG", 123, 45, complete=False)
 
 
-def test_real_photos():
-    folder = Path(__file__).parents[4] / "shared" / "datasets" / "camvid" / "val" / "images"
+def test_real_photos(pytestconfig):
+    folder = pytestconfig.rootpath.parent / "shared" / "datasets" / "camvid" / "val" / "images"
     photos = sorted(folder.glob("*.jpg"))[:3]
     if not photos:
         pytest.skip("no CamVid sample beside this checkout")

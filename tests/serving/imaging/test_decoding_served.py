@@ -18,13 +18,14 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import service
+from serving import preparation
 from serving.http.body import TIMEOUT_HEADER
-from serving.imaging.header import read_still
+from serving.imaging.decode import read_still
 from serving.testing import FakeEngine
 from tests.support.band_model import MODEL_SIZE, Served, band_labels, bands, encode, serve_fake
 from tests.support.photos import png_chunk
 from tests.support.running import running
+from tests.support.waiting import until
 
 SEGMENT = "/v2/models/bands/segment?format=raw"
 GOOD = encode(bands(32, 48), "PNG")
@@ -77,8 +78,10 @@ def test_missing_rows_are_an_error_and_show_nobody_s_pixels(http: httpx.Client) 
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_image")
 
 
-def test_what_lies_beside_the_repository_ends_right(http: httpx.Client) -> None:
-    folder = Path(__file__).parents[4] / "shared" / "cases" / "images"
+def test_what_lies_beside_the_repository_ends_right(
+    http: httpx.Client, pytestconfig: pytest.Config
+) -> None:
+    folder = pytestconfig.rootpath.parent / "shared" / "cases" / "images"
     if not folder.is_dir():
         pytest.skip("no cases beside this checkout")
     for path in sorted(folder.iterdir()):
@@ -143,7 +146,7 @@ async def test_a_deadline_holds_while_decoding_and_while_waiting_for_it(reposito
         hung = asyncio.create_task(
             http.post(SEGMENT, content=GOOD, headers={TIMEOUT_HEADER: "60000"})
         )
-        await asyncio.sleep(0.3)
+        await until(lambda: not server.decoders.processes())
         start = time.monotonic()
         waiting = await http.post(SEGMENT, content=GOOD, headers={TIMEOUT_HEADER: "300"})
         assert (waiting.status_code, waiting.json()["code"]) == (504, "deadline_exceeded")
@@ -209,13 +212,12 @@ async def test_who_leaves_while_the_file_is_read_leaves_no_pixels_behind(
         repository, serve_fake(engine), max_inflight_megapixels=0.001, pool_threads=3
     ) as (server, http):
         with monkeypatch.context() as patch:
-            patch.setattr(service, "read_still", read_slowly)
+            patch.setattr(preparation, "read_still", read_slowly)
             leaving = asyncio.create_task(http.post(SEGMENT, content=GOOD))
             await asyncio.to_thread(reading.wait, 30)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
-            while server.admission.inflight:
-                await asyncio.sleep(0.01)
+            await until(lambda: not server.admission.inflight)
             left.set()
             await asyncio.wrap_future(server.pool.submit(bool))
         for _ in range(2):
@@ -228,7 +230,7 @@ async def test_a_crash_costs_one_request_of_many(repository: Path) -> None:
         stop(server.decoders.processes()[-1:])
         victim = server.decoders.processes()[-1]
         first = asyncio.create_task(http.post(SEGMENT, content=GOOD))
-        await asyncio.sleep(0.3)
+        await until(lambda: victim not in server.decoders.processes())
         others = await asyncio.gather(*(http.post(SEGMENT, content=GOOD) for _ in range(8)))
         os.kill(victim, signal.SIGSEGV)
         os.kill(victim, signal.SIGCONT)
@@ -246,7 +248,7 @@ async def test_a_stop_does_not_wait_for_decoders(repository: Path) -> None:
         processes = server.decoders.processes()
         stop(processes)
         hung = asyncio.create_task(http.post(SEGMENT, content=GOOD))
-        await asyncio.sleep(0.3)
+        await until(lambda: len(server.decoders.processes()) < len(processes))
         start = time.monotonic()
     assert time.monotonic() - start < 15
     hung.cancel()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.imaging import interpolation
+from serving.imaging import interpolation, restore
 from serving.imaging.geometry import Size
 from serving.imaging.restore import (
     _interpolated,
@@ -143,14 +143,24 @@ def test_agreement_at_real_sizes(original):
     assert (labels == labels_reference(logits, model, original)).mean() >= 0.9999
 
 
-def test_as_many_classes_as_a_label_map_holds():
-    logits = random_logits((255, 6, 7), 1)
+@pytest.mark.parametrize(("classes", "kind"), [(255, "uint8"), (256, "uint16"), (700, "uint16")])
+def test_as_many_classes_as_a_pixel_holds(classes, kind):
+    logits = random_logits((classes, 6, 7), 1)
     size = Size(20, 30)
     labels = labels_from_logits(logits, size, size)
+    assert labels.dtype == kind
     assert (labels == labels_reference(logits, size, size)).mean() >= 0.999
-    assert labels.max() > 200
-    with pytest.raises(ValueError, match="255"):
-        labels_from_logits(random_logits((256, 6, 7), 1), size, size)
+    assert labels.max() > 0.8 * classes
+    certain = labels_and_confidence(logits, size, size)
+    assert [part.dtype for part in certain] == [kind, np.uint8]
+    assert np.array_equal(certain[0], labels)
+    with pytest.raises(ValueError, match="contiguous, writable"):
+        labels_from_logits(logits, size, size, out=np.empty((20, 30), np.int16))
+
+
+def test_more_classes_than_a_label_map_holds_are_refused():
+    with pytest.raises(ValueError, match="at most 65535 classes, not 65536"):
+        labels_from_logits(np.zeros((65536, 1, 1), np.float32), Size(1, 1), Size(1, 1))
 
 
 def test_model_labels_agree_at_the_aligned_corners():
@@ -185,6 +195,8 @@ def test_logits_may_be_read_only_or_a_view():
 def test_no_argument_compiles_anew_after_warm():
     """A request would wait for seconds."""
     size = Size(20, 16)
+    for classes in (2, 256):  # labels of one byte, and of two
+        restore.warm(classes)
     for logits in (random_logits((3, 5, 4), 3), random_logits((2, 3, 5, 4), 3)[1]):
         for writeable in (True, False):
             logits.flags.writeable = writeable
@@ -196,7 +208,7 @@ def test_no_argument_compiles_anew_after_warm():
         interpolation.fill_labels_and_confidence,
         interpolation.fill_nearest,
     ):
-        assert len(loop.signatures) == 1
+        assert len(loop.signatures) == 2
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0, 3, 4), (1, 3, 4, 5)])

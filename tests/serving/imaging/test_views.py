@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving.batching.batch import Inferred
 from serving.batching.batcher import Batcher
+from serving.batching.queue import Inferred
 from serving.errors import DeadlineExceeded, EngineFailed
 from serving.imaging.blending import Blender
 from serving.imaging.geometry import PLAIN, Augmentation, Size, plan
 from serving.imaging.restore import Prediction
 from serving.observability.request_context import Timings
+from serving.preparation import Views
 from serving.testing import FakeEngine
-from serving.tiling import Views, blend_views
+from serving.tiling import blend_views
 from tests.support.band_model import band_labels, bands
 from tests.support.batching import LIMITS, Notes, batching
 from tests.support.waiting import until

@@ -16,8 +16,8 @@ import pytest
 from onnx import save
 from PIL import Image
 
-from serving.batching.batch import BatchLimits, BatchObserver, Execution
 from serving.batching.batcher import Batcher
+from serving.batching.queue import BatchLimits, BatchObserver, Execution
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size, plan
 from serving.imaging.restore import Prediction, labels_suffice

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.batching.batch import Scheduling
+from serving.batching.queue import Scheduling
 from serving.errors import InvalidModel
 from serving.models.repository import list_models, read_model
 from tests.support.band_model import CLASSES, write_model
@@ -124,7 +124,10 @@ def test_a_folder_without_versions_or_labels_says_what_is_missing(tmp_path: Path
     with pytest.raises(InvalidModel, match=r"labels\.txt is missing"):
         read_model(folder)
     (folder / "labels.txt").write_text("\n".join(f"c{i}" for i in range(256)))
-    with pytest.raises(InvalidModel, match="1 to 255"):
+    with pytest.raises(InvalidModel, match="mask is TYPE_UINT8; expected TYPE_UINT16 for 256"):
+        read_model(folder)
+    (folder / "labels.txt").write_text("\n".join(f"c{i}" for i in range(65_536)))
+    with pytest.raises(InvalidModel, match="65536 classes; a label map holds 1 to 65535"):
         read_model(folder)
     (folder / "1" / "model.onnx").unlink()
     with pytest.raises(InvalidModel, match=r"expected 1/model\.onnx"):

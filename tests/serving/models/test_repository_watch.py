@@ -76,8 +76,8 @@ def write_version(folder: Path, version: int, text: str = "") -> None:
 
 
 async def look_twice(watch: RepositoryWatch) -> None:
-    await watch.look()
-    await watch.look()
+    await watch.compare()
+    await watch.compare()
 
 
 async def answering_version(http: httpx.AsyncClient) -> str:
@@ -94,15 +94,15 @@ async def index_of(http: httpx.AsyncClient) -> list[tuple[str, str, str]]:
 async def test_a_new_version_takes_over_once_its_files_have_settled(repository: Path) -> None:
     async with watched(repository) as (_, http, watch, opener):
         write_version(repository / "bands", 2, "half")
-        await watch.look()
+        await watch.compare()
         write_version(repository / "bands", 2, "whole now")
-        await watch.look()
+        await watch.compare()
         assert len(opener.engines) == 1  # it was still being written
         assert await answering_version(http) == "1"
-        await watch.look()
+        await watch.compare()
         assert await answering_version(http) == "2"
         assert [engine.closed for engine in opener.engines] == [True, False]
-        await watch.look()
+        await watch.compare()
         assert len(opener.engines) == 2
         shutil.rmtree(repository / "bands" / "2")
         await look_twice(watch)
@@ -188,9 +188,9 @@ async def test_models_come_and_go(repository: Path) -> None:
         await look_twice(watch)
         assert [model.name for model in server.registry.models()] == ["bands", "later"]
         shutil.rmtree(repository / "bands")
-        await watch.look()
+        await watch.compare()
         assert await answering_version(http) == "1"
-        await watch.look()
+        await watch.compare()
         assert (await http.post(SEGMENT, content=PHOTO)).status_code == 404
         assert [model.name for model in server.registry.models()] == ["later"]
 

@@ -10,7 +10,7 @@ import pytest
 from segserve_client.proto import segserve_pb2 as messages
 from segserve_client.proto import segserve_pb2_grpc as services
 
-from serving.batching.batch import Inferred
+from serving.batching.queue import Inferred
 from serving.formats.label_map import Encoded
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction

@@ -36,8 +36,8 @@ class Watched:
         self.watch: RepositoryWatch
 
     async def look_twice(self) -> None:
-        await self.watch.look()
-        await self.watch.look()
+        await self.watch.compare()
+        await self.watch.compare()
 
     async def answers(self) -> bool:
         return (await self.http.post(SEGMENT, content=PHOTO)).status_code == 200
@@ -204,7 +204,7 @@ async def test_a_repository_that_is_away_unloads_nothing(repository: Path) -> No
         repository.rename(repository.with_name("away"))
         for _ in range(3):
             with pytest.raises(Exception, match="no model repository"):
-                await found.watch.look()
+                await found.watch.compare()
         assert await found.answers()
         repository.with_name("away").rename(repository)
         await found.look_twice()

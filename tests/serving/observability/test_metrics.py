@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 import tritonclient.http
+from segserve_client.proto import segserve_pb2 as pb
+from segserve_client.proto import segserve_pb2_grpc
+from tritonclient.grpc import service_pb2 as oip
+from tritonclient.grpc import service_pb2_grpc as oip_grpc
 from tritonclient.http import InferInput, InferRequestedOutput
 
 from serving.errors import ENGINE_FAILURES, PredictedLate, list_codes
@@ -183,3 +190,77 @@ def test_an_image_that_is_looked_into_twice_has_one_interval() -> None:
 )
 def test_retry_after_is_never_too_early(seconds: float | None, text: str) -> None:
     assert PredictedLate("late", seconds).retry_after == text
+
+
+def ask_http(path: str) -> Callable[[httpx.Client, grpc.Channel, bytes, str], None]:
+    def ask(http: httpx.Client, channel: grpc.Channel, image: bytes, model: str) -> None:
+        headers = {}
+        if path == "infer":
+            data = struct.pack("<I", len(image)) + image
+            tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
+            size = {"parameters": {"binary_data_size": len(data)}}
+            head = json.dumps({"inputs": [{**tensor, **size}]}).encode()
+            headers["Inference-Header-Content-Length"] = str(len(head))
+            image = head + data
+        answer = http.post(f"/v2/models/{model}/{path}", content=image, headers=headers)
+        assert answer.status_code == 413, answer.text
+
+    return ask
+
+
+def ask_segment(http: httpx.Client, channel: grpc.Channel, image: bytes, model: str) -> None:
+    stub = segserve_pb2_grpc.SegmenterStub(channel)
+    with pytest.raises(grpc.RpcError, match="max_image_megapixels"):
+        stub.Segment(pb.SegmentRequest(model=model, image=image), timeout=60)
+
+
+def ask_segment_stream(http: httpx.Client, channel: grpc.Channel, image: bytes, model: str) -> None:
+    stub = segserve_pb2_grpc.SegmenterStub(channel)
+    request = pb.SegmentRequest(model=model, image=image)
+    (answer,) = stub.SegmentStream(iter([request]), timeout=60)
+    assert answer.error.code == "too_large"
+
+
+def infer_request(image: bytes, model: str) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name=model)
+    request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    request.inputs[0].contents.bytes_contents.append(image)
+    return request
+
+
+def ask_infer(http: httpx.Client, channel: grpc.Channel, image: bytes, model: str) -> None:
+    stub = oip_grpc.GRPCInferenceServiceStub(channel)
+    with pytest.raises(grpc.RpcError, match="max_image_megapixels"):
+        stub.ModelInfer(infer_request(image, model), timeout=60)
+
+
+def ask_infer_stream(http: httpx.Client, channel: grpc.Channel, image: bytes, model: str) -> None:
+    stub = oip_grpc.GRPCInferenceServiceStub(channel)
+    (answer,) = stub.ModelStreamInfer(iter([infer_request(image, model)]), timeout=60)
+    assert "max_image_megapixels" in answer.error_message
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [ask_http("segment"), ask_http("infer"), ask_segment, ask_segment_stream, ask_infer,
+     ask_infer_stream],
+    ids=["segment", "infer", "Segment", "SegmentStream", "ModelInfer", "ModelStreamInfer"],
+)  # fmt: skip
+def test_a_refusal_is_counted_once_for_its_model_however_it_is_written(
+    repository: Path, ask: Callable[[httpx.Client, grpc.Channel, bytes, str], None]
+) -> None:
+    settings = free_ports(repository).model_copy(update={"max_image_megapixels": 0.001})
+    with (
+        ServerThread(settings, serve_fake(FakeEngine(MODEL_SIZE))) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.ports.http}", timeout=60) as http,
+        grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel,
+    ):
+        ask(http, channel, PHOTO, "bands")
+        page = server.metrics.registry.collect()
+        rejected = {
+            (sample.labels["model"], sample.labels["reason"]): sample.value
+            for metric in page
+            for sample in metric.samples
+            if sample.name == "segserve_rejected_total" and sample.value
+        }
+    assert rejected == {("bands", "image_megapixels"): 1.0}

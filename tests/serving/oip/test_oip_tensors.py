@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest, Unsupported
-from serving.oip.messages import parse_version
 from serving.oip.parameters import (
     LARGEST,
     read_count,
@@ -19,6 +18,7 @@ from serving.oip.parameters import (
 )
 from serving.oip.shared_memory import RegionSlice
 from serving.oip.tensors import Tensor, bytes_tensor, read_tensor
+from serving.parsing import parse_version
 
 PNG = b"\x89PNG\r\n\x1a\n and what follows"
 

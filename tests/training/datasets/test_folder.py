@@ -209,7 +209,7 @@ def test_other_layouts_are_told_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no split 'val'.*images/val is missing"):
         FolderDataset(tmp_path, "val")
     write_pair(tmp_path, "b")
-    with pytest.raises(ValueError, match=r"b\.jpg lies beside .*train"):
+    with pytest.raises(ValueError, match=r"b\.jpg is beside .*train"):
         FolderDataset(tmp_path)
     with pytest.raises(ValueError, match="--root"):
         open_dataset("folder", "train")
@@ -220,7 +220,7 @@ def test_other_layouts_are_told_the_right_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("road\t#80408\ntree\n", "line 1: '#80408' is no colour"),
+        ("road\t#80408\ntree\n", "line 1: '#80408' is not a valid colour"),
         ("road\t#804080\ntree\n", "1 colours for 2 classes"),
         ("road\t#804080\ntree\t#804080\n", "two classes have the colour #804080"),
         ("road\nroad\n", "each name once"),

@@ -250,7 +250,7 @@ def test_without_a_server_the_error_says_so(server, camvid):
     assert "127.0.0.1:9" in result.output
     assert "segserve serve" in result.output
     result = CliRunner().invoke(app, [*arguments, "--server", "ftp://there"])
-    assert "expected host:port or grpc://host:port" in result.output
+    assert "expected host:port, https://host:port or grpc://host:port" in result.output
 
 
 class Arrays:

@@ -341,7 +341,7 @@ def test_wrong_flags_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_missing_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_evaluation(["--eval", "--save-dir", str(tmp_path)])
-    assert "--resume names the weights" in capsys.readouterr().err
+    assert "--resume is missing" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         parse_evaluation(["--help"])
     assert stopped.value.code == 0

@@ -230,7 +230,7 @@ def test_a_reproduction_is_refused_again(fit, tmp_path: Path) -> None:
 
 def test_something_else_is_no_reproduction(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_text("no zip")
-    with pytest.raises(ValueError, match="no reproduction"):
+    with pytest.raises(ValueError, match="not a reproduction"):
         replay(tmp_path / "x.zip")
 
 

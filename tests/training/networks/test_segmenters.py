@@ -138,6 +138,19 @@ def test_parameters_have_the_published_names(facts: Facts) -> None:
     assert "res5c_branch2b_offset_bias" in facts["networks"]["deeplab_msra_dcn"]["parameters"]
 
 
+def test_the_mapping_has_every_name(facts: Facts) -> None:
+    assert sorted(facts["contracts"]) == sorted(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_keeps_the_contract(facts: Facts, name: str) -> None:
+    found = facts["contracts"][name]
+    assert found["prediction"] == [2, 7, *found["size"]]
+    assert found["classes"] == [7]
+    assert found["low_outputs"] >= 1
+    assert "not 10x10; the nearest is" in found["refusal"]
+
+
 def test_msra_gives_probabilities(facts: Facts) -> None:
     assert facts["networks"]["deeplab_msra"]["sum"] == pytest.approx(1, abs=1e-5)
 

@@ -116,7 +116,7 @@ def test_two_runs_are_set_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--folder", "nowhere"), "no folder nowhere"),
+        (("--folder", "nowhere"), "nowhere is not a folder"),
         (("--folder", "."), "no runs below"),
         (("compare", "a", "b"), "a is not a folder or a run below runs"),
     ],

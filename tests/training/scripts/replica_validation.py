@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,8 @@ def main(folder: Path, flags: list[str]) -> None:
             os._exit(9)
 
     if "ENDS" in os.environ:
+        # The launcher ends whoever is left at once, often before they have seen the other go.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             validate(learner.options, learner, CLASSES, end)
         except RuntimeError as error:

@@ -13,7 +13,8 @@ from network_facts import differences, refusal, shapes, vary_norms
 
 from benchmarks.gluoncv_import import import_gluoncv
 from export.mxnet_import import mx
-from training.networks import NETWORKS, Network, build
+from export.symbols.networks import NETWORKS
+from training.networks import ARCHITECTURES, Network, build, size_rule
 from training.networks.layers import Norm
 from training.networks.tracing import read_parameters, trace, write_parameters, write_symbol
 from training.options import parse_options
@@ -165,6 +166,23 @@ def race() -> dict[str, object]:
     return {"problems": problems, "built": bool(graph), "built_again": len(built)}
 
 
+def contract(name: str) -> dict[str, object]:
+    """What every entry of the mapping promises; nothing is computed."""
+    rule = size_rule(name)
+    height, width = rule.nearest(200), rule.nearest(232)
+    network = build(name, None, CLASSES, height, width, channel_multiplier=0.25)
+    symbol = trace(network)
+    _, shapes, _ = symbol.infer_shape(data=(2, 3, height, width))
+    network.full_output = False
+    return {
+        "size": [height, width],
+        "prediction": shapes[0],
+        "classes": sorted({shape[1] for shape in shapes}),
+        "low_outputs": len(network(mx.sym.var("data"))),
+        "refusal": refusal(lambda: build(name, None, CLASSES, 10, 10)),
+    }
+
+
 def main() -> None:
     mx.random.seed(3)
     random = np.random.default_rng(1)
@@ -238,6 +256,7 @@ def main() -> None:
                 backbone: strides_share_parameters(backbone, image, folder)
                 for backbone in ("xception65", "resnet18")
             },
+            "contracts": {n: contract(n) for n in ARCHITECTURES},
             "race": race(),
             "refusals": {
                 "pspnet": refusal(lambda: build("psp", "resnet50", 7, 711, 1003)),

@@ -93,5 +93,5 @@ def test_a_given_symbol_is_moved_to_the_runs_size(tmp_path: Path) -> None:
 
 def test_scores_of_no_convolution_are_refused() -> None:
     nodes = (Node("null", "data"), Node("Activation", "act", (Entry(0),), {"act_type": "relu"}))
-    with pytest.raises(ValueError, match=r"act \(Activation\) have no number of outputs"):
+    with pytest.raises(ValueError, match=r"act \(Activation\) do not come from a convolution"):
         with_outputs(Graph(nodes, (Entry(1),)), CLASSES)

@@ -144,7 +144,7 @@ def test_a_nan_in_one_processes_rows_is_refused_by_both(runs: Path) -> None:
         assert "first not finite: input data; files " in one["stopped"]
         assert "003.png" in one["stopped"]
     assert "guard.replay" in said[0]["stopped"]
-    assert "told by the first process" in said[1]["stopped"]
+    assert "reported by the first process" in said[1]["stopped"]
     (zipped,) = (run_of(runs, "stopped").path / "non-finite").iterdir()
     with zipfile.ZipFile(zipped) as archive:
         # The whole batch: it is refused again by a single process.

@@ -19,11 +19,13 @@ from export.symbols.shape_rules import (
     IDENTITIES,
     INDEX_REDUCTIONS,
     POOLINGS,
+    RANKINGS,
     REDUCTIONS,
     REGRESSIONS,
     RESHAPES,
     SLICES,
     SOFTMAX_OUTPUT,
+    SPLITS,
     SUM,
 )
 from training.trainers.torch_operators import (
@@ -42,12 +44,12 @@ __all__ = ["Call", "UnsupportedOperators", "execute", "execute_all", "unsupporte
 
 
 def execute(call: Call) -> Tensor:
-    """An operator's first output. Raises UnsupportedOperators naming node and attribute."""
+    """Returns an operator's first output. Raises UnsupportedOperators naming node and attribute."""
     return execute_all(call)[0]
 
 
 def execute_all(call: Call) -> tuple[Tensor, ...]:
-    """All outputs of an operator. Raises UnsupportedOperators naming node and attribute."""
+    """Returns all outputs of an operator. Raises UnsupportedOperators naming node and attribute."""
     try:
         found = _OPERATORS[call.node.op](call)
     except UnsupportedOperator as error:
@@ -56,7 +58,7 @@ def execute_all(call: Call) -> tuple[Tensor, ...]:
 
 
 def unsupported(operators: Iterable[str]) -> list[str]:
-    """Those of the operator names that are not executed here, sorted."""
+    """Returns those of the operator names that are not executed here, sorted."""
     return sorted(set(operators) - set(_OPERATORS))
 
 
@@ -74,7 +76,11 @@ _OPERATORS: dict[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
     "FullyConnected": reductions.connect_fully,
     "batch_dot": reductions.multiply_batches,
     "_linalg_gemm2": reductions.multiply_batches,
+    "_linalg_gemm": reductions.multiply_and_add,
+    "_linalg_syrk": reductions.multiply_and_add,
     "dot": reductions.multiply,
+    "moments": reductions.find_moments,
+    "_np_cumsum": reductions.add_up,
     "take": reductions.take,
     "Embedding": reductions.take,
     "pick": reductions.pick,
@@ -100,6 +106,7 @@ _OPERATORS: dict[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
     "Dropout": outputs.drop,
     "BlockGrad": outputs.block_gradient,
     "MakeLoss": outputs.make_loss,
+    "make_loss": outputs.make_plain_loss,
     "_contrib_gradientmultiplier": outputs.multiply_gradient,
     **dict.fromkeys(CONVOLUTIONS, convolutions.convolve),
     **dict.fromkeys(DEFORMABLE, convolutions.convolve_deformably),
@@ -108,7 +115,8 @@ _OPERATORS: dict[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
     "_contrib_BatchNormWithReLU": normalisation.normalise_batch_and_rectify,
     **dict.fromkeys(RESHAPES, shaping.reshape),
     **dict.fromkeys(("transpose", "SwapAxis"), shaping.transpose),
-    **dict.fromkeys(("SliceChannel", "_split_v2"), shaping.split),
+    **dict.fromkeys(SPLITS, shaping.split),
+    **dict.fromkeys(RANKINGS, reductions.rank),
     **dict.fromkeys(("depth_to_space", "space_to_depth"), shaping.move_blocks),
     **dict.fromkeys(SLICES, shaping.cut),
     **dict.fromkeys(BROADCASTS, shaping.broadcast),

@@ -45,5 +45,5 @@ class Call:
         return [tuple(tensor.shape) for tensor in self.inputs]
 
     def refuse(self, what: str) -> UnsupportedOperators:
-        """The error for an attribute that is not executed; names the node."""
+        """Returns the error for an attribute that is not executed; it names the node."""
         return UnsupportedOperators(f"{self.node.name} ({self.node.op}): {what}")

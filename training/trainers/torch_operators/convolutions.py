@@ -32,7 +32,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def convolve(call: Call) -> Tensor:
-    """``[N,C,H,W]`` -> ``[N,num_filter,h,w]``, or ``[N,C,L]``."""
+    """Convolves ``[N,C,H,W]`` to ``[N,num_filter,h,w]``, or ``[N,C,L]`` along its length."""
     kernel, stride, dilate, pad = convolution_arithmetic(call.node)
     weight, *bias = call.inputs[1:]
     groups = call.node.integer("num_group", 1)
@@ -41,7 +41,7 @@ def convolve(call: Call) -> Tensor:
 
 
 def deconvolve(call: Call) -> Tensor:
-    """The transposed convolution; MXNet's ``adj`` is PyTorch's output padding."""
+    """Computes the transposed convolution; MXNet's ``adj`` is PyTorch's output padding."""
     geometry = deconvolution_arithmetic(call.node, call.shapes[0][2:])
     weight, *bias = call.inputs[1:]
     return functional.conv_transpose2d(
@@ -57,8 +57,8 @@ def deconvolve(call: Call) -> Tensor:
 
 
 def upsample(call: Call) -> Tensor:
-    """Nearest, several maps concatenated or added, or bilinear: a deconvolution a channel with the
-    symbol's own weights."""
+    """Enlarges maps: the nearest position of one or several, which are concatenated or added, or
+    bilinear, a deconvolution a channel with the symbol's own weights."""
     node = call.node
     if node.text("sample_type", "nearest") == "bilinear":
         scale = node.integer("scale", 0)
@@ -75,8 +75,8 @@ def upsample(call: Call) -> Tensor:
 
 
 def convolve_deformably(call: Call) -> Tensor:
-    """Data ``[N,C,H,W]`` and offsets ``[N,groups*taps*2,h,w]`` (y and x of each tap in turn) ->
-    ``[N,num_filter,h,w]``."""
+    """Convolves data ``[N,C,H,W]`` at offsets ``[N,groups*taps*2,h,w]`` (y and x of each tap in
+    turn) to ``[N,num_filter,h,w]``; a modulated one weighs its taps by ``[N,groups*taps,h,w]``."""
     image, offsets, *rest = call.inputs
     mask = rest.pop(0) if call.node.op == MODULATED else None
     weight, *bias = rest
@@ -115,7 +115,7 @@ def _positions(
     outputs: Shape,
     device: torch.device,
 ) -> Tensor:
-    """``[taps,h,w]``: the row (axis 0) or column that each tap reads without offset."""
+    """Returns ``[taps,h,w]``: the row (axis 0) or column that each tap reads without offset."""
     taps = torch.arange(kernel[axis], device=device) * dilate[axis]
     starts = torch.arange(outputs[axis], device=device) * stride[axis] - pad[axis]
     grid = taps[:, None] + starts
@@ -124,7 +124,7 @@ def _positions(
 
 
 def _sample(image: Tensor, rows: Tensor, columns: Tensor, fading: bool) -> Tensor:
-    """Bilinear values of ``[N,groups,C,H,W]`` at ``[N,groups,taps,h,w]`` ->
+    """Returns bilinear values of ``[N,groups,C,H,W]`` at ``[N,groups,taps,h,w]`` as
     ``[N,groups,C,taps*h*w]``; ``fading`` to 0 over one pixel outside of the map."""
     height, width = image.shape[3:]
     first = -1 if fading else 0
@@ -150,7 +150,7 @@ def _sample(image: Tensor, rows: Tensor, columns: Tensor, fading: bool) -> Tenso
 
 
 def _cell(positions: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
-    """The index before each position, and how far behind it the position lies, 0 to 1."""
+    """Returns the index before each position, and how far behind it the position is, 0 to 1."""
     # Clamped as integers: a position that is not a number must not become an index.
     before = positions.detach().floor().long().clamp(first, length - 1)
     return before, positions - before

@@ -73,7 +73,7 @@ class TorchMaths:
 
 
 def compute(call: Call) -> Tensor:
-    """A formula; ``LeakyReLU`` of type ``rrelu`` draws its slopes in training."""
+    """Computes a formula; ``LeakyReLU`` of type ``rrelu`` draws its slopes in training."""
     node = call.node
     if call.training and node.op == "LeakyReLU" and node.text("act_type", "leaky") == "rrelu":
         lower, upper = node.number("lower_bound", 0.125), node.number("upper_bound", 0.334)
@@ -83,10 +83,11 @@ def compute(call: Call) -> Tensor:
 
 
 def add_all(call: Call) -> Tensor:
-    """The sum of any number of tensors."""
-    return functools.reduce(torch.add, call.inputs)
+    """Returns the sum of any number of tensors."""
+    total: Tensor = functools.reduce(torch.add, call.inputs)
+    return total
 
 
 def divide_by_root(call: Call) -> Tensor:
-    """``_contrib_div_sqrt_dim``: the values by the root of the last length."""
+    """Divides the values by the root of the last length (``_contrib_div_sqrt_dim``)."""
     return call.data / math.sqrt(call.data.shape[-1])

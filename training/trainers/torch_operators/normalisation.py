@@ -14,12 +14,12 @@ from training.trainers.torch_operators.call import Call
 
 
 def normalise_batch_and_rectify(call: Call) -> Tensor:
-    """``_contrib_BatchNormWithReLU``."""
+    """Normalises a batch and applies ReLU (``_contrib_BatchNormWithReLU``)."""
     return functional.relu(normalise_batch(call))
 
 
 def normalise_batch(call: Call) -> Tensor:
-    """Data ``[N,C,H,W]``, gamma, beta, running mean and variance ``[C]`` -> ``[N,C,H,W]``; the
+    """Normalises data ``[N,C,H,W]`` with gamma, beta, running mean and variance ``[C]``; the
     running statistics move in training unless ``use_global_stats``."""
     x, gamma, beta, mean, variance = call.inputs
     node = call.node
@@ -57,12 +57,12 @@ def normalise_batch(call: Call) -> Tensor:
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Tensor:
-    """``[C]`` -> ``[C,1,1]`` for a map."""
+    """Returns ``[C]`` as ``[C,1,1]`` for a map."""
     return values.reshape(-1, *[1] * (x.dim() - 2))
 
 
 def normalise_instance(call: Call) -> Tensor:
-    """Every channel of every image by itself."""
+    """Normalises every channel of every image by itself."""
     x, gamma, beta = call.inputs
     axes = tuple(range(2, x.dim()))
     normal = _normal(x, axes, call.node.number("eps", 1e-3))
@@ -70,7 +70,7 @@ def normalise_instance(call: Call) -> Tensor:
 
 
 def normalise_layer(call: Call) -> Tensor:
-    """Along one axis, the last unless another is named."""
+    """Normalises along one axis, the last unless another is named."""
     x, *affine = call.inputs
     axis = call.node.integer("axis", -1) % x.dim()
     shape = [-1 if i == axis else 1 for i in range(x.dim())]
@@ -79,7 +79,7 @@ def normalise_layer(call: Call) -> Tensor:
 
 
 def normalise_groups(call: Call) -> Tensor:
-    """Groups of channels, with a scale and a shift a group."""
+    """Normalises groups of channels, with a scale and a shift for each group."""
     x, gamma, beta = call.inputs
     grouped = x.reshape(x.shape[0], call.node.integer("num_groups", 1), -1)
     normal = _normal(grouped, (2,), call.node.number("eps", 1e-5))
@@ -92,7 +92,7 @@ def _normal(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
 
 
 def normalise_length(call: Call) -> Tensor:
-    """``L2Normalization``: over an image, its channels or its positions."""
+    """Divides by the length of an image, its channels or its positions (``L2Normalization``)."""
     x, mode = call.data, call.node.text("mode", "instance")
     axes = {"instance": range(1, x.dim()), "channel": (1,), "spatial": range(2, x.dim())}[mode]
     squares = x.square().sum(tuple(axes), keepdim=True)
@@ -100,7 +100,7 @@ def normalise_length(call: Call) -> Tensor:
 
 
 def normalise_neighbours(call: Call) -> Tensor:
-    """``LRN`` over neighbouring channels."""
+    """Normalises over neighbouring channels (``LRN``)."""
     node, size = call.node, call.node.integer("nsize", 1)
     if size % 2 == 0:
         raise call.refuse(f"an even number of channels, {size}")

@@ -19,7 +19,7 @@ from training.trainers.torch_operators.call import Call
 
 
 def softmax(call: Call) -> Tensor:
-    """``softmax``, ``log_softmax`` or ``softmin`` over ``axis``."""
+    """Computes ``softmax``, ``log_softmax`` or ``softmin`` over ``axis``."""
     node = call.node
     if node.flag("use_length", False):
         raise call.refuse(f"{node.op} with lengths")
@@ -31,12 +31,12 @@ def softmax(call: Call) -> Tensor:
 
 
 def activate_softmax(call: Call) -> Tensor:
-    """``SoftmaxActivation``: over the channels, or along the last axis (mode instance)."""
+    """Computes ``SoftmaxActivation`` over the channels, or along the last axis (mode instance)."""
     return call.data.softmax(1 if call.node.text("mode", "instance") == "channel" else -1)
 
 
 def output_softmax(call: Call) -> Tensor:
-    """``SoftmaxOutput``: scores ``[N,C,...]`` and labels ``[N,...]`` -> probabilities.
+    """Turns scores ``[N,C,...]`` into probabilities that learn from labels ``[N,...]``.
 
     In training ``ValueError`` where no labels were given: there is no gradient without.
     """
@@ -77,7 +77,7 @@ def _gradient(node: Node, probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def give_gradient(data: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-    """``output``; the gradient of ``data`` is ``gradient`` whatever comes in."""
+    """Returns ``output``; the gradient of ``data`` is ``gradient`` whatever comes in."""
     result: Tensor = _GivenGradient.apply(data, output, gradient)  # type: ignore[no-untyped-call]
     return result
 
@@ -96,9 +96,9 @@ class _GivenGradient(torch.autograd.Function):
 
 
 def make_loss(call: Call) -> Tensor:
-    """``MakeLoss``: the values as they are; their gradient is ``grad_scale``, divided by the number
-    of values above ``valid_thresh`` (valid), or of rows (batch): MXNet takes all axes but the last
-    for the batch."""
+    """Returns the values as they are (``MakeLoss``); their gradient is ``grad_scale``, divided by
+    the number of values above ``valid_thresh`` (valid), or of rows (batch): MXNet takes all axes
+    but the last for the batch."""
     x, normalization = call.data.detach(), call.node.text("normalization", "null")
     scale = torch.full_like(x, call.node.number("grad_scale", 1))
     if normalization == "batch":
@@ -108,8 +108,15 @@ def make_loss(call: Call) -> Tensor:
     return give_gradient(call.data, x, scale)
 
 
+def make_plain_loss(call: Call) -> Tensor:
+    """Returns the values as they are, each with the gradient 1 (``make_loss``)."""
+    x = call.data.detach()
+    return give_gradient(call.data, x, torch.ones_like(x))
+
+
 def regress(call: Call) -> Tensor:
-    """``LinearRegressionOutput`` and its like: the scores, of the logistic one their sigmoid.
+    """Returns the scores of ``LinearRegressionOutput`` and its like, of the logistic one their
+    sigmoid.
 
     The gradient is that of the squared error (linear), the cross-entropy (logistic) or the
     absolute error (MAE), divided by the number of values of an image. In training ``ValueError``
@@ -131,13 +138,14 @@ def regress(call: Call) -> Tensor:
 
 
 def multiply_gradient(call: Call) -> Tensor:
-    """``_contrib_gradientmultiplier``: the input, whose gradient is multiplied by ``scalar``."""
+    """Returns the input, whose gradient is multiplied by ``scalar``."""
     x, factor = call.data, call.node.number("scalar", 1)
     return x * factor + (x - x * factor).detach()
 
 
 def pass_on(call: Call) -> Tensor:
-    """``_copy`` and its like; ``Cast`` to float32, which is the precision that the module has."""
+    """Returns the input: ``_copy`` and its like, and ``Cast`` to float32, the module's
+    precision."""
     kind = call.node.text("dtype", "float32")
     if kind not in ("float32", "0"):
         raise call.refuse(f"{call.node.op} to {kind}")
@@ -145,12 +153,12 @@ def pass_on(call: Call) -> Tensor:
 
 
 def block_gradient(call: Call) -> Tensor:
-    """``BlockGrad``: no gradient goes back."""
+    """Returns the input, to which no gradient goes back."""
     return call.data.detach()
 
 
 def drop(call: Call) -> Tensor:
-    """``Dropout`` in training."""
+    """Drops values in training (``Dropout``)."""
     if call.node.text("mode", "training") != "training" or call.node.integers("axes"):
         raise call.refuse("dropout that is active at inference, or shared along axes")
     return functional.dropout(call.data, call.node.number("p", 0.5), call.training)

@@ -19,7 +19,7 @@ from training.trainers.torch_operators.call import Call
 
 
 def pool(call: Call) -> Tensor:
-    """``Pooling``, max, average, sum or lp, valid or full (ceiling)."""
+    """Pools windows: max, average, sum or lp, valid or full (ceiling)."""
     node, x = call.node, call.data
     kind, convention = node.text("pool_type", "max"), node.text("pooling_convention", "valid")
     if kind not in ("max", "avg", "sum", "lp") or convention not in ("valid", "full"):
@@ -61,20 +61,20 @@ def pool(call: Call) -> Tensor:
 
 
 def _counts(length: int, outputs: int, kernel: int, stride: int, pad: int, counted: int) -> Tensor:
-    """``[outputs]``: how much of each window counts, up to ``counted`` pixels of padding and none
-    of what the ceiling adds."""
+    """Returns ``[outputs]``: how much of each window counts, up to ``counted`` pixels of padding
+    and none of what the ceiling adds."""
     starts = torch.arange(outputs) * stride - pad
     return (starts + kernel).clamp(max=length + counted) - starts.clamp(min=-counted)
 
 
 def pool_adaptively(call: Call) -> Tensor:
-    """``[N,C,H,W]`` -> averages ``[N,C,*output_size]``."""
+    """Averages ``[N,C,H,W]`` in bins, to ``[N,C,*output_size]``."""
     size = call.node.integers("output_size", (1,))
     return functional.adaptive_avg_pool2d(call.data, (size[0], size[-1]))
 
 
 def resize(call: Call) -> Tensor:
-    """``[N,C,H,W]`` -> ``[N,C,h,w]``, aligned corners unless told otherwise."""
+    """Resizes ``[N,C,H,W]`` to ``[N,C,h,w]``, with aligned corners unless told otherwise."""
     size = RULES[call.node.op](call.node, call.shapes)[2:]
     aligned = call.node.flag("align_corners", True)
     x = call.data
@@ -92,7 +92,7 @@ def resize(call: Call) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _interpolation(before: int, after: int, aligned: bool) -> Tensor:
-    """The float64 matrix ``[after,before]`` of a resize, its positions in float32."""
+    """Returns the float64 matrix ``[after,before]`` of a resize, its positions in float32."""
     steps = np.arange(after, dtype=np.float32)
     if aligned:
         scale = np.float32(before - 1) / np.float32(after - 1) if after > 1 else np.float32(0)

@@ -16,7 +16,8 @@ from training.trainers.torch_operators.call import Call
 
 
 def make_grid(call: Call) -> Tensor:
-    """The positions that an affine transformation ``[N,6]`` or a flow in pixels leads to."""
+    """Returns the positions that an affine transformation ``[N,6]`` or a flow in pixels leads
+    to."""
     height, width = RULES[call.node.op](call.node, call.shapes)[2:]
     if call.node.text("transform_type", "") == "affine":
         return _affine(call.data, height, width)
@@ -25,7 +26,7 @@ def make_grid(call: Call) -> Tensor:
 
 
 def sample(call: Call) -> Tensor:
-    """``BilinearSampler``; ``SpatialTransformer`` makes its grid of a transformation."""
+    """Reads a map at a grid; ``SpatialTransformer`` makes its grid of a transformation."""
     image, places = call.inputs
     if call.node.op == "SpatialTransformer":
         places = _affine(places, *pair(call.node, "target_shape", (0, 0), 1))
@@ -40,20 +41,20 @@ def _affine(transformation: Tensor, height: int, width: int) -> Tensor:
 
 
 def _pixels(like: Tensor, height: int, width: int) -> Tensor:
-    """``[1,2,height,width]``: column and row of every pixel."""
+    """Returns ``[1,2,height,width]``: column and row of every pixel."""
     rows, columns = (torch.arange(n, dtype=like.dtype, device=like.device)
                      for n in (height, width))  # fmt: skip
     return torch.stack(torch.meshgrid(columns, rows, indexing="xy"))[None]
 
 
 def make_columns(call: Call) -> Tensor:
-    """``im2col``: each tap of a window as a channel."""
+    """Returns each tap of a window as a channel (``im2col``)."""
     kernel, stride, dilate, pad = convolution_arithmetic(call.node)
     return functional.unfold(call.data, kernel, dilate, pad, stride)
 
 
 def make_image(call: Call) -> Tensor:
-    """``col2im``: the taps back at their places, added where windows overlap."""
+    """Returns the taps at their places, added where windows overlap (``col2im``)."""
     kernel, stride, dilate, pad = convolution_arithmetic(call.node)
     size = pair(call.node, "output_size", (), 1)
     return functional.fold(call.data, size, kernel, dilate, pad, stride)

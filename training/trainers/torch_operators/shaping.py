@@ -25,27 +25,27 @@ _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
 
 
 def concatenate(call: Call) -> Tensor:
-    """Along ``dim``, the channels unless told otherwise."""
+    """Joins tensors along ``dim``, the channels unless told otherwise."""
     return torch.cat(call.inputs, call.node.integer("dim", 1))
 
 
 def stack(call: Call) -> Tensor:
-    """Along a new axis, the first unless told otherwise."""
+    """Joins tensors along a new axis, the first unless told otherwise."""
     return torch.stack(call.inputs, call.node.integer("axis", 0))
 
 
 def reshape(call: Call) -> Tensor:
-    """The same values in the shape that the operator's rule gives."""
+    """Returns the same values in the shape that the operator's rule gives."""
     return call.data.reshape(RULES[call.node.op](call.node, call.shapes))
 
 
 def transpose(call: Call) -> Tensor:
-    """``transpose`` and ``SwapAxis``."""
+    """Reorders the axes (``transpose``, ``SwapAxis``)."""
     return call.data.permute(permutation(call.node, call.data.dim()))
 
 
 def cut(call: Call) -> Tensor:
-    """One part, also in steps or backwards; a second input only tells its size."""
+    """Returns one part, also in steps or backwards; a second input only sets its size."""
     x = call.data
     bounds = slice_bounds(call.node, call.shapes)
     backwards = [axis for axis, (_, _, step) in enumerate(bounds) if step < 0]
@@ -60,31 +60,31 @@ def cut(call: Call) -> Tensor:
 def split(call: Call) -> tuple[Tensor, ...]:
     """Returns the parts along an axis, without it where ``squeeze_axis`` is set."""
     axis, parts = split_axis(call.node, call.shapes[0])
-    found = torch.split(call.data, [end - begin for begin, end in parts], axis)
+    found = [call.data.narrow(axis, begin, end - begin) for begin, end in parts]
     squeezed = call.node.flag("squeeze_axis", False)
-    return tuple(part.squeeze(axis) for part in found) if squeezed else found
+    return tuple(part.squeeze(axis) if squeezed else part for part in found)
 
 
 def broadcast(call: Call) -> Tensor:
-    """Lengths of 1 repeated."""
+    """Repeats lengths of 1."""
     return call.data.expand(RULES[call.node.op](call.node, call.shapes))
 
 
 def tile(call: Call) -> Tensor:
-    """The whole several times along each axis."""
+    """Repeats the whole several times along each axis."""
     front, repetitions = tile_repetitions(call.node, call.data.dim())
     return call.data.reshape(*front, *call.data.shape).repeat(repetitions)
 
 
 def repeat(call: Call) -> Tensor:
-    """Each value several times along an axis."""
+    """Repeats each value several times along an axis."""
     axis = axis_of(call.node, call.data.dim())
     RULES[call.node.op](call.node, call.shapes)
     return call.data.repeat_interleave(call.node.integer("repeats", 1), axis)
 
 
 def pad(call: Call) -> Tensor:
-    """``Pad`` of rows and columns: constant, edge or reflect."""
+    """Pads rows and columns: constant, edge or reflect."""
     padded_shape(call.node, call.shapes)
     mode = call.node.text("mode", "constant")
     top, bottom, left, right = call.node.integers("pad_width")[4:]
@@ -93,7 +93,7 @@ def pad(call: Call) -> Tensor:
 
 
 def move_blocks(call: Call) -> Tensor:
-    """``depth_to_space`` and ``space_to_depth``: the blocks are the first part of the channels."""
+    """Moves blocks between positions and channels, of which they are the first part."""
     size, shape = call.node.integer("block_size", 1), RULES[call.node.op](call.node, call.shapes)
     batch, channels, height, width = call.shapes[0]
     if call.node.op == "depth_to_space":
@@ -104,6 +104,6 @@ def move_blocks(call: Call) -> Tensor:
 
 
 def make_constant(call: Call) -> Tensor:
-    """``_zeros``, ``_arange`` and their like."""
+    """Returns what ``_zeros``, ``_arange`` and their like make."""
     values = constant_values(call.node, RULES[call.node.op](call.node, call.shapes))
     return torch.from_numpy(values).to(call.like)

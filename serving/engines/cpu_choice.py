@@ -42,6 +42,7 @@ from serving.engines.openvino import BF16, FP16, FP32, OpenVinoEngine, run_preci
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
+from serving.palette import LabelMap
 
 log = logging.getLogger("segserve")
 
@@ -387,11 +388,11 @@ def _run_reference(
     return Prediction(result, None) if output == LOGITS else Prediction(None, result)
 
 
-def _labels(prediction: Prediction) -> npt.NDArray[np.uint8]:
+def _labels(prediction: Prediction) -> LabelMap:
     if prediction.mask is not None:
         return prediction.mask
     assert prediction.logits is not None
-    labels: npt.NDArray[np.uint8] = prediction.logits.argmax(axis=1).astype(np.uint8)
+    labels: LabelMap = prediction.logits.argmax(axis=1).astype(np.uint16)
     return labels
 
 

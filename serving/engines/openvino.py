@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ from serving.engines.acceleration import Acceleration
 from serving.engines.graph import CHANNELS, INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.restore import Prediction
+from serving.palette import LabelMap
 from serving.settings import cache_folder
 
 log = logging.getLogger("segserve")
@@ -162,7 +163,7 @@ class OpenVinoEngine:
             self._instances.put(requests)
         if self._output == LOGITS:
             return Prediction(np.asarray(result, np.float32), None)
-        return Prediction(None, np.asarray(result, np.uint8))
+        return Prediction(None, cast(LabelMap, result))
 
     def close(self) -> None:
         while not self._instances.empty():
@@ -176,7 +177,8 @@ class OpenVinoEngine:
         spec, first = self._spec, 0
         result: npt.NDArray[np.generic]
         if spec.logits_size is None:
-            result = np.empty((len(batch), spec.size.height, spec.size.width), np.uint8)
+            datatype = np.uint16 if spec.wide else np.uint8
+            result = np.empty((len(batch), spec.size.height, spec.size.width), datatype)
         else:
             size = spec.logits_size
             shape = (len(batch), spec.num_classes, size.height, size.width)

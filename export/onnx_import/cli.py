@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -19,14 +18,13 @@ from export.onnx_import.source import opset_of, read_network
 from export.onnx_import.verify import verify_import
 from export.options import parse_size, split_head
 from export.passes.build import PASSES
-from export.passes.contract import check_heads
 from export.pipeline import Target, Written, write_network
 from export.precision.gate import Limits
 from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
 from export.repository.triton import ONNX_FILE, ModelFacts, variant_name
 from export.source import refuse_given
-from export.symbols.networks import PRESETS_HELP, Triple, find_preset
+from export.symbols.networks import PRESETS_HELP, find_preset, parse_triple
 from export.symbols.params import digest
 from serving.palette import LabelSet, canonical_name, default_palette, largest_id, parse_palette
 
@@ -142,7 +140,7 @@ def import_onnx(
         ),
     ] = True,
 ) -> None:
-    """Brings an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
+    """Imports an ONNX network made by PyTorch, PaddleSeg, MMSegmentation, ... into the repository.
 
     Example, a torchvision network: segserve import-onnx fcn.onnx --dataset voc --size 520x520
     --pixels imagenet
@@ -153,7 +151,6 @@ def import_onnx(
         form = _input_format(pixels, mean, std, value_range, layout, channel_order)
         labels = _label_set(classes, dataset, root, palette, threshold is not None)
         heads = split_head(head)
-        check_heads(heads)
         options = ImportOptions(
             form, len(labels.names), parse_size(size), output, threshold, align_corners, heads,
             channels,
@@ -244,27 +241,17 @@ def _input_format(
             f" --pixels {PRESETS_HELP}, or say {missing} too"
         )
     if maximum not in (1, 255):
-        raise InvalidNetwork(f"--range {maximum}: white is 1 or 255 before mean and std")
-    means, stds = _three("--mean", mean), _three("--std", std)
-    if min(stds) <= 0:
-        raise InvalidNetwork(f"--std {std}: each is above 0")
+        raise InvalidNetwork(
+            f"--range {maximum} is not valid: expected 1 or 255, the value of a white pixel before"
+            " mean and std are applied"
+        )
+    means = parse_triple("--mean", mean, gray=True)
+    stds = parse_triple("--std", std, positive=True, gray=True)
     if maximum == 1 and max(map(abs, means)) > 1:
         raise InvalidNetwork(f"--mean {mean} is of values from 0 to 255: give --range 255")
     if maximum == 255 and max(stds) < 1:
         raise InvalidNetwork(f"--std {std} is of values from 0 to 1: give --range 1")
     return InputFormat(means, stds, maximum, bool(bgr), last)
-
-
-def _three(option: str, text: str) -> Triple:
-    try:
-        numbers = [float(part) for part in text.replace(" ", ",").split(",") if part]
-        # Of a gray image it is one.
-        first, second, third = numbers * 3 if len(numbers) == 1 else numbers
-    except ValueError:
-        raise InvalidNetwork(f"{option} {text!r}: three numbers, one a channel: 0,0,0") from None
-    if not all(map(math.isfinite, (first, second, third))):
-        raise InvalidNetwork(f"{option} {text!r}: three finite numbers")
-    return first, second, third
 
 
 def _label_set(
@@ -280,13 +267,17 @@ def _label_set(
     if classes is None:
         labels = find_labels(dataset, None, root)
         if labels is None:
-            raise InvalidLabels("name the classes with --classes, or a known one with --dataset")
+            raise InvalidLabels(
+                "the classes have no names: give --classes, or a known dataset with --dataset"
+            )
     elif "," not in classes and (not binary or Path(classes).is_file()):
         labels = read_labels(Path(classes))
     else:
         names = tuple(part.strip() for part in classes.split(","))
         if not all(names) or len(set(names)) != len(names):
-            raise InvalidLabels(f"--classes {classes!r}: each name once, none empty")
+            raise InvalidLabels(
+                f"--classes {classes!r} is not valid: expected each name once, none empty"
+            )
         labels = LabelSet(names, default_palette(len(names)), largest_id(len(names)))
     if binary and len(labels.names) == 1:
         names = ("background", *labels.names)
@@ -295,7 +286,8 @@ def _label_set(
         colors = parse_palette(palette)
         if len(colors) != len(labels.names):
             raise InvalidLabels(
-                f"--palette has {len(colors)} colours for {len(labels.names)} classes"
+                f"--palette has {len(colors)} colours for {len(labels.names)} classes: expected one"
+                " for each"
             )
         labels = replace(labels, colors=colors)
     return labels
@@ -307,7 +299,7 @@ def _batch_size(wanted: int | None, batches: bool, existing: Path) -> int | None
         return wanted if wanted is not None or existing.exists() else _DEFAULT_BATCH
     if wanted not in (None, 1):
         raise InvalidNetwork(
-            f"--max-batch-size {wanted}: the network takes one image at a time; export it with a"
-            " dynamic batch"
+            f"--max-batch-size {wanted} is not valid: expected 1, as the network takes one image at"
+            " a time; export it with a dynamic batch"
         )
     return 1

@@ -1,4 +1,4 @@
-"""Brings an ONNX segmentation network made elsewhere under the project's contract.
+"""Makes a model of the contract from an ONNX segmentation network made elsewhere.
 
 Input ``image`` uint8 [N, H, W, 3] RGB with the normalisation inside; outputs ``mask`` uint8
 [N, H, W] and, where the network gives scores, ``logits`` float32 [N, C, h, w]. Source of the
@@ -27,11 +27,19 @@ from export.onnx_import.outputs import (
 from export.onnx_import.source import prepare_network, rename
 from export.onnx_import.static_shapes import freeze_shapes
 from export.passes.build import REWRITES
-from export.passes.contract import HEADS, IMAGE, MASK, fold_normalisation, mask_head, mask_type
+from export.passes.contract import (
+    HEADS,
+    IMAGE,
+    MASK,
+    check_classes,
+    check_heads,
+    fold_normalisation,
+    mask_head,
+    mask_type,
+)
 from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
 from export.symbols.networks import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
-from serving.palette import MAX_CLASSES
 
 
 @dataclass(frozen=True)
@@ -132,14 +140,10 @@ class ImportedNetwork:
 def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwork:
     """Builds the model of the contract from a network that ``read_network`` read.
 
-    Raises InvalidNetwork or IllegalSize, naming the remedy.
+    Raises ExportError, naming the remedy.
     """
-    if not 2 <= options.classes <= MAX_CLASSES:
-        raise InvalidNetwork(f"{options.classes} classes: expected 2 to {MAX_CLASSES}")
-    if not set(HEADS) & set(options.heads):
-        raise InvalidNetwork(
-            f"--head {','.join(options.heads)}: a model gives mask, logits or both"
-        )
+    check_classes(options.classes, least=2)
+    check_heads(options.heads)
     layout = options.input.channels_last
     model = prepare_network(source, options.output)
     channels = count_channels(model, options)
@@ -160,7 +164,9 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
     if isinstance(found, Labels):
         heads: Sequence[str] = (MASK,)
         label_head(model, found, height, width, mask_type(options.classes))
-        notes.append("the network gives labels alone: no logits, no smooth restore")
+        notes.append(
+            "the network outputs labels only: no logits, and masks are resized without smoothing"
+        )
     else:
         heads = options.heads
         notes += score_head(model, found, (height, width), options.threshold, options.aligned)
@@ -180,7 +186,7 @@ def import_network(source: ModelProto, options: ImportOptions) -> ImportedNetwor
         checker.check_model(model)
     except checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InvalidNetwork(f"the network became no valid graph: {reason}") from error
+        raise InvalidNetwork(f"the imported network is not a valid ONNX graph: {reason}") from error
     return ImportedNetwork(
         model, height, width, found, not batch.dim_value, tuple(passes), tuple(notes), channels
     )
@@ -248,7 +254,9 @@ def image_size(model: ModelProto, options: ImportOptions) -> tuple[int, int]:
             f" {height}x{width}"
         )
     if height * width > MAX_PIXELS:
-        raise IllegalSize(f"{height}x{width} are more than {MAX_PIXELS} pixels")
+        raise IllegalSize(
+            f"--size {height}x{width} is too large: expected at most {MAX_PIXELS} pixels"
+        )
     return height, width
 
 

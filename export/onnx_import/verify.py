@@ -75,13 +75,13 @@ def verify_import(
         labels, scores = _labels_and_scores(wanted, imported, options)
         if labels.max() >= options.classes:
             raise InvalidLabels(
-                f"the network gives the class {labels.max()}, {options.classes} are named; give"
-                " all with --classes"
+                f"the network outputs the class {labels.max()}, but {options.classes} are named;"
+                " name all of them with --classes"
             )
         equal += int((labels == _labels(given, imported)).sum())
         if scores is not None and "logits" in given:
             difference = np.abs(_as_source(given["logits"], imported, options) - scores).max()
-            absolute = float(np.maximum(absolute or 0.0, difference))  # keeps what is no number
+            absolute = float(np.maximum(absolute or 0.0, difference))  # keeps NaN
             largest = max(largest, float(np.abs(scores).max()))
     relative = None if absolute is None else absolute / (largest or 1.0)
     agreement = equal / (len(images) * imported.height * imported.width)

@@ -180,20 +180,26 @@ def choose_pixels(
     )
 
 
-def parse_triple(option: str, given: Triple | str, *, positive: bool = False) -> Triple:
+def parse_triple(
+    option: str, given: Triple | str, *, positive: bool = False, gray: bool = False
+) -> Triple:
     """Returns three finite numbers, one a channel; a text separates them by commas or spaces.
 
-    Raises ExportError where they are not, or where one of them is not ``positive``.
+    With ``gray`` one number stands for all three. Raises ExportError where they are not, or where
+    one of them is not ``positive``.
     """
-    parts = given.replace(",", " ").split() if isinstance(given, str) else given
+    parts = given.replace(",", " ").split() if isinstance(given, str) else list(given)
+    if gray and len(parts) == 1:
+        parts = parts * 3
     try:
         first, second, third = map(float, parts)
     except ValueError:
         first = second = third = math.nan
     if not math.isfinite(first + second + third) or (positive and min(first, second, third) <= 0):
         kind = "finite and above 0" if positive else "finite"
+        one = ", or a single one for a gray network" if gray else ""
         raise ExportError(
             f"{option} {given!r} is not valid: expected three numbers, comma-separated, one for"
-            f" each channel, all {kind}"
+            f" each channel{one}, all {kind}"
         )
     return first, second, third

@@ -130,7 +130,7 @@ def test_labels_that_no_argmax_gives_have_no_logits(run, served, tmp_path):
     found = predict(IMAGES)
     assert list(found) == ["mask"]
     assert agreement(found["mask"], run_network(network, normalised(IMAGES))) >= 0.9999
-    assert "labels alone" in folder.config.parameters["provenance"].string_value
+    assert "labels only" in folder.config.parameters["provenance"].string_value
 
 
 def test_small_labels_are_repeated_to_the_image(run, served, tmp_path):
@@ -319,7 +319,8 @@ def test_the_second_output_can_be_chosen(run, served, tmp_path):
 
     path = export_network(Two(Head()), tmp_path / "net.onnx", SHAPE, outputs=("aux", "main"))
     assert "3 classes, and 5 are named" in error(run(path, *FIVE, *IMAGENET))
-    assert "--output takes one of aux, main" in error(run(path, *FIVE, *IMAGENET, "--output", "x"))
+    message = error(run(path, *FIVE, *IMAGENET, "--output", "x"))
+    assert "is not an output of the network: expected one of aux, main" in message
     result = run(path, *FIVE, *IMAGENET, "--output", "main")
     _, predict = served(result)
     assert "left out: aux" in result.stderr
@@ -441,7 +442,7 @@ def test_labels_beyond_the_named_classes_are_refused(run, tmp_path):
             return super().forward(image) * 7
 
     path = export_network(More(network.head), tmp_path / "net.onnx", SHAPE)
-    assert "the class 7, 2 are named" in error(run(path, "--classes", "a,b", *IMAGENET))
+    assert "the class 7, but 2 are named" in error(run(path, "--classes", "a,b", *IMAGENET))
     assert not (tmp_path / "repository").exists()
 
 

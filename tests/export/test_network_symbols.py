@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from export.lowering.convert import convert
 from export.passes.build import build_model
 from export.passes.cut_at_logits import prune_heads

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from export.lowering.convert import convert
 from export.passes.build import build_model, prune_heads
 from export.repository.mxnet_model import mxnet_files

@@ -22,7 +22,6 @@ from export.errors import (
     UnsupportedPrecision,
     VerificationFailed,
 )
-from export.finite import find_not_finite, not_finite
 from export.passes.build import (
     REWRITES,
     build_model,
@@ -55,7 +54,7 @@ from export.symbols.find import FoundSymbol, find_symbol, own_size
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
 from export.symbols.networks import IMAGENET, Pixels, Triple, choose_pixels
 from export.symbols.params import Parameters, digest, random_params, read_params, tool_version
-from export.verify import mxnet_installed, telling_images, verify
+from export.verify import find_not_finite, mxnet_installed, not_finite, telling_images, verify
 from serving.palette import LabelSet, canonical_name
 
 _STEPS = 6

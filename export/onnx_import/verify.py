@@ -16,7 +16,6 @@ from onnx import ModelProto, helper
 from PIL import Image
 
 from export.errors import ExportError, InvalidLabels, VerificationFailed
-from export.finite import find_not_finite
 from export.onnx_import.network import ImportedNetwork, ImportOptions, InputFormat
 from export.onnx_import.outputs import (
     LOG_SOFTMAX,
@@ -32,6 +31,7 @@ from export.verify import (
     MIN_LABEL_AGREEMENT,
     Verification,
     example_images,
+    find_not_finite,
     telling_images,
 )
 from serving.engines.graph import find_precision

@@ -9,7 +9,6 @@ from pathlib import Path
 from onnx import ModelProto
 
 from export.errors import ImagesMissing, PrecisionFailed, UnsupportedPrecision
-from export.finite import find_not_finite
 from export.passes.onnx_graph import copy_model, is_half, name_nodes
 from export.precision.gate import Comparison, Gate, Limits, describe, describe_scores, pass_gate
 from export.precision.half import round_to_half, to_half
@@ -24,7 +23,7 @@ from export.precision.quantise import Recipe, calibrate, convolutions, has_vnni,
 from export.precision.search import search, tries_table
 from export.precision.served_graph import TimeRatio, compare_times, serve_graph
 from export.progress import Steps
-from export.verify import telling_images
+from export.verify import find_not_finite, telling_images
 from serving.engines.graph import find_precision
 from serving.imaging.geometry import Size
 

@@ -15,10 +15,9 @@ from onnx import ModelProto, parser
 from typer.testing import CliRunner
 
 from export import cli
-from export.finite import find_not_finite
 from export.symbols.graph import Graph, write_symbol
 from export.symbols.params import Parameters, write_params
-from export.verify import telling_images
+from export.verify import find_not_finite, telling_images
 from tests.support.import_command import run_import
 from tests.support.precision_model import write_scenes
 

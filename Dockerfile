@@ -24,6 +24,7 @@ ENV PATH=/opt/segserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/segserve \
     ORT_DISABLE_TELEMETRY=1 \
+    SEGSERVE_CACHE_DIR=/var/cache/segserve \
     SEGSERVE_REPOSITORY=/models
 
 WORKDIR /src

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from benchmarks.loadgen.images import read_folder, render_images
+from benchmarks.loadgen.driver import read_folder, render_images
 from benchmarks.loadgen.measurement import Load, Measurement, Sweep, Timing, measure_load, sweep
 from benchmarks.loadgen.report import HEADER, RULE, Named, describe
 from benchmarks.loadgen.targets import GrpcTarget, HttpTarget, Target

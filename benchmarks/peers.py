@@ -26,7 +26,7 @@ from benchmarks.contest.measure import Load, Row, measure_turn
 from benchmarks.contest.plot import plot_summaries
 from benchmarks.contest.processes import Unavailable, end_on_sigterm
 from benchmarks.contest.summary import HEADER, Results, line, read_results, summarise, tables
-from benchmarks.loadgen.images import read_folder, render_images
+from benchmarks.loadgen.driver import read_folder, render_images
 from benchmarks.machine import (
     RESULTS,
     Machine,

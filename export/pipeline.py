@@ -6,6 +6,7 @@ elsewhere and ends in :func:`write_network`, as every export does.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,13 @@ from onnx import ModelProto
 from rich.console import Console
 
 from export.datasets import check_labels, find_labels, generic_labels
-from export.errors import ExportError, InvalidParams, UnsupportedPrecision, VerificationFailed
+from export.errors import (
+    ExportError,
+    InvalidParams,
+    UnsupportedOperator,
+    UnsupportedPrecision,
+    VerificationFailed,
+)
 from export.finite import find_not_finite, not_finite
 from export.passes.build import (
     REWRITES,
@@ -46,9 +53,8 @@ from export.source import (
 )
 from export.symbols.find import FoundSymbol, find_symbol, own_size
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
-from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET, Pixels, Triple, choose_pixels
-from export.symbols.params import Parameters, digest, read_params, tool_version
+from export.symbols.params import Parameters, digest, random_params, read_params, tool_version
 from export.verify import mxnet_installed, telling_images, verify
 from serving.palette import LabelSet, canonical_name
 
@@ -200,6 +206,8 @@ def export_symbol(request: ExportRequest, console: Console | None = None) -> Wri
         )
         if request.file_format == "mxnet":
             name = request.target.name or variant_name(stem, "mxnet")
+            with suppress(UnsupportedOperator):  # MXNet runs some that have no ONNX form
+                _make_graph(request, network)
             files = mxnet_files(
                 network.graph, network.parameters, *network.size, request.heads, pixels
             )
@@ -338,30 +346,36 @@ def _origin(request: ExportRequest, named: NamedNetwork, network: _Network) -> l
     ]
 
 
-def _build(request: ExportRequest, network: _Network, step: Steps) -> tuple[ModelProto, str, bool]:
-    """Returns the serving graph, what came of the comparison with MXNet, and whether there was
-    one."""
+def _make_graph(request: ExportRequest, network: _Network) -> ModelProto:
+    """Returns the serving graph. Raises VerificationFailed where it does not give numbers."""
     height, width = network.size
     build = partial(
         build_model, network.graph, network.parameters, height, width, request.heads,
         pixels=network.pixels, opset=request.opset,
     )  # fmt: skip
     model = build()
-    if not request.check:
-        step("not compared with MXNet")
-        return model, "not compared with MXNet", False
-    step("comparing with MXNet")
     images = telling_images(height, width)
-    if broken := find_not_finite(model, images):
+    if request.check and (broken := find_not_finite(model, images)):
         # The rewrites join nodes: the symbol's own are named.
         broken = find_not_finite(build(without=REWRITES), images) or broken
         raise VerificationFailed(
             f"{network.source} does not give numbers: {broken}; nothing was written. Are its"
             " parameters those of a finished training?"
         )
+    return model
+
+
+def _build(request: ExportRequest, network: _Network, step: Steps) -> tuple[ModelProto, str, bool]:
+    """Returns the serving graph, what came of the comparison with MXNet, and whether there was
+    one."""
+    model = _make_graph(request, network)
+    if not request.check:
+        step("not compared with MXNet")
+        return model, "not compared with MXNet", False
+    step("comparing with MXNet")
     if not mxnet_installed():
         return model, "MXNet is not installed: the comparison with it was skipped", False
-    found = verify(model, network.graph, network.parameters, height, width, network.pixels)
+    found = verify(model, network.graph, network.parameters, *network.size, network.pixels)
     return model, str(found), True
 
 

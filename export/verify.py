@@ -135,7 +135,7 @@ def check_with_mxnet(symbol: Path, params: Path, image: str, shape: tuple[int, .
 
 
 def _ask_mxnet(*arguments: str) -> str:
-    command = [*module_command("export.verify_mxnet"), *arguments]
+    command = [*module_command("export.mxnet_import"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

@@ -23,7 +23,8 @@ class EngineSpec:
         logits_size: height and width of the logits; None where the graph gives labels alone.
         max_batch_size: images a run takes at most.
         instances: runs that may go on at once.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: ``fp32``, ``fp16``, ``int8``, or ``bf16`` where a file of one of the first two is
+            run so.
         wide: where the graph gives labels alone, whether they are uint16.
     """
 

@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         "onnxruntime",
         description="run models in this process (onnxruntime) or on a Triton server (triton)",
     )
+    cpu_engine: Literal["auto", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="engine that runs models on CPUs; auto: the one that config.pbtxt names, else "
+        "the faster one for the file and the processor (docs/engines.md)",
+    )
     triton_url: str = Field(
         "127.0.0.1:9001",
         description="HOST:GRPC_PORT of the Triton servers, comma-separated; all have the same "
@@ -252,6 +257,12 @@ class Settings(BaseSettings):
     max_inflight_requests: int = Field(
         512, ge=1, description="requests in progress over all models"
     )
+    response_cache_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="memory for results of the models whose config.pbtxt says response_cache "
+        "{ enable: true }; 0 keeps none (docs/response_cache.md)",
+    )
     max_views: int = Field(
         512, ge=1, description="views (tiles x scales x mirror images) of one image of one request"
     )
@@ -359,3 +370,9 @@ def join_address(host: str, port: int) -> str:
     """Returns ``HOST:PORT``, with brackets around an IPv6 address."""
     host = strip_brackets(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cache_folder() -> Path:
+    """Returns ``$SEGSERVE_CACHE_DIR``, else ``~/.cache/segserve``; it need not exist yet."""
+    folder = os.environ.get("SEGSERVE_CACHE_DIR")
+    return Path(folder) if folder else Path.home() / ".cache" / "segserve"

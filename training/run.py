@@ -14,12 +14,11 @@ from training.datasets import SegmentationDataset, dataset_labels, open_dataset
 from training.guard.guard import Guard
 from training.loader import Cached, Loader, Mixture, Shard
 from training.options import TrainOptions
-from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState, hold_run
+from training.runs.checkpoint import PartOfEpoch, RunFolder, RunState, Saver, hold_run
 from training.runs.environment import read_environment
 from training.runs.interruption import Interrupted, Interruption
 from training.runs.log import EpochRecord, RunLog
 from training.runs.progress import RunProgress
-from training.runs.saver import Saver
 from training.schedules import Schedule, make_schedule
 from training.trainers import Learner
 from training.transforms import Augmentation

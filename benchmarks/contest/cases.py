@@ -32,14 +32,14 @@ from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget
-from serving.cache import cache_folder
 from serving.engines.graph import cut_graph
 from serving.imaging.decode import decode
 from serving.imaging.geometry import Size, scale
 from serving.models.repository import read_model
 from serving.palette import LabelSet, load_labels, plte
+from serving.settings import cache_folder
 
 MODEL = "net"
 PHOTO = Size(1024, 2048)

@@ -15,8 +15,14 @@ from tritonclient.grpc import InferenceServerClient, InferenceServerException
 
 from benchmarks.contest.cases import MODEL, Files
 from benchmarks.contest.clients import BytesClient, Client, HttpClient, TritonClient
-from benchmarks.contest.environments import find_environment
-from benchmarks.contest.processes import Unavailable, answers, free_ports, run_process, run_segserve
+from benchmarks.contest.processes import (
+    Unavailable,
+    answers,
+    find_environment,
+    free_ports,
+    run_process,
+    run_segserve,
+)
 
 SERVICES = Path(__file__).parent / "services"
 TRITON = Path(__file__).parents[2] / "deploy" / "triton" / "start.py"

@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.contest.cases import Case
-from benchmarks.contest.clients import Client, ContestTarget
+from benchmarks.contest.clients import Client, ContestTarget, count_bytes
 from benchmarks.contest.contestants import Contestant, Served, Setting
 from benchmarks.contest.processes import Unavailable, read_cpu_seconds, read_memory
-from benchmarks.contest.wire import count_bytes
 from benchmarks.loadgen.driver import Run, draw_poisson, drive_closed, drive_open
 
 

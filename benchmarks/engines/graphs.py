@@ -27,12 +27,11 @@ from export.precision.half import to_half
 from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import NetworkName, find_symbol, published_symbol
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.initial import random_params
 from export.symbols.normalisation import IMAGENET
-from export.symbols.params import Parameters
+from export.symbols.params import Parameters, random_params
 from export.symbols.sizes import retarget
-from serving.cache import cache_folder
 from serving.palette import load_labels
+from serving.settings import cache_folder
 
 SEED = 0
 

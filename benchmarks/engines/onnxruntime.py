@@ -12,19 +12,12 @@ from onnx import ModelProto
 
 from benchmarks.engines.subject import Case, EngineMissing
 from serving.engine import EngineSpec
+from serving.engines.accelerated import narrow_half_logits
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, image_tensor, result_tensor
 from serving.engines.devices import CudaDevice, Device, HostDevice, load_cuda_runtime
 from serving.engines.graph import INPUT, LOGITS, cut_to, outputs_of, read_graph, read_spec
-from serving.engines.half_logits import narrow_half_logits
-from serving.engines.onnxruntime_session import (
-    CPU,
-    CUDA,
-    TENSORRT,
-    Provider,
-    open_session,
-    session_options,
-)
+from serving.engines.onnxruntime import CPU, CUDA, TENSORRT, Provider, open_session, session_options
 from serving.engines.providers import gpu_providers, has_cuda_graphs, without_cuda_graphs
 from serving.engines.winograd import apply_winograd
 from serving.errors import EngineFailed, InvalidModel

@@ -19,7 +19,7 @@ from benchmarks.engines.subject import Case, EngineMissing, Subject
 from benchmarks.machine import Machine, read_machine
 from benchmarks.timing import time_runs
 from serving.engines.acceleration import Acceleration
-from serving.engines.onnxruntime_session import CUDA
+from serving.engines.onnxruntime import CUDA
 
 ENGINES = ("auto", "cpu", "cuda", "tensorrt", "torch", "mxnet")
 

@@ -7,14 +7,20 @@ would wait (coordinated omission). In a closed loop, each caller has one request
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from benchmarks.loadgen.targets import Outcome, Target
+from serving.errors import SegserveError
+from serving.imaging.decode import probe
+from training.datasets.synthetic import render_scene
 
 Offsets = npt.NDArray[np.float64]
 
@@ -166,3 +172,37 @@ async def drive_closed(
 
     await asyncio.gather(*(call_again() for _ in range(concurrency)))
     return log.finish(f"closed loop, {concurrency} callers", None, seconds)
+
+
+SCENES = 4
+
+
+def read_folder(folder: Path) -> list[bytes]:
+    """Returns every image file of a folder, in the order of their names.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+    """
+    images = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        data = path.read_bytes() if path.is_file() else b""
+        try:
+            probe(data)
+        except SegserveError:
+            continue
+        images.append(data)
+    if not images:
+        raise FileNotFoundError(f"{folder} holds no images: expected JPEG, PNG, BMP or WebP files")
+    return images
+
+
+def render_images(height: int, width: int, count: int = SCENES, seed: int = 7) -> list[bytes]:
+    """Renders street scenes as JPEG, the same ones for the same arguments."""
+    images = []
+    for number in range(count):
+        file = io.BytesIO()
+        Image.fromarray(render_scene(seed + number, height, width).image).save(
+            file, "JPEG", quality=90
+        )
+        images.append(file.getvalue())
+    return images

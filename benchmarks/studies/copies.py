@@ -22,12 +22,12 @@ import httpx
 import numpy as np
 import typer
 
-from benchmarks.loadgen.images import render_images
+from benchmarks.loadgen.driver import render_images
 from benchmarks.machine import RESULTS, ResultsFolder, read_machine, write_result
 from export.passes.build import build_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.graph import Entry, Graph, Node
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from serving.engines.onnxruntime import OnnxEngine
 from serving.formats import png
 from serving.http.body import BodyReader

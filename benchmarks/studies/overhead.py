@@ -30,8 +30,7 @@ from benchmarks.contest.clients import ContestTarget
 from benchmarks.contest.contestants import Served, Setting, serve_here
 from benchmarks.contest.measure import answer_rate
 from benchmarks.contest.processes import Unavailable, end_on_sigterm, read_cpu_seconds
-from benchmarks.loadgen.driver import drive_closed
-from benchmarks.loadgen.images import read_folder, render_images
+from benchmarks.loadgen.driver import drive_closed, read_folder, render_images
 from benchmarks.loadgen.server_metrics import read_metrics
 from benchmarks.machine import RESULTS, ResultsFolder, read_machine, write_result
 from benchmarks.studies.server_profile import Profile, profile_server

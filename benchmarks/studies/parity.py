@@ -14,7 +14,7 @@ from export.errors import ExportError, TracingFailed
 from export.passes.build import build_model
 from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import Graph
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.verify import Verification, verify
 from serving.imaging.geometry import Size
 

@@ -19,7 +19,7 @@ from benchmarks.studies.rewrites import ADAPTIVE, Subject, Values, make_pair
 from benchmarks.timing import ratios, time_in_turn
 from export.symbols.find import PUBLISHED, trace_symbol
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget
 from training.datasets.synthetic import render_scene
 

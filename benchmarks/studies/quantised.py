@@ -24,7 +24,7 @@ from export.precision.images import PreparedImages, calibration_source
 from export.precision.quantise import Recipe, calibrate, has_vnni, quantise
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget
 from serving.engines.graph import cut_graph
 from serving.imaging.geometry import Size

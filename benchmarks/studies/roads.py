@@ -38,8 +38,7 @@ from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import SYMBOL_FILE, Graph, Node, read_symbol, write_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import write_params
+from export.symbols.params import random_params, write_params
 from export.symbols.sizes import retarget
 from serving import cli
 from serving.observability.log_stream import LogStream

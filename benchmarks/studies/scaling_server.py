@@ -13,8 +13,7 @@ import numpy as np
 import onnx
 
 from benchmarks.contest.processes import read_cpu_seconds, read_memory, run_segserve
-from benchmarks.loadgen.driver import Offsets, draw_poisson, drive_closed, drive_open
-from benchmarks.loadgen.images import render_images
+from benchmarks.loadgen.driver import Offsets, draw_poisson, drive_closed, drive_open, render_images
 from benchmarks.loadgen.summary import summarise
 from benchmarks.loadgen.targets import HttpTarget
 from benchmarks.studies.scaling_engine import Setting, graph_of

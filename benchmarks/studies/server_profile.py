@@ -1,6 +1,6 @@
 """Profiles a running server's CPU time: by thread from the kernel, by function from py-spy.
 
-py-spy has an environment of its own (``benchmarks/contest/environments.py``). It sees Python
+py-spy has an environment of its own (``benchmarks/contest/processes.py``). It sees Python
 threads; what it does not name are ONNX Runtime's own threads.
 """
 
@@ -17,8 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contest.environments import find_environment
-from benchmarks.contest.processes import Unavailable
+from benchmarks.contest.processes import Unavailable, find_environment
 from serving.batching.engine_runner import EngineThread
 
 RATE = 200

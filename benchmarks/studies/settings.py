@@ -28,7 +28,7 @@ from export.precision.quantise import Recipe
 from export.symbols.find import NetworkName
 from serving.engines.acceleration import Acceleration
 from serving.engines.graph import INPUT, LOGITS, MASK, cut_to
-from serving.engines.onnxruntime_session import session_options
+from serving.engines.onnxruntime import session_options
 from serving.engines.winograd import apply_winograd
 from serving.imaging.geometry import Size
 from serving.palette import load_labels

@@ -25,7 +25,7 @@ from benchmarks.machine import RESULTS, ResultsFolder, read_machine, write_resul
 from benchmarks.timing import Spread, ratios, time_in_turn
 from serving.engines import winograd
 from serving.engines.acceleration import Acceleration
-from serving.engines.onnxruntime_session import session_options
+from serving.engines.onnxruntime import session_options
 from serving.engines.winograd_cost import Layer, Plan, choose_plan, estimate
 
 LAYERS = (

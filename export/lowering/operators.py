@@ -7,11 +7,14 @@ inference return no nodes and hand their input on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+
+from onnx import TensorProto
 
 from export.errors import UnsupportedOperator
 from export.lowering import normalisations, products, reductions, reshaping, sampling
-from export.lowering.context import Lowering, LoweringContext, Nodes
+from export.lowering.context import Lowering, LoweringContext, Nodes, single
 from export.lowering.convolutions import (
     convolution,
     deconvolution,
@@ -19,9 +22,8 @@ from export.lowering.convolutions import (
     resizing,
     upsampling,
 )
-from export.lowering.elementwise import divided_by_root, elementwise, summing
 from export.lowering.pooling import adaptive_pooling, pooling
-from export.symbols.elementwise import FORMULAS
+from export.symbols.elementwise import FORMULAS, evaluate
 from export.symbols.graph import BATCH_NORMS
 from export.symbols.shape_rules import (
     BROADCASTS,
@@ -74,6 +76,42 @@ def _regression(context: LoweringContext) -> Lowering:
         nodes = Nodes(context)
         return nodes.end(nodes.add("Sigmoid", context.inputs[:1]))
     return Lowering((), context.inputs[0])
+
+
+class OnnxMaths:
+    """Adds nodes for the formulas of ``export.symbols.elementwise``."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+
+    def __call__(self, op: str, *inputs: str | float, **attributes: float) -> str:
+        names = [self.nodes.number(x) if isinstance(x, float | int) else x for x in inputs]
+        if op == "Float":
+            return self.nodes.add("Cast", names, to=TensorProto.FLOAT)
+        if op == "Mod":
+            return self.nodes.add("Mod", names, fmod=1)
+        if op == "PRelu":
+            rank = len(self.nodes.context.input_shapes[0])
+            names[1] = self.nodes.reshape(names[1], [-1, *[1] * (rank - 2)], "slope")
+        return self.nodes.add(op, names, "", **attributes)
+
+
+def elementwise(context: LoweringContext) -> Lowering:
+    """Returns the nodes of a formula; the last has the operator's name."""
+    nodes = Nodes(context)
+    return nodes.end(evaluate(OnnxMaths(nodes), context.node, context.inputs))
+
+
+def summing(context: LoweringContext) -> Lowering:
+    """Returns an ONNX Sum of any number of tensors."""
+    return single(context, "Sum", context.inputs)
+
+
+def divided_by_root(context: LoweringContext) -> Lowering:
+    """Returns ``_contrib_div_sqrt_dim``: the values by the root of the last length."""
+    nodes = Nodes(context)
+    root = nodes.number(math.sqrt(context.shape[-1]))
+    return nodes.end(nodes.add("Div", [context.inputs[0], root]))
 
 
 LOWERINGS: dict[str, Callable[[LoweringContext], Lowering]] = {

@@ -13,8 +13,11 @@ from rich.console import Console
 from export.errors import ExportError, InvalidNetwork
 from export.repository.inspection import Inspection, inspect_file, inspect_mxnet
 from export.repository.triton import read_config
+from serving.engines.acceleration import read_acceleration
+from serving.engines.cpu_choice import describe_choice
 from serving.errors import SegserveError
 from serving.models.repository import (
+    CONFIG_FILE,
     ModelFolder,
     choose_versions,
     describe_remote,
@@ -40,6 +43,8 @@ class _Repository:
     dataset: str
     accuracy: str
     provenance: str
+    cpu_engine: str
+    cpu_precision: str
 
 
 def inspect(
@@ -97,11 +102,16 @@ def _read(
         found = inspect_mxnet(folder_path / str(chosen), config)
     else:
         found = inspect_file(folder.graph(chosen))
-    return _facts_of(folder, chosen), found
+    return _facts_of(folder, chosen, found.precision), found
 
 
-def _facts_of(folder: ModelFolder, version: int) -> _Repository:
+def _facts_of(folder: ModelFolder, version: int, precision: str) -> _Repository:
     parameters = {key: value.string_value for key, value in folder.config.parameters.items()}
+    if folder.config.backend == "python":  # in Triton alone
+        engine = ("", "")
+    else:
+        acceleration = read_acceleration(folder.path / CONFIG_FILE, folder.config)
+        engine = describe_choice(precision, acceleration)
     return _Repository(
         folder.name,
         version,
@@ -115,6 +125,7 @@ def _facts_of(folder: ModelFolder, version: int) -> _Repository:
         parameters.get("dataset", ""),
         parameters.get("accuracy", ""),
         parameters.get("provenance", ""),
+        *engine,
     )
 
 
@@ -126,6 +137,11 @@ def _about_model(stored: _Repository) -> list[tuple[str, str]]:
             f"{stored.name} version {stored.version} (served: {served}), family {stored.family}",
         ),
         ("batches", f"up to {stored.max_batch_size}, {stored.instances} instances"),
+        *(
+            [("CPU engine", f"{stored.cpu_engine}, {stored.cpu_precision} (docs/engines.md)")]
+            if stored.cpu_engine
+            else []
+        ),
         ("classes", f"{len(stored.classes)}: {', '.join(stored.classes)}"),
         ("dataset", stored.dataset or "unknown"),
         ("accuracy", stored.accuracy or "not measured"),

@@ -50,6 +50,13 @@ def serve(
             help="where models run: onnxruntime (here) or triton", show_default="onnxruntime"
         ),
     ] = None,
+    cpu_engine: Annotated[
+        str | None,
+        typer.Option(
+            help="engine that runs models on CPUs: auto, onnxruntime or openvino",
+            show_default="auto",
+        ),
+    ] = None,
     triton_url: Annotated[
         str | None, typer.Option(help="HOST:GRPC_PORT of Triton servers, comma-separated")
     ] = None,
@@ -82,6 +89,7 @@ def serve(
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "engine": engine,
+        "cpu_engine": cpu_engine,
         "triton_url": triton_url,
         "threads": threads,
         "drain_seconds": drain_seconds,

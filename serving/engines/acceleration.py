@@ -1,6 +1,7 @@
-"""Reads how ONNX Runtime is to run a model from ``config.pbtxt``: devices, providers, threads.
+"""Reads how a model is to be run from ``config.pbtxt``: engine, devices, providers, threads.
 
 Keys and values are those of Triton's onnxruntime backend; what is not done here is refused by name.
+``cpu_engine`` among the parameters and those of the accelerator "openvino" are this server's own.
 
 Source: triton-inference-server/onnxruntime_backend README.md, src/onnxruntime.cc.
 """
@@ -21,6 +22,13 @@ ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 Options: TypeAlias = Mapping[str, str]
 
 AUTO, CPU, GPU = "auto", "cpu", "gpu"
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+CPU_ENGINES = (AUTO, ONNXRUNTIME, OPENVINO)
+# What a network's floating-point operators may compute in, by OpenVINO's names and by ours.
+_OPENVINO_PRECISIONS = {
+    "auto": AUTO, "fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16",
+}  # fmt: skip
+_OPENVINO_PARAMETERS = ("device", "precision", "streams", "threads")
 
 # optimization.graph.level -> ONNX Runtime's own name of the level.
 GRAPH_LEVELS = {0: "all", -1: "basic", 1: "extended", 2: "none"}
@@ -71,6 +79,23 @@ _OPTIMIZATIONS = frozenset(
 
 
 @dataclass(frozen=True)
+class OpenVinoOptions:
+    """What a model asks of OpenVINO.
+
+    Attributes:
+        device: ``CPU``, or ``GPU`` for Intel graphics.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: what suits the processor.
+        streams: runs that share the cores side by side; 0 for one an instance.
+        threads: cores of all streams together; 0 leaves it to the engine.
+    """
+
+    device: str = "CPU"
+    precision: str = AUTO
+    streams: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True)
 class Acceleration:
     """The execution settings of one model.
 
@@ -85,6 +110,8 @@ class Acceleration:
         parallel: whether branches of the graph run at once.
         arena, pattern: ONNX Runtime's memory arena, and its planning of memory.
         winograd: whether convolutions may be made by fewer products, on CPUs.
+        cpu_engine: what runs the model on CPUs, of ``CPU_ENGINES``.
+        openvino: how, where that is OpenVINO.
     """
 
     device: str = AUTO
@@ -99,6 +126,8 @@ class Acceleration:
     arena: bool = True
     pattern: bool = True
     winograd: bool = True
+    cpu_engine: str = AUTO
+    openvino: OpenVinoOptions = OpenVinoOptions()
 
 
 def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
@@ -121,6 +150,7 @@ def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
         raise InvalidModel(f"{where}: optimization.graph.level is {level}; known: -1, 0, 1, 2")
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     cuda, tensorrt = _read_accelerators(where, optimization.execution_accelerators)
+    openvino = _read_openvino(where, optimization.execution_accelerators)
     device, gpus = _read_groups(where, config)
     pinned = [
         part.enable
@@ -148,7 +178,63 @@ def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
         arena=_flag(where, parameters, "enable_mem_arena", default=True),
         pattern=_flag(where, parameters, "enable_mem_pattern", default=True),
         winograd=_flag(where, parameters, "winograd", default=True),
+        cpu_engine=_read_cpu_engine(where, parameters, openvino),
+        openvino=openvino or OpenVinoOptions(),
     )
+
+
+def _read_cpu_engine(where: Path, parameters: Options, openvino: OpenVinoOptions | None) -> str:
+    """OpenVINO where its accelerator is named; else what the parameter ``cpu_engine`` says."""
+    default = AUTO if openvino is None else OPENVINO
+    engine = parameters.get("cpu_engine", default).strip()
+    if engine not in CPU_ENGINES:
+        raise InvalidModel(
+            f"{where}: parameters.cpu_engine is {engine[:40]!r}; expected {', '.join(CPU_ENGINES)}"
+        )
+    if openvino is not None and engine == ONNXRUNTIME:
+        raise InvalidModel(
+            f"{where}: parameters.cpu_engine is onnxruntime, but cpu_execution_accelerator names "
+            f"openvino; remove one of them"
+        )
+    return default if engine == AUTO else engine
+
+
+def _read_openvino(
+    where: Path, accelerators: model_config_pb2.ModelOptimizationPolicy.ExecutionAccelerators
+) -> OpenVinoOptions | None:
+    """The options of ``cpu_execution_accelerator`` "openvino"; None where it is not named."""
+    found = None
+    for accelerator in accelerators.cpu_execution_accelerator:
+        if accelerator.name != OPENVINO:
+            raise InvalidModel(
+                f"{where}: cpu_execution_accelerator {accelerator.name!r} is not supported; "
+                f"known: openvino"
+            )
+        field_name = f"{where}: cpu_execution_accelerator openvino"
+        given = dict(accelerator.parameters)
+        unknown = sorted(set(given) - set(_OPENVINO_PARAMETERS))
+        if unknown:
+            raise InvalidModel(
+                f"{field_name}: not supported: {', '.join(unknown)}; known: "
+                f"{', '.join(_OPENVINO_PARAMETERS)}"
+            )
+        precision = given.get("precision", AUTO).strip().lower()
+        if precision not in _OPENVINO_PRECISIONS:
+            raise InvalidModel(
+                f"{field_name}: precision is {precision[:40]!r}; expected auto, fp32, bf16 or fp16"
+            )
+        device = given.get("device", "CPU").strip().upper()
+        if not re.fullmatch(r"CPU|GPU(\.[0-9]{1,2})?", device):
+            raise InvalidModel(
+                f"{field_name}: device is {device[:40]!r}; expected CPU, or GPU (Intel graphics)"
+            )
+        found = OpenVinoOptions(
+            device,
+            _OPENVINO_PRECISIONS[precision],
+            _count(field_name, given, "streams"),
+            _count(field_name, given, "threads"),
+        )
+    return found
 
 
 def _read_groups(where: Path, config: ModelConfig) -> tuple[str, tuple[int, ...]]:
@@ -175,9 +261,6 @@ _DEVICES = {
 def _read_accelerators(
     where: Path, accelerators: model_config_pb2.ModelOptimizationPolicy.ExecutionAccelerators
 ) -> tuple[dict[str, str], dict[str, str] | None]:
-    if accelerators.cpu_execution_accelerator:
-        names = ", ".join(item.name for item in accelerators.cpu_execution_accelerator)
-        raise InvalidModel(f"{where}: not supported: cpu_execution_accelerator {names}")
     cuda: dict[str, str] = {}
     tensorrt: dict[str, str] | None = None
     for accelerator in accelerators.gpu_execution_accelerator:
@@ -231,7 +314,7 @@ def _flag(where: Path, parameters: Options, key: str, *, default: bool) -> bool:
     return _BOOLS[value]
 
 
-def _count(where: Path, parameters: Options, key: str) -> int:
+def _count(where: Path | str, parameters: Options, key: str) -> int:
     value = parameters.get(key, "0").strip()
     if not re.fullmatch("[0-9]{1,4}", value):
         raise InvalidModel(

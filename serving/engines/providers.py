@@ -13,13 +13,13 @@ from pathlib import Path
 
 import onnxruntime
 
-from serving.cache import cache_folder
 from serving.engine import EngineSpec
 from serving.engines.acceleration import CPU as ON_CPU
 from serving.engines.acceleration import GPU, Acceleration
 from serving.engines.graph import CHANNELS, INPUT
-from serving.engines.onnxruntime_session import CPU, CUDA, TENSORRT, Provider
+from serving.engines.onnxruntime import CPU, CUDA, TENSORRT, Provider
 from serving.errors import InvalidModel
+from serving.settings import cache_folder
 
 CUDA_DEFAULTS = {
     "cudnn_conv_algo_search": "HEURISTIC",

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from serving.engine import EngineSpec
-from serving.engines.triton_connection import AWAY, Stub, TritonConnection
-from serving.engines.triton_memory import SharedTensor, is_local
+from serving.engines.triton_connection import AWAY, SharedTensor, Stub, TritonConnection, is_local
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction

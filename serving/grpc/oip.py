@@ -18,6 +18,7 @@ from serving.grpc.repository import ControlServicer
 from serving.grpc.status import INLINE_BYTES, Context, run_sized, time_left
 from serving.grpc.stream import answer_in_order
 from serving.models.model import Duration, Model
+from serving.models.response_cache import Lookups
 from serving.observability.request_context import count_refusal
 from serving.oip.dataplane import Dataplane
 from serving.oip.messages import SERVER_NAME, SERVER_VERSION, list_extensions
@@ -131,7 +132,7 @@ def build_statistics(model: Model) -> oip.ModelStatistics:
     """Returns the statistics extension's message for one version of a model."""
     counts = model.statistics
 
-    def show(duration: Duration) -> oip.StatisticDuration:
+    def show(duration: Duration | Lookups) -> oip.StatisticDuration:
         return oip.StatisticDuration(count=duration.count, ns=duration.ns)
 
     return oip.ModelStatistics(
@@ -142,8 +143,8 @@ def build_statistics(model: Model) -> oip.ModelStatistics:
         execution_count=counts.execution_count,
         inference_stats=oip.InferStatistics(
             **{name: show(duration) for name, duration in counts.requests.items()},
-            cache_hit=oip.StatisticDuration(),
-            cache_miss=oip.StatisticDuration(),
+            cache_hit=show(model.cache.hits if model.cache else Lookups()),
+            cache_miss=show(model.cache.misses if model.cache else Lookups()),
         ),
         batch_stats=[
             oip.InferBatchStatistics(

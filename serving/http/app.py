@@ -154,7 +154,7 @@ SENT = (
 )  # fmt: skip
 READ = (
     "X-Model-Name", "X-Model-Version", "X-Image-Size", "X-Mask-Size", "Server-Timing",
-    "Retry-After", "X-Request-Id", HEADER_LENGTH,
+    "Retry-After", "X-Request-Id", HEADER_LENGTH, "X-Cache",
 )  # fmt: skip
 
 

@@ -30,15 +30,16 @@ from serving.http.openapi import (
     list_errors,
 )
 from serving.models.model import Duration, Model
+from serving.models.response_cache import Lookups
 from serving.oip.dataplane import Dataplane, ModelMetadata, TensorMetadata
 from serving.oip.messages import (
     SERVER_NAME,
     SERVER_VERSION,
     InferRequest,
     InferResponse,
+    config_json,
     list_extensions,
 )
-from serving.oip.model_config import config_json
 from serving.parsing import parse_version
 from serving.settings import Settings
 
@@ -187,16 +188,19 @@ def show_metadata(found: ModelMetadata) -> dict[str, object]:
 
 
 def show_statistics(models: list[Model]) -> dict[str, object]:
-    """Returns the statistics extension's JSON form; nothing is cached here, so those counts stay
-    0."""
+    """Returns the statistics extension's JSON form."""
 
-    def show(durations: Mapping[str, Duration]) -> dict[str, object]:
+    def show(durations: Mapping[str, Duration | Lookups]) -> dict[str, object]:
         return {name: {"count": d.count, "ns": d.ns} for name, d in durations.items()}
 
     shown = []
     for model in models:
         counts = model.statistics
-        cache = {"cache_hit": Duration(), "cache_miss": Duration()}
+        kept = model.cache
+        cache = {
+            "cache_hit": kept.hits if kept else Lookups(),
+            "cache_miss": kept.misses if kept else Lookups(),
+        }
         shown.append(
             {
                 "name": model.name,

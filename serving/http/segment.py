@@ -114,7 +114,8 @@ def add_segment(app: FastAPI, segmenter: Segmenter, bodies: BodyReader) -> None:
                 "X-Model-Version": str(result.version),
                 "X-Image-Size": str(result.image_size),
                 "X-Mask-Size": str(result.answer_size),
-                "Server-Timing": result.timings.server_timing,
+                # An answer that was kept has none.
+                **({"Server-Timing": times} if (times := result.timings.server_timing) else {}),
             },
         )
 

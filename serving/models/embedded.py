@@ -7,9 +7,9 @@ import logging
 from serving.engine import Engine, EngineSpec
 from serving.engines.accelerated import INSTANCES, AcceleratedEngine
 from serving.engines.acceleration import GPU, Acceleration, read_acceleration
+from serving.engines.cpu_choice import open_cpu_engine
 from serving.engines.devices import CudaDevice, Device, load_cuda_runtime
-from serving.engines.onnxruntime import OnnxEngine
-from serving.engines.onnxruntime_session import Provider
+from serving.engines.onnxruntime import Provider
 from serving.engines.providers import gpu_providers, wants_gpu
 from serving.errors import EngineFailed, InvalidModel
 from serving.models.repository import CONFIG_FILE, ModelFolder
@@ -21,8 +21,9 @@ log = logging.getLogger("segserve")
 def open_onnx_engine(folder: ModelFolder, version: int, settings: Settings) -> Engine:
     """Opens the engine for one version of a model.
 
-    With ``KIND_AUTO``, where a GPU's provider is installed but does not start, the CPU is
-    used and the log says why; ``KIND_GPU`` is an error then.
+    With ``KIND_AUTO``, where a GPU's provider is installed but does not start, the CPU is used and
+    the log says why; ``KIND_GPU`` is an error then. Which engine runs on the CPU is chosen by
+    :func:`open_cpu_engine`.
 
     Raises:
         InvalidModel: the graph or the configuration cannot be served; the message names what.
@@ -36,8 +37,10 @@ def open_onnx_engine(folder: ModelFolder, version: int, settings: Settings) -> E
             if acceleration.device == GPU:
                 raise InvalidModel(str(error)) from error
             log.warning("%s runs on the CPU: %s", folder.name, error)
-    return OnnxEngine(
+    return open_cpu_engine(
         folder.graph(version),
+        f"model {folder.name} version {version}",
+        cpu_engine=settings.cpu_engine,
         instances=folder.instances,
         threads=settings.threads,
         max_batch_size=folder.max_batch_size,

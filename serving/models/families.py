@@ -14,10 +14,11 @@ from serving.imaging.geometry import Size
 from serving.models.model import Model
 from serving.palette import LabelSet
 
-# Fastest first (docs/precision.md); an engine elsewhere, of which nothing is known, by accuracy.
+# Fastest first (docs/precision.md, docs/engines.md), by what an engine runs on; an engine
+# elsewhere, of which nothing is known, by accuracy.
 PRECISIONS = {
-    "cpu": ("int8", "fp32", "fp16"),
-    "openvino": ("int8", "fp32", "fp16"),
+    "cpu": ("int8", "bf16", "fp32", "fp16"),
+    "gpu": ("fp16", "bf16", "fp32", "int8"),
     "cuda": ("fp16", "fp32", "int8"),
     "tensorrt": ("fp16", "fp32", "int8"),
 }

@@ -16,6 +16,7 @@ from serving.engine import Engine, EngineSpec
 from serving.errors import InvalidModel, SegserveError
 from serving.models.model import InferenceStatistics, Model, ModelObserver
 from serving.models.repository import CONFIG_FILE, ModelConfig, ModelFolder
+from serving.models.response_cache import ModelCache, ResponseCache
 from serving.models.warmup import warm_up
 from serving.observability.metrics import Metrics
 from serving.palette import label_type
@@ -36,6 +37,16 @@ class ModelLoader:
         self.metrics = metrics
         self.open_engine = open_engine
         self._recoveries: set[asyncio.Task[None]] = set()
+        self._cache = ResponseCache(settings.response_cache_bytes, metrics)
+
+    def open_cache(self, folder: ModelFolder) -> ModelCache | None:
+        """Opens the cache of a version whose model enables ``response_cache``; None for others.
+
+        Triton keeps results itself, and may replace a version without a word.
+        """
+        if not folder.config.response_cache.enable or self.settings.engine == "triton":
+            return None
+        return ModelCache(self._cache, folder.name, self.metrics)
 
     async def load(
         self, folder: ModelFolder, version: int, pool: Executor, old: Model | None
@@ -72,7 +83,7 @@ class ModelLoader:
         observer = ModelObserver(self.metrics, folder.name, statistics)
         batcher = Batcher(engine, limits, observer, time.monotonic, recover)
         batcher.start()
-        return Model(folder, version, batcher, statistics)
+        return Model(folder, version, batcher, statistics, cache=self.open_cache(folder))
 
     def _open(
         self, folder: ModelFolder, version: int, served: tuple[ModelFolder, EngineSpec] | None

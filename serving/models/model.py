@@ -19,6 +19,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.queue import Execution
 from serving.engine import Engine, EngineSpec
 from serving.models.repository import ModelFolder
+from serving.models.response_cache import ModelCache
 from serving.observability.metrics import Metrics
 from serving.palette import LabelSet
 
@@ -140,6 +141,7 @@ class Model:
     batcher: Batcher
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
     users: Users = field(default_factory=Users)
+    cache: ModelCache | None = None
 
     @property
     def name(self) -> str:

@@ -220,7 +220,11 @@ class Registry:
                         if changed is not None and version in before and version not in changed:
                             same = before[version]
                             shown = keep_available_outputs(folder, version, same.spec)
-                            versions[version] = replace(same, folder=shown)
+                            # Other colours or classes are other answers to the same bytes.
+                            cache = self.loader.open_cache(shown)
+                            versions[version] = replace(same, folder=shown, cache=cache)
+                            if same.cache is not None:
+                                same.cache.clear()
                             continue
                         versions[version] = await self.loader.load(folder, version, pool, served)
                         served = served or versions[version]
@@ -268,6 +272,8 @@ class Registry:
         for model in versions.values():
             await model.users.wait_for_none()
             await model.batcher.drain()
+            if model.cache is not None:
+                model.cache.clear()
             now = self._entries[model.name].versions.get(model.version)
             facts = (model.engine.name, model.spec.precision)
             if now is None or (now.engine.name, now.spec.precision) != facts:

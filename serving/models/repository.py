@@ -64,7 +64,6 @@ UNSUPPORTED_FIELDS = (
     "ensemble_scheduling",
     "sequence_batching",
     "model_transaction_policy",
-    "response_cache",
     "model_operations",
     "batch_input",
     "batch_output",

@@ -27,6 +27,8 @@ REASONS = (
 # Requests whose unknown fields are ignored: JSON of inferences, of the repository and of shared
 # memory; multipart forms.
 IGNORING = ("infer", "control", "form")
+# What the response cache keeps: whole answers, and the network's logits or labels.
+CACHED = ("answer", "prediction")
 SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
@@ -127,6 +129,26 @@ class Metrics:
             ("model", "reason"),
             registry=registry,
         )
+        self.cache_hits = Counter(
+            "segserve_cache_hits",
+            "Results that the response cache had",
+            ("model", "kind"),
+            registry=registry,
+        )
+        self.cache_misses = Counter(
+            "segserve_cache_misses",
+            "Results that the response cache did not have",
+            ("model", "kind"),
+            registry=registry,
+        )
+        self.cache_evictions = Counter(
+            "segserve_cache_evictions",
+            "Results that the response cache dropped for later ones",
+            registry=registry,
+        )
+        self.cache_bytes = Gauge(
+            "segserve_cache_bytes", "Size of the response cache", registry=registry
+        )
         self.reload_failures = Counter(
             "segserve_reload_failures",
             "Changes of the repository that could not be served",
@@ -152,6 +174,9 @@ class Metrics:
             self.engine_failures.labels(model, reason)
         for stage in STAGES:
             self.stage_seconds.labels(model, stage)
+        for kind in CACHED:
+            self.cache_hits.labels(model, kind)
+            self.cache_misses.labels(model, kind)
         for series in (self.engine_restarts, self.batch_size, self.queue_length):
             series.labels(model)
 

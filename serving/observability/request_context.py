@@ -25,6 +25,7 @@ log = logging.getLogger("segserve")
 Transport: TypeAlias = Literal["http", "grpc"]
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
+CACHE = "x-cache"
 MAX_INTERVALS = 1000
 STAGES = ("decode", "preprocess", "queue", "infer", "restore", "encode")
 # Its header is read before, to choose a model and to refuse what is too large.
@@ -96,6 +97,8 @@ class RequestContext:
         stages: seconds of each stage, over all images.
         intervals: what happened when, of the first images: a stream has no end.
         traceparent: of the request's span; empty without tracing.
+        cache: ``hit`` where nothing had to be inferred, ``miss`` where something had; empty where
+            the model keeps no results.
     """
 
     transport: Transport
@@ -120,6 +123,7 @@ class RequestContext:
     stages: dict[str, float] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
     traceparent: str = ""
+    cache: str = ""
 
     @property
     def key_name(self) -> str:
@@ -128,8 +132,10 @@ class RequestContext:
     @property
     def response_headers(self) -> tuple[tuple[str, str], ...]:
         """Returns what its answer carries of it: names, in lower case, and values."""
-        headers = ((REQUEST_ID, self.request_id), (TRACEPARENT, self.traceparent))
-        return headers if self.traceparent else headers[:1]
+        headers = (
+            (REQUEST_ID, self.request_id), (TRACEPARENT, self.traceparent), (CACHE, self.cache),
+        )  # fmt: skip
+        return tuple((name, value) for name, value in headers if value or name == REQUEST_ID)
 
     def count_request(self) -> None:
         """Counts one request for the key; the first of a stream was counted when it was opened.

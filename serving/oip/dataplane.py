@@ -25,11 +25,11 @@ from serving.models.index import ModelState
 from serving.models.model import Model
 from serving.models.registry import Registry
 from serving.models.repository import ModelConfig
+from serving.models.response_cache import submit_cached
 from serving.observability.metrics import Metrics
 from serving.observability.request_context import Timings
 from serving.oip.image_tensors import Answer, build_outputs, choose_outputs, read_images
-from serving.oip.messages import InferRequest, InferResponse
-from serving.oip.model_config import complete_config
+from serving.oip.messages import InferRequest, InferResponse, complete_config
 from serving.oip.shared_memory import SharedMemory
 from serving.preparation import ImagePreparer
 from serving.settings import Settings
@@ -235,7 +235,10 @@ class Dataplane:
         async def submit(
             pixels: npt.NDArray[np.uint8], reservation: Reservation | None = None
         ) -> Inferred:
-            return await model.batcher.submit(
+            return await submit_cached(
+                model.batcher,
+                model.cache,
+                self._pool,
                 pixels,
                 timeout_s=None if deadline is None else deadline - loop.time(),
                 policy_timeout_s=request.policy_timeout_s,

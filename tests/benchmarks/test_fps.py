@@ -15,7 +15,7 @@ from export.passes.build import build_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED, NetworkName
 from export.symbols.graph import Entry, Graph, Node
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 
 ROOT = Path(__file__).parents[2]
 

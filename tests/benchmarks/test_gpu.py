@@ -13,9 +13,9 @@ from benchmarks.engines.speed import PUBLISHED_TIMES, EnergyMeter, measure_speed
 from benchmarks.engines.subject import Case, EngineMissing
 from export.passes.build import build_model
 from export.symbols.graph import Entry, Graph, Node
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from serving.engines.acceleration import Acceleration
-from serving.engines.onnxruntime_session import CPU, CUDA
+from serving.engines.onnxruntime import CPU, CUDA
 
 ROOT = Path(__file__).parents[2]
 needs_no_cuda = pytest.mark.skipif(

@@ -17,8 +17,15 @@ from typer.testing import CliRunner
 
 from benchmarks import load
 from benchmarks.contest.processes import read_cpu_seconds
-from benchmarks.loadgen.driver import Record, Run, draw_poisson, drive_closed, drive_open
-from benchmarks.loadgen.images import read_folder, render_images
+from benchmarks.loadgen.driver import (
+    Record,
+    Run,
+    draw_poisson,
+    drive_closed,
+    drive_open,
+    read_folder,
+    render_images,
+)
 from benchmarks.loadgen.measurement import Load, Timing, measure_load
 from benchmarks.loadgen.server_metrics import Distribution, parse_metrics
 from benchmarks.loadgen.summary import summarise

@@ -20,14 +20,13 @@ from PIL import Image
 from benchmarks import peers
 from benchmarks.contest import cases
 from benchmarks.contest.cases import Case, Files, build_files
+from benchmarks.contest.clients import count_bytes
 from benchmarks.contest.contestants import CONTESTANTS, Setting
-from benchmarks.contest.environments import has_environment
 from benchmarks.contest.measure import Load, Row, answer_rate
 from benchmarks.contest.plot import plot_summaries
-from benchmarks.contest.processes import Unavailable, free_ports, run_process
+from benchmarks.contest.processes import Unavailable, free_ports, has_environment, run_process
 from benchmarks.contest.services.network import read_photo, write_mask
 from benchmarks.contest.summary import Results, read_results, summarise, tables
-from benchmarks.contest.wire import count_bytes
 from benchmarks.machine import read_machine, write_result
 from benchmarks.studies.copies import write_small_model
 from export.precision.half import widen

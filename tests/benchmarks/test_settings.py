@@ -21,10 +21,9 @@ from benchmarks.tables import winograd_table
 from export.passes.build import build_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import Parameters
+from export.symbols.params import Parameters, random_params
 from export.symbols.sizes import retarget
-from serving.engines.onnxruntime_session import session_options
+from serving.engines.onnxruntime import session_options
 
 SIZE = (64, 64)
 

@@ -15,8 +15,7 @@ import pytest
 from onnx import ModelProto
 
 from export.symbols.graph import Entry, Graph, Node
-from export.symbols.initial import random_params
-from export.symbols.params import Array, Parameters
+from export.symbols.params import Array, Parameters, random_params
 
 
 class GraphWriter:

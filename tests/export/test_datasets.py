@@ -165,9 +165,9 @@ def documented(page: str, start: str, end: str) -> list[str]:
 
 
 def test_documented_datasets_are_known() -> None:
-    table = documented("datasets.md", "| name (also)", "A label is a class")
+    table = documented("datasets.md", "| name (alias)", "A label is a class")
     assert set(DOCUMENTED) <= set(table)
-    rows = (DOCS / "datasets.md").read_text("utf-8").partition("| name (also)")[2].splitlines()[2:]
+    rows = (DOCS / "datasets.md").read_text("utf-8").partition("| name (alias)")[2].splitlines()[2:]
     for row in rows[: len(KNOWN)]:
         name, *also = re.findall("`([^`]+)`", row.split("|")[1])
         assert name in KNOWN

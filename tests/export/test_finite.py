@@ -153,11 +153,12 @@ def test_export_names_the_parameters_that_are_not_finite(
     assert export("aux_weight", value, "--no-verify", "--format", form).exit_code == 0
 
 
+@pytest.mark.parametrize("form", ["onnx", "mxnet"])
 @pytest.mark.parametrize("heads", ["mask,logits", "mask"])
 def test_export_names_the_symbols_node(
-    export: Callable[..., Result], tmp_path: Path, heads: str
+    export: Callable[..., Result], tmp_path: Path, heads: str, form: str
 ) -> None:
-    result = export("small_bn_running_var", -1, "--head", heads)
+    result = export("small_bn_running_var", -1, "--head", heads, "--format", form)
     assert result.exit_code == 1
     assert "net-symbol.json does not give numbers: BatchNormalization 'small_bn'" in result.stderr
     assert "gives NaN for noise; nothing was written" in result.stderr

@@ -11,8 +11,7 @@ from export.errors import ExportError, InvalidParams, InvalidSymbol
 from export.lowering.convert import convert
 from export.passes.build import build_model
 from export.symbols.graph import Entry, read_symbol, write_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import Parameters, read_params, write_params
+from export.symbols.params import Parameters, random_params, read_params, write_params
 
 SIZE = (32, 64)
 MEGABYTE = 1 << 20

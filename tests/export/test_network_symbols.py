@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from export.lowering.convert import convert
 from export.passes.build import build_model
 from export.passes.cut_at_logits import prune_heads
@@ -75,8 +75,7 @@ def test_a_network_with_inner_resizes_keeps_its_size(mxnet_results):
 
 def main(folder: Path) -> None:
     import export.mxnet_import  # noqa: F401  (repairs NumPy for MXNet)
-    from export.symbols.initial import random_params
-    from export.symbols.params import write_params
+    from export.symbols.params import random_params, write_params
     import mxnet as mx  # isort: skip
 
     generator = np.random.default_rng(0)

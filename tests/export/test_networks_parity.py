@@ -14,9 +14,10 @@ from export.passes.build import build_model
 from export.passes.cut_at_logits import prune_heads
 from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import Graph, read_symbol, write_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget, size_rule
 from export.verify import Verification
+from tests.support.engine_parity import check_parity, needs_openvino
 from tests.support.traced_networks import Wanted, trace_networks
 
 SIZE = (64, 96)
@@ -73,6 +74,21 @@ def test_equals_mxnet(name, symbols):
 def test_equals_mxnet_at_awkward_sizes(network, size, symbols):
     found = compare(symbols[network, size], *size)
     assert found.within_bounds, str(found)
+
+
+@needs_openvino
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [*((network, SIZE) for network in SMALL.values()), *AWKWARD],
+    ids=lambda value: getattr(value, "model", None),
+)
+def test_openvino_equals_onnx_runtime(network, size, symbols, tmp_path):
+    graph = symbols[network, size]
+    parameters = random_params(graph, *size, neutral=False)
+    path = tmp_path / "model.onnx"
+    onnx.save(build_model(graph, parameters, *size), str(path))
+    check_parity(path, batch_sizes=(1, 3))
 
 
 def test_symbols_move_to_other_sizes(symbols):

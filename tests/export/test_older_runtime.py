@@ -18,7 +18,7 @@ from export.precision.half import to_half
 from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import PUBLISHED, NetworkSpec
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget
 from export.verify import example_images
 from serving.imaging.geometry import Size

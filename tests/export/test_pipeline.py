@@ -49,7 +49,7 @@ def test_a_request_becomes_a_version(run_folder: Path, tmp_path: Path) -> None:
     assert written == Written(
         tmp_path / "models" / "net" / "1", "model.onnx", 5, (64, 48), "fp32", ("mask", "logits"),
         ("sees RGB mean 0,0,0 std 1,1,1 (unit): as the options say",
-         "classes without names; --dataset or --labels gives them some", "not compared with MXNet"),
+         "classes without names; name them with --dataset or --labels", "not compared with MXNet"),
     )  # fmt: skip
     model = read_model(tmp_path / "models" / "net")
     assert (model.family, model.max_batch_size) == ("nets", 2)

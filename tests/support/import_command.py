@@ -12,8 +12,10 @@ import typer
 from typer.testing import CliRunner, Result
 
 from export.onnx_import import cli as import_cli
+from serving.engines.cpu_choice import has_openvino
 from serving.engines.onnxruntime import OnnxEngine
 from serving.models.repository import ModelFolder, read_model
+from tests.support.engine_parity import check_parity
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--range", "1")
@@ -36,7 +38,10 @@ def open_imported(
     assert result.exit_code == 0, result.output
     folder = read_model(repository / name)
     path = folder.graph(folder.versions[-1])
-    OnnxEngine(path, instances=1, threads=1, max_batch_size=folder.max_batch_size).close()
+    if has_openvino():
+        check_parity(path, batch_sizes=(min(2, folder.max_batch_size),))
+    else:
+        OnnxEngine(path, instances=1, threads=1, max_batch_size=folder.max_batch_size).close()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contest import environments
+from benchmarks.contest import processes as environments
 from benchmarks.contest.processes import Unavailable
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from serving.cache import cache_folder
+from serving.settings import cache_folder
 from tests.support.own_environment import make_environment, unavailable
 
 # The last wheel whose binary runs on glibc 2.36.

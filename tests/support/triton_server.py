@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
 from benchmarks.contest.processes import free_ports
-from serving.cache import cache_folder
+from serving.settings import cache_folder
 from tests.support.own_environment import unavailable
 
 START = Path(__file__).parents[2] / "deploy" / "triton" / "start.py"

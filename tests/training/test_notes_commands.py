@@ -30,8 +30,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export.symbols.graph import read_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import read_params, write_params
+from export.symbols.params import random_params, read_params, write_params
 from tests.support.notes_lines import (
     EQUIVALENTS,
     MXNETGO,

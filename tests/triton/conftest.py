@@ -23,8 +23,7 @@ from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import Array, Parameters
+from export.symbols.params import Array, Parameters, random_params
 from export.symbols.sizes import retarget
 from export.verify import example_images
 from tests.support.triton_server import Triton, install_triton, run_triton

@@ -20,7 +20,7 @@ from export.passes.build import build_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import read_symbol
-from export.symbols.initial import random_params
+from export.symbols.params import random_params
 from export.symbols.sizes import retarget
 from serving.server import Server
 from serving.testing import ServerThread

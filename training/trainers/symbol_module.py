@@ -145,17 +145,18 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class ParsedNode(Node):
-    """A node whose attributes that are tuples of integers are parsed once, as ``tuples``. The
-    parser is Python that ``torch.compile`` cannot trace, and it takes time in every pass.
+    """A node whose attributes that are tuples of integers (or of ``None``) are parsed once, as
+    ``tuples``. The parser is Python that ``torch.compile`` cannot trace, and it takes time in
+    every pass.
     """
 
-    tuples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tuples: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
-    def integers(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    def bounds(self, key: str) -> tuple[int | None, ...]:
         if key in self.tuples:
-            return self.tuples[key] or default
+            return self.tuples[key]
         # Absent, or the parser's own error.
-        return super().integers(key, default) if key in self.attrs else default
+        return super().bounds(key) if key in self.attrs else ()
 
 
 def parse_nodes(graph: Graph) -> Graph:
@@ -164,10 +165,10 @@ def parse_nodes(graph: Graph) -> Graph:
 
 
 def _parse(node: Node) -> ParsedNode:
-    tuples: dict[str, tuple[int, ...]] = {}
+    tuples: dict[str, tuple[int | None, ...]] = {}
     for key in node.attrs:
         try:
-            tuples[key] = node.integers(key)
+            tuples[key] = node.bounds(key)
         except InvalidSymbol:
             continue  # not a tuple
     return ParsedNode(node.op, node.name, node.inputs, dict(node.attrs), node.user_attrs, tuples)

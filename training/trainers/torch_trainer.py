@@ -6,17 +6,22 @@ Needs MXNet only where no symbol file is given. Several processes, one a GPU, tr
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from export.datasets import IGNORE_LABEL
 from export.symbols.graph import write_symbol
-from export.symbols.initial import start_parameters
+from export.symbols.params import start_parameters
 from training.guard.guard import NonFiniteStep, choose_finding, first_finding
 from training.loader import Batch, Shard, join_shards, step_seed
 from training.options import TrainOptions
@@ -38,7 +43,6 @@ from training.trainers.torch_guard import (
     inspect_forward,
     read_symptoms,
 )
-from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
 from training.trainers.torch_replicas import (
     ALONE,
     check_replicas,
@@ -296,3 +300,48 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
+
+
+# Divides in place of a weight of zero, where every pixel is ignored: the loss is then 0.
+LEAST_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class PixelLoss:
+    """The sum of ``-log softmax(logits)[label] * class_weights[label]`` over the pixels that count.
+
+    Ignored pixels (255) do not. With ``hard_below`` P > 0 only those do whose own class has a
+    probability below P, but at least the hardest ``least_share`` of them.
+    """
+
+    class_weights: Tensor
+    hard_below: float = 0.0
+    least_share: float = 1.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the sum and the weight behind it, of logits ``[N,C,h,w]`` and labels int64
+        ``[N,h,w]``.
+        """
+        if not self.hard_below:
+            summed = functional.cross_entropy(
+                logits, labels, self.class_weights, ignore_index=IGNORE_LABEL, reduction="sum"
+            )
+            return summed, self.weight_of(labels)
+        losses = functional.cross_entropy(
+            logits, labels, ignore_index=IGNORE_LABEL, reduction="none"
+        )
+        counted = labels != IGNORE_LABEL
+        hard = counted & (losses.detach() >= self._least_loss(losses.detach()[counted]))
+        weights = self.class_weights[labels.clamp_max(len(self.class_weights) - 1)] * hard
+        return (losses * weights).sum(), weights.sum()
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """Returns the summed weight of all pixels that are not ignored."""
+        return self.class_weights[labels[labels != IGNORE_LABEL]].sum()
+
+    def _least_loss(self, losses: Tensor) -> Tensor:
+        limit = losses.new_tensor(-math.log(self.hard_below))
+        if not losses.numel():
+            return limit
+        kept = math.ceil(losses.numel() * self.least_share)
+        return torch.minimum(limit, losses.topk(kept).values[-1])

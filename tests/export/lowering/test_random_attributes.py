@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SUPPORT = Path(__file__).parents[2] / "support"
-sys.path.insert(0, str(SUPPORT))
-from tests.support.operator_cases import draw_cases  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.support.operator_cases import draw_cases
 
 SIZE = (13, 17)
 CASES = draw_cases()

@@ -12,8 +12,7 @@ from export.passes.build import build_model
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.convolutions import fold_batch_norm
 from export.passes.cut_at_logits import cut_at_logits, with_logits
-from export.symbols.initial import random_params
-from export.symbols.params import Parameters
+from export.symbols.params import Parameters, random_params
 from export.symbols.shapes import infer_shapes
 
 SIZE = (26, 34)
@@ -232,7 +231,7 @@ def test_bilinear_deconvolution_of_random_params(writer):
 
 
 def test_random_statistics_are_not_neutral(make_network):
-    from export.symbols.initial import random_params
+    from export.symbols.params import random_params
 
     graph = make_network(32, 64)
     varied = random_params(graph, 32, 64, neutral=False)

@@ -7,8 +7,7 @@ from export.errors import ExportError, InvalidParams, InvalidSymbol, Unsupported
 from export.lowering.convert import convert
 from export.symbols.find import PUBLISHED
 from export.symbols.graph import Entry, Graph, Node, read_symbol
-from export.symbols.initial import random_params
-from export.symbols.params import Parameters
+from export.symbols.params import Parameters, random_params
 from export.symbols.shapes import infer_shapes
 
 

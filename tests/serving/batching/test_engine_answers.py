@@ -24,7 +24,7 @@ from serving.imaging.restore import Prediction
 from serving.models.embedded import open_onnx_engine
 from serving.models.repository import ModelFolder, read_model
 from serving.models.sources import LocalRepository
-from serving.oip.model_config import complete_config
+from serving.oip.messages import complete_config
 from serving.settings import Settings
 from serving.testing import FakeEngine, ServerThread
 from tests.support.band_model import (

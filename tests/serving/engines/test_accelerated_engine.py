@@ -15,13 +15,12 @@ from onnx import TensorProto
 
 from serving.engine import EngineSpec, LabelEngine
 from serving.engines import accelerated, devices
-from serving.engines.accelerated import AcceleratedEngine
+from serving.engines.accelerated import AcceleratedEngine, narrow_half_logits
 from serving.engines.acceleration import Acceleration
 from serving.engines.bound_session import BoundSession, Tensor, image_tensor
 from serving.engines.devices import CudaDevice, Device, HostDevice, load_cuda_runtime
 from serving.engines.graph import cut_graph
-from serving.engines.half_logits import narrow_half_logits
-from serving.engines.onnxruntime_session import CPU, CUDA, Provider
+from serving.engines.onnxruntime import CPU, CUDA, Provider
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.restore import labels_from_logits
 from tests.support.contract_graph import make_graph

@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from serving.engine import EngineSpec
-from serving.engines.acceleration import Acceleration, read_acceleration
-from serving.engines.onnxruntime_session import CPU, CUDA, TENSORRT, session_options
+from serving.engines.acceleration import Acceleration, OpenVinoOptions, read_acceleration
+from serving.engines.onnxruntime import CPU, CUDA, TENSORRT, session_options
 from serving.engines.providers import (
     gpu_providers,
     has_cuda_graphs,
@@ -39,6 +39,10 @@ def accelerator(name: str, **parameters: str) -> str:
         "optimization { execution_accelerators { gpu_execution_accelerator { "
         f'name: "{name}" {given} }} }} }}'
     )
+
+
+def on_cpu(name: str, **parameters: str) -> str:
+    return accelerator(name, **parameters).replace("gpu_exec", "cpu_exec")
 
 
 def parameter(key: str, value: str) -> str:
@@ -129,6 +133,20 @@ def test_pinned_memory_can_be_switched_off() -> None:
     assert read("optimization { input_pinned_memory { enable: true } }").pinned
 
 
+def test_the_engine_of_cpus_is_named_as_for_triton_or_by_a_parameter() -> None:
+    assert (read("").cpu_engine, read("").openvino) == ("auto", OpenVinoOptions())
+    assert read(on_cpu("openvino")) == Acceleration(cpu_engine="openvino")
+    given = {"precision": "BF16", "streams": "2", "threads": "8", "device": "gpu"}
+    asked = read(on_cpu("openvino", **given))
+    assert asked.openvino == OpenVinoOptions("GPU", "bf16", 2, 8)
+    # OpenVINO's own name of it.
+    assert read(on_cpu("openvino", precision="f32")).openvino.precision == "fp32"
+    for engine in ("auto", "onnxruntime", "openvino"):
+        assert read(parameter("cpu_engine", engine)).cpu_engine == engine
+    both = on_cpu("openvino") + parameter("cpu_engine", "auto")
+    assert read(both).cpu_engine == "openvino"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -141,7 +159,14 @@ def test_pinned_memory_can_be_switched_off() -> None:
         (accelerator("cuda", typo="1"), "not supported: typo"),
         (accelerator("tensorrt", trt_new="1", precision_mode="FP16"), "not supported: trt_new"),
         (accelerator("tensorrt", precision_mode="FP8"), "precision_mode 'FP8'"),
-        (accelerator("openvino").replace("gpu", "cpu"), "cpu_execution_accelerator openvino"),
+        (on_cpu("dnnl"), "cpu_execution_accelerator 'dnnl' is not supported; known: openvino"),
+        (on_cpu("openvino", typo="1"), "openvino: not supported: typo; known: device, precision"),
+        (on_cpu("openvino", precision="fp8"), "precision is 'fp8'; expected auto, fp32, bf16"),
+        (on_cpu("openvino", device="NPU"), "device is 'NPU'; expected CPU, or GPU"),
+        (on_cpu("openvino", streams="two"), "streams is 'two', not a number of threads"),
+        (on_cpu("openvino", threads="-1"), "threads is '-1', not a number of threads"),
+        (parameter("cpu_engine", "fast"), "cpu_engine is 'fast'; expected auto, onnxruntime"),
+        (on_cpu("openvino") + parameter("cpu_engine", "onnxruntime"), "remove one of them"),
         (parameter("cudnn_conv_algo_search", "9"), r"'9'; known: 0 \(EXHAUSTIVE\)"),
         (parameter("intra_op_thread_count", "many"), "not a number of threads"),
         (parameter("enable_mem_arena", "perhaps"), "enable_mem_arena is 'perhaps'"),

@@ -12,8 +12,7 @@ from benchmarks.engines.node_profile import profile_graph
 from benchmarks.engines.subject import Case
 from serving.engines.accelerated import AcceleratedEngine
 from serving.engines.acceleration import Acceleration
-from serving.engines.onnxruntime import OnnxEngine
-from serving.engines.onnxruntime_session import CUDA
+from serving.engines.onnxruntime import CUDA, OnnxEngine
 from serving.imaging.restore import model_labels
 from serving.models.embedded import open_on_gpu
 from serving.models.repository import ModelFolder, read_model

@@ -14,7 +14,7 @@ PAGE, OTHER, KEY = "https://page.example", "https://other.example", "alice-01234
 SEGMENT = "/v2/models/bands/segment?format=raw"
 READABLE = {
     "x-model-name", "x-model-version", "x-image-size", "x-mask-size", "server-timing",
-    "retry-after", "x-request-id", "inference-header-content-length",
+    "x-cache", "retry-after", "x-request-id", "inference-header-content-length",
 }  # fmt: skip
 SENDABLE = {
     "authorization", "x-api-key", "content-type", "x-request-id", "x-timeout-ms",

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from serving.imaging import run_lengths
+from serving.imaging import bmp as run_lengths
 from serving.imaging.still import BrokenImage
 
 END_OF_ROW, END, NO_JUMP = b"\0\0", b"\0\1", b"\0\2\0\0"

@@ -90,7 +90,6 @@ def test_version_policy_chooses(tmp_path: Path, policy: str, versions: tuple[int
         ("no_such_field: 1", "no_such_field"),
         ('name: "other"', "the folder is 'bands'"),
         ("sequence_batching { }", "sequence_batching"),
-        ("response_cache { enable: true }", "response_cache"),
         ("instance_group { kind: KIND_MODEL }", "KIND_CPU or KIND_GPU"),
         ("instance_group { passive: true }", r"instance_group\.passive"),
         ('model_repository_agents { agents { name: "x" } }', "model_repository_agents"),

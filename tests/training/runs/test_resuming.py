@@ -20,10 +20,10 @@ from training.runs.checkpoint import (  # noqa: E402
     CheckpointNotWritten,
     RunFolder,
     RunState,
+    Saver,
 )
 from training.runs.interruption import Interrupted  # noqa: E402
 from training.runs.log import EpochRecord, read_records  # noqa: E402
-from training.runs.saver import Saver  # noqa: E402
 from training.trainers.network_symbol import make_symbol  # noqa: E402
 from training.trainers.torch_trainer import TorchLearner  # noqa: E402
 

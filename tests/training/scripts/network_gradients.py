@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from export.symbols.graph import BATCH_NORMS, Graph, read_symbol
 from export.symbols.graph import write_symbol as write_graph
-from export.symbols.initial import random_params
-from export.symbols.params import write_params
+from export.symbols.params import random_params, write_params
 from tests.support.mxnet_gradients import write_gradients
 from training.networks import build
 from training.networks.tracing import write_symbol

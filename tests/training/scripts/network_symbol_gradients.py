@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.support.network_symbols import NETWORKS, SIZE
 
 # MXNet has operators of theirs in float32 only.
@@ -21,8 +21,7 @@ def main(folder: Path) -> None:
     import mxnet as mx  # isort: skip
 
     from export.symbols.graph import read_symbol
-    from export.symbols.initial import random_params
-    from export.symbols.params import write_params
+    from export.symbols.params import random_params, write_params
     from tests.support.mxnet_gradients import write_gradients
 
     generator = np.random.default_rng(2)

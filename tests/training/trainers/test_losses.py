@@ -116,7 +116,7 @@ FORMULA_CASES = ["plain", "doubled", "balanced", "hard", "hardest", "hard_ignore
 @pytest.mark.parametrize("name", FORMULA_CASES)
 def test_pytorchs_loss_and_gradient_are_the_formula_too(name: str) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from training.trainers.torch_losses import LEAST_WEIGHT, PixelLoss
+    from training.trainers.torch_trainer import LEAST_WEIGHT, PixelLoss
 
     case = make_cases()[name]
     loss_of = PixelLoss(torch.tensor(case.classes), *case.hard)

@@ -35,9 +35,9 @@ from training.trainers.torch_operators import (
     outputs,
     pooling,
     reductions,
-    sampling,
     shaping,
 )
+from training.trainers.torch_operators import shaping as sampling
 from training.trainers.torch_operators.call import Call, UnsupportedOperators
 
 __all__ = ["Call", "UnsupportedOperators", "execute", "execute_all", "unsupported"]

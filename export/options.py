@@ -8,8 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from export.errors import IllegalSize
-from export.symbols.networks import NETWORKS
-from export.symbols.normalisation import PRESETS_HELP
+from export.symbols.networks import NETWORKS, PRESETS_HELP
 from serving.imaging.geometry import Size as ImageSize
 
 NETWORK_PANEL = "Network"

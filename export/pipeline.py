@@ -28,10 +28,10 @@ from export.passes.build import (
     build_model,
     check_opset,
     number_of_classes,
+    prune_heads,
     set_metadata,
 )
 from export.passes.contract import HEADS, check_heads
-from export.passes.cut_at_logits import prune_heads
 from export.precision.lower import PrecisionOptions, check_options, lower_precision
 from export.progress import Steps, show_steps
 from export.repository.mxnet_model import mxnet_files
@@ -53,7 +53,7 @@ from export.source import (
 )
 from export.symbols.find import FoundSymbol, find_symbol, own_size
 from export.symbols.graph import SYMBOL_FILE, Graph, read_symbol
-from export.symbols.normalisation import IMAGENET, Pixels, Triple, choose_pixels
+from export.symbols.networks import IMAGENET, Pixels, Triple, choose_pixels
 from export.symbols.params import Parameters, digest, random_params, read_params, tool_version
 from export.verify import mxnet_installed, telling_images, verify
 from serving.palette import LabelSet, canonical_name
@@ -111,7 +111,7 @@ class ExportRequest:
         opset: 17 or 19; None is the lowest that holds the network's operators.
         check: compare with MXNet where that is installed.
         target: where it is written.
-        pixels: stands for ``mean``, ``std`` and ``bgr`` (``export.symbols.normalisation.PRESETS``).
+        pixels: stands for ``mean``, ``std`` and ``bgr`` (``export.symbols.networks.PRESETS``).
     """
 
     model: str | None = None

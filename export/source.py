@@ -15,8 +15,14 @@ from export.onnx_import.source import read_network
 from export.precision.half import widen
 from export.progress import show_bytes
 from export.symbols.find import NetworkName
-from export.symbols.networks import MODEL_ALIASES, NETWORKS, WITH_AUXILIARY, default_backbone
-from export.symbols.normalisation import Pixels, pixels_of
+from export.symbols.networks import (
+    MODEL_ALIASES,
+    NETWORKS,
+    WITH_AUXILIARY,
+    Pixels,
+    default_backbone,
+    pixels_of,
+)
 from export.weights.importing import FACTS_FILE
 from export.weights.zoo import resolve
 from serving.engines.graph import find_precision

@@ -15,10 +15,10 @@ from onnx import ModelProto
 
 from export.errors import VerificationFailed
 from export.lowering.convert import DATA
-from export.passes.cut_at_logits import cut_at_logits, prune_heads, with_logits
+from export.passes.build import cut_at_logits, prune_heads, with_logits
 from export.symbols.find import module_command
 from export.symbols.graph import Entry, Graph, write_symbol
-from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.networks import IMAGENET, Pixels
 from export.symbols.params import Parameters, write_params
 from export.symbols.shape_rules import DEFORMABLE
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.datasets import Sample, SegmentationDataset
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from training.datasets.files import check_label_range
 from training.transforms import Augmentation, normalize
 

@@ -17,11 +17,12 @@ from export.datasets import known_datasets
 from export.symbols.networks import (
     MODEL_ALIASES,
     NETWORKS,
+    Pixels,
     count_losses,
     default_backbone,
     legacy_loss_weights,
+    pixels_of,
 )
-from export.symbols.normalisation import Pixels, pixels_of
 from training.class_weights import parse_class_weights
 from training.datasets import KNOWN, canonical_name
 from training.flags import add_flags, flag, flagged, parse_floats, parse_size

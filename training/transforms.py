@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.datasets import IGNORE_LABEL, Sample
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from training.datasets.files import resize_pair
 
 

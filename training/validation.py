@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.precision.confusion_matrix import ConfusionMatrix
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import labels_from_logits
 from serving.palette import LabelSet

@@ -19,15 +19,14 @@ from onnx import ModelProto, TensorProto, checker, helper
 
 import export
 from export.lowering.convert import BATCH, DATA, convert
-from export.passes.build import build_model
+from export.passes.build import build_model, prune_heads
 from export.passes.contract import IMAGE, MASK
-from export.passes.cut_at_logits import prune_heads
 from export.passes.onnx_graph import OnnxGraph, name_nodes
 from export.precision.half import to_half
 from export.precision.quantise import Recipe, calibrate, quantise
 from export.symbols.find import NetworkName, find_symbol, published_symbol
 from export.symbols.graph import Graph, read_symbol
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from export.symbols.params import Parameters, random_params
 from export.symbols.sizes import retarget
 from serving.palette import load_labels

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.engines.graphs import network_at
 from benchmarks.engines.subject import Case, EngineMissing
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.symbols.normalisation import IMAGENET
+from export.passes.build import cut_at_logits, prune_heads
+from export.symbols.networks import IMAGENET
 from training.trainers.symbol_module import SymbolModule
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16}

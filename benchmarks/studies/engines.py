@@ -19,8 +19,7 @@ import typer
 from benchmarks.machine import RESULTS, read_machine, write_result
 from benchmarks.timing import Spread, ratios, spread_of, time_in_turn
 from serving.engine import Engine, EngineSpec
-from serving.engines.agreement import agreement, read_picture
-from serving.engines.cpu_choice import has_openvino
+from serving.engines.cpu_choice import agreement, has_openvino, read_picture
 from serving.engines.onnxruntime import OnnxEngine
 from serving.engines.openvino import OpenVinoEngine
 from serving.errors import InvalidModel

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from training.datasets import dataset_labels, open_dataset
 from training.flags import parse_floats, parse_size
 from training.loader import Batch, Loader, Mixture

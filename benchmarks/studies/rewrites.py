@@ -16,12 +16,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from benchmarks.engines.onnxruntime import open_on_cpu
 from export.lowering.convert import DATA, OPSET, convert
-from export.passes.build import REWRITES, build_model
+from export.passes.build import REWRITES, build_model, cut_at_logits, prune_heads
 from export.passes.contract import IMAGE, LOGITS, MASK, fold_normalisation
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.passes.onnx_graph import OnnxGraph
 from export.symbols.graph import Entry, Graph
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from export.symbols.params import Parameters
 from serving.engines.graph import cut_graph
 from serving.imaging.geometry import Size

@@ -24,7 +24,7 @@ from export.precision.lower import PrecisionOptions, check_options
 from export.progress import show_steps
 from export.repository.triton import ONNX_FILE, ModelFacts, variant_name
 from export.source import refuse_given
-from export.symbols.normalisation import PRESETS_HELP, find_preset, parse_triple
+from export.symbols.networks import PRESETS_HELP, find_preset, parse_triple
 from export.symbols.params import digest
 from serving.palette import LabelSet, canonical_name, default_palette, largest_id, parse_palette
 

@@ -38,7 +38,7 @@ from export.passes.contract import (
     mask_type,
 )
 from export.passes.onnx_graph import OnnxGraph, Rewrite, integers, is_half, make_node
-from export.symbols.normalisation import Pixels, Triple
+from export.symbols.networks import Pixels, Triple
 from export.symbols.shapes import MAX_PIXELS
 
 

@@ -7,21 +7,23 @@ Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``l
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from onnx import ModelProto, checker, helper
 
-from export.errors import UnsupportedOperator
+from export.errors import InvalidSymbol, UnsupportedOperator
 from export.lowering.convert import IR_VERSION, OPSET, convert
 from export.lowering.convolutions import DEFORMABLE_OPSET
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.contract import HEADS, fold_normalisation, mask_head
 from export.passes.convolutions import commute_resize, fold_batch_norm
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
 from export.passes.onnx_graph import OnnxGraph, Rewrite
 from export.passes.sample_deformable import sample_deformable
-from export.symbols.graph import Graph
-from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.graph import Entry, Graph, Node
+from export.symbols.networks import IMAGENET, Pixels
 from export.symbols.params import Parameters
+from export.symbols.shape_rules import is_sigmoid, keeps_winner
+from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import retarget
 
 PASSES = "passes"
@@ -103,3 +105,80 @@ def _set_opset(model: ModelProto) -> None:
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", OPSET))
     model.ir_version = IR_VERSION
+
+
+@dataclass(frozen=True)
+class LogitsCut:
+    """The cut graph, whose one head is the logits [1, classes, height, width]."""
+
+    graph: Graph
+    classes: int
+    height: int
+    width: int
+
+
+def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
+    """Cuts a graph with one head, built for images of height x width.
+
+    Raises InvalidSymbol where the head is no map of classes.
+    """
+    graph = with_logits(graph, height, width)
+    head = graph.heads[0]
+    shapes = infer_shapes(graph, height, width)
+    if _is_final_resize(graph, height, width):
+        head = graph.nodes[head.node].inputs[0]
+    shape = shapes.of(head)
+    if len(shape) != 4 or shape[0] != 1 or graph.nodes[head.node].is_variable:
+        raise InvalidSymbol(
+            f"{graph.nodes[head.node].name} gives {shape}, not a map of classes; is this a"
+            " segmentation network?"
+        )
+    if shape[1] == 1:
+        raise InvalidSymbol(
+            f"{graph.nodes[head.node].name} gives one channel, which tells no classes apart;"
+            " expected one for each class, or one that ends in a sigmoid or a"
+            " LogisticRegressionOutput"
+        )
+    return LogitsCut(graph.pruned([head]), *shape[1:])
+
+
+def with_logits(graph: Graph, height: int, width: int) -> Graph:
+    """Returns the graph of its first head without a softmax, or what else changes no winner, behind
+    it; one channel behind a sigmoid becomes two."""
+    head, sigmoid = graph.heads[0], False
+    while keeps_winner(graph.nodes[head.node]):
+        sigmoid = sigmoid or is_sigmoid(graph.nodes[head.node])
+        head = graph.nodes[head.node].inputs[0]
+    graph = graph.pruned([head])
+    if not sigmoid or infer_shapes(graph, height, width).of(graph.heads[0])[1:2] != (1,):
+        return graph
+    return _with_two_channels(graph, height, width)
+
+
+def _with_two_channels(graph: Graph, height: int, width: int) -> Graph:
+    (head,), nodes = graph.heads, list(graph.nodes)
+    resize = nodes[head.node] if _is_final_resize(graph, height, width) else None
+    scores = resize.inputs[0] if resize else head
+    nodes.append(Node("_mul_scalar", "logits_of_background", (scores,), {"scalar": "0"}))
+    both = (Entry(len(nodes) - 1), scores)
+    nodes.append(Node("Concat", "logits_of_both", both, {"num_args": "2", "dim": "1"}))
+    if resize:
+        entry = Entry(len(nodes) - 1)
+        nodes.append(replace(resize, name=f"{resize.name}_of_both", inputs=(entry,)))
+    made = Graph(tuple(nodes), (Entry(len(nodes) - 1),))
+    return made.pruned(made.heads)
+
+
+def _is_final_resize(graph: Graph, height: int, width: int) -> bool:
+    head = graph.heads[0]
+    node = graph.nodes[head.node]
+    return (
+        node.op == "_contrib_BilinearResize2D"
+        and node.flag("align_corners", True)
+        and infer_shapes(graph, height, width).of(head)[2:] == (height, width)
+    )
+
+
+def prune_heads(graph: Graph) -> Graph:
+    """Returns the graph of head 0 alone, without the nodes and variables of the auxiliary heads."""
+    return graph.pruned(graph.heads[:1])

@@ -25,7 +25,7 @@ from export.errors import ExportError
 from export.lowering.context import resize_nodes
 from export.lowering.convert import BATCH, DATA
 from export.passes.onnx_graph import OnnxGraph, make_node
-from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.networks import IMAGENET, Pixels
 from serving.palette import MAX_CLASSES, label_type
 
 IMAGE = "image"

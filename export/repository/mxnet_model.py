@@ -15,11 +15,11 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError, InvalidParams, InvalidSymbol
+from export.passes.build import LogitsCut, cut_at_logits, prune_heads
 from export.passes.contract import CONFIDENCE, HEADS, IMAGE, LOGITS, MASK, check_heads
-from export.passes.cut_at_logits import LogitsCut, cut_at_logits, prune_heads
 from export.repository.triton import ModelFacts, ModelFiles, Tensor, write_version
 from export.symbols.graph import SYMBOL_FILE, Entry, Graph, Node, write_symbol
-from export.symbols.normalisation import IMAGENET, Pixels
+from export.symbols.networks import IMAGENET, Pixels
 from export.symbols.params import Parameters, misfits, write_params
 from export.symbols.shapes import infer_shapes
 from export.symbols.sizes import retarget

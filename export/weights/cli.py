@@ -12,7 +12,7 @@ from rich.console import Console
 from export.errors import ExportError, WeightsError
 from export.options import parse_size
 from export.progress import show_bytes
-from export.symbols.normalisation import pixels_of
+from export.symbols.networks import pixels_of
 from export.weights.files import stored_file
 from export.weights.importing import SOURCES, import_weights
 from export.weights.zoo import obtain_network

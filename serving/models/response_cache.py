@@ -33,6 +33,7 @@ from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
 from serving.observability.metrics import Metrics
 from serving.observability.request_context import current_context
+from serving.palette import LabelMap
 
 Kind: TypeAlias = Literal["answer", "prediction"]
 ANSWER: Kind = "answer"
@@ -152,7 +153,7 @@ class ModelCache:
         # A graph without logits gives its mask to all.
         kind = "logits" if one.logits is not None or not labels_suffice else "mask"
         kept = (
-            Prediction(None, cast("npt.NDArray[np.uint8]", array))
+            Prediction(None, cast(LabelMap, array))
             if one.logits is None
             else Prediction(cast("npt.NDArray[np.float32]", array), None)
         )

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.studies.loader import LoaderTiming, main, measure
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from training.datasets import Sample
 from training.loader import Loader, Mixture
 from training.transforms import Augmentation

@@ -17,6 +17,8 @@ from onnx import ModelProto
 from export.symbols.graph import Entry, Graph, Node
 from export.symbols.params import Array, Parameters, random_params
 
+ROOT = Path(__file__).parents[2]
+
 
 class GraphWriter:
     """Adds nodes one by one; an entry is what ``add`` returned."""
@@ -149,14 +151,14 @@ def run_onnx() -> Callable[[ModelProto, Array], list[Array]]:
 
 @pytest.fixture(scope="session")
 def run_mxnet() -> Callable[..., str]:
-    """Runs Python in a subprocess where MXNet may be imported; returns its stdout."""
+    """Runs Python in a subprocess where MXNet and the tests can be imported; returns its stdout."""
     for package in ("mxnet", "gluoncv"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed (extra 'training')")
 
     def run(*arguments: str | Path) -> str:
         command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from export import cli
 from export.datasets import GROUP, find_dataset, find_labels, known_datasets
 from export.errors import ImagesMissing, InvalidLabels
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
+from export.passes.build import cut_at_logits, prune_heads
 from export.precision.images import DatasetSplit
 from export.symbols.find import PUBLISHED, NetworkName, published_symbol
 from export.symbols.graph import read_symbol, write_symbol

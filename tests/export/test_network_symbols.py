@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from export.lowering.convert import convert
-from export.passes.build import build_model
-from export.passes.cut_at_logits import prune_heads
+from export.passes.build import build_model, prune_heads
 from export.repository.mxnet_model import mxnet_files
 from export.symbols.graph import read_symbol
 from export.symbols.params import read_params

@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.studies.parity import NETWORKS, compare, read_rows, write_rows
 from export.errors import IllegalSize, TracingFailed
-from export.passes.build import build_model
-from export.passes.cut_at_logits import prune_heads
+from export.passes.build import build_model, prune_heads
 from export.symbols.find import NetworkSpec, trace_symbol
 from export.symbols.graph import Graph, read_symbol, write_symbol
 from export.symbols.params import random_params

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.engines.agreement import agreement, read_picture
-from serving.engines.cpu_choice import has_openvino
+from serving.engines.cpu_choice import agreement, has_openvino, read_picture
 from serving.engines.onnxruntime import OnnxEngine
 from serving.engines.openvino import OpenVinoEngine
 from serving.imaging.geometry import Size

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from export.errors import WeightsError  # noqa: E402
 from export.passes.build import build_model  # noqa: E402
 from export.symbols.graph import read_symbol  # noqa: E402
-from export.symbols.normalisation import IMAGENET, pixels_of  # noqa: E402
+from export.symbols.networks import IMAGENET, pixels_of  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
 from export.weights.cli import import_weights_command  # noqa: E402
 from export.weights.files import read_arrays  # noqa: E402

@@ -13,7 +13,7 @@ from PIL import Image
 
 import training.run
 from export.symbols.graph import Entry, Graph, Node, write_symbol
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from serving.palette import LabelSet
 from training import train
 from training.datasets import dataset_labels, open_dataset

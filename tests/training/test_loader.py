@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.datasets import IGNORE_LABEL, Sample
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from training.loader import WHOLE, Batch, Cached, Loader, Mixture, Shard
 from training.transforms import Augmentation
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.datasets import IGNORE_LABEL, Sample
-from export.symbols.normalisation import IMAGENET, pixels_of
+from export.symbols.networks import IMAGENET, pixels_of
 from serving.imaging.geometry import Size, plan, prepare
 from training.datasets.files import resize_pair
 from training.transforms import (

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from serving.imaging.blending import add_view
 from serving.imaging.geometry import Size, scale
 from serving.imaging.jit import read_only

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from serving.imaging.geometry import Size, plan, prepare
 from serving.imaging.restore import labels_from_logits
 from training.evaluation.options import EvaluationOptions, at_size

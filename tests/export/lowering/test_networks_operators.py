@@ -196,7 +196,6 @@ def test_deformable_graphs_alone_have_the_later_opset(mxnet_results):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[3]))
     from tests.support.mxnet_operators import write_cases
 
     write_cases(CASES, Path(sys.argv[1]), SIZE)

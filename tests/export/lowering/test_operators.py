@@ -156,7 +156,6 @@ def test_the_page_of_operators_is_complete():
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[3]))
     from tests.support.mxnet_operators import write_cases
 
     write_cases(CASES, Path(sys.argv[1]), SIZE)

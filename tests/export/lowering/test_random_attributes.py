@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.support.operator_cases import draw_cases
 
 SIZE = (13, 17)

@@ -8,10 +8,9 @@ import pytest
 
 from export.errors import InvalidSymbol, UnsupportedOperator
 from export.lowering.convert import convert
-from export.passes.build import build_model
+from export.passes.build import build_model, cut_at_logits, with_logits
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.convolutions import fold_batch_norm
-from export.passes.cut_at_logits import cut_at_logits, with_logits
 from export.symbols.params import Parameters, random_params
 from export.symbols.shapes import infer_shapes
 

@@ -4,12 +4,11 @@ import pytest
 
 from export.errors import ExportError, InvalidSymbol
 from export.lowering.convert import convert
-from export.passes.build import build_model
+from export.passes.build import build_model, cut_at_logits, prune_heads
 from export.passes.concatenations import factor_pyramid
 from export.passes.contract import fold_normalisation, mask_head
 from export.passes.convolutions import commute_resize, fold_batch_norm
-from export.passes.cut_at_logits import cut_at_logits, prune_heads
-from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from export.symbols.networks import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (32, 64)
 

@@ -17,7 +17,7 @@ from onnx import ModelProto, numpy_helper
 from export.passes.concatenations import factor_pyramid, image_pooling_bias
 from export.passes.contract import fold_normalisation, mask_head
 from export.passes.convolutions import commute_resize, fold_batch_norm
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 
 HEIGHT, WIDTH = 12, 21
 CORNERS = 'mode="linear", coordinate_transformation_mode="align_corners"'

@@ -10,7 +10,7 @@ from export.passes.build import build_model
 from export.passes.onnx_graph import OnnxGraph
 from export.precision.first_layers import centre_bytes
 from export.precision.quantise import Recipe, calibrate, quantise
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from serving.engines.graph import cut_graph
 from training.datasets.synthetic import render_scene
 

@@ -13,7 +13,7 @@ from export.repository import cli as inspect_cli
 from export.repository.inspection import count_macs, count_parameters, inspect_file
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
-from export.symbols.normalisation import Pixels
+from export.symbols.networks import Pixels
 from serving.cli import SUMMARIES, find_commands
 
 SIZE = (32, 64)

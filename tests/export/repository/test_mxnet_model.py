@@ -14,7 +14,7 @@ from export.passes.build import build_model
 from export.repository.mxnet_model import write_mxnet_model
 from export.repository.triton import ModelFacts, write_model
 from export.symbols.graph import read_symbol, write_symbol
-from export.symbols.normalisation import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from export.symbols.networks import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from export.symbols.params import Parameters, read_params
 from export.verify import example_images
 from serving.errors import InvalidModel

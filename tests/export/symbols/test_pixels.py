@@ -18,7 +18,7 @@ from export.onnx_import.network import InputFormat
 from export.onnx_import.verify import normalise
 from export.repository.triton import read_config
 from export.symbols.graph import Graph, write_symbol
-from export.symbols.normalisation import IMAGENET, PRESETS, Pixels, choose_pixels, pixels_of
+from export.symbols.networks import IMAGENET, PRESETS, Pixels, choose_pixels, pixels_of
 from export.symbols.params import Parameters, write_params
 
 SIZE = (16, 16)

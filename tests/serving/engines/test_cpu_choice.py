@@ -16,14 +16,17 @@ from onnx import TensorProto, helper
 from serving.engine import Engine, EngineSpec
 from serving.engines import cpu_choice
 from serving.engines.acceleration import Acceleration, OpenVinoOptions
-from serving.engines.agreement import Verdict, judge, read_picture, without_quantisers
 from serving.engines.cpu_choice import (
     Choice,
     Processor,
+    Verdict,
     choose_engine,
     describe_choice,
+    judge,
     open_cpu_engine,
+    read_picture,
     read_processor,
+    without_quantisers,
 )
 from serving.engines.onnxruntime import OnnxEngine
 from serving.engines.openvino import OpenVinoEngine

@@ -21,8 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.engines import openvino as engine_module
 from serving.engines.acceleration import Acceleration, OpenVinoOptions
 from serving.engines.onnxruntime import OnnxEngine
-from serving.engines.openvino import OpenVinoEngine
-from serving.engines.openvino_core import import_openvino
+from serving.engines.openvino import OpenVinoEngine, import_openvino
 from serving.errors import EngineFailed, InvalidModel
 from serving.imaging.geometry import Size
 from serving.imaging.restore import Prediction
@@ -373,7 +372,7 @@ def test_importing_it_tells_nobody(tmp_path: Path) -> None:
     """Its conversion tools report each import to their maker, and mark the home folder."""
     program = """
 import sys
-from serving.engines.openvino_core import import_openvino
+from serving.engines.openvino import import_openvino
 assert import_openvino().Core().available_devices
 found = [name for name in sys.modules if "openvino_telemetry" in name or "openvino.tools" in name]
 assert not found, found

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from export.symbols.normalisation import IMAGENET_MEAN
+from export.symbols.networks import IMAGENET_MEAN
 from serving.imaging.geometry import (
     PADDING,
     RESIZES,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from serving.imaging.geometry import Size
 from training.evaluation.evaluator import CenterCrops
 from training.evaluation.sliding_windows import (

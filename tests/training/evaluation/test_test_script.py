@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from serving.imaging.geometry import Size
 from serving.palette import load_labels
 from training.evaluation import trained_model

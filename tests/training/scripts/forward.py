@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from export.mxnet_import import mx
-from export.symbols.normalisation import IMAGENET
+from export.symbols.networks import IMAGENET
 from training.transforms import normalize
 
 

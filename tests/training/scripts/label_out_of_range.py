@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from export.mxnet_import import mx
-from training.trainers.gluon_losses import WeightedCrossEntropy
+from training.trainers.gluon_trainer import WeightedCrossEntropy
 
 
 def report_softmax_output(logits: mx.nd.NDArray, labels: mx.nd.NDArray) -> mx.nd.NDArray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from export.mxnet_import import mx
 from training.class_weights import balance_classes
-from training.trainers.gluon_losses import CascadeLoss
+from training.trainers.gluon_trainer import CascadeLoss
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.support.network_symbols import NETWORKS, SIZE
 
 # MXNet has operators of theirs in float32 only.

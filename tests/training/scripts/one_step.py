@@ -14,7 +14,7 @@ import numpy as np
 from export.mxnet_import import mx
 from training.networks import build
 from training.networks.tracing import write_parameters, write_symbol
-from training.trainers.gluon_losses import CascadeLoss
+from training.trainers.gluon_trainer import CascadeLoss
 from training.transforms import subsample_labels
 
 

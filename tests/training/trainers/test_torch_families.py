@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 
 from export.passes.build import build_model  # noqa: E402
 from export.symbols.graph import Entry, Graph, Node, read_symbol  # noqa: E402
-from export.symbols.normalisation import IMAGENET  # noqa: E402
+from export.symbols.networks import IMAGENET  # noqa: E402
 from export.symbols.params import Parameters, read_params  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.loader import Batch  # noqa: E402

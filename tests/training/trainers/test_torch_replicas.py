@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
 
-from export.symbols.normalisation import IMAGENET  # noqa: E402
+from export.symbols.networks import IMAGENET  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
 from training.guard.guard import (  # noqa: E402

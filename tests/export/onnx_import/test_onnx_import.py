@@ -319,7 +319,7 @@ def test_the_second_output_can_be_chosen(run, served, tmp_path):
 
     path = export_network(Two(Head()), tmp_path / "net.onnx", SHAPE, outputs=("aux", "main"))
     assert "3 classes, and 5 are named" in error(run(path, *FIVE, *IMAGENET))
-    assert "--output takes one of aux, main" in error(run(path, *FIVE, *IMAGENET, "--output", "x"))
+    assert "expected one of aux, main" in error(run(path, *FIVE, *IMAGENET, "--output", "x"))
     result = run(path, *FIVE, *IMAGENET, "--output", "main")
     _, predict = served(result)
     assert "left out: aux" in result.stderr
@@ -455,7 +455,7 @@ def test_damaged_files_are_refused_by_name(run, tmp_path):
         path.write_bytes(part)
         message = error(run(path, *FIVE, *IMAGENET))
         assert "net.onnx" in message, number
-    assert "no such file" in error(run(tmp_path / "absent.onnx", *FIVE, *IMAGENET))
+    assert "absent.onnx does not exist" in error(run(tmp_path / "absent.onnx", *FIVE, *IMAGENET))
 
 
 def test_changed_bytes_never_raise_anything_else(tmp_path):

@@ -456,7 +456,7 @@ def test_damaged_files_are_refused_by_name(run, tmp_path):
         path.write_bytes(part)
         message = error(run(path, *FIVE, *IMAGENET))
         assert "net.onnx" in message, number
-    assert "does not exist: expected an .onnx file" in error(run(tmp_path / "absent.onnx", *FIVE, *IMAGENET))
+    assert "does not exist" in error(run(tmp_path / "absent.onnx", *FIVE, *IMAGENET))
 
 
 def test_changed_bytes_never_raise_anything_else(tmp_path):

@@ -21,9 +21,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.runs.environment import RunEnvironment
-from training.trainers import Learner
+
+if TYPE_CHECKING:
+    # Their options name the folder of a run.
+    from training.trainers import Learner
 
 ASIDE = "checkpoint.part"
 # Epochs done; within an epoch also the iterations of it that are.

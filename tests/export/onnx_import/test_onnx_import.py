@@ -275,7 +275,8 @@ def test_weights_beside_the_network(run, served, tmp_path):
     (tmp_path / "net.data").unlink()
     expected = run_network(Network(Head("argmax")), normalised(IMAGES))
     assert agreement(predict(IMAGES)["mask"], expected) >= 0.9999
-    assert sorted(p.name for p in folder.graph(1).parent.iterdir()) == ["model.onnx"]
+    # Beside it the engine's parity has its cache folder.
+    assert [p.name for p in folder.graph(1).parent.iterdir() if p.is_file()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize("opset", [17, 18])

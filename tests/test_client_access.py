@@ -189,7 +189,7 @@ def test_segment_sends_key_and_certificate(guarded: Guarded, photos: Path, tmp_p
     for key in ((), ("--api-key", WRONG)):
         result = invoke(segment, *command, *key)
         assert result.exit_code == 1
-        assert "--api-key or in SEGSERVE_API_KEY" in result.output
+        assert "--api-key or SEGSERVE_API_KEY" in result.output
         assert WRONG not in result.output
     assert not out.exists()
     result = invoke(segment, *command, environment={"SEGSERVE_API_KEY": KEY})
@@ -216,7 +216,7 @@ def test_evaluate_sends_key_and_certificate(
     for key in ((), ("--api-key", WRONG)):
         result = invoke(evaluate, *command, *guarded.options, *key)
         assert result.exit_code == 1
-        assert "--api-key or in SEGSERVE_API_KEY" in result.output
+        assert "--api-key or SEGSERVE_API_KEY" in result.output
         assert WRONG not in result.output
     key = {"SEGSERVE_API_KEY": KEY}
     result = invoke(evaluate, *command, *guarded.options, environment=key)

@@ -9,6 +9,7 @@ from export.passes.concatenations import factor_pyramid
 from export.passes.contract import fold_normalisation, mask_head
 from export.passes.convolutions import commute_resize, fold_batch_norm
 from export.symbols.networks import IMAGENET_MEAN, IMAGENET_STD
+from serving.palette import MAX_CLASSES
 
 SIZE = (32, 64)
 
@@ -236,8 +237,8 @@ def test_heads_are_chosen_by_name(make_network, make_params, run_onnx):
 
 
 def test_too_many_classes_are_refused(make_network, make_params):
-    graph = make_network(*SIZE, classes=256)
-    with pytest.raises(ExportError, match="256 classes"):
+    graph = make_network(*SIZE, classes=MAX_CLASSES + 1)
+    with pytest.raises(ExportError, match=f"{MAX_CLASSES + 1} classes"):
         build_model(graph, make_params(graph, *SIZE), *SIZE)
 
 

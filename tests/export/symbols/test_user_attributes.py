@@ -67,7 +67,8 @@ def write_classifier(folder: Path, notes: dict[str, str], **own: str) -> list[st
     weights = {"fc_weight": np.ones((3, 3, 1, 1), np.float32), "fc_bias": np.zeros(3, np.float32)}
     write_params(Parameters(weights, {}), folder / "net.params")
     return ["--symbol", str(folder / "net-symbol.json"), "--params", str(folder / "net.params"),
-            "--size", "16x16", "--repository", str(folder / "models")]  # fmt: skip
+            "--size", "16x16", "--pixels", "imagenet",
+            "--repository", str(folder / "models")]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["param", "attr", "attrs"])

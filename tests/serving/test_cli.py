@@ -16,8 +16,10 @@ from tests.support.band_model import write_model
 from tests.support.contract_graph import make_graph
 
 SEGSERVE = Path(sys.executable).with_name("segserve")
-# Where the packages are found, in a copy that is not the installed one.
-KEPT = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+# Where the packages are, in a copy that is not the installed one; and the engine of all tests.
+KEPT = {
+    name: os.environ[name] for name in ("PYTHONPATH", "SEGSERVE_CPU_ENGINE") if name in os.environ
+}
 
 
 def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

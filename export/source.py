@@ -47,7 +47,8 @@ class NamedNetwork:
 
     @property
     def network(self) -> NetworkName:
-        """The name that the symbol is looked up by. Raises ExportError where nothing was named."""
+        """Returns the name that the symbol is looked up by. Raises ExportError where nothing was
+        named."""
         if self.model is None:
             raise ExportError("name the network with --model, or give its --symbol")
         return NetworkName(
@@ -179,13 +180,13 @@ class ExistingModel:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The height and width of its image."""
+        """Returns the height and width of its image."""
         dims = self.model.graph.input[0].type.tensor_type.shape.dim
         return dims[1].dim_value, dims[2].dim_value
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The names of its outputs."""
+        """Returns the names of its outputs."""
         return tuple(output.name for output in self.model.graph.output)
 
 

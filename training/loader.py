@@ -91,7 +91,7 @@ class Shard:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process, which alone writes the run."""
+        """Returns whether this is the first process, which alone writes the run."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> list[int]:

@@ -179,7 +179,7 @@ class TrainOptions:
 
     @property
     def pixels(self) -> Pixels:
-        """The normalisation that the network expects: ImageNet's, or its own."""
+        """Returns the normalisation that the network expects: ImageNet's, or its own."""
         return pixels_of(self.model, self.backbone)
 
 

@@ -97,7 +97,8 @@ class Run:
         interruption: Interruption,
         saver: Saver,
     ) -> RunState:
-        """The iterations that are left of an epoch; the state with all of them in its part."""
+        """Returns the iterations that are left of an epoch; the state with all of them in its
+        part."""
         epoch = state.epochs_done
         part = replace(state.part, length=steps.loader.batches)
         progress.begin_epoch(epoch, part.iterations)

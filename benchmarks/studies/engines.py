@@ -46,7 +46,7 @@ class Row:
     labels: float
 
     def line(self) -> str:
-        """A row of the table."""
+        """Returns a row of the table."""
         return (
             f"| {self.file} | {self.engine} | {self.wall_ms} | {self.wall_ratio} "
             f"| {self.cpu_ratio} | {100 * self.labels:.2f} % |"
@@ -54,7 +54,7 @@ class Row:
 
 
 def open_engines(path: Path, threads: int) -> dict[str, Engine]:
-    """What this machine can run the file with, ONNX Runtime first."""
+    """Returns what this machine can run the file with, ONNX Runtime first."""
     found: dict[str, Engine] = {
         "ONNX Runtime": OnnxEngine(path, instances=1, threads=threads, max_batch_size=1)
     }

@@ -54,7 +54,7 @@ class LoweringContext:
 
     @property
     def shape(self) -> Shape:
-        """The shape of the first output, for one image."""
+        """Returns the shape of the first output, for one image."""
         return self.shapes[0]
 
 

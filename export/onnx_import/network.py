@@ -83,7 +83,7 @@ class InputFormat:
 
     @property
     def pixels(self) -> Pixels:
-        """The same in RGB, of values from 0 to 1."""
+        """Returns the same in RGB, of values from 0 to 1."""
         return Pixels(self._scale(self.mean), self._scale(self.std), self.bgr)
 
     def _scale(self, values: Triple) -> Triple:

@@ -205,7 +205,7 @@ class GraphEnds:
 
     @property
     def outside(self) -> frozenset[str]:
-        """The nodes before and behind the network proper."""
+        """Returns the nodes before and behind the network proper."""
         return self.before | self.after
 
 

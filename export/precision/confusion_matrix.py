@@ -45,13 +45,13 @@ class ConfusionMatrix:
 
     @property
     def pixel_accuracy(self) -> float:
-        """The share of counted pixels that are right; NaN without any."""
+        """Returns the share of counted pixels that are right; NaN without any."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix)) / total if total else float("nan")
 
     @property
     def intersection_over_union(self) -> npt.NDArray[np.float64]:
-        """The IoU of each class, float64 ``[C]``; NaN where absent."""
+        """Returns the IoU of each class, float64 ``[C]``; NaN where absent."""
         intersection = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
         return np.divide(
@@ -60,8 +60,8 @@ class ConfusionMatrix:
 
     @property
     def class_accuracy(self) -> npt.NDArray[np.float64]:
-        """The share of each class's pixels that are right (its recall), ``[C]``; NaN without
-        any."""
+        """Returns the share of each class's pixels that are right (its recall), ``[C]``; NaN
+        without any."""
         totals = self.matrix.sum(1)
         return np.divide(
             np.diag(self.matrix), totals, out=np.full(self.num_classes, np.nan), where=totals > 0
@@ -69,29 +69,31 @@ class ConfusionMatrix:
 
     @property
     def mean_accuracy(self) -> float:
-        """The mean of the classes' accuracies, over those that the truth holds; NaN without any."""
+        """Returns the mean of the classes' accuracies, over those that the truth holds; NaN without
+        any."""
         return mean_of_present(self.class_accuracy)
 
     @property
     def class_shares(self) -> npt.NDArray[np.float64]:
-        """The share of each class in the counted pixels' truth, float64 ``[C]``; 0 without
+        """Returns the share of each class in the counted pixels' truth, float64 ``[C]``; 0 without
         pixels."""
         counts = self.matrix.sum(1)
         return np.asarray(counts / max(1, int(counts.sum())), np.float64)
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """The classes that neither the truth nor any prediction holds."""
+        """Returns the classes that neither the truth nor any prediction holds."""
         return tuple(np.flatnonzero(np.isnan(self.intersection_over_union)).tolist())
 
     @property
     def mean_iou(self) -> float:
-        """The mean IoU over the classes that are present; NaN without any."""
+        """Returns the mean IoU over the classes that are present; NaN without any."""
         return mean_of_present(self.intersection_over_union)
 
     @property
     def legacy_mean_iou(self) -> float:
-        """The mean IoU as GluonCV's ``SegmentationMetric`` counts it: absent classes are 0."""
+        """Returns the mean IoU as GluonCV's ``SegmentationMetric`` counts it: absent classes are
+        0."""
         return float(np.nan_to_num(self.intersection_over_union).mean())
 
 

@@ -57,7 +57,8 @@ class ByteImage:
 
     @property
     def ranges(self) -> Mapping[str, tuple[float, float]]:
-        """The range of each centred tensor: that for which a quantised value is the byte itself."""
+        """Returns the range of each centred tensor: that for which a quantised value is the byte
+        itself."""
         return {t.centred: (-self.zero_point, 255 - self.zero_point) for t in self.tensors}
 
 

@@ -42,14 +42,14 @@ class Comparison:
 
     @property
     def drop(self) -> float | None:
-        """The lost mIoU in points (negative: gained); None without labels."""
+        """Returns the lost mIoU in points (negative: gained); None without labels."""
         if self.before.mean_iou is None or self.after.mean_iou is None:
             return None
         return 100 * (self.before.mean_iou - self.after.mean_iou)
 
     @property
     def loss(self) -> float:
-        """What is compared between tries: lost mIoU, else changed labels, in points."""
+        """Returns what is compared between tries: lost mIoU, else changed labels, in points."""
         return 100 * (1 - self.agreement) if self.drop is None else self.drop
 
 

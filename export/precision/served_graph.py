@@ -41,7 +41,7 @@ class ServedGraph:
 
     @property
     def size(self) -> Size:
-        """The height and width that the network takes."""
+        """Returns the height and width that the network takes."""
         return self._engine.spec.size
 
     def labels(self, image: NDArray[np.uint8]) -> LabelMap:

@@ -117,7 +117,7 @@ class NetworkName:
 
     @property
     def spec(self) -> NetworkSpec:
-        """What MXNet traces it by."""
+        """Returns what MXNet traces it by."""
         return NetworkSpec(self.model, self.backbone, self.width, self.aux, self.output_stride)
 
 

@@ -51,12 +51,12 @@ class ZooNetwork:
 
     @property
     def stem(self) -> str:
-        """The file's name at GluonCV, without ending."""
+        """Returns the file's name at GluonCV, without ending."""
         return f"{self.name}-{self.sha1[:HASH_LETTERS]}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """The height and width that its symbol is built for."""
+        """Returns the height and width that its symbol is built for."""
         return SIZES.get(self.dataset, USUAL_SIZE)
 
 

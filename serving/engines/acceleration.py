@@ -202,7 +202,8 @@ def _read_cpu_engine(where: Path, parameters: Options, openvino: OpenVinoOptions
 def _read_openvino(
     where: Path, accelerators: model_config_pb2.ModelOptimizationPolicy.ExecutionAccelerators
 ) -> OpenVinoOptions | None:
-    """The options of ``cpu_execution_accelerator`` "openvino"; None where it is not named."""
+    """Returns the options of ``cpu_execution_accelerator`` "openvino"; None where it is not
+    named."""
     found = None
     for accelerator in accelerators.cpu_execution_accelerator:
         if accelerator.name != OPENVINO:

@@ -65,7 +65,7 @@ class Processor:
 
     @property
     def feature(self) -> str:
-        """The instructions that the rule is about, by their makers' names."""
+        """Returns the instructions that the rule is about, by their makers' names."""
         names = {"amx_bf16": "AMX", AMX_INT8: "AMX", "avx512_bf16": "AVX512-BF16"}
         return next((names[flag] for flag in names if flag in self.flags), "")
 
@@ -148,7 +148,7 @@ def open_cpu_engine(
     max_batch_size: int,
     acceleration: Acceleration,
 ) -> Engine:
-    """The engine of a model on this machine's CPUs.
+    """Returns the engine of a model on this machine's CPUs.
 
     Args:
         path: the ``model.onnx``.
@@ -359,8 +359,8 @@ def without_quantisers(model: onnx.ModelProto) -> onnx.ModelProto:
 def _read_bounds(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]] | None:
-    """The least and the largest number that a QuantizeLinear can say; None where it differs by
-    channel, or is computed."""
+    """Returns the least and the largest number that a QuantizeLinear can say; None where it differs
+    by channel, or is computed."""
     if len(node.input) < 3 or not {node.input[1], node.input[2]} <= set(constants):
         return None
     scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])

@@ -144,7 +144,7 @@ class OpenVinoEngine:
 
     @property
     def cache(self) -> Path | None:
-        """Where what was found out of this graph can be kept; None where nothing can."""
+        """Returns where what was found out of this graph can be kept; None where nothing can."""
         return self._cache
 
     def warm(self) -> None:
@@ -192,7 +192,7 @@ class OpenVinoEngine:
         return result
 
     def _compile(self, n: int) -> Any:
-        """The graph for ``n`` images at once."""
+        """Returns the graph for ``n`` images at once."""
         with self._lock:
             if self._compiled[n] is None:
                 size = self._spec.size
@@ -309,7 +309,7 @@ def _check_weights(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _open_cache(name: str) -> Path | None:
-    """The folder of one graph's compiled forms; None where there can be none."""
+    """Returns the folder of one graph's compiled forms; None where there can be none."""
     folder = cache_folder() / "openvino" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,8 @@ class SplitReport:
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
-        """The share of each class in the pixels that count, float64 ``[C]``; 0 if none do."""
+        """Returns the share of each class in the pixels that count, float64 ``[C]``; 0 if none
+        do."""
         return self.pixels / max(1, int(self.pixels.sum()))
 
 

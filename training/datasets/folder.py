@@ -128,13 +128,14 @@ class FolderDataset(PairedFiles):
 
     @cached_property
     def _own_ids(self) -> dict[tuple[int, ...], int]:
-        """The class ids by the colours that the file itself gives; empty if it gives no colours."""
+        """Returns the class ids by the colours that the file itself gives; empty if it gives no
+        colours."""
         _, colors = parse_labels(read_text(self.root / LABELS_FILE))
         return {color: index for index, color in enumerate(colors)}
 
     @cached_property
     def _color_table(self) -> tuple[npt.NDArray[np.uint32], Pixels]:
-        """The codes 0xRRGGBB in ascending order, and their ids."""
+        """Returns the codes 0xRRGGBB in ascending order, and their ids."""
         by_color = {IGNORE_COLOR: IGNORE_LABEL}
         by_color |= {color: index for index, color in enumerate(self.labels.colors)}
         codes = {r << 16 | g << 8 | b: index for (r, g, b), index in by_color.items()}

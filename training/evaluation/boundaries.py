@@ -51,14 +51,14 @@ class BoundaryScore:
 
     @property
     def classes(self) -> npt.NDArray[np.float64]:
-        """The F of each class, float64 ``[C]``; NaN if no image has a boundary of it."""
+        """Returns the F of each class, float64 ``[C]``; NaN if no image has a boundary of it."""
         return np.divide(
             self.sums, self.images, out=np.full(len(self.sums), np.nan), where=self.images > 0
         )
 
     @property
     def mean(self) -> float:
-        """The mean over the classes that have an F; NaN without any."""
+        """Returns the mean over the classes that have an F; NaN without any."""
         return mean_of_present(self.classes)
 
 

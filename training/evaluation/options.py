@@ -76,7 +76,7 @@ class EvaluationOptions:
 
     @property
     def crop(self) -> Size:
-        """The size of ``--crop-size``."""
+        """Returns the size of ``--crop-size``."""
         return Size(self.run.height, self.run.crop_width)
 
     def protocol(self) -> str:

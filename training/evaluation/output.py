@@ -133,7 +133,7 @@ def draw_grid(examples: Sequence[Example], labels: LabelSet, path: Path) -> None
 
 
 def _fit(panel: Pixels) -> Pixels:
-    """A panel of :data:`PANEL_WIDTH`."""
+    """Returns a panel of :data:`PANEL_WIDTH`."""
     height, width = panel.shape[:2]
     smaller = width > PANEL_WIDTH
     size = (PANEL_WIDTH, max(1, round(height * PANEL_WIDTH / width)))

@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """The model and its data; a file of weights has no version."""
+        """Returns the model and its data; a file of weights has no version."""
         version = f" v{self.version}" if self.version else ""
         return f"{self.model}{version}, {self.dataset} {self.split}"
 

@@ -178,7 +178,7 @@ class GrpcModel:
 
 
 def _reason(content: bytes) -> str:
-    """The text of an error answer: its JSON field, else the beginning of it."""
+    """Returns the text of an error answer: its JSON field, else the beginning of it."""
     try:
         return str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):

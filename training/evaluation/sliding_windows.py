@@ -66,7 +66,7 @@ class SlidingWindows:
         return np.asarray(total / np.float32(len(self.scales)), np.float32)
 
     def _cover(self, canvas: npt.NDArray[np.uint8], network: Network) -> Maps:
-        """The mean over the windows of one scale, ``[C,height,width]`` of the canvas."""
+        """Returns the mean over the windows of one scale, ``[C,height,width]`` of the canvas."""
         height, width = canvas.shape[:2]
         tops = window_starts(height, self.crop.height)
         lefts = window_starts(width, self.crop.width)

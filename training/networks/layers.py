@@ -106,7 +106,7 @@ class NetworkConfig:
 
     @property
     def full(self) -> dict[str, int]:
-        """The images' size as the arguments of a resize."""
+        """Returns the images' size as the arguments of a resize."""
         return {"height": self.height, "width": self.width}
 
     def scale(self, channels: int) -> int:

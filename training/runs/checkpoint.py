@@ -53,7 +53,7 @@ class PartOfEpoch:
 
     @property
     def mean_loss(self) -> float:
-        """The mean loss of the steps; NaN if no step was taken."""
+        """Returns the mean loss of the steps; NaN if no step was taken."""
         return self.loss / self.steps if self.steps else math.nan
 
     def extended(self, loss: float | None, seconds: float) -> PartOfEpoch:
@@ -78,7 +78,7 @@ class RunState:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The number of epochs done, and of iterations of the next one."""
+        """Returns the number of epochs done, and of iterations of the next one."""
         return self.epochs_done, self.part.iterations
 
 

@@ -24,8 +24,8 @@ class Learner(Protocol):
 
     @property
     def shard(self) -> Shard:
-        """The rows of every batch that this process's ``step`` takes; only the first process writes
-        the run.
+        """Returns the rows of every batch that this process's ``step`` takes; only the first
+        process writes the run.
         """
         return WHOLE
 
@@ -72,7 +72,8 @@ class Learner(Protocol):
 
     @property
     def devices(self) -> int:
-        """The number of images that ``logits_together`` works on at once in this process."""
+        """Returns the number of images that ``logits_together`` works on at once in this
+        process."""
         return 1
 
     def logits_together(

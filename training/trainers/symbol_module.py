@@ -115,7 +115,7 @@ class SymbolModule(nn.Module):
 
 
 def _labels(graph: Graph) -> frozenset[int]:
-    """The variables that output layers read beside the scores."""
+    """Returns the variables that output layers read beside the scores."""
     return frozenset(
         entry.node
         for _, node in graph.operators()

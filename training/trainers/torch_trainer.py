@@ -240,7 +240,7 @@ class TorchLearner(Learner):
                 self.replicas.broadcast(averages[name])
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """The averaged weights take the place of the trained ones, where there are any."""
+        """Returns the averaged weights take the place of the trained ones, where there are any."""
         return nullcontext() if self.average is None else self.average.swapped(self.module)
 
     def write_symbol(self, path: Path) -> None:

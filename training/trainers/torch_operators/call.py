@@ -29,12 +29,12 @@ class Call:
 
     @property
     def data(self) -> Tensor:
-        """The first input."""
+        """Returns the first input."""
         return self.inputs[0]
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the type and on the device that the outputs have."""
+        """Returns a tensor of the type and on the device that the outputs have."""
         if self.inputs:
             return self.inputs[0]
         return torch.zeros(()) if self.images is None else self.images

@@ -179,7 +179,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many pixels of 1024x2048 differ from the float64 reference."""
+    """The number of pixels of 1024x2048 that differ from the float64 reference."""
 
     logits: str
     mixed_cells: float

@@ -84,7 +84,7 @@ class Target:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export, and how: the options of ``segserve export``, whose defaults it has.
+    """The options of one export, with the defaults of ``segserve export``.
 
     The network is named by ``model``, or is that of ``symbol``, ``pretrained`` or ``existing``.
 

@@ -1,4 +1,4 @@
-"""Where a network comes from: named, of ``--pretrained``, or a model of the repository."""
+"""Finds where a network comes from: named, of ``--pretrained``, or a model of the repository."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ MAX_RELATIVE_DIFFERENCE, MIN_LABEL_AGREEMENT = 1e-3, 0.999
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the exported graph and its source are apart over all images.
+    """The differences between the exported graph and its source over all images.
 
     Attributes:
         absolute: the largest difference of two logits; None where labels alone are compared.
@@ -65,7 +65,7 @@ class Verification:
 
     @property
     def within_bounds(self) -> bool:
-        """True where both are as near as docs/parity.md states."""
+        """Returns True where both are as near as docs/parity.md states."""
         near = self.relative is None or self.relative <= STATED_DIFFERENCE
         return near and self.agreement >= STATED_AGREEMENT
 
@@ -77,7 +77,7 @@ class Verification:
 
 
 def mxnet_installed() -> bool:
-    """True where a subprocess could import MXNet."""
+    """Returns True where a subprocess could import MXNet."""
     return importlib.util.find_spec("mxnet") is not None
 
 

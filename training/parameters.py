@@ -1,4 +1,4 @@
-"""How each parameter learns: frozen by ``--freeze``, faster in the head, with weight decay or not.
+"""Decides how each parameter learns: frozen, faster in the head, with weight decay or not.
 
 Parameters are chosen by their names, the same for every trainer. Freezing the first layers keeps
 what a network learnt on ImageNet, as MSRA's and mxnetgo's ``fixed_param_prefix`` did.

@@ -31,7 +31,7 @@ PATIENCE_MS = "3600000"
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants have in common.
+    """The settings that all contestants share.
 
     Attributes:
         threads: of one run of the network; every server has one instance.

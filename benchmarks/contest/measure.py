@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """What the first answers show: bytes on the wire, and how many labels are right."""
+    """The findings of the first answers: bytes on the wire, and how many labels are right."""
 
     sent_bytes: int
     received_bytes: int

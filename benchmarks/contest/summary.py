@@ -122,7 +122,7 @@ def tables(summaries: Sequence[Summary]) -> str:
 
 @dataclass
 class Results:
-    """What all runs of this benchmark have measured on one case.
+    """The measurements of all runs of this benchmark on one case.
 
     Attributes:
         runs: the command and the machine of each call.

@@ -35,7 +35,7 @@ WAITING = (
 
 @dataclass(frozen=True)
 class Profile:
-    """Where CPU time went in one stretch of time.
+    """The CPU time of one stretch of time, by where it was spent.
 
     Attributes:
         threads: CPU seconds by kind of thread.

@@ -1,4 +1,5 @@
-"""What the conversion of one operator takes and returns, and the nodes that several share."""
+"""Defines what the conversion of an operator takes and returns, and the nodes that several
+share."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class Lowering:
 
 @dataclass(frozen=True)
 class LoweringContext:
-    """What surrounds an operator: its node under a unique ``name``, its inputs and shapes.
+    """The surroundings of an operator: its node under a unique ``name``, its inputs and shapes.
 
     Attributes:
         input_shapes: for one image, (1, C, H, W) of maps; of parameters their own.

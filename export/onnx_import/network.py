@@ -44,7 +44,7 @@ from export.symbols.shapes import MAX_PIXELS
 
 @dataclass(frozen=True)
 class InputFormat:
-    """What a network expects of an image.
+    """The image that a network expects.
 
     Attributes:
         mean, std: three each, in the network's order of channels, of values up to ``maximum``.
@@ -93,7 +93,7 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the file does not say.
+    """The facts about a network that its file does not hold.
 
     Attributes:
         classes: how many classes the labels name.

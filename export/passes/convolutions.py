@@ -1,4 +1,4 @@
-"""What a convolution takes in from its neighbours: batch norms behind it, a resize in front of it.
+"""Merges a convolution with its neighbours: batch norms behind it, a resize in front of it.
 
 ``fold_batch_norm``: ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma /
 sqrt(var + eps) + beta``, computed in float64. Exact up to float32 rounding.

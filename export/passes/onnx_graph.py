@@ -197,7 +197,7 @@ class OnnxGraph:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rewrite did to a graph.
+    """The effect of a rewrite on a graph.
 
     Attributes:
         applied: the names of the nodes at which it applied, in the graph's order.

@@ -50,7 +50,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class ByteImage:
-    """What ``centre_bytes`` made of the image: the zero point, and the tensors it is read as."""
+    """The result of ``centre_bytes``: the image's zero point, and the tensors it is read as."""
 
     zero_point: int
     tensors: tuple[Bytes, ...]
@@ -118,7 +118,7 @@ def read_bytes(model: ModelProto, image: ByteImage) -> None:
 
 
 def _reads(graph: OnnxGraph, node: NodeProto, tensor: str) -> bool:
-    """True for a convolution of the tensor's three channels by constants."""
+    """Returns True for a convolution of the tensor's three channels by constants."""
     weight = graph.constant(node.input[1]) if node.op_type == "Conv" else None
     return (
         weight is not None

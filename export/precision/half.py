@@ -89,7 +89,7 @@ def _float_inputs(node: NodeProto, types: dict[str, int]) -> list[int]:
 
 
 def _fits(graph: OnnxGraph, node: NodeProto, types: dict[str, int]) -> bool:
-    """True where a node has a float16 form and its constants do not overflow in it."""
+    """Returns True where a node has a float16 form and its constants do not overflow in it."""
     if node.op_type not in _OPERATORS or not _float_inputs(node, types):
         return False
     if any(name and types.get(name) != TensorProto.FLOAT for name in node.output):

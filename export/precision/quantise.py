@@ -226,7 +226,8 @@ _VNNI = {"avx512_vnni", "avx_vnni", "avx512vnni", "avxvnni"}
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """True where the CPU adds products of 8 bits in 32; False also where that is not known."""
+    """Returns True where the CPU adds products of 8 bits in 32; False also where that is
+    unknown."""
     try:
         text = cpuinfo.read_text("utf-8", "replace")
     except OSError:

@@ -1,1 +1,1 @@
-"""What is written into a Triton model repository, and read back."""
+"""Writes models into a Triton model repository, and reads them back."""

@@ -29,7 +29,7 @@ from serving.palette import format_palette
 
 @dataclass(frozen=True)
 class _Repository:
-    """What the repository says about a model beside its file."""
+    """The facts that the repository holds about a model beside its file."""
 
     name: str
     version: int

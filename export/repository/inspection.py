@@ -1,4 +1,4 @@
-"""What a model of the repository holds: its contract, sizes, operations, parameters and origin.
+"""Inspects a model of the repository: its contract, sizes, operations, parameters and origin.
 
 ONNX files, and what ``segserve export --format mxnet`` writes; MXNet is not needed.
 """

@@ -143,7 +143,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the repository says about a model beside its tensors; None and "" are left out.
+    """The facts that the repository holds about a model beside its tensors; None and "" are left
+    out.
 
     ``resize`` and ``tile_overlap`` are the server's parameters of these names.
     """

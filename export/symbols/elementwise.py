@@ -1,4 +1,4 @@
-"""What MXNet's operators compute position by position, written once for every runtime.
+"""Defines the formulas of MXNet's element-wise operators once, for every runtime.
 
 A formula calls ``m("Add", a, b)``: ``m`` either adds ONNX nodes or computes with PyTorch. The names
 are ONNX's; numbers may stand for tensors. ``Float`` makes 0 and 1 of a comparison, as MXNet has no

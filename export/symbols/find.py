@@ -27,7 +27,7 @@ NAMES_FILE = "network-names.json"
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What ``training.networks.build`` builds.
+    """The arguments of ``training.networks.build``.
 
     Attributes:
         width: the channels are multiplied by it.
@@ -91,7 +91,7 @@ _ENDING = ".json.gz"
 
 @dataclass(frozen=True)
 class NetworkName:
-    """What ``--model``, ``--backbone``, ``--width`` and ``--dataset`` name.
+    """The network that ``--model``, ``--backbone``, ``--width`` and ``--dataset`` name.
 
     Attributes:
         aux: with the auxiliary head, whose parameters such a network's file holds.

@@ -62,7 +62,7 @@ class Node:
 
     @property
     def is_variable(self) -> bool:
-        """True where the node is an input or a parameter."""
+        """Returns True where the node is an input or a parameter."""
         return self.op == "null"
 
     def flag(self, key: str, default: bool) -> bool:

@@ -42,7 +42,7 @@ _LEFT_OUT = re.compile(
 
 @dataclass(frozen=True)
 class Signature:
-    """What an operator is called and takes.
+    """The names and the inputs of an operator.
 
     Attributes:
         inputs: the names of its inputs; one where it takes any number.

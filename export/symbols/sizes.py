@@ -124,7 +124,7 @@ def _full_size_head(graph: Graph) -> Node:
 
 
 def _is_fixed(node: Node) -> bool:
-    """True for a resize to a size, not by a factor or to another map's."""
+    """Returns True for a resize to a size, not by a factor or to another map's."""
     return node.op == _RESIZE and not (
         node.text("mode", "size") != "size" or node.text("scale_height", "")
     )

@@ -1,4 +1,4 @@
-"""Who may enter the server: counts what is in flight, and refuses what is too much at once.
+"""Decides who may enter the server: counts what is in flight, and refuses what is too much.
 
 What a request's head already decides is decided before the body is read: overload costs little
 then. Only what is certain is refused there: a named model that would refuse the request whatever
@@ -34,7 +34,7 @@ from serving.settings import Settings
 
 @dataclass(frozen=True)
 class RequestHead:
-    """What is known of an inference before its body is read.
+    """The facts about an inference that are known before its body is read.
 
     Attributes:
         timeout_s: the transport's deadline, from now; None where there is none.
@@ -91,7 +91,7 @@ class RequestInFlight:
 
 
 class AnswerCosts:
-    """What restoring and encoding an answer takes in seconds, by model and output formats.
+    """The seconds that restoring and encoding an answer takes, by model and output formats.
 
     It is learnt from the last answers, for an answer and for a megapixel.
     """

@@ -1,4 +1,4 @@
-"""Who enters a queue, and who is still worth running when a batch is taken from it.
+"""Decides which images enter a queue, and which are still worth running when a batch is taken.
 
 Admission is asked for a reservation before an image is decoded: what would be refused costs next
 to nothing then. A reservation counts until its image enters the queue, so that the images being

@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What the engine does now: size, and seconds since its start, of every batch that runs."""
+    """The batches that run now: their sizes, and the seconds since their starts."""
 
     running: Sequence[tuple[int, float]]
     instances: int

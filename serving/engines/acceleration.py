@@ -80,7 +80,7 @@ _OPTIMIZATIONS = frozenset(
 
 @dataclass(frozen=True)
 class OpenVinoOptions:
-    """What a model asks of OpenVINO.
+    """The options of OpenVINO for one model.
 
     Attributes:
         device: ``CPU``, or ``GPU`` for Intel graphics.
@@ -184,7 +184,8 @@ def read_acceleration(where: Path, config: ModelConfig) -> Acceleration:
 
 
 def _read_cpu_engine(where: Path, parameters: Options, openvino: OpenVinoOptions | None) -> str:
-    """OpenVINO where its accelerator is named; else what the parameter ``cpu_engine`` says."""
+    """Returns OpenVINO where its accelerator is named; else what the parameter ``cpu_engine``
+    says."""
     default = AUTO if openvino is None else OPENVINO
     engine = parameters.get("cpu_engine", default).strip()
     if engine not in CPU_ENGINES:

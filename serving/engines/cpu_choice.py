@@ -1,4 +1,4 @@
-"""Which engine runs a model on CPUs, and in which precision: ``cpu_engine``.
+"""Chooses the engine that runs a model on CPUs, and its precision (setting ``cpu_engine``).
 
 What is chosen by itself (``auto``) follows a rule that was measured (docs/engines.md), and only
 where OpenVINO's answers to one picture agree with ONNX Runtime's:
@@ -54,7 +54,7 @@ _PROCESSOR = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class Processor:
-    """What the engines' speed depends on."""
+    """The features of a processor that the engines' speed depends on."""
 
     name: str
     flags: frozenset[str]
@@ -84,7 +84,7 @@ def read_processor() -> Processor:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model is to be run by, before anything is opened.
+    """The engine and the precision that a model is to run with, before anything is opened.
 
     Attributes:
         engine: ``onnxruntime`` or ``openvino``.
@@ -211,7 +211,8 @@ _VERDICTS: dict[str, Verdict] = {}
 def _judge_kept(
     engine: OpenVinoEngine, path: Path, threads: int, acceleration: Acceleration, precision: str
 ) -> Verdict:
-    """As :func:`judge`, once for a graph on a machine: what came of it is kept beside it."""
+    """Returns :func:`judge`'s verdict, which is made once for a graph on a machine and then
+    kept."""
     processor = read_processor()
     facts = (engine.digest, engine.version, onnxruntime.__version__, engine.name, precision,
              processor.name, *sorted(processor.flags), LEAST_AGREEMENT)  # fmt: skip
@@ -240,7 +241,7 @@ def _read_verdict(file: Path | None) -> Verdict | None:
 
 
 def _read_precision(path: Path) -> str:
-    """Of the graph that is served."""
+    """Returns the precision of the graph that is served."""
     model = read_graph(path)
     return find_precision(cut_to(path, model, outputs_of(model)[0]))
 
@@ -266,7 +267,7 @@ _PICTURE = Path(__file__).with_name("street.jpg")
 
 @dataclass(frozen=True)
 class Verdict:
-    """How OpenVINO's answers to the picture compare with ONNX Runtime's.
+    """The comparison of OpenVINO's answers to the picture with ONNX Runtime's.
 
     Attributes:
         agreement: the part of the labels that are equal.

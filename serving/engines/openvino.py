@@ -139,7 +139,7 @@ class OpenVinoEngine:
 
     @property
     def version(self) -> str:
-        """OpenVINO's own."""
+        """Returns OpenVINO's version."""
         return str(self._openvino.__version__)
 
     @property
@@ -340,7 +340,7 @@ def _prune(parent: Path, kept: Path) -> None:
 
 
 def _shorten(error: Exception) -> str:
-    """OpenVINO's messages are many lines, the first of which name its own source files."""
+    """Returns what a message of OpenVINO says; its first lines name OpenVINO's own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (" ".join(told or lines) or type(error).__name__)[:500]
@@ -386,7 +386,7 @@ def open_core() -> Any:
 
 
 def _translate_deformable(node: Any) -> Any:
-    """ONNX' DeformConv as OpenVINO's: offsets and masks are laid out alike in both.
+    """Translates ONNX' DeformConv to OpenVINO's: offsets and masks are laid out alike in both.
 
     Source: ONNX, Operators.md, DeformConv; OpenVINO, DeformableConvolution-8.
     """

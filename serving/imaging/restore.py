@@ -30,7 +30,7 @@ Positions = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network predicts: one of the two, for a batch or (first axis gone) for one image.
+    """The prediction of a network: logits or mask, for a batch or (first axis gone) for one image.
 
     Attributes:
         logits: float32 ``[n,C,h,w]``.

@@ -354,7 +354,7 @@ def _check_tensors(file: Path, config: ModelConfig) -> None:
 
 
 def _check_mask(file: Path, config: ModelConfig, classes: int) -> None:
-    """That ``mask`` is wide enough for the classes, and no wider."""
+    """Checks that ``mask`` is wide enough for the classes, and no wider."""
     wanted = f"TYPE_{label_type(classes).name.upper()}"
     for tensor in config.output:
         given = model_config_pb2.DataType.Name(tensor.data_type)

@@ -1,4 +1,4 @@
-"""What was answered before: Triton's ``response_cache { enable: true }``, exactly and in bounds.
+"""Keeps answers: Triton's ``response_cache { enable: true }``, exact and bounded in bytes.
 
 A model that enables it keeps two kinds of results: whole answers, by the bytes and options of a
 ``segment`` request; and the network's predictions, by the pixels that it sees, so that the same

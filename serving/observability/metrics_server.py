@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204, b"", [("Allow", METHODS)])
 
     def do_POST(self) -> None:
-        """Refuses."""
+        """Refuses the method."""
         self._answer(405, f"expected {METHODS}\n".encode(), [("Allow", METHODS)])
 
     # The names are http.server's.

@@ -1,4 +1,4 @@
-"""What both transports do around every request: an id, a key, a span, a line in the log.
+"""Surrounds every request on both transports: an id, a key, a span, a line in the log.
 
 Refusals are paced once they come in floods, so that they leave time for answers.
 """

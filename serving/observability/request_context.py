@@ -81,7 +81,7 @@ class Timings:
 
 @dataclass
 class RequestContext:
-    """What surrounds one request, filled in while it is worked on.
+    """The context of one request, filled in while it is processed.
 
     Attributes:
         method: GET, POST, ...; of gRPC always POST.

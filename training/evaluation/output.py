@@ -1,4 +1,4 @@
-"""What an evaluation writes: tables, the confusion matrix and example images as pictures."""
+"""Writes an evaluation's tables, confusion matrix and example images."""
 
 from __future__ import annotations
 

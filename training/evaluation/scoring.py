@@ -51,7 +51,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class _Counted:
-    """What one image adds."""
+    """The counts that one image adds."""
 
     confusion: ConfusionMatrix
     boundary: npt.NDArray[np.float64] | None

@@ -37,7 +37,7 @@ MIDDLE_UNITS = 16
 
 @dataclass(frozen=True)
 class Strides:
-    """What follows from an output stride: stride of entry block 3, dilations, ASPP rates."""
+    """The consequences of an output stride: stride of entry block 3, dilations, ASPP rates."""
 
     entry_block3: int
     middle: int

@@ -1,4 +1,4 @@
-"""What the networks share: legal sizes, normalisation, convolutions with normalisation."""
+"""Building blocks of the networks: legal sizes, normalisation, convolutions with normalisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request carries: the image, and the options of output formats."""
+"""Builds what a request carries: the image, and the options of output formats."""
 
 from __future__ import annotations
 

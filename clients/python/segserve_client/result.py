@@ -1,4 +1,4 @@
-"""What a server returns: descriptions of models, label maps, files."""
+"""Holds what a server returns: descriptions of models, label maps, files."""
 
 from __future__ import annotations
 

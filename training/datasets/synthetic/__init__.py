@@ -54,7 +54,7 @@ class Scene:
 
 
 def _draw_side(canvas: Canvas, rng: np.random.Generator, street: Street, side: int) -> None:
-    """What stands behind one pavement, from far to near: houses, gardens, trees, fences."""
+    """Draws what stands behind one pavement, from far to near: houses, gardens, trees, fences."""
     back = abs(street.backs[0] if side < 0 else street.backs[1])
     built = float(rng.choice([0.3, 0.85, 1.0], p=[0.2, 0.3, 0.5]))
     setback = float(rng.choice([0.0, rng.uniform(2, 6)], p=[0.65, 0.35]))
@@ -151,7 +151,7 @@ def _draw_actors(canvas: Canvas, rng: np.random.Generator, street: Street, bare:
 
 
 def _draw_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The edge of the camera's own car, which belongs to no class."""
+    """Draws the edge of the camera's own car, which belongs to no class."""
     h, w = canvas.sizes
     xs = np.linspace(-1, 1, 9)
     rise = float(rng.uniform(0.02, 0.07)) * (1 - xs**2 * float(rng.uniform(0.3, 0.9)))

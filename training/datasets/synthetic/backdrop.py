@@ -1,4 +1,4 @@
-"""What fills the frame of a synthetic street before anything stands in it: sky, ground, horizon."""
+"""Draws the backdrop of a synthetic street: sky, ground, horizon."""
 
 from dataclasses import dataclass
 

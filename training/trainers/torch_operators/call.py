@@ -1,4 +1,4 @@
-"""What an operator is given, and what it raises."""
+"""Defines what an operator is given, and what it raises."""
 
 from __future__ import annotations
 

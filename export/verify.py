@@ -70,7 +70,7 @@ class Verification:
         return near and self.agreement >= STATED_AGREEMENT
 
     def is_within(self, difference: float, agreement: float) -> bool:
-        """Returns True where neither bound is exceeded; logits that are no numbers exceed both."""
+        """Returns True where neither bound is exceeded; logits that are not finite exceed both."""
         # Infinity is near to nothing, whatever is allowed.
         near = self.relative is None or (np.isfinite(self.relative) and self.relative <= difference)
         return bool(near and self.agreement >= agreement)
@@ -196,7 +196,7 @@ def _compare(
         largest = max(largest, float(np.abs(logits).max()))
         if "logits" in found:
             difference = np.abs(found["logits"] - logits).max()
-            absolute = float(np.maximum(absolute, difference))  # keeps what is no number
+            absolute = float(np.maximum(absolute, difference))  # keeps NaN
         if "mask" in found:
             equal += int((found["mask"] == labels).sum())
             total += labels.size

@@ -1,7 +1,7 @@
 """Reads this server's ``/metrics`` before and after a run, and takes the difference.
 
 Percentiles are read from the histograms' buckets as Prometheus' ``histogram_quantile`` does, so
-they are no finer than the buckets; means are exact.
+they are only as fine as the buckets; means are exact.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class LogitsCut:
 def cut_at_logits(graph: Graph, height: int, width: int) -> LogitsCut:
     """Cuts a graph with one head, built for images of height x width.
 
-    Raises InvalidSymbol where the head is no map of classes.
+    Raises InvalidSymbol where the head is not a map of classes.
     """
     graph = with_logits(graph, height, width)
     head = graph.heads[0]

@@ -89,7 +89,7 @@ def gpu_providers(
             **acceleration.tensorrt,
             **place,
         }
-        # What TensorRT leaves to CUDA is no whole graph: nothing to capture there.
+        # What TensorRT leaves to CUDA is not a whole graph: nothing to capture there.
         rest: Provider = (CUDA, {**cuda[1], "enable_cuda_graph": "0"})
         providers = [(TENSORRT, options), rest, (CPU, {})]
     return providers

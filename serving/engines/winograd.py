@@ -7,7 +7,7 @@ The sums are other ones, so results differ by rounding: by 1e-5 of the largest a
 of random layers.
 
 The graph on disk stays as it is: factors take four times the space of filters, and GPUs have such
-kernels of their own. In memory the factors are no part of the graph either but inputs, given with
+kernels of their own. In memory the factors are not part of the graph either but inputs, given with
 each run: ONNX Runtime would copy an initializer several times while it opens a session, and once
 for each session.
 """

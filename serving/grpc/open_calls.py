@@ -79,7 +79,7 @@ class Lane:
 
     Attributes:
         setting: names ``limit``.
-        share: of one address; None is no limit of its own.
+        share: of one address; None sets no limit per address.
         silent: by address, those whose first message has not come, oldest first.
         quiet: streams that may give way, longest quiet first, as of the last sweep.
     """

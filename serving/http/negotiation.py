@@ -150,7 +150,7 @@ def decompress(body: bytes, encoding: str, limit: int, setting: str = "max_reque
                 is_full = len(piece) == room and not stream.eof
                 if stream.eof:
                     stream = None
-    except isal_zlib.error as error:  # type: ignore[misc]  # its stub says it is no class
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub does not type it as a class
         raise InvalidRequest(
             f"Content-Encoding {encoding}: the body is not a valid {encoding} stream ({error}); "
             "leave the header out of a request whose body is not compressed"

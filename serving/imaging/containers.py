@@ -24,7 +24,7 @@ from serving.imaging.still import (
     StillImage,
 )
 
-# Bytes behind FF that are no marker of a segment: stuffed zeros, TEM, restarts, fill bytes.
+# Bytes behind FF that are not a segment's marker: stuffed zeros, TEM, restarts, fill bytes.
 _STANDS_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))
 _IS_MARKER = np.array([code not in _STANDS_ALONE for code in range(256)])
 _OTHER_JPEGS = {
@@ -276,7 +276,7 @@ def walk_webp(data: memoryview) -> StillImage:
     """
     riff_size = struct.unpack_from("<I", data, 4)[0]
     complete = riff_size + 8 <= len(data)
-    # The container's own size bounds everything: what is behind it is no part of the file.
+    # The container's own size bounds everything: what is behind it is not part of the file.
     data = data[: riff_size + 8]
     kind = bytes(data[12:16])
     still: StillImage | None = None

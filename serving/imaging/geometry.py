@@ -108,7 +108,7 @@ class View:
 
     @property
     def content(self) -> tuple[slice, slice]:
-        """Rows and columns of the network's input that are no padding; of an unmirrored view."""
+        """Returns the rows and columns of the network's input that are not padding (not mirrored)."""
         rows, columns = self.rows, self.columns
         return (
             slice(rows.offset, rows.offset + rows.length),

@@ -3,7 +3,7 @@
 The cost model. Before a decoder starts, all of this is known and bounded:
 
 - bytes: the file is at most ``max_request_bytes`` long, and is walked once; more than
-  ``MAX_SEGMENTS`` segments or chunks are refused. What is no part of the still image (animation,
+  ``MAX_SEGMENTS`` segments or chunks are refused. What is not part of the still image (animation,
   metadata, anything behind the image's end) is not passed on.
 - pixels: at most ``max_image_megapixels``, of the canvas as well as of the frame in it.
 - passes: a JPEG is decoded scan by scan, each over the whole image: at most ``MAX_SCANS`` of them,

@@ -4,7 +4,7 @@ The definition, after Csurka, Larlus and Perronnin, "What is a good evaluation m
 segmentation?" (BMVC 2013), matched by dilation as DAVIS does (Perazzi et al., CVPR 2016):
 
 - The boundary of a class in a label map are its pixels with one of their four neighbours in
-  another class. The edge of the image is no boundary.
+  another class. The edge of the image is not a boundary.
 - Precision is the share of the predicted boundary with a pixel of the true boundary of that class
   within the tolerance (Euclidean), recall the reverse, F their harmonic mean.
 - An image gives a class an F where the truth or the prediction has a boundary of it (0 where only

@@ -210,7 +210,7 @@ class MSRADeepLab(CaffeSegmenter):
     def __init__(self, config: NetworkConfig, deformable: bool = False) -> None:
         symbol = msra_symbol(config, deformable)
         super().__init__(symbol, ["data", "softmax_label"], ("fc6_weight", "score_weight"))
-        # In a tuple, so that it is no child: its parameters are this block's.
+        # In a tuple, so that it is not a child: its parameters are this block's.
         scores = symbol.get_internals()["croped_score_output"]
         self._scores = (mx.gluon.SymbolBlock(scores, [mx.sym.var("data")], self.params),)
         self.collect_params()["upsampling_weight"].grad_req = "null"

@@ -59,7 +59,7 @@ def output_softmax(call: Call) -> Tensor:
 def _gradient(node: Node, probabilities: Tensor, labels: Tensor) -> Tensor:
     batch, classes, *positions = probabilities.shape
     labels = labels.reshape(batch, 1, *positions).long()
-    # A label that is no class has no one: its pixels lower every score.
+    # A label that is not a class has no one: its pixels lower every score.
     gradient = probabilities.clone()
     known = (labels >= 0) & (labels < classes)
     gradient.scatter_add_(1, labels.clamp(0, classes - 1), -known.to(gradient))

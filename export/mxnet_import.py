@@ -49,8 +49,8 @@ def mxnet_reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     starts = [i for i, line in enumerate(lines) if line.startswith("MXNetError: ")]
     stack = ("Traceback ", "File ", ", in operator")
-    told = lines[starts[-1] :] if starts else [x for x in lines if not x.startswith(stack)]
-    said = told[0] if told else type(error).__name__
+    message = lines[starts[-1] :] if starts else [x for x in lines if not x.startswith(stack)]
+    said = message[0] if message else type(error).__name__
     said = said.removeprefix("MXNetError: ").removesuffix(", Possible Arguments:")
     where = lines[-1] if lines and lines[-1].startswith(", in operator") else ""
     return said + where

@@ -122,8 +122,8 @@ def _trained_as(params: Path | None) -> tuple[str | None, str | None, str]:
     folders = [folder, folder.parent] if folder.name.startswith(_CHECKPOINT) else [folder]
     for path in (place / name for place in folders for name in (FACTS_FILE, RUN_FILE)):
         try:
-            told = json.loads(path.read_text("utf-8"))
-            model, backbone = told["model"], told["backbone"]
+            facts = json.loads(path.read_text("utf-8"))
+            model, backbone = facts["model"], facts["backbone"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # another program's file
         if model in NETWORKS and isinstance(backbone, str | None):

@@ -22,7 +22,7 @@ class EngineSpec:
         num_classes: channels of the logits.
         logits_size: height and width of the logits; None where the graph gives labels alone.
         max_batch_size: images a run takes at most.
-        instances: runs that may go on at once.
+        instances: runs that may be in progress at the same time.
         precision: ``fp32``, ``fp16``, ``int8``, or ``bf16`` where a file of one of the first two is
             run so.
         wide: where the graph gives labels alone, whether they are uint16.

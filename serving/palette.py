@@ -57,7 +57,7 @@ def label_type(classes: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 
 def largest_id(classes: int) -> int:
-    """Returns the largest value of such a label map, which is ignored unless told otherwise."""
+    """Returns the largest value of such a label map, which is ignored by default."""
     return int(np.iinfo(label_type(classes)).max)
 
 

@@ -67,7 +67,7 @@ class FakeEngine:
         self.hold.wait()
         time.sleep(self.delay_s)
         if number in self.failing_runs:
-            raise EngineFailed(f"run {number} fails as told")
+            raise EngineFailed(f"run {number} fails as requested")
         n = self._spec.num_classes
         labels = batch[..., 0].astype(np.int64) * n // 256
         if self._spec.logits_size is None:

@@ -138,7 +138,7 @@ def variants(best: Recipe, worst: Sequence[str]) -> list[Recipe]:
 
 
 def choose(tries: Sequence[Try]) -> Try:
-    """Returns the fastest that passes; of those whose times cannot be told apart from its own,
+    """Returns the fastest that passes; of those whose times are within its spread,
     the closest to float32. Where none passes, the one that loses least, for the gate to refuse."""
     timed = [(t.time, t) for t in tries if t.time is not None]
     if not timed:

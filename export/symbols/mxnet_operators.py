@@ -2,7 +2,7 @@
 
 The list is ``mxnet_operators.txt``, an operator a line: the name that MXNet writes into symbols,
 its other names, its inputs, its attributes. ``python -m export.symbols.mxnet_operators`` prints it
-anew from the MXNet that is installed. Left out are gradients, optimizers, random numbers, and what
+again from the installed MXNet. Left out are gradients, optimizers, random numbers, and what
 is for other data than maps (graphs, sparse arrays, files of images).
 """
 

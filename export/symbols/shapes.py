@@ -104,8 +104,8 @@ def _propagate(graph: Graph, height: int, width: int) -> GraphShapes:
             found.enter(index, node)
         except ExportError as error:
             # As for one image: nobody knows the number that stands for the batch.
-            told = re.sub(r"\d{10,}", lambda m: str(_one_image(int(m[0]))), str(error))
-            raise type(error)(told) from error
+            text = re.sub(r"\d{10,}", lambda m: str(_one_image(int(m[0]))), str(error))
+            raise type(error)(text) from error
     for head in graph.heads:
         if head not in found.entries:
             raise InvalidSymbol(f"{graph.nodes[head.node].name} has no output {head.output}")

@@ -204,7 +204,7 @@ def open_cpu_engine(
     return engine
 
 
-# Found again where an engine that broke is opened anew, also where nothing can be written.
+# Found again where an engine that broke is opened again, also where nothing can be written.
 _VERDICTS: dict[str, Verdict] = {}
 
 

@@ -342,8 +342,8 @@ def _prune(parent: Path, kept: Path) -> None:
 def _shorten(error: Exception) -> str:
     """Returns what a message of OpenVINO says; its first lines name OpenVINO's own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (" ".join(told or lines) or type(error).__name__)[:500]
+    message = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (" ".join(message or lines) or type(error).__name__)[:500]
 
 
 # Imported with the package, unless it cannot be; it reports the import to its maker.

@@ -1,7 +1,7 @@
 """The execution providers that a model is opened with on a GPU, and their options.
 
 Defaults are for static shapes and few batch sizes: CUDA graphs, cuDNN's heuristics (a search would
-run anew for every batch size, at every start), TensorRT engines kept between starts. What
+run again for every batch size, at every start), TensorRT engines kept between starts. What
 ``config.pbtxt`` says goes before them.
 
 Source: ONNX Runtime, "CUDA Execution Provider" and "TensorRT Execution Provider".

@@ -73,7 +73,7 @@ class TritonEngine:
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
         if self._output == MASK:
             self._dtype = self._spec.label_type
-        # Servers that take no shared memory, told apart once.
+        # Servers that take no shared memory, found out once.
         self._refusing: set[str] = set()
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
         local = shared_memory and any(is_local(url) for url in connection.urls)
@@ -138,7 +138,7 @@ class TritonEngine:
         except grpc.RpcError as error:
             if "shared memory" not in str(error.details()):
                 raise
-            # It was started anew since, and knows no region of ours; elsewhere it would refuse.
+            # It was restarted since, and knows no region of ours; elsewhere it would refuse.
             for memory in (image, result):
                 memory.forget(stub, url)
                 memory.register(stub, url)

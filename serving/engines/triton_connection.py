@@ -34,7 +34,7 @@ CHANNEL_OPTIONS = (
     # Segmentation tensors pass gRPC's 4 MB default at once.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A server that was started anew is found soon, not after gRPC's two minutes.
+    # A server that was restarted is found soon, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )

@@ -33,7 +33,7 @@ class OpenCall:
         received, answered: messages; a stream is quiet while they are equal.
         sending: a message is on its way that the client does not take.
         check_key: raises where the caller's key is not valid any more.
-        error: why the server ends it; None while it may go on.
+        error: why the server ends it; None while it may continue.
     """
 
     lane: Lane

@@ -70,15 +70,15 @@ class BodyReader:
         """Returns the whole body, unpacked.
 
         Raises:
-            TooLarge: more than ``limit``, announced or sent.
+            TooLarge: more than ``limit``, declared or sent.
             UploadTimeout: not complete after ``upload_timeout_s``.
             Unsupported: compressed otherwise than by gzip or deflate.
             InvalidRequest: compressed, and broken.
         """
         encoding = read_encoding(request.headers.getlist("content-encoding"))
-        announced = request.headers.get(LENGTH)
-        if announced is not None:
-            limit.check(read_length(announced.strip(), LENGTH))
+        declared = request.headers.get(LENGTH)
+        if declared is not None:
+            limit.check(read_length(declared.strip(), LENGTH))
         timeout_s = self.settings.upload_timeout_s
         try:
             body = await asyncio.wait_for(_collect(request, limit), timeout_s)

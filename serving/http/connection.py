@@ -3,7 +3,7 @@
 A header has ``header_timeout_s``, an idle connection ``keep_alive_s``, an answer that nobody reads
 ``send_timeout_s``, and the server ``max_http_connections``; where all are taken, the one that has
 idled longest makes room. A connection whose client closed its sending side is gone: without
-reading, a half-closed client cannot be told from one that left.
+reading, a half-closed client cannot be distinguished from one that left.
 
 Requests are answered one after the other: the next is not looked at before the answer to the one
 before it is complete, however many were sent at once.
@@ -65,7 +65,7 @@ class HttpConnection(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
-        # What goes on after an answer does so outside of the answered request's context.
+        # What continues after an answer does so outside of the answered request's context.
         self._context = contextvars.copy_context()
         self._reader = RequestReader(
             self.settings.max_header_bytes, self.settings.max_header_fields

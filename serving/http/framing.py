@@ -41,7 +41,7 @@ _AUTHORITY = re.compile(
 
 
 class ProtocolError(Exception):
-    """Bytes that are not a request this server takes; the connection cannot go on.
+    """Bytes that are not a request this server takes; the connection cannot continue.
 
     Args:
         reason: the code of the answer, and the label in ``segserve_rejected_total``.

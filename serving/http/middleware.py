@@ -30,7 +30,7 @@ from serving.parsing import parse_version, read_length
 # Without a key, and not in the log, which probes every few seconds would drown.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/metrics"})
 # Without a key: a browser has none to send before the page is there to type it into, and OPTIONS
-# of the whole server (``*``) tells nothing of it.
+# of the whole server (``*``) reveals nothing about it.
 KEYLESS_PATHS = frozenset({"/", "*"})
 # A request is refused by its head before FastAPI has matched a route, which would cost more than
 # the refusal; a test holds that this matches the routes of ``segment`` and ``infer`` alone.

@@ -178,7 +178,7 @@ class InferReader:
 
     Args:
         max_json_bytes: of a body's JSON without the data of tensors.
-        ignored: told how many fields of a request are not the protocol's.
+        ignored: called with how many fields of a request are not the protocol's.
     """
 
     memory: SharedMemory

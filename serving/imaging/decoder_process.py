@@ -102,7 +102,7 @@ def main(control_fd: int, with_filter: bool) -> None:
                 else:
                     reply = -errno.ESRCH
             except OSError as error:
-                # No process can be had now. Those that are there go on.
+                # No process can be had now. Those that exist continue.
                 reply = -(error.errno or errno.EAGAIN)
             finally:
                 for descriptor in descriptors:

@@ -108,7 +108,8 @@ class View:
 
     @property
     def content(self) -> tuple[slice, slice]:
-        """Returns the rows and columns of the network's input that are not padding (not mirrored)."""
+        """Returns the rows and columns of the network's input that are not padding (not
+        mirrored)."""
         rows, columns = self.rows, self.columns
         return (
             slice(rows.offset, rows.offset + rows.length),

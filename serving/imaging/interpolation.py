@@ -68,7 +68,7 @@ def fill_labels(
     largest = np.empty(BLOCK, np.float32)
     winner = np.empty(BLOCK, np.int32)
     row_of_lower, row_of_stretched = -1, -2
-    candidates = 2  # of a mixed cell, as the last row told
+    candidates = 2  # of a mixed cell, as in the last row
     for i in range(len(y_first) - 1):
         y_begin, y_end = y_first[i], y_first[i + 1]
         if y_begin == y_end:

@@ -115,7 +115,10 @@ class Metrics:
             "segserve_model_load_seconds", "Load and warm-up", ("model",), registry=registry
         )
         self.engine_restarts = Counter(
-            "segserve_engine_restarts", "Broken engines opened anew", ("model",), registry=registry
+            "segserve_engine_restarts",
+            "Broken engines that were replaced",
+            ("model",),
+            registry=registry,
         )
         self.decoder_restarts = Counter(
             "segserve_decoder_restarts",

@@ -41,7 +41,7 @@ class KeyUse:
     """The use of one key's limits: a token bucket that holds a second's worth.
 
     Attributes:
-        key: its line as the file has it now; calls that are open go on with new limits.
+        key: its line as the file has it now; open calls continue with new limits.
         is_revoked: the file does not have it any more.
     """
 
@@ -102,7 +102,7 @@ class KeyUse:
 
 
 class KeyRing:
-    """The keys of ``api_keys_file``, read anew when the file changes.
+    """The keys of ``api_keys_file``, read again when the file changes.
 
     A file that is broken after a change is logged, and the keys before it stay.
 
@@ -144,7 +144,7 @@ class KeyRing:
         return found
 
     def check(self, use: KeyUse) -> None:
-        """Checks a key that was found before, for a call that goes on.
+        """Checks a key that was found before, for a call that continues.
 
         Raises:
             Unauthenticated: it is not in the file any more.

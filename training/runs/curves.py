@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from training.runs.checkpoint import replacing
 from training.runs.log import EpochRecord
 
-# Okabe and Ito's colours: told apart with colour-blind eyes too.
+# Okabe and Ito's colours: distinguishable with colour-blind eyes too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PANELS = (
     ("loss", "training loss"),

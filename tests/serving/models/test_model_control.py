@@ -123,7 +123,7 @@ def test_statistics_count_requests_images_and_runs(opened: OpenServer, protocol:
         client.infer("bands", [pixels_of(protocol)])
         client.infer("bands", [pixels_of(protocol, 3)])
         opened.engines[0].failing_runs = frozenset({2})
-        with pytest.raises(InferenceServerException, match="fails as told"):
+        with pytest.raises(InferenceServerException, match="fails as requested"):
             client.infer("bands", [pixels_of(protocol)])
         with pytest.raises(InferenceServerException):  # the caller's fault: not counted
             client.infer("bands", [pixels_of(protocol, 5)])

@@ -74,7 +74,7 @@ def pool_adaptively(call: Call) -> Tensor:
 
 
 def resize(call: Call) -> Tensor:
-    """Resizes ``[N,C,H,W]`` to ``[N,C,h,w]``, with aligned corners unless told otherwise."""
+    """Resizes ``[N,C,H,W]`` to ``[N,C,h,w]``, with aligned corners by default."""
     size = RULES[call.node.op](call.node, call.shapes)[2:]
     aligned = call.node.flag("align_corners", True)
     x = call.data

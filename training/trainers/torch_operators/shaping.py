@@ -26,12 +26,12 @@ _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
 
 
 def concatenate(call: Call) -> Tensor:
-    """Joins tensors along ``dim``, the channels unless told otherwise."""
+    """Joins tensors along ``dim``, the channels by default."""
     return torch.cat(call.inputs, call.node.integer("dim", 1))
 
 
 def stack(call: Call) -> Tensor:
-    """Joins tensors along a new axis, the first unless told otherwise."""
+    """Joins tensors along a new axis, the first by default."""
     return torch.stack(call.inputs, call.node.integer("axis", 0))
 
 

@@ -57,7 +57,8 @@ def built_size(graph: Graph) -> tuple[int, int] | None:
 def size_rule(graph: Graph) -> SizeRule | None:
     """Reads the construction size off a symbol; None where no resize ties it to one.
 
-    Raises IllegalSize as ``built_size`` does, or where a resize is not a whole fraction of the image.
+    Raises IllegalSize as ``built_size`` does, or where a resize is not a whole fraction of the
+    image.
     """
     built = built_size(graph)
     if built is None:

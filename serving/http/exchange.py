@@ -81,7 +81,7 @@ class Exchange:
         is_begun, is_complete: of the answer.
         status: of the answer; 0 before it has begun.
         buffered: bytes of the body that the application has not taken.
-        awaits_continue: whether the client still waits for 100 Continue to send its body; then no other
+        awaits_continue: whether the client still waits for 100 Continue; then no other
             request may follow.
     """
 

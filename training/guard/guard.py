@@ -5,7 +5,6 @@ A reproduction is one zip file: the step's batch, weights, optimizer, network an
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.errors import ExportError
 from training.loader import Batch
-from training.options import TrainOptions, parse_options
+from training.options import TrainOptions
 from training.runs.checkpoint import RunFolder, format_json, replacing
-from training.trainers import Learner, make_learner
+from training.trainers import Learner
 
 # In the order in which a step computes them.
 QUANTITIES = ("input", "parameter", "activation", "loss", "gradient", "running statistic")
@@ -225,55 +223,8 @@ class Guard:
         write_reproduction(
             path, self.learner, batch, self.class_weights, asdict(self.options), asdict(incident)
         )
-        return f"python -m training.guard.guard {path}"
+        return f"python -m training.guard.replay {path}"
 
 
 def _reproductions(folder: Path) -> list[Path]:
     return list(folder.glob("*.zip"))
-
-
-def replay(path: Path) -> NonFiniteStep | float:
-    """Returns the error that the step raises again, or its loss if it is finite now.
-
-    Raises:
-        ValueError: no such reproduction, or one that does not fit this version.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a reproduction of a step: {error}") from error
-        options = parse_options(["--resume", str(folder)])
-        batch, class_weights = read_batch(folder)
-        learner = make_learner(options, len(class_weights))
-        learner.start(class_weights)
-        learner.read_parameters(folder / PARAMETERS)
-        learner.read_optimizer(folder / OPTIMIZER)
-        incident = read_incident(folder)
-        place = (int(str(incident[key])) - 1 for key in ("epoch", "iteration"))
-        learner.begin_step(*place)
-        try:
-            return learner.step(batch, float(str(incident["learning_rate"])))
-        except NonFiniteStep as error:
-            return error
-
-
-def main() -> None:
-    """Prints what the step does now."""
-    p = argparse.ArgumentParser("python -m training.guard.guard")
-    p.add_argument("reproduction", type=Path)
-    a = p.parse_args()
-    try:
-        outcome = replay(a.reproduction)
-    except (ValueError, ExportError) as error:
-        sys.exit(f"replay: {error}")
-    if isinstance(outcome, NonFiniteStep):
-        print(f"not finite here either: {outcome}")
-    else:
-        print(f"finite here: loss {outcome}")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,15 +17,15 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 
 import training.run  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
-from training.guard.guard import (  # noqa: E402  # noqa: E402
+from training.guard.guard import (
     MOST_REPRODUCTIONS,
     Finding,
     NonFiniteStep,
     Symptoms,
     TrainingStopped,
     choose_finding,
-    replay,
 )
+from training.guard.replay import replay
 from training.loader import Batch, Loader  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.run import Run  # noqa: E402
@@ -209,7 +209,7 @@ def test_stopping_is_the_default_and_names_all_there_is(mxnet: Path, fit, tmp_pa
         assert "loss nan, first not finite: input data; files " in said
         assert "003.png" in said
         assert "--on-nan skip leaves such steps out" in said
-    assert f"python -m training.guard.guard {zipped}" in str(stopped.value)
+    assert f"python -m training.guard.replay {zipped}" in str(stopped.value)
     # What was done before it is kept, and the run goes on without it where it is told to.
     before = int(zipped.stem.rpartition("-")[2]) - 1
     assert run.read_state().place == (0, before)

@@ -14,8 +14,8 @@ import typer
 import uvloop
 
 from benchmarks.loadgen.driver import read_folder, render_images
-from benchmarks.loadgen.measurement import Load, Measurement, Sweep, Timing, measure_load, sweep
 from benchmarks.loadgen.report import HEADER, RULE, Named, describe
+from benchmarks.loadgen.summary import Load, Measurement, Sweep, Timing, measure_load, sweep
 from benchmarks.loadgen.targets import GrpcTarget, HttpTarget, Target
 from benchmarks.machine import RESULTS, ResultsFolder, read_machine, save_plot, write_result
 from training.flags import parse_floats, parse_size

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from benchmarks.loadgen.measurement import Measurement, Sweep, Timing
 from benchmarks.loadgen.server_metrics import Distribution, ServerMetrics
+from benchmarks.loadgen.summary import Measurement, Sweep, Timing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,9 +26,8 @@ from benchmarks.loadgen.driver import (
     read_folder,
     render_images,
 )
-from benchmarks.loadgen.measurement import Load, Timing, measure_load
 from benchmarks.loadgen.server_metrics import Distribution, parse_metrics
-from benchmarks.loadgen.summary import summarise
+from benchmarks.loadgen.summary import Load, Timing, measure_load, summarise
 from benchmarks.loadgen.targets import GrpcTarget, HttpTarget, Outcome, Target
 from tests.support.band_model import Served, bands, encode, serve_bands
 from tests.support.waiting import until

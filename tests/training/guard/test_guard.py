@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 
 import training.run  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
-from training.guard.guard import (
+from training.guard.guard import (  # noqa: E402
     MOST_REPRODUCTIONS,
     Finding,
     NonFiniteStep,
@@ -25,7 +25,7 @@ from training.guard.guard import (
     TrainingStopped,
     choose_finding,
 )
-from training.guard.replay import replay
+from training.guard.replay import replay  # noqa: E402
 from training.loader import Batch, Loader  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.run import Run  # noqa: E402

@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra 'torc
 from export.symbols.networks import IMAGENET  # noqa: E402
 from export.symbols.params import read_params  # noqa: E402
 from training.datasets.synthetic import render_scene  # noqa: E402
-from training.guard.guard import Finding, NonFiniteStep, first_finding
-from training.guard.replay import replay
+from training.guard.guard import Finding, NonFiniteStep, first_finding  # noqa: E402
+from training.guard.replay import replay  # noqa: E402
 from training.loader import Batch, Shard, join_shards  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.runs.checkpoint import RunFolder  # noqa: E402

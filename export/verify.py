@@ -1,4 +1,7 @@
-"""Compares the exported graph on ONNX Runtime with MXNet's forward pass of the symbol."""
+"""Compares the exported graph on ONNX Runtime with MXNet's forward pass of the symbol.
+
+Finds the first node whose output is not finite, too: such a network is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Reads an ONNX file made elsewhere and normalises it for the import.
 
 Afterwards: operators of ONNX's own set, opset 17 or newer, no functions, no control flow, constants
-as initializers, every node named, one float input, one output.
+as initializers, every node named, one float input, one output. Networks that were exported in
+training mode are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The passes in their order: symbol and parameters to the graph of the contract.
+"""Runs the passes in their order: symbol and parameters to the graph of the contract.
+
+The symbol is cut to its first head and before its final resize; a softmax or sigmoid at the end is
+dropped, as it does not change which class wins.
 
 Input ``image`` uint8 [N, H, W, 3] RGB; outputs ``mask`` uint8 [N, H, W] and ``logits`` float32
 [N, C, h, w]. Opset 17, IR 8; with deformable convolutions opset 19, IR 9, unless 17 is asked for.

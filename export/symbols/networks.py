@@ -1,4 +1,7 @@
-"""The names of the networks and their backbones, and how many losses each has. Needs no MXNet."""
+"""Names the networks and their backbones, their losses, and the pixels each was trained on.
+
+Needs no MXNet.
+"""
 
 from __future__ import annotations
 

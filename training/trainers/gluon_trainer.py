@@ -1,4 +1,4 @@
-"""Trains with MXNet Gluon: hybridized static-shape network, SGD or Adam."""
+"""Trains with MXNet Gluon: hybridized static-shape network, its losses, SGD or Adam."""
 
 from __future__ import annotations
 
